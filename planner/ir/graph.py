@@ -1,0 +1,269 @@
+"""The computation of one model call: a module tree, and the ops it ran, as frozen data.
+
+A graph prints one op a line, serialises to JSON and back, and checks its invariants on construction. Values are numbered;
+a value that is a parameter or buffer carries its qualified name. No torch here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import networkx as nx
+
+from planner.ir.findings import Source
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A use of a value inside the arguments of an op."""
+
+    value: int
+
+    def __str__(self) -> str:
+        return f"%{self.value}"
+
+
+Arg: TypeAlias = "Ref | int | float | str | bool | None | tuple[Arg, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One tensor: its shape, its dtype, and the parameter or buffer that it is, if it is one."""
+
+    shape: Shape
+    dtype: str
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One op that ran: `target` is its name, `module` the module whose forward ran it, `source` the line."""
+
+    target: str
+    args: tuple[Arg, ...]
+    kwargs: tuple[tuple[str, Arg], ...]
+    outputs: tuple[int, ...]
+    module: str
+    source: Source | None = None
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The values used, in argument order, repeats kept."""
+        return tuple(refs((*self.args, *(value for _, value in self.kwargs))))
+
+    def arg(self, position: int, name: str, default: Arg = None) -> Arg:
+        """An argument given by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return dict(self.kwargs).get(name, default)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One module: its path, its class, its own parameters (local name -> value), and the path it repeats, if it does.
+
+    `numbers` are its integer attributes (`in_features`, `num_heads`, ...), which styles and reasons read.
+    """
+
+    path: str
+    kind: str
+    parameters: tuple[tuple[str, int], ...] = ()
+    numbers: tuple[tuple[str, int], ...] = ()
+    bases: tuple[str, ...] = ()
+    repeats: str | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The whole call. `values` are indexed by number; ops stand in the order they ran."""
+
+    modules: tuple[Module, ...]
+    values: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    inputs: tuple[tuple[str, int], ...]
+    outputs: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        made = {number for _, number in self.inputs}
+        made |= {number for number, value in enumerate(self.values) if value.name is not None}
+        for position, op in enumerate(self.ops):
+            for number in op.inputs:
+                if number not in made:
+                    raise ValueError(f"op {position} ({op.target}) uses %{number} before it is made.")
+            made |= set(op.outputs)
+        if missing := [name for name, number in self.outputs if number not in made]:
+            raise ValueError(f"output {missing[0]!r} is never made.")
+
+    @cached_property
+    def module_of(self) -> Mapping[str, Module]:
+        """Modules by path."""
+        return {module.path: module for module in self.modules}
+
+    @cached_property
+    def parameters(self) -> Mapping[str, int]:
+        """Every name a parameter or buffer goes by (tied ones have several) -> value."""
+        named = {value.name: number for number, value in enumerate(self.values) if value.name is not None}
+        for module in self.modules:
+            for local, number in module.parameters:
+                named[f"{module.path}.{local}" if module.path else local] = number
+        return named
+
+    @cached_property
+    def producer(self) -> Mapping[int, int]:
+        """Value -> the position of the op that made it."""
+        return {number: position for position, op in enumerate(self.ops) for number in op.outputs}
+
+    @cached_property
+    def users(self) -> Mapping[int, tuple[int, ...]]:
+        """Value -> the positions of the ops that use it."""
+        found: dict[int, list[int]] = {}
+        for position, op in enumerate(self.ops):
+            for number in dict.fromkeys(op.inputs):
+                found.setdefault(number, []).append(position)
+        return {number: tuple(positions) for number, positions in found.items()}
+
+    def dataflow(self) -> "nx.DiGraph[int]":
+        """Ops as nodes, values as edges (attribute `value`)."""
+        flow: nx.DiGraph[int] = nx.DiGraph()
+        flow.add_nodes_from((position, {"target": op.target}) for position, op in enumerate(self.ops))
+        for position, op in enumerate(self.ops):
+            for number in op.inputs:
+                if number in self.producer:
+                    flow.add_edge(self.producer[number], position, value=number)
+        return flow
+
+    def module_tree(self) -> "nx.DiGraph[str]":
+        """Module paths as nodes, parent -> child; the root is the empty path."""
+        tree: nx.DiGraph[str] = nx.DiGraph()
+        for module in self.modules:
+            tree.add_node(module.path, kind=module.kind)
+            if module.path:
+                tree.add_edge(module.path.rpartition(".")[0], module.path)
+        return tree
+
+    def __str__(self) -> str:
+        lines = [f"input {name} %{number} {self.values[number]}" for name, number in self.inputs]
+        lines += [self._line(op) for op in self.ops]
+        lines += [f"output {name} %{number}" for name, number in self.outputs]
+        return "\n".join(lines)
+
+    def _line(self, op: Op) -> str:
+        made = ", ".join(f"%{number}: {self.values[number]}" for number in op.outputs)
+        given = [self._show(arg) for arg in op.args] + [f"{key}={self._show(arg)}" for key, arg in op.kwargs]
+        where = f"  # {op.module}" + (f" {op.source}" if op.source else "")
+        return f"{made} = {op.target}({', '.join(given)}){where}"
+
+    def _show(self, arg: Arg) -> str:
+        match arg:
+            case Ref(number):
+                return self.values[number].name or str(arg)
+            case tuple():
+                return f"[{', '.join(map(self._show, arg))}]"
+            case _:
+                return repr(arg)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `graph_from_json` reads it back to an equal graph."""
+        return {
+            "modules": [
+                {
+                    "path": m.path,
+                    "kind": m.kind,
+                    "parameters": dict(m.parameters),
+                    "numbers": dict(m.numbers),
+                    "bases": list(m.bases),
+                    "repeats": m.repeats,
+                }
+                for m in self.modules
+            ],
+            "values": [[list(v.shape), v.dtype, v.name] for v in self.values],
+            "ops": [
+                {
+                    "target": op.target,
+                    "args": [_pack(arg) for arg in op.args],
+                    "kwargs": {key: _pack(arg) for key, arg in op.kwargs},
+                    "outputs": list(op.outputs),
+                    "module": op.module,
+                    "source": [op.source.file, op.source.line] if op.source else None,
+                }
+                for op in self.ops
+            ],
+            "inputs": dict(self.inputs),
+            "outputs": [[name, number] for name, number in self.outputs],
+            "notes": list(self.notes),
+        }
+
+
+def graph_from_json(data: Mapping[str, Any]) -> Graph:
+    """Read what `Graph.to_json` wrote."""
+    return Graph(
+        modules=tuple(
+            Module(
+                m["path"],
+                m["kind"],
+                tuple(m["parameters"].items()),
+                tuple(m["numbers"].items()),
+                tuple(m["bases"]),
+                m["repeats"],
+            )
+            for m in data["modules"]
+        ),
+        values=tuple(Value(tuple(shape), dtype, name) for shape, dtype, name in data["values"]),
+        ops=tuple(
+            Op(
+                op["target"],
+                tuple(map(_unpack, op["args"])),
+                tuple((key, _unpack(arg)) for key, arg in op["kwargs"].items()),
+                tuple(op["outputs"]),
+                op["module"],
+                Source(*op["source"]) if op["source"] else None,
+            )
+            for op in data["ops"]
+        ),
+        inputs=tuple(data["inputs"].items()),
+        outputs=tuple((name, number) for name, number in data["outputs"]),
+        notes=tuple(data["notes"]),
+    )
+
+
+def refs(args: tuple[Arg, ...]) -> Iterator[int]:
+    """The values used anywhere in a tree of arguments, in order."""
+    for arg in args:
+        match arg:
+            case Ref(number):
+                yield number
+            case tuple():
+                yield from refs(arg)
+            case _:
+                pass
+
+
+def _pack(arg: Arg) -> Any:
+    match arg:
+        case Ref(number):
+            return {"value": number}
+        case tuple():
+            return [_pack(item) for item in arg]
+        case float() if arg != arg or arg in (float("inf"), float("-inf")):
+            return {"float": repr(arg)}
+        case _:
+            return arg
+
+
+def _unpack(data: Any) -> Arg:
+    match data:
+        case {"value": number}:
+            return Ref(number)
+        case {"float": text}:
+            return float(text)
+        case list():
+            return tuple(map(_unpack, data))
+        case _:
+            return data  # type: ignore[no-any-return]

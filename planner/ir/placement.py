@@ -1,0 +1,96 @@
+"""How one tensor lies on one mesh axis, as a value with a written form that parses back.
+
+`R` replicate, `S(d)` shard of dim d, `S(d/k)` k packed blocks of dim d, each sharded, `P(sum)` partial sum,
+`?(reason)` unknown. The same text stands in errors, JSON, docs and tests.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """Every rank holds the whole tensor."""
+
+    def __str__(self) -> str:
+        return "R"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Every rank holds one contiguous part of `dim`; with `blocks` > 1, one part of each of that many equal blocks.
+
+    `dim` counts from zero. `Shard(0, blocks=2)` is a gate|up weight of which each rank holds a slice of either half.
+    """
+
+    dim: int
+    blocks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dim < 0:
+            raise ValueError(f"Shard counts dims from zero, got dim {self.dim}; pass `dim % ndim`.")
+        if self.blocks < 1:
+            raise ValueError(f"Shard needs at least one block, got {self.blocks}.")
+
+    def __str__(self) -> str:
+        return f"S({self.dim})" if self.blocks == 1 else f"S({self.dim}/{self.blocks})"
+
+    def to(self, dim: int) -> "Shard":
+        """The same shard on another dim."""
+        return Shard(dim, self.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Every rank holds a tensor of full shape, and the whole is their reduction."""
+
+    op: str = "sum"
+
+    def __str__(self) -> str:
+        return f"P({self.op})"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No rule tells. It never turns into Replicate."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"?({self.reason})"
+
+
+Placement: TypeAlias = Replicate | Shard | Partial | Unknown
+
+R = Replicate()
+P = Partial()
+
+_SHARD = re.compile(r"S\((\d+)(?:/(\d+))?\)")
+_PARTIAL = re.compile(r"P\((\w+)\)")
+_UNKNOWN = re.compile(r"\?\((.*)\)", re.DOTALL)
+
+
+def parse(text: str) -> Placement:
+    """Read a placement from its written form; `ValueError` names the forms there are."""
+    if text == "R":
+        return R
+    if found := _SHARD.fullmatch(text):
+        return Shard(int(found[1]), int(found[2] or 1))
+    if found := _PARTIAL.fullmatch(text):
+        return Partial(found[1])
+    if found := _UNKNOWN.fullmatch(text):
+        return Unknown(found[1])
+    raise ValueError(f"{text!r} is no placement; write R, S(dim), S(dim/blocks), P(sum) or ?(reason).")
+
+
+def local_shape(shape: tuple[int, ...], placement: Placement, degree: int) -> tuple[int, ...]:
+    """The shape of one rank's part. `ValueError` where the dim does not divide evenly."""
+    if not isinstance(placement, Shard):
+        return shape
+    if placement.dim >= len(shape):
+        raise ValueError(f"{placement} needs more dims than the shape {list(shape)} has.")
+    size = shape[placement.dim]
+    if size % (placement.blocks * degree):
+        raise ValueError(f"dim {placement.dim} of {list(shape)} does not divide into {placement.blocks} x {degree} parts.")
+    return (*shape[: placement.dim], size // degree, *shape[placement.dim + 1 :])

@@ -1,0 +1,162 @@
+"""A plan: which style each module pattern gets, and which modules make the pipeline.
+
+The JSON form has the keys that Transformers itself uses, with values exactly as there (tuples as two-element lists):
+`base_model_tp_plan`, `base_model_pp_plan`, `base_model_ep_plan` (config attributes, keys relative to the base model)
+and `tp_plan`, `pp_plan` (the head class's `_tp_plan`, `_pp_plan`).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+_DIGITS = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
+
+
+def generic(name: str) -> str:
+    """A module or parameter name with its layer numbers as wildcards: `layers.3.mlp` -> `layers.*.mlp`."""
+    return _DIGITS.sub("*", name)
+
+
+class PlanError(ValueError):
+    """A plan file that does not have the form of a plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class TpEntry:
+    """One key of a tensor-parallel (or expert-parallel) plan, with the reason it was inferred for."""
+
+    pattern: str
+    style: str
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PpEntry:
+    """One key of a pipeline plan: a child module, its input names, its output names."""
+
+    module: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """The only way a plan changes: the style of one pattern, from `old` to `new`; None stands for no entry."""
+
+    pattern: str
+    old: str | None
+    new: str | None
+
+    def __str__(self) -> str:
+        match self.old, self.new:
+            case None, new:
+                return f'add "{self.pattern}": "{new}"'
+            case old, None:
+                return f'remove "{self.pattern}": "{old}"'
+            case old, new:
+                return f'change "{self.pattern}" from "{old}" to "{new}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a model says of how it may be split. `tp`, `pp`, `ep` are relative to the base model."""
+
+    tp: tuple[TpEntry, ...] = ()
+    pp: tuple[PpEntry, ...] = ()
+    ep: tuple[TpEntry, ...] = ()
+    head_tp: tuple[TpEntry, ...] = ()
+    head_pp: tuple[PpEntry, ...] = ()
+    unplanned: Mapping[str, str] = field(default_factory=dict)
+
+    def styles(self, base_prefix: str) -> dict[str, str]:
+        """Every tensor-parallel key as the head model sees it -> style, the head's own keys first."""
+        head = {entry.pattern: entry.style for entry in self.head_tp}
+        return head | {join(base_prefix, entry.pattern): entry.style for entry in self.tp}
+
+    def to_json(self) -> dict[str, object]:
+        """The plan-file object."""
+        return {
+            "base_model_tp_plan": {e.pattern: e.style for e in self.tp},
+            "base_model_pp_plan": {e.module: [list(e.inputs), list(e.outputs)] for e in self.pp},
+            "base_model_ep_plan": {e.pattern: e.style for e in self.ep},
+            "tp_plan": {e.pattern: e.style for e in self.head_tp},
+            "pp_plan": {e.module: [list(e.inputs), list(e.outputs)] for e in self.head_pp},
+        }
+
+    def edited(self, edit: Edit, base_prefix: str) -> "Plan":
+        """The plan after one edit; the pattern is as the head model sees it.
+
+        `ValueError` where the edit's `old` is not what the plan has.
+        """
+        have = self.styles(base_prefix).get(edit.pattern)
+        if have != edit.old:
+            raise ValueError(f"{edit.pattern!r} has {have!r} in this plan, not {edit.old!r}.")
+        inside = not base_prefix or edit.pattern.startswith(base_prefix + ".")
+        pattern = edit.pattern.removeprefix(base_prefix + ".") if inside and base_prefix else edit.pattern
+        entries = self.tp if inside else self.head_tp
+        kept = tuple(entry for entry in entries if entry.pattern != pattern)
+        if edit.new is not None:
+            kept = (*kept, TpEntry(pattern, edit.new))
+        return replace(self, tp=kept) if inside else replace(self, head_tp=kept)
+
+
+def join(prefix: str, name: str) -> str:
+    """Two dotted names as one; either may be empty."""
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+PLAN_KEYS = ("base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "tp_plan", "pp_plan")
+
+
+def plan_from_json(value: object) -> Plan:
+    """Read a plan-file object, or the whole object that `plan suggest --format json` prints.
+
+    `PlanError` says which key is wrong and what belongs there.
+    """
+    if isinstance(value, Mapping) and isinstance(value.get("plan"), Mapping):
+        value = value["plan"]
+    if not isinstance(value, Mapping):
+        raise PlanError(f"a plan file holds one JSON object with the keys {', '.join(PLAN_KEYS)}, not {_kind(value)}")
+    if unknown := sorted(set(map(str, value)) - set(PLAN_KEYS)):
+        raise PlanError(f"unknown plan key {unknown[0]!r}; the keys are {', '.join(PLAN_KEYS)}")
+    return Plan(
+        tp=_tp_entries("base_model_tp_plan", value.get("base_model_tp_plan")),
+        pp=_pp_entries("base_model_pp_plan", value.get("base_model_pp_plan")),
+        ep=_tp_entries("base_model_ep_plan", value.get("base_model_ep_plan")),
+        head_tp=_tp_entries("tp_plan", value.get("tp_plan")),
+        head_pp=_pp_entries("pp_plan", value.get("pp_plan")),
+    )
+
+
+def _tp_entries(key: str, value: object) -> tuple[TpEntry, ...]:
+    entries = []
+    for pattern, style in _object(key, value).items():
+        if not isinstance(style, str):
+            raise PlanError(f"{key}[{pattern!r}] must be a style string such as 'colwise', not {_kind(style)}")
+        entries.append(TpEntry(pattern, style))
+    return tuple(entries)
+
+
+def _pp_entries(key: str, value: object) -> tuple[PpEntry, ...]:
+    entries = []
+    for module, names in _object(key, value).items():
+        if not (isinstance(names, list | tuple) and len(names) == 2 and all(map(_is_names, names))):
+            raise PlanError(f"{key}[{module!r}] must be [[input names], [output names]], not {names!r}")
+        entries.append(PpEntry(module, tuple(names[0]), tuple(names[1])))
+    return tuple(entries)
+
+
+def _object(key: str, value: object) -> Mapping[str, object]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise PlanError(f"{key} must be an object, not {_kind(value)}")
+    return value
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,111 @@
+"""What each Transformers style does, as data: parameters, input, output, collectives, backward.
+
+Facts read from Transformers 5.23.0, `transformers/distributed/tensor_parallel.py` and `expert_parallel.py`; a test compares
+the names with the installed `ALL_PARALLEL_STYLES`. A style stands on a module (its hooks), on a parameter (its layout), or
+both: a linear module's entry lays out its weight and bias too.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from planner.ir.placement import Placement, R, Shard
+
+
+class Layout(StrEnum):
+    """How a style lays out a parameter of `ndim` dims."""
+
+    KEEP = "keep"
+    """R, whatever the parameter."""
+    OUTPUT = "output"
+    """`S(ndim - 2)`, a bias `S(0)`: the output features of a linear or of stacked experts."""
+    PACKED_OUTPUT = "packed output"
+    """`S(ndim - 2 / 2)`; a bias plain `S(0)`."""
+    INPUT = "input"
+    """`S(ndim - 1)`; a parameter called `bias` R."""
+    PACKED_INPUT = "packed input"
+    """`S(ndim - 1 / 2)`; one dim R."""
+    FIRST = "first"
+    """`S(0)`."""
+    SECOND = "second"
+    """`S(1)`."""
+
+
+class Before(StrEnum):
+    """What a style's hook does with the module's first input."""
+
+    NOTHING = "nothing"
+    TAKE_REPLICATED = "take R; all-reduce its gradient"
+    TAKE_SHARDED = "take S(-1)"
+    SPLIT = "take R, keep this rank's S(-1)"
+    TAKE_IDS = "take R; look up this rank's rows only"
+    REDUCE_ROUTING_GRADIENTS = "take R; all-reduce the gradients of the hidden states and of the routing weights"
+    DIVIDE = "divide by the degree"
+    TAKE_SEQUENCE = "take this rank's S(1)"
+
+
+class After(StrEnum):
+    """What a style's hook does with the module's output."""
+
+    NOTHING = "nothing"
+    GATHER = "all-gather S(-1)"
+    REDUCE = "all-reduce P(sum)"
+    REDUCE_ROPE_GRADIENT = "all-reduce the gradient of the last qk_rope_head_dim features"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """One Transformers style: where the parameters lie, what happens around the forward, and which attribute it needs."""
+
+    name: str
+    layout: Layout = Layout.KEEP
+    before: Before = Before.NOTHING
+    after: After = After.NOTHING
+    needs: str | None = None
+    grad_allreduce: bool = False
+    expert_parallel: bool = False
+
+    def placement(self, parameter: str, ndim: int) -> Placement:
+        """Where a parameter with this local name and this many dims lies; `R` where the style leaves it whole."""
+        match self.layout:
+            case Layout.KEEP:
+                return R
+            case Layout.OUTPUT:
+                return Shard(max(ndim - 2, 0))
+            case Layout.PACKED_OUTPUT:
+                return Shard(0) if ndim == 1 else Shard(ndim - 2, blocks=2)
+            case Layout.INPUT:
+                return R if parameter == "bias" else Shard(ndim - 1)
+            case Layout.PACKED_INPUT:
+                return R if ndim == 1 else Shard(ndim - 1, blocks=2)
+            case Layout.FIRST:
+                return Shard(0)
+            case Layout.SECOND:
+                return Shard(1)
+
+
+
+STYLES: dict[str, Style] = {
+    style.name: style
+    for style in (
+        Style("colwise", Layout.OUTPUT, Before.TAKE_REPLICATED, needs="out_features"),
+        Style("colwise_gather_output", Layout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features"),
+        Style("colwise_rep", Layout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features"),
+        Style("rowwise", Layout.INPUT, Before.TAKE_SHARDED, After.REDUCE, "in_features"),
+        Style("rowwise_split_input", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features"),
+        Style("rowwise_rep", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features"),
+        Style("embedding_rowwise", Layout.FIRST, Before.TAKE_IDS, After.REDUCE),
+        Style("embedding_colwise", Layout.SECOND, Before.NOTHING, After.GATHER, "embedding_dim"),
+        Style("packed_colwise", Layout.PACKED_OUTPUT, Before.TAKE_REPLICATED),
+        Style("packed_rowwise", Layout.PACKED_INPUT),
+        Style("moe_tp_experts", Layout.KEEP, Before.REDUCE_ROUTING_GRADIENTS, After.REDUCE),
+        Style("moe_identity_expert", Layout.KEEP, Before.DIVIDE),
+        Style("mla_kv_a_proj", Layout.KEEP, after=After.REDUCE_ROPE_GRADIENT),
+        Style("replicated_with_grad_allreduce", grad_allreduce=True),
+        Style("all_reduce", after=After.REDUCE),
+        Style("local_params"),
+        Style("sequence_parallel", before=Before.TAKE_SEQUENCE),
+        Style("replicate"),
+        Style("grouped_gemm", Layout.FIRST, expert_parallel=True),
+        Style("ep_dispatch_experts", expert_parallel=True),
+    )
+}
