@@ -1,0 +1,292 @@
+"""From a reference (a model type, a config.json, a checkpoint folder, a Hub id, a class) to a config and a class."""
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from planner.frontend.code import class_from_checkpoint, class_from_file, class_from_module, code_file, config_class_of
+from planner.frontend.errors import LoadError, nearest, reason
+from planner.frontend.overrides import configure
+from planner.ir.plan import Plan, join, plan_from_json
+
+__all__ = ["LoadError", "Loaded", "base_prefix", "build", "carried_plan", "load", "quiet"]
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_MODEL_KEYS = ("AutoModelForCausalLM", "AutoModel")
+_FORMS = (
+    "a Transformers model type, a config.json, a checkpoint folder, a Hub id, file.py:Class or package.module:Class"
+)
+
+Fields: TypeAlias = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that can be built: the reference as given, its config, the class with the head, its checkpoint folder.
+
+    `load(name, overrides=dict(overrides), trust_remote_code=trust_remote_code)` gives the same in another process.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+    checkpoint: Path | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+    trust_remote_code: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name for reports: of a path only its last part, since reports hold no absolute paths."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
+
+
+def load(reference: str, *, overrides: Mapping[str, str] | None = None, trust_remote_code: bool = False) -> Loaded:
+    """Resolve a reference, without the network; `LoadError` where it names nothing.
+
+    A path wins over a model type of the same name only if it is written as one (a slash), or holds a config.json.
+    """
+    given = dict(overrides or {})
+    with quiet():
+        config, model_class, checkpoint = _resolve(reference, given, trust_remote_code)
+    return Loaded(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers' log and Python warnings held back: what they say of a default config is nobody's concern."""
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+_Pair: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel]]
+_Found: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel], Path | None]
+
+
+def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:
+    path = Path(reference)
+    head, colon, class_name = reference.rpartition(":")
+    if not reference.strip():
+        raise LoadError(f"The reference is empty; give {_FORMS}.")
+    if reference.endswith(".json") or path.is_file() and path.suffix != ".py":
+        return _from_config_file(path, overrides, trusted, name=reference)
+    if reference.endswith(".py"):
+        class_from_file(path, "")
+    if colon and head.endswith(".py"):
+        return *_from_class(class_from_file(Path(head), class_name), overrides, name=reference), None
+    if colon and _MODULE.fullmatch(head):
+        return *_from_class(class_from_module(head, class_name), overrides, name=reference), None
+    if path.is_dir() and ("/" in reference or reference not in CONFIG_MAPPING or (path / "config.json").is_file()):
+        return _from_folder(path, overrides, trusted, name=reference)
+    if reference in CONFIG_MAPPING:
+        config = configure(CONFIG_MAPPING[reference], {}, overrides, name=reference)
+        return *_paired(config, {}, name=reference), None
+    return _from_cache(reference, overrides, trusted)
+
+
+def _from_class(model_class: type[PreTrainedModel], overrides: Mapping[str, str], *, name: str) -> _Pair:
+    return configure(config_class_of(model_class), {}, overrides, name=name), model_class
+
+
+def _from_folder(path: Path, overrides: Mapping[str, str], trusted: bool, *, name: str) -> _Found:
+    file = path / "config.json"
+    if not file.is_file():
+        raise LoadError(f"{name}: this folder holds no config.json; give the folder of a checkpoint, or {_FORMS}.")
+    config, model_class, _ = _from_config_file(file, overrides, trusted, name=name)
+    return config, model_class, path
+
+
+def _from_cache(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:
+    """A Hub id, from the local cache alone."""
+    if not _HUB_ID.fullmatch(reference) or Path(reference).is_absolute():
+        raise LoadError(f"{reference}: there is no such file or folder; give {_FORMS}.")
+    cached = _cached_config(reference)
+    if cached is None:
+        advice = f"To use a Hub model, first run: hf download {reference}"
+        types = nearest(reference, CONFIG_MAPPING.keys())
+        raise LoadError(
+            f"{reference}: no model type, path, or Hub model in the local cache has this name.{types} {advice}"
+        )
+    config, model_class, _ = _from_config_file(cached, overrides, trusted, name=reference, code_at=reference)
+    return config, model_class, cached.parent
+
+
+def _cached_config(repo: str) -> Path | None:
+    try:
+        found = try_to_load_from_cache(repo, "config.json")
+    except ValueError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _from_config_file(
+    path: Path, overrides: Mapping[str, str], trusted: bool, *, name: str, code_at: str | None = None
+) -> _Found:
+    """A config.json; custom code lies beside it, or in the repository `code_at`."""
+    fields = _read(path)
+    auto_map = fields.get("auto_map")
+    if isinstance(auto_map, Mapping) and (trusted or not _native(fields)):
+        return *_from_auto_map(
+            fields, auto_map, overrides, trusted, name=name, folder=code_at or str(path.parent)
+        ), None
+    config = configure(_config_class(fields, name=name), fields, overrides, name=name)
+    return *_paired(config, fields, name=name), None
+
+
+def _read(path: Path) -> Fields:
+    try:
+        value: object = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise LoadError(f"{path}: there is no such file; give the path of a model's config.json.") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise LoadError(f"{path}: this is not valid JSON ({error.msg} at {place}); correct it there.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"{path} cannot be read ({reason(error)}); give a readable config.json.") from error
+    if not isinstance(value, dict):
+        raise LoadError(f"{path}: a config.json holds one JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def _native(fields: Fields) -> bool:
+    """Whether Transformers itself has both the config and the class that a config.json asks for."""
+    return fields.get("model_type") in CONFIG_MAPPING and _architecture(fields) is not None
+
+
+def _architecture(fields: Fields) -> type[PreTrainedModel] | None:
+    """The class that `architectures` names, where Transformers has it."""
+    names = fields.get("architectures")
+    for name in names if isinstance(names, list) else []:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return None
+
+
+def _config_class(fields: Fields, *, name: str) -> type[PreTrainedConfig]:
+    kind, architecture = fields.get("model_type"), _architecture(fields)
+    if kind is None and architecture is not None:
+        return config_class_of(architecture)
+    if not isinstance(kind, str):
+        raise LoadError(f'{name}: its config.json has no "model_type"; add one, such as "llama".')
+    if kind not in CONFIG_MAPPING:
+        version = transformers.__version__
+        advice = "" if (near := nearest(kind, CONFIG_MAPPING.keys())) else " Custom code needs an auto_map."
+        raise LoadError(f"{name}: Transformers {version} has no model type {kind!r}.{near}{advice}")
+    found: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
+    return found
+
+
+def _paired(config: PreTrainedConfig, fields: Fields, *, name: str) -> _Pair:
+    """The config with its class: what `architectures` says, else the causal language model, else the base model."""
+    model_class = _architecture(fields) or _mapped(type(config))
+    if model_class is None:
+        raise LoadError(f"{name}: Transformers has no model class for {type(config).__name__}; give file.py:Class.")
+    wanted = config_class_of(model_class)
+    if not isinstance(config, wanted):
+        text = config.get_text_config()
+        config = text if isinstance(text, wanted) else config
+    return config, model_class
+
+
+def _mapped(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
+    for auto in (AutoModelForCausalLM, AutoModel):
+        entry: object = auto._model_mapping.get(config_class, None)
+        found = entry[0] if isinstance(entry, tuple | list) else entry
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return None
+
+
+def _from_auto_map(
+    fields: Fields,
+    auto_map: Mapping[str, object],
+    overrides: Mapping[str, str],
+    trusted: bool,
+    *,
+    name: str,
+    folder: str,
+) -> _Pair:
+    model = next((auto_map[key] for key in _MODEL_KEYS if isinstance(auto_map.get(key), str)), None)
+    config = auto_map.get("AutoConfig")
+    if not isinstance(model, str):
+        raise LoadError(f"{name}: its auto_map names no model; add AutoModelForCausalLM or AutoModel.")
+    if not trusted:
+        files = " and ".join(dict.fromkeys(code_file(ref) for ref in (config, model) if isinstance(ref, str)))
+        advice = "read it, then give --trust-remote-code to run it"
+        raise LoadError(f"{name}: this model needs its own code, which would run {files}; {advice}.")
+    config_class = (
+        class_from_checkpoint(config, folder) if isinstance(config, str) else _config_class(fields, name=name)
+    )
+    model_class = class_from_checkpoint(model, folder)
+    if not issubclass(model_class, PreTrainedModel):
+        raise LoadError(f"{name}: {model} is not a PreTrainedModel; its auto_map must name one.")
+    return configure(config_class, fields, overrides, name=name), model_class
+
+
+def build(loaded: Loaded, *, device: str = "meta", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model, in eval mode, its parameters uninitialised on `meta`; `LoadError` where its constructor raises."""
+    try:
+        with quiet(), torch.device(device):
+            make: Callable[..., nn.Module] = loaded.model_class._from_config
+            model = make(loaded.config, dtype=dtype)
+    except Exception as error:
+        kind = loaded.model_class.__name__
+        raise LoadError(f"{loaded.name}: {kind} does not build from this config ({reason(error)}).") from error
+    return model.eval()
+
+
+def base_prefix(model: nn.Module) -> str:
+    """The attribute under which a head model holds its base model; empty where the model is the base model."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return prefix if prefix and getattr(model, prefix, None) is not None else ""
+
+
+def carried_plan(loaded: Loaded, model: nn.Module) -> Plan:
+    """The plan that the model itself carries: its config's attributes and its head class's.
+
+    A base model made of models (a vision tower, a language model) carries theirs under their names, as Transformers
+    composes them (`distributed/mixin.py`, `init_parallel_plans`).
+    """
+    prefix = base_prefix(model)
+    base = getattr(model, prefix) if prefix else model
+    return plan_from_json(
+        {
+            "base_model_tp_plan": _composed(base, lambda part: _of(part, "tp")),
+            "base_model_pp_plan": _composed(base, lambda part: _of(part, "pp")),
+            "base_model_ep_plan": _composed(base, lambda part: _of(part, "ep")),
+            "tp_plan": getattr(loaded.model_class, "_tp_plan", None) or {},
+            "pp_plan": getattr(loaded.model_class, "_pp_plan", None) or {},
+        }
+    )
+
+
+def _of(part: nn.Module, axis: str) -> Mapping[str, object]:
+    return getattr(getattr(part, "config", None), f"base_model_{axis}_plan", None) or {}
+
+
+def _composed(part: nn.Module, own: Callable[[nn.Module], Mapping[str, object]], prefix: str = "") -> dict[str, object]:
+    """The plan of a model and, under their names, of the models that are its children."""
+    plan = {join(prefix, key): value for key, value in own(part).items()}
+    for name, child in part.named_children():
+        if isinstance(child, PreTrainedModel):
+            plan |= _composed(child, own, join(prefix, name))
+    return plan
