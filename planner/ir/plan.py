@@ -9,12 +9,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-_DIGITS = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
+_NUMBER = re.compile(r"\.\d+(\.|$)")
 
 
 def generic(name: str) -> str:
-    """A module or parameter name with its layer numbers as wildcards: `layers.3.mlp` -> `layers.*.mlp`."""
-    return _DIGITS.sub("*", name)
+    """A module or parameter name with its layer numbers as wildcards: `layers.3.mlp` -> `layers.*.mlp`.
+
+    Exactly as Transformers looks keys up (`distributed/parallel_utils.py`, `replace_layer_number_by_wildcard`), so a
+    leading number stays, and so does the second of two consecutive numbers.
+    """
+    return _NUMBER.sub(lambda found: ".*" + found[1], name)
 
 
 class PlanError(ValueError):
