@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR
 from pathlib import Path
 from typing import TypeAlias
 
@@ -68,7 +69,7 @@ def quiet() -> Iterator[None]:
     """Transformers' log and Python warnings held back: what they say of a default config is nobody's concern."""
     logging = transformers.utils.logging
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -86,7 +87,7 @@ def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Fo
     head, colon, class_name = reference.rpartition(":")
     if not reference.strip():
         raise LoadError(f"The reference is empty; give {_FORMS}.")
-    if reference.endswith(".json") or path.is_file() and path.suffix != ".py":
+    if reference.endswith(".json") or (path.is_file() and path.suffix != ".py"):
         return _from_config_file(path, overrides, trusted, name=reference)
     if reference.endswith(".py"):
         class_from_file(path, "")
