@@ -1,0 +1,40 @@
+"""Import weight: help, explanations and reading a report must answer in well under a second, so torch stays out."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = ("torch", "transformers")
+REPORT = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+
+
+def heavy_after(code: str) -> str:
+    """The heavy packages that a fresh interpreter has loaded after running `code`."""
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{REPORT}"], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["planner", "planner.ir.graph", "planner.ir.plan", "planner.ir.styles", "planner.sharding.registry"]
+    + ["verify", "verify.report", "launch", "launch.cli"],
+)
+def test_importing_does_not_load_torch(module: str) -> None:
+    assert heavy_after(f"import {module}") == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["verify", "--help"], ["explain", "TP203"]])
+def test_a_light_command_does_not_load_torch(arguments: list[str]) -> None:
+    code = f"import sys; sys.argv = ['plan', *{arguments!r}]\nfrom launch.cli import main\ntry: main()\nexcept SystemExit: pass"
+    assert heavy_after(code) == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["explain", "TP203"]])
+def test_a_light_command_answers_at_once(arguments: list[str]) -> None:
+    code = f"import sys; sys.argv = ['plan', *{arguments!r}]\nfrom launch.cli import main\nmain()"
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    # It takes a quarter of a second; torch alone takes three. The limit leaves room for a busy machine.
+    assert time.monotonic() - started < 2
