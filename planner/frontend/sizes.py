@@ -1,0 +1,198 @@
+"""Small sizes for the fields of a config, by what their names say; no table per model type.
+
+Every structural dim gets a size of its own, so that two dims cannot be confused; a size has the same common divisors with
+the degree as the real one, so that what does not divide in reality does not divide in the twin either.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import gcd
+from typing import TypeAlias
+
+Fields: TypeAlias = dict[str, object]
+
+_ROLES: tuple[tuple[str, str], ...] = (
+    ("layers", r"(num|n)_(hidden_|decoder_|transformer_)?(layers?|blocks?)|depth"),
+    ("dense layers", r"first_k_dense\w*|(num|n)_(first_)?dense_layers"),
+    ("vocabulary", r"(\w+_)?vocab(ulary)?_size|n_vocab"),
+    ("kv heads", r"(num_|n_)?(kv|key_value)_heads?|(num|n)_heads?_kv|multi_query_group_num"),
+    ("heads", r"(num_|n_)?(attention_|attn_|query_|q_)?heads?"),
+    ("rank", r"\w*(lora_)?rank"),
+    ("head dim", r"(\w+_)?head_(dim|size|width)|d_(kv|head)|kv_channels"),
+    ("chosen", r"\w*(per_tok|per_token|top_?k|moe_k)"),
+    ("groups", r"n_group|num_expert_groups?"),
+    ("chosen groups", r"topk_group"),
+    ("shared", r"\w*shared_experts?"),
+    ("experts", r"\w*experts?"),
+    ("intermediate", r"\w*(intermediate|ffn|ffw|feed_?forward|inner|mlp_dim|mlp_size|mlp_hidden)\w*|d_ff|ff_dim"),
+    ("hidden", r"hidden_(size|dim)|n_embd|d_model|(model_|embed_|embedding_)?dim|embedding_size|word_embed_proj_dim|width"),
+    ("positions", r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|block_size"),
+    ("window", r"\w*window(_size)?|\w*chunk_size"),
+    ("period", r"\w*(interval|period|_freq|_step|_pattern|every_n\w*)"),
+)
+_COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
+_DROPPED = re.compile(r"\w*(drop|jitter)\w*")
+_MULTIPLIER = re.compile(r"\w*(multiplier|logits?_scal(e|ing)|residual_scale|embed(ding)?_scale|scaling_factor)")
+_TOKEN = re.compile(r"\w*token_ids?")
+HEAD_DIM = 8
+LENGTH = 12
+"""Tokens in a twin's input: more than its sliding window, fewer than its positions."""
+
+
+def role_of(name: str) -> str | None:
+    """What a config field is, by its name; None where the name tells nothing."""
+    return next((role for role, pattern in _COMPILED if pattern.fullmatch(name)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One attempt: `apart` gives equal real sizes different small ones, `scaled` makes multipliers of 1.0 differ from 1."""
+
+    apart: bool
+    scaled: bool
+
+
+RUNGS = (Rung(True, True), Rung(True, False), Rung(False, True), Rung(False, False))
+"""Tried in this order: some models tie two fields together, and build only where equal sizes stay equal."""
+
+
+@dataclass(slots=True)
+class _Picker:
+    """Hands out sizes, none of them twice (unless the same real size is to stay the same)."""
+
+    tp: int
+    apart: bool
+    used: set[int] = field(default_factory=set)
+    given: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def size(self, role: str, *, real: int, least: int, step: int = 1) -> int:
+        """A size of at least `least`, of the same divisibility as `real`."""
+        if not self.apart and (role, real) in self.given:
+            return self.given[role, real]
+        size = fit(least, real=real, tp=self.tp, step=step, taken=self.used)
+        self.used.add(size)
+        self.given[role, real] = size
+        return size
+
+
+def fit(least: int, *, real: int, tp: int, step: int = 1, taken: Iterable[int] = ()) -> int:
+    """The smallest multiple of `step` from `least` on that is not taken and has `real`'s common divisor with `tp`."""
+    start = -(-least // step) * step
+    free = [n for n in range(start, start + step * (4 * tp + 32), step) if n not in set(taken)]
+    return next((n for n in free if gcd(n, tp) == gcd(real, tp)), free[0])
+
+
+def heads(real: int, real_kv: int | None, *, tp: int) -> tuple[int, int]:
+    """Small head and KV head counts: the ratio kept up to 8, at least 2 KV heads (1 stays 1), more than the degree."""
+    if real_kv == 1:
+        return fit(tp + 1, real=real, tp=tp), 1
+    kv = fit(max(2, min(tp + 1, real_kv or real)), real=real_kv or real, tp=tp, taken=(tp,))
+    ratio = real // (real_kv or real)
+    ratios = [ratio] if ratio <= 8 else [*range(2, 9), ratio]
+    count = next((kv * r for r in ratios if gcd(kv * r, tp) == gcd(real, tp)), kv * ratio)
+    return count, kv
+
+
+def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Rung) -> Fields:
+    """The fields with small sizes; fields whose names tell nothing stay."""
+    numbers = {name: value for name, value in fields.items() if type(value) is int and value > 0}
+    roles = {name: role for name in numbers if (role := role_of(name))}
+    small: Fields = dict(fields)
+    small |= _head_sizes(numbers, roles, tp=tp, rung=rung)
+    small |= _counts(numbers, roles)
+    small |= depth(small, roles, least=least_layers)
+    small |= _numbers_beside_sizes(small, scaled=rung.scaled)
+    return small | _scaled_lists(fields, small, roles)
+
+
+def _head_sizes(numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int, rung: Rung) -> Fields:
+    """Heads, head dims, hidden and intermediate sizes, ranks, vocabulary."""
+    named: Callable[[str], list[str]] = lambda role: [name for name in numbers if roles.get(name) == role]  # noqa: E731
+    picker = _Picker(tp, rung.apart)
+    small: Fields = {}
+    head_names, kv_names = named("heads"), named("kv heads")
+    real_kv = numbers[kv_names[0]] if kv_names else None
+    count = 1
+    if head_names:
+        count, kv = heads(numbers[head_names[0]], real_kv, tp=tp)
+        small |= dict.fromkeys(head_names, count) | dict.fromkeys(kv_names, kv)
+    for name in named("head dim"):
+        small[name] = picker.size("head dim", real=numbers[name], least=HEAD_DIM, step=2)
+    tied = not named("head dim") or not rung.apart
+    for name in named("hidden"):
+        least = count * (HEAD_DIM if tied else HEAD_DIM + 2)
+        small[name] = picker.size("hidden", real=numbers[name], least=least, step=2 * count)
+    for role, least in (("intermediate", 44), ("rank", 20), ("vocabulary", 100)):
+        for name in named(role):
+            small[name] = picker.size(role, real=numbers[name], least=min(least, numbers[name]), step=1)
+    return small
+
+
+def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
+    """Experts, groups of experts, windows, positions: the structure kept, the numbers small."""
+    limits = {"experts": 8, "chosen": 2, "groups": 2, "chosen groups": 1, "window": 5, "dense layers": 1}
+    return {
+        name: min(value, limits[role]) for name, value in numbers.items() if (role := roles.get(name)) in limits and role
+    }
+
+
+def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int) -> Fields:
+    """The number of layers cut so that every kind of layer stays, and every list with one item per layer with it."""
+    name = next((name for name, role in roles.items() if role == "layers"), None)
+    if name is None or not isinstance(total := fields[name], int):
+        return {}
+    lists = {key: value for key, value in fields.items() if isinstance(value, list | tuple) and len(value) == total}
+    periods = [v for k, v in fields.items() if roles.get(k) == "period" and isinstance(v, int) and v <= total]
+    kept = _kept_layers(list(zip(*lists.values(), strict=True)), total, max([least, *periods]))
+    cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
+    return cut | {name: len(kept)}
+
+
+def _kept_layers(kinds: list[tuple[object, ...]], total: int, least: int) -> list[int]:
+    """The first layer of each kind, filled up with the next ones to `least`."""
+    first = {repr(kind): index for index, kind in reversed(list(enumerate(kinds)))}
+    kept = set(first.values())
+    rest = (index for index in range(total) if index not in kept)
+    kept |= {index for index, _ in zip(rest, range(least - len(kept)), strict=False)}
+    return sorted(kept)
+
+
+def _numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Fields:
+    """Dropout off, token ids inside the vocabulary, neutral multipliers made visible."""
+    vocabulary = next((v for k, v in fields.items() if role_of(k) == "vocabulary" and isinstance(v, int)), None)
+    small: Fields = {}
+    for name, value in fields.items():
+        if isinstance(value, float) and _DROPPED.fullmatch(name):
+            small[name] = 0.0
+        elif scaled and value == 1.0 and isinstance(value, float) and _MULTIPLIER.fullmatch(name):
+            small[name] = 1.25
+        elif vocabulary and _TOKEN.fullmatch(name):
+            small[name] = _inside(value, vocabulary)
+    return small
+
+
+def _inside(token: object, vocabulary: int) -> object:
+    if isinstance(token, list):
+        return [_inside(one, vocabulary) for one in token]
+    return token % vocabulary if isinstance(token, int) and token >= vocabulary else token
+
+
+def _scaled_lists(fields: Mapping[str, object], small: Mapping[str, object], roles: Mapping[str, str]) -> Fields:
+    """Rope factors come one per frequency: their lists shrink with the head dim."""
+    name = next((name for name, role in roles.items() if role == "head dim"), None)
+    real, now = _head_dim(fields, name), _head_dim(small, name)
+    rope = fields.get("rope_parameters")
+    if not (isinstance(rope, dict) and real and now):
+        return {}
+    cut = {k: v[: max(1, len(v) * now // real)] for k, v in rope.items() if isinstance(v, list)}
+    return {"rope_parameters": rope | cut} if cut else {}
+
+
+def _head_dim(fields: Mapping[str, object], name: str | None) -> int:
+    if name is not None:
+        value = fields[name]
+        return value if isinstance(value, int) else 0
+    by_role = {role_of(key): value for key, value in fields.items() if isinstance(value, int)}
+    hidden, count = by_role.get("hidden"), by_role.get("heads")
+    return hidden // count if hidden and count else 0

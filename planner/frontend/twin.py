@@ -1,0 +1,187 @@
+"""The twin: a small model with the same structure, and random weights for it.
+
+A real bug shows the same at any size, so it is looked for at a small one, in float64, where it cannot be taken for rounding.
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from math import gcd
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from planner.frontend.load import Loaded, build, quiet
+from planner.frontend.sizes import RUNGS, Fields, role_of, shrunk
+from planner.ir.plan import generic
+
+SMALL = 4_000_000
+"""Parameters; a twin by the names of fields is far below."""
+LARGEST = 50_000_000
+"""Parameters; above it a float64 model and its gradients no longer fit beside each other on a small machine."""
+_TRIALS = 80
+
+
+class TwinError(ValueError):
+    """No small model with the same structure was found; the message says what would help."""
+
+
+def twin(loaded: Loaded, *, tp: int, pp: int = 1) -> Loaded:
+    """A small, structurally identical model for `tp` ranks and `pp` stages.
+
+    Kept: every kind of layer, the ratio of heads to KV heads, and whether each size divides by `tp`. `TwinError` where the
+    config's fields neither tell their meaning nor can be shrunk by trial, and the model is too large to run as it is.
+    """
+    with quiet():
+        kinds = _kinds(loaded)
+        for config in _by_names(loaded.config, tp=tp, pp=pp):
+            small = dataclasses.replace(loaded, config=config, checkpoint=None)
+            if _parameters(small) <= SMALL and runs(small) and (not kinds or _kinds(small) == kinds):
+                return small
+        small = dataclasses.replace(loaded, config=_by_trial(loaded, tp=tp, pp=pp), checkpoint=None)
+        if _parameters(small) <= LARGEST and runs(small):
+            return small
+    raise TwinError(
+        f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
+        f"{LARGEST // 1_000_000} million parameters."
+    )
+
+
+def runs(loaded: Loaded) -> bool:
+    """Whether the model builds on the CPU and its forward gives finite numbers."""
+    try:
+        torch.manual_seed(0)
+        model = build(loaded, device="cpu")
+        ids = torch.arange(10).reshape(2, 5) % vocabulary(model)
+        with torch.no_grad():
+            return bool(torch.isfinite(model(input_ids=ids, use_cache=False)[0]).all())
+    except Exception:  # any failure of unknown model code means only that this size is no good
+        return False
+
+
+def vocabulary(model: nn.Module) -> int:
+    """The number of tokens the model knows: the rows of its input embedding."""
+    getter = getattr(model, "get_input_embeddings", None)
+    with suppress(NotImplementedError, AttributeError):
+        if getter is not None and hasattr(table := getter(), "num_embeddings"):
+            return int(table.num_embeddings)
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    return max(tables, default=2)
+
+
+def random_state(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A float64 state for a model that was built on the CPU: everything differs from its neutral value.
+
+    Matrices are normal with the spread that keeps activations near 1; vectors (norm weights, biases, sinks, per-head
+    constants) are spread around the value that the model initialises them to: a zero bias would hide a bias added per
+    rank, a unit norm weight a gradient that nobody reduces.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+    drawn: dict[int, torch.Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in drawn:
+            drawn[id(value)] = _drawn(value.detach(), generator)
+        state[name] = drawn[id(value)]
+    return state
+
+
+def _drawn(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if not value.is_floating_point():
+        return value.clone()
+    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    if value.ndim >= 2:
+        return noise / math.sqrt(value.shape[-1])
+    return value.double() + 0.3 * noise
+
+
+def _by_names(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+    """Configs shrunk by the names of their fields, rung by rung, deeper where a kind of layer was lost."""
+    fields = fields_of(config)
+    for deeper in (1, 2, 4):
+        for rung in RUNGS:
+            with suppress(Exception):  # a config class may refuse sizes: the next rung
+                yield rebuilt(config, shrunk(fields, tp=tp, least_layers=2 * pp * deeper, rung=rung))
+
+
+def fields_of(config: PreTrainedConfig) -> Fields:
+    """The arguments that would make this config again."""
+    if "__dataclass_fields__" in vars(type(config)):
+        names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]  # made one by Transformers
+    else:
+        names = set(inspect.signature(type(config).__init__).parameters)
+    return {name: value for name, value in config.to_dict().items() if name in names}
+
+
+def rebuilt(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
+    """A config of the same class with these fields; what its class derives is derived anew.
+
+    Experts run one by one: the grouped kernel has no float64.
+    """
+    made = type(config)(**fields)
+    made._experts_implementation = "eager"
+    return made
+
+
+def _kinds(loaded: Loaded) -> frozenset[tuple[str, int]]:
+    """Every parameter name with layer numbers as wildcards, and its number of dims; empty where it does not build."""
+    try:
+        model = build(loaded)
+    except Exception:  # unknown model code that cannot run on the meta device
+        return frozenset()
+    return frozenset((generic(name), parameter.ndim) for name, parameter in model.named_parameters())
+
+
+def _parameters(loaded: Loaded) -> int:
+    try:
+        return sum(parameter.numel() for parameter in build(loaded).parameters())
+    except Exception:  # does not build on the meta device: as large as can be, so that it is never built for real
+        return LARGEST + 1
+
+
+def _by_trial(loaded: Loaded, *, tp: int, pp: int) -> PreTrainedConfig:
+    """The config with integer fields halved, one or two at a time, as long as the model builds and gets smaller."""
+    best, size = loaded.config, _parameters(loaded)
+    for _ in range(_TRIALS):
+        if size <= SMALL:
+            break
+        for config in _halvings(best, tp=tp, pp=pp):
+            smaller = dataclasses.replace(loaded, config=config)
+            if (now := _parameters(smaller)) < size and _forwards(smaller):
+                best, size = config, now
+                break
+        else:
+            break
+    return best
+
+
+def _halvings(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+    fields = fields_of(config)
+    halves = {
+        name: value // 2
+        for name, value in fields.items()
+        if type(value) is int and value >= 16 and value % 2 == 0 and gcd(value // 2, tp) == gcd(value, tp)
+    }
+    halves |= {
+        name: max(value // 2, 2 * pp)
+        for name, value in fields.items()
+        if type(value) is int and role_of(name) == "layers" and value > 2 * pp
+    }
+    names = sorted(halves, key=lambda name: -halves[name])
+    pairs = [(a, b) for index, a in enumerate(names) for b in names[index + 1 :]]
+    for chosen in [*((name,) for name in names), *pairs]:
+        with suppress(Exception):  # a config class may refuse sizes
+            yield rebuilt(config, fields | {name: halves[name] for name in chosen})
+
+
+def _forwards(loaded: Loaded) -> bool:
+    """Whether the model's forward has shapes that fit, on the meta device."""
+    try:
+        with torch.no_grad():
+            build(loaded)(input_ids=torch.zeros(2, 5, dtype=torch.long, device="meta"), use_cache=False)
+    except Exception:  # shapes that do not fit, or code that the meta device cannot run
+        return False
+    return True
