@@ -1,5 +1,6 @@
 """`planner`, `verify` and `launch` are common words: an installed `plan` must not pick up a user's own files."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ import pytest
 
 PLAN = Path(sys.executable).with_name("plan")
 
-pytestmark = pytest.mark.skipif(not PLAN.exists(), reason="needs the installed console script: pip install -e .")
+# In CI the package is installed, and the absence of its command is a failure.
+pytestmark = pytest.mark.skipif(
+    not PLAN.exists() and "CI" not in os.environ, reason="needs the installed console script: pip install -e ."
+)
 
 
 @pytest.fixture

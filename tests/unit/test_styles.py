@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
-import transformers.distributed.expert_parallel  # noqa: F401 - importing these two registers the styles
-import transformers.distributed.tensor_parallel  # noqa: F401
+import transformers.distributed.expert_parallel
+import transformers.distributed.tensor_parallel  # noqa: F401 - importing these two registers the styles
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
