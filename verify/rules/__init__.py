@@ -1,0 +1,1 @@
+"""One file for every finding; `verify.catalogue` loads them all."""
