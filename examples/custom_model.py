@@ -3,8 +3,8 @@
     plan suggest examples/custom_model.py:ComboForCausalLM
     plan verify examples/custom_model.py:ComboForCausalLM --plan plan.json --tp 2
 
-Attention reads one fused projection that is interleaved per head (query, key, value of head 0, then of head 1, ...), and
-runs in parallel with the feed-forward, on the same normed input.
+Attention reads one fused projection that is interleaved per head (query, key, value of head 0, then of head 1, ...),
+and runs in parallel with the feed-forward, on the same normed input.
 """
 
 from collections.abc import Callable

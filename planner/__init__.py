@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from planner.api import Suggestion, suggest
+    from planner.frontend.load import Loaded, LoadError, load
 
-__all__ = ["Suggestion", "suggest"]
+__all__ = ["LoadError", "Loaded", "Suggestion", "load", "suggest"]
+
+_HOMES = {
+    "suggest": "planner.api",
+    "Suggestion": "planner.api",
+    "load": "planner.frontend.load",
+    "Loaded": "planner.frontend.load",
+    "LoadError": "planner.frontend.load",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name in __all__:
-        return getattr(import_module("planner.api"), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'planner' has no attribute {name!r}")
