@@ -4,7 +4,6 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
 import traceback
 from pathlib import Path
@@ -113,7 +112,8 @@ def _classes_of(path: Path) -> list[str]:
 def _model_class(module: ModuleType, class_name: str, *, where: str) -> type[PreTrainedModel]:
     found = getattr(module, class_name, None)
     if found is None:
-        classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
+        # By their spelling: asking a lazy package such as transformers for each value would import all of it.
+        classes = [name for name in dir(module) if name[:1].isupper()]
         raise LoadError(f"{where}: there is no class {class_name}.{nearest(class_name, classes)}")
     if isinstance(found, type) and issubclass(found, PreTrainedConfig):
         raise LoadError(f"{where}: {class_name} is a config class; name the model class that is built from it.")

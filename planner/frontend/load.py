@@ -87,7 +87,8 @@ def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Fo
     head, colon, class_name = reference.rpartition(":")
     if not reference.strip():
         raise LoadError(f"The reference is empty; give {_FORMS}.")
-    if reference.endswith(".json") or (path.is_file() and path.suffix != ".py"):
+    is_type = reference in CONFIG_MAPPING
+    if reference.endswith(".json") or (path.is_file() and path.suffix != ".py" and not is_type):
         return _from_config_file(path, overrides, trusted, name=reference)
     if reference.endswith(".py"):
         class_from_file(path, "")
@@ -95,9 +96,9 @@ def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Fo
         return *_from_class(class_from_file(Path(head), class_name), overrides, name=reference), None
     if colon and _MODULE.fullmatch(head):
         return *_from_class(class_from_module(head, class_name), overrides, name=reference), None
-    if path.is_dir() and ("/" in reference or reference not in CONFIG_MAPPING or (path / "config.json").is_file()):
+    if path.is_dir() and ("/" in reference or not is_type or (path / "config.json").is_file()):
         return _from_folder(path, overrides, trusted, name=reference)
-    if reference in CONFIG_MAPPING:
+    if is_type:
         config = configure(CONFIG_MAPPING[reference], {}, overrides, name=reference)
         return *_paired(config, {}, name=reference), None
     return _from_cache(reference, overrides, trusted)
@@ -200,7 +201,7 @@ def _paired(config: PreTrainedConfig, fields: Fields, *, name: str) -> _Pair:
     """The config with its class: what `architectures` says, else the causal language model, else the base model."""
     model_class = _architecture(fields) or _mapped(type(config))
     if model_class is None:
-        raise LoadError(f"{name}: Transformers has no model class for {type(config).__name__}; give file.py:Class.")
+        raise LoadError(f"{name}: AutoModelForCausalLM and AutoModel know no {type(config).__name__}; give package.module:Class.")
     wanted = config_class_of(model_class)
     if not isinstance(config, wanted):
         text = config.get_text_config()
@@ -226,7 +227,8 @@ def _from_auto_map(
     name: str,
     folder: str,
 ) -> _Pair:
-    model = next((auto_map[key] for key in _MODEL_KEYS if isinstance(auto_map.get(key), str)), None)
+    keys = [*_MODEL_KEYS, *(key for key in auto_map if key.startswith("AutoModel"))]
+    model = next((auto_map[key] for key in keys if isinstance(auto_map.get(key), str)), None)
     config = auto_map.get("AutoConfig")
     if not isinstance(model, str):
         raise LoadError(f"{name}: its auto_map names no model; add AutoModelForCausalLM or AutoModel.")

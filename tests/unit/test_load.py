@@ -191,6 +191,9 @@ def test_a_wrong_config_file(text: str, message: str, tmp_path: Path) -> None:
     ("reference", "message"),
     [
         ("lama", "has this name. Did you mean llama"),
+        ("clip_text", "has this name. Did you mean clip_text_model"),
+        ("eomt", "AutoModelForCausalLM and AutoModel know no EomtConfig; give package.module:Class."),
+        ("transformers:LlamaForCasualLM", "there is no class LlamaForCasualLM. Did you mean LlamaForCausalLM"),
         ("some/model", "To use a Hub model, first run: hf download some/model"),
         ("/nowhere/at/all", "/nowhere/at/all: there is no such file or folder; give a Transformers model type"),
         ("nowhere.json", "nowhere.json: there is no such file; give the path of a model's config.json."),
@@ -275,3 +278,10 @@ def test_a_model_made_of_models_carries_their_plans_under_their_names() -> None:
 def test_a_model_without_a_plan_carries_none() -> None:
     _, plan = carried("opt", num_hidden_layers="1")
     assert (plan["base_model_tp_plan"], plan["base_model_pp_plan"]) == ({}, {})
+
+
+def test_a_file_called_like_a_type_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama").write_text("not JSON")
+    assert load("llama").config.model_type == "llama"
+    assert "this is not valid JSON" in refused(str(tmp_path / "llama"))
