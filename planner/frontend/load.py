@@ -201,17 +201,21 @@ def _paired(config: PreTrainedConfig, fields: Fields, *, name: str) -> _Pair:
     """The config with its class: what `architectures` says, else the causal language model, else the base model."""
     model_class = _architecture(fields) or _mapped(type(config))
     if model_class is None:
-        raise LoadError(f"{name}: AutoModelForCausalLM and AutoModel know no {type(config).__name__}; give package.module:Class.")
+        kind = type(config).__name__
+        raise LoadError(f"{name}: AutoModelForCausalLM and AutoModel know no {kind}; give package.module:Class.")
     wanted = config_class_of(model_class)
     if not isinstance(config, wanted):
-        text = config.get_text_config()
+        text = config.get_text_config(decoder=True)
         config = text if isinstance(text, wanted) else config
     return config, model_class
 
 
 def _mapped(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
     for auto in (AutoModelForCausalLM, AutoModel):
-        entry: object = auto._model_mapping.get(config_class, None)
+        try:
+            entry: object = auto._model_mapping.get(config_class, None)
+        except (ImportError, ValueError):  # the mapping names a class that this installation does not have
+            continue
         found = entry[0] if isinstance(entry, tuple | list) else entry
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found

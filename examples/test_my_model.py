@@ -1,0 +1,13 @@
+"""A unit test that keeps a model's plan right: one line of assertion.
+
+pytest examples/test_my_model.py
+"""
+
+from planner import load, suggest
+from verify import prove
+
+MODEL = "llama"
+
+
+def test_the_plan_is_right_on_two_ranks() -> None:
+    assert prove(load(MODEL), suggest(MODEL).plan, tp=2).verdict == "proved"
