@@ -11,6 +11,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 _SET_UP = re.compile(r"<!-- set-up -->\n```bash\n(.+?)\n```", re.DOTALL)
 _CONSOLE = re.compile(r"```console\n(.+?)```", re.DOTALL)
+_MEASURED = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)? ?s\b|\d\.\d+e[+-]?\d+")
 
 
 def set_up_commands(text: str) -> list[str]:
@@ -18,10 +19,22 @@ def set_up_commands(text: str) -> list[str]:
     return [found.strip() for found in _SET_UP.findall(text)]
 
 
-def console_commands(text: str) -> list[str]:
-    """Every command after a `$` in a console block."""
-    blocks = "\n".join(_CONSOLE.findall(text))
-    return [line.removeprefix("$ ") for line in blocks.splitlines() if line.startswith("$ ")]
+def console_sessions(text: str) -> list[tuple[str, str]]:
+    """Every command after a `$` in a console block, with the output shown under it (none: an empty string)."""
+    sessions = []
+    for block in _CONSOLE.findall(text):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            sessions.append((command, output.strip("\n")))
+    return sessions
+
+
+def matches(shown: str, printed: str) -> bool:
+    """Whether the output shown is the output printed: measured times and errors may differ, `...` is any lines."""
+    lines = [re.escape(_MEASURED.sub("#", line.rstrip())) for line in shown.splitlines()]
+    pattern = "\n".join(r"(?:.*\n?)*?" if line == re.escape("...") else line for line in lines)
+    text = "\n".join(_MEASURED.sub("#", line.rstrip()) for line in printed.strip("\n").splitlines())
+    return re.fullmatch(pattern, text) is not None
 
 
 if __name__ == "__main__":
