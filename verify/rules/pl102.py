@@ -21,7 +21,7 @@ register(
             Example(
                 note="The module is called down_proj.",
                 model="llama",
-                plan=(("model.layers.*.mlp.down_projection", "rowwise"),),
+                plan=(("model.layers.*.mlp.down_proj", None), ("model.layers.*.mlp.down_projection", "rowwise")),
             ),
             Example(
                 note="A star stands for the number of a layer, not for any name.",

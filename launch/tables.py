@@ -1,0 +1,43 @@
+"""Tables for a reader, on stderr: what a suggestion covers, and why."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from verify.render.suggestion import Suggested
+from verify.render.text import finding_text, verdict_sentence
+
+
+def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
+    """The entries (with reasons if asked), what was left whole and why, the notes, and the verdict."""
+    console = Console(stderr=True, highlight=False)
+    plan = suggested.plan
+    entries = [(entry.pattern, entry.style, entry.because) for entry in (*plan.tp, *plan.head_tp)]
+    if entries:
+        console.print(_table(("entry", "style", *(["because"] if why else [])), entries))
+    if plan.unplanned:
+        console.print(_table(("left whole", "because"), list(plan.unplanned.items())))
+    for note in suggested.notes:
+        console.print(f"note: {note}", markup=False)
+    for finding in suggested.report.findings:
+        console.print(finding_text(finding) + "\n", markup=False, soft_wrap=True)
+    console.print(_last_line(suggested), markup=False, soft_wrap=True)
+
+
+def _last_line(suggested: Suggested) -> str:
+    verdict = suggested.report.verdict
+    degrees = ", ".join(map(str, suggested.degrees)) or "none"
+    share = f"{suggested.sharded_fraction:.1%} of the parameter bytes sharded"
+    return f"{suggested.model}: {verdict.value} ({verdict_sentence(verdict)}); degrees {degrees}; {share}."
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row[: len(columns)]))
+    return table

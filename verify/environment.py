@@ -1,0 +1,19 @@
+"""What a result was found with: versions, and nothing of the machine."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+
+def environment() -> dict[str, str]:
+    """The versions of Python, torch, Transformers and shardproof. Nothing is imported for it."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+_PACKAGES = ("torch", "transformers", "shardproof")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed" if package != "shardproof" else "from source"

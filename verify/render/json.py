@@ -1,0 +1,70 @@
+"""Reports and suggestions as JSON. These objects are an interface: keys are added, never renamed or removed."""
+
+import json
+
+from planner.ir.findings import Finding, Fix
+from verify.catalogue import name_of
+from verify.render.suggestion import Suggested
+from verify.report import LevelResult, Report
+
+
+def report_json(report: Report) -> str:
+    """What `plan verify --format json` prints."""
+    return _text(
+        {
+            "verdict": report.verdict.value,
+            "levels": {level.level: _level(level) for level in report.levels},
+            "findings": [finding_json(finding) for finding in report.findings],
+            "environment": dict(report.environment),
+        }
+    )
+
+
+def suggestion_json(suggested: Suggested) -> str:
+    """What `plan suggest --format json` prints; `plan verify --plan` reads it."""
+    return _text(
+        {
+            "model": suggested.model,
+            "plan": suggested.plan.to_json(),
+            "degrees": list(suggested.degrees),
+            "verdict": suggested.report.verdict.value,
+            "findings": [finding_json(finding) for finding in suggested.report.findings],
+            "unplanned": dict(suggested.plan.unplanned),
+            "sharded_fraction": round(suggested.sharded_fraction, 6),
+        }
+    )
+
+
+def finding_json(finding: Finding) -> dict[str, object]:
+    """One finding: `entry`, `module`, `source` and `fix` are null where they are not known."""
+    return {
+        "code": finding.code,
+        "name": name_of(finding.code),
+        "severity": finding.severity.value,
+        "message": finding.message,
+        "entry": finding.place.entry,
+        "module": finding.place.module,
+        "source": str(finding.place.source) if finding.place.source else None,
+        "why": finding.why,
+        "found": finding.found,
+        "needed": finding.needed,
+        "fault": finding.fault.value,
+        "fix": _fix(finding.fix) if finding.fix else None,
+    }
+
+
+def _fix(fix: Fix) -> dict[str, object]:
+    return {
+        "title": fix.title,
+        "edits": [{"pattern": edit.pattern, "old": edit.old, "new": edit.new} for edit in fix.edits],
+        "safety": fix.safety,
+    }
+
+
+def _level(level: LevelResult) -> dict[str, object]:
+    return {"verdict": level.verdict.value, "seconds": round(level.seconds, 3)}
+
+
+def _text(value: object) -> str:
+    # allow_nan=False: `NaN` is no JSON, and would break the reader instead of us.
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)

@@ -1,0 +1,71 @@
+"""A plan as Python to paste: the config's attributes and the head class's, each entry with its reason."""
+
+from collections.abc import Iterable
+from textwrap import wrap
+
+from planner.ir.plan import PpEntry, TpEntry
+from verify.render.suggestion import Suggested
+
+_WIDTH = 110
+
+
+def suggestion_python(suggested: Suggested) -> str:
+    """Assignments that run as they are; comments say which class each belongs in."""
+    plan = suggested.plan
+    base = [
+        _mapping("base_model_tp_plan", [line for entry in plan.tp for line in _tp_lines(entry)]),
+        _mapping("base_model_pp_plan", [line for entry in plan.pp for line in _pp_lines(entry)]),
+        _mapping("base_model_ep_plan", [line for entry in plan.ep for line in _tp_lines(entry)]),
+    ]
+    head = [
+        _mapping("_tp_plan", [line for entry in plan.head_tp for line in _tp_lines(entry)]),
+        _mapping("_pp_plan", [line for entry in plan.head_pp for line in _pp_lines(entry)]),
+    ]
+    blocks = [_head(suggested), *_section(suggested.config_class, base), *_section(suggested.model_class, head)]
+    return "\n\n".join(blocks)
+
+
+def _head(suggested: Suggested) -> str:
+    report, plan = suggested.report, suggested.plan
+    degrees = ", ".join(map(str, suggested.degrees)) or "none"
+    share = f"{suggested.sharded_fraction:.1%}"
+    lines = [
+        f"Plan of {suggested.model}: {report.verdict}.",
+        f"Legal tensor-parallel degrees: {degrees}. Share of parameter bytes sharded: {share}.",
+    ]
+    if not (plan.tp or plan.head_tp):
+        lines.append("No tensor-parallel entry was found to be right for this model.")
+    return "\n".join(_comment(lines))
+
+
+def _section(owner: str, mappings: Iterable[str]) -> list[str]:
+    filled = [text for text in mappings if text]
+    return [f"# In class {owner}:\n" + "\n".join(filled)] if filled else []
+
+
+def _mapping(name: str, lines: list[str]) -> str:
+    body = "\n".join(f"    {line}" for line in lines)
+    return f"{name} = {{\n{body}\n}}" if lines else ""
+
+
+def _tp_lines(entry: TpEntry) -> list[str]:
+    """The reason as a trailing comment where it fits, else on lines before the entry."""
+    line = f'"{entry.pattern}": "{entry.style}",'
+    because = " ".join(entry.because.split())
+    if not because:
+        return [line]
+    if len(line) + len(because) + 8 <= _WIDTH:
+        return [f"{line}  # {because}"]
+    return [*_comment([because]), line]
+
+
+def _pp_lines(entry: PpEntry) -> list[str]:
+    return [f'"{entry.module}": ({_names(entry.inputs)}, {_names(entry.outputs)}),']
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def _comment(lines: Iterable[str]) -> list[str]:
+    return [f"# {part}" for line in lines for part in wrap(line, _WIDTH - 6, break_long_words=False)]

@@ -1,0 +1,23 @@
+"""What `plan suggest` shows: a plan, its degrees, and what its proof said. Data only: rendering needs no torch."""
+
+from dataclasses import dataclass
+
+from planner.ir.plan import Plan
+from verify.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Suggested:
+    """`degrees` are the legal tensor-parallel degrees; `sharded_fraction` is the share of parameter bytes sharded.
+
+    `config_class` and `model_class` (the class with the head) are where the parts of the plan belong.
+    """
+
+    model: str
+    config_class: str
+    model_class: str
+    plan: Plan
+    degrees: tuple[int, ...]
+    sharded_fraction: float
+    report: Report
+    notes: tuple[str, ...] = ()
