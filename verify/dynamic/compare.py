@@ -4,9 +4,13 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.distributed.tensor import DTensor
 
 LIMIT = 1e-8
 """In float64 rounding stays below 1e-10 and a wrong plan above 1e-6, relative; the limit stands between them."""
+FLOOR = 1e-6
+"""A gradient this much smaller than the largest is compared on that scale: one that is zero in exact arithmetic (a key
+bias under softmax) is nothing but rounding, and has no scale of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +28,26 @@ class Comparison:
         return self.error <= self.limit
 
 
-def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest difference over the largest wanted magnitude; infinite where the shapes differ or a value is not finite."""
+def relative_error(got: torch.Tensor, want: torch.Tensor, *, floor: float = 0.0) -> float:
+    """Largest difference over the largest wanted magnitude (at least `floor`).
+
+    Infinite where the shapes differ or a value is not finite.
+    """
     if got.shape != want.shape:
         return math.inf
     if want.numel() == 0:
         return 0.0
     got, want = got.detach().to("cpu", torch.float64), want.detach().to("cpu", torch.float64)
-    scale = float(want.abs().max())
+    scale = max(float(want.abs().max()), floor)
     error = float((got - want).abs().max()) / (scale or 1.0)
     return error if math.isfinite(error) else math.inf
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a sharded one (a collective: every rank must call it); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

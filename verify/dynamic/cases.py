@@ -1,0 +1,52 @@
+"""What one run is asked: a model, a plan, a layout; and the inputs that every model is run on."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from planner.frontend.load import Loaded
+from planner.frontend.sizes import LENGTH
+from planner.frontend.twin import vocabulary
+from planner.ir.plan import Plan
+
+BATCH = 2
+PROMPT = LENGTH - 4
+"""Tokens that are prefilled; the rest are decoded one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run: `loaded` is the twin (it pickles, once its module is imported), `plan` the plan under test."""
+
+    loaded: Loaded
+    plan: Plan
+    tp: int = 1
+    pp: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Token ids `[BATCH, LENGTH]`, the same on every rank, and a mask with rows padded on the left by 0 and 3 tokens."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
+    """Random inputs for a model, on its device."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocabulary(model), (BATCH, LENGTH), generator=generator)
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    mask[1:, :3] = 0
+    return Inputs(ids.to(device), mask.to(device))
+
+
+def accepts(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward takes this keyword."""
+    parameters: Mapping[str, inspect.Parameter] = inspect.signature(type(model).forward).parameters
+    return name in parameters

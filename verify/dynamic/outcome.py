@@ -1,0 +1,103 @@
+"""What one rank has to say after a case, as data that travels between processes."""
+
+import json
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.ir.findings import Source
+from verify.dynamic.compare import Comparison
+from verify.dynamic.localize import Divergence
+
+_ROOTS = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception on a rank: what was being asked, what was raised, in which module, on which line of modeling code.
+
+    `sharded` is false where the single-device model itself raised; `when` is seconds since the epoch.
+    """
+
+    stage: str
+    kind: str
+    message: str
+    module: str
+    source: Source | None
+    sharded: bool
+    when: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One rank's answer to one case. `refused` is what autograd refused of the model's own code, which was worked around."""
+
+    rank: int
+    comparisons: tuple[Comparison, ...] = ()
+    failure: Failure | None = None
+    divergence: Divergence | None = None
+    refused: Failure | None = None
+
+    def dumps(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+
+def outcome_from(text: str) -> Outcome:
+    """The outcome of `Outcome.dumps`."""
+    data = json.loads(text)
+    divergence = data["divergence"]
+    return Outcome(
+        rank=data["rank"],
+        comparisons=tuple(Comparison(**comparison) for comparison in data["comparisons"]),
+        failure=_failure(data["failure"]),
+        divergence=Divergence(**divergence) if divergence else None,
+        refused=_failure(data["refused"]),
+    )
+
+
+def _failure(data: dict[str, Any] | None) -> Failure | None:
+    if data is None:
+        return None
+    return Failure(**(data | {"source": Source(**data["source"]) if data["source"] else None}))
+
+
+def failure_of(error: BaseException, *, stage: str, module: str, sharded: bool) -> Failure:
+    """An exception as data: the first line of its message, and the last line of modeling code that it passed through."""
+    lines = str(error).strip().splitlines() or [""]
+    message = lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
+    return Failure(stage, type(error).__name__, message, module, modeling_line(error), sharded, time.time())
+
+
+def modeling_line(error: BaseException) -> Source | None:
+    """The innermost frame in a file of modeling code (`modeling_*.py`, or the user's own), as a relative path."""
+    ours = Path(__file__).parents[2]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        library = any(root in path.parts for root in _ROOTS) or not path.exists()
+        own = path.is_relative_to(ours / "verify") or path.is_relative_to(ours / "planner") or path.is_relative_to(ours / "launch")
+        if path.name.startswith("modeling_") or not (library or own or "python3" in str(path.parent)):
+            return Source(relative(path), frame.lineno or 0)
+    return None
+
+
+def relative(path: Path) -> str:
+    """A path inside its package root; of any other file only the name, since reports hold no absolute paths."""
+    for root in _ROOTS:
+        if root in path.parts:
+            return "/".join(path.parts[len(path.parts) - path.parts[::-1].index(root) :])
+    return path.name
+
+
+def worst(outcomes: Mapping[int, Outcome]) -> dict[tuple[str, str], Comparison]:
+    """Per compared quantity and place, the rank with the largest error (a NaN counts as largest)."""
+    found: dict[tuple[str, str], Comparison] = {}
+    for outcome in outcomes.values():
+        for comparison in outcome.comparisons:
+            key = (comparison.what, comparison.place)
+            if key not in found or not comparison.error <= found[key].error:
+                found[key] = comparison
+    return found
