@@ -5,7 +5,6 @@ Facts on the hooks: `planner.ir.styles`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,36 +13,8 @@ from torch import Tensor, nn
 from planner.frontend.trace import Recorder, Tracing, example_inputs
 from planner.ir.graph import Graph
 from planner.ir.placement import Placement, R, Shard, local_shape
-from planner.ir.plan import generic
-from planner.ir.styles import STYLES, After, Before, Style
-
-
-@dataclass(frozen=True, slots=True)
-class Assigned:
-    """A plan spread over a model: the style and entry of every module, the placement and entry of every parameter."""
-
-    modules: Mapping[str, tuple[Style, str]]
-    parameters: Mapping[str, tuple[Placement, str]]
-
-
-def assign(model: nn.Module, styles: Mapping[str, str]) -> Assigned:
-    """Spread a plan (keys as this model sees them) over modules and parameters, as Transformers 5.23 does.
-
-    Layer numbers match `*`; then the key is looked up exactly; a parameter falls back to its own module only. Unknown styles
-    are left out: the plan check reports them.
-    """
-    modules: dict[str, tuple[Style, str]] = {}
-    parameters: dict[str, tuple[Placement, str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        key = generic(path)
-        if (name := styles.get(key)) in STYLES:
-            modules[path] = (STYLES[name or ""], key)
-        for local, tensor in module.named_parameters(recurse=False):
-            entry = next((k for k in (generic(f"{path}.{local}" if path else local), key) if k in styles), None)
-            if entry is not None and styles[entry] in STYLES:
-                placement = STYLES[styles[entry]].placement(local, tensor.dim())
-                parameters[f"{path}.{local}" if path else local] = (placement, entry)
-    return Assigned(modules, parameters)
+from planner.ir.styles import After, Before, Style
+from planner.sharding.assign import Assigned
 
 
 class IndivisibleError(ValueError):
@@ -55,26 +26,32 @@ class IndivisibleError(ValueError):
 
 
 def trace_local(model: nn.Module, assigned: Assigned, degree: int, inputs: Mapping[str, Any] | None = None) -> Graph:
-    """Record one rank's program. The model is changed: build it anew for another trace.
+    """Record one rank's program. The model is changed for the time of the trace, and given back as it was.
 
     Raises:
         IndivisibleError: a parameter does not divide; see its fields.
         TraceError: the local program fails by itself, for example in a view with the global head count in it.
     """
-    tied = _shrink(model, assigned, degree)
-    tracing = Tracing(model)
-    for path, (style, _) in assigned.modules.items():
-        if style.before is not Before.NOTHING or style.after is not After.NOTHING:
-            _hook(model, path, style, tracing.recorder, degree)
-    graph = tracing.run(inputs if inputs is not None else example_inputs(model))
-    del tied
-    return graph
+    held = [(module, dict(module._parameters)) for module in model.modules()]
+    hooked: list[nn.Module] = []
+    try:
+        _shrink(model, assigned, degree)
+        tracing = Tracing(model)
+        for path, (style, _) in assigned.modules.items():
+            if style.before is not Before.NOTHING or style.after is not After.NOTHING:
+                hooked.append(model.get_submodule(path))
+                _hook(model, path, style, tracing.recorder, degree)
+        return tracing.run(inputs if inputs is not None else example_inputs(model))
+    finally:
+        for module, parameters in held:
+            module._parameters.update(parameters)
+        for module in hooked:
+            del module.forward
 
 
-def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> list[Tensor]:
+def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> None:
     """Replace every sharded parameter by one of its local shape; tied parameters stay tied where they are placed alike."""
     made: dict[tuple[int, str], nn.Parameter] = {}
-    held: list[Tensor] = []
     for path, module in model.named_modules(remove_duplicate=False):
         for local, tensor in list(module.named_parameters(recurse=False)):
             name = f"{path}.{local}" if path else local
@@ -85,26 +62,47 @@ def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> list[Tensor]:
                 shape = local_shape(tuple(tensor.shape), placement, degree)
             except ValueError:
                 raise IndivisibleError(name, entry, placement, tuple(tensor.shape), degree) from None
-            held.append(tensor)
             key = (id(tensor), str(placement))
             if key not in made:
                 made[key] = nn.Parameter(torch.empty(shape, dtype=tensor.dtype, device="meta"), requires_grad=False)
             module._parameters[local] = made[key]
-    return held
 
 
 def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree: int) -> None:
     """Wrap one module's forward in what its style does around it."""
     module = model.get_submodule(path)
+    if style.after is After.REDUCE_ROPE_GRADIENT:
+        _hook_rope(module, recorder, _rope_width(model))
+        return
     original: Callable[..., Any] = module.forward
     before, after = _BEFORE[style.before], _AFTER[style.after]
+    width = int(getattr(module, style.needs or "", 0))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         args = before(recorder, args, degree)
         output = original(*args, **kwargs)
-        return after(recorder, output, degree) if isinstance(output, Tensor) else output
+        return after(recorder, output, width) if isinstance(output, Tensor) else output
 
     module.forward = forward  # type: ignore[method-assign]
+
+
+def _hook_rope(module: nn.Module, recorder: Recorder, width: int) -> None:
+    original: Callable[..., Any] = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        with recorder.silent():
+            made = torch.empty_like(output)
+        recorder.record("tp.rope", (output, width), {}, made)
+        return made
+
+    module.forward = forward  # type: ignore[method-assign]
+
+
+def _rope_width(model: nn.Module) -> int:
+    """`qk_rope_head_dim` of the text config, which `mla_kv_a_proj` reads; 0 where the config has none."""
+    config: Any = model.config
+    return int(getattr(config.get_text_config(), "qk_rope_head_dim", 0) or 0)
 
 
 def _emit(recorder: Recorder, target: str, tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -127,7 +125,7 @@ def _first_arg(target: str) -> Callable[[Recorder, tuple[Any, ...], int], tuple[
 
 def _split(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[Any, ...]:
     width = args[0].shape[-1]
-    return (_emit(recorder, "tp.split", args[0], _last(args[0], width // degree)), *args[1:])
+    return (_emit(recorder, "tp.split", args[0], _last(args[0], -(-width // degree))), *args[1:])
 
 
 def _routing(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[Any, ...]:
@@ -138,8 +136,8 @@ def _routing(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[An
     return (hidden, *routing)
 
 
-def _nothing(recorder: Recorder, args: Any, degree: int) -> Any:
-    return args
+def _nothing(recorder: Recorder, value: Any, number: int) -> Any:
+    return value
 
 
 _BEFORE: Mapping[Before, Callable[[Recorder, tuple[Any, ...], int], tuple[Any, ...]]] = {
@@ -155,7 +153,6 @@ _BEFORE: Mapping[Before, Callable[[Recorder, tuple[Any, ...], int], tuple[Any, .
 
 _AFTER: Mapping[After, Callable[[Recorder, Tensor, int], Any]] = {
     After.NOTHING: _nothing,
-    After.GATHER: lambda recorder, out, degree: _emit(recorder, "tp.gather", out, _last(out, out.shape[-1] * degree)),
-    After.REDUCE: lambda recorder, out, degree: _emit(recorder, "tp.reduce", out),
-    After.REDUCE_ROPE_GRADIENT: lambda recorder, out, degree: _emit(recorder, "tp.rope", out),
+    After.GATHER: lambda recorder, out, width: _emit(recorder, "tp.gather", out, _last(out, width)),
+    After.REDUCE: lambda recorder, out, width: _emit(recorder, "tp.reduce", out),
 }

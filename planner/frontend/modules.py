@@ -13,11 +13,8 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
         Module(
             path=path,
             kind=type(module).__name__,
-            parameters=tuple(
-                (name, number_of[id(tensor)])
-                for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-                if id(tensor) in number_of
-            ),
+            parameters=tuple((name, number_of[id(tensor)]) for name, tensor in module.named_parameters(recurse=False)),
+            buffers=tuple((n, number_of[id(t)]) for n, t in module.named_buffers(recurse=False) if id(t) in number_of),
             numbers=tuple((name, value) for name, value in _scalars(module) if type(value) is int),
             bases=tuple(base.__name__ for base in type(module).__mro__ if issubclass(base, nn.Module)),
             repeats=repeats.get(path),

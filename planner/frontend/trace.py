@@ -8,7 +8,7 @@ called alike, becomes a single op `repeat`.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ WHOLE: Mapping[object, str] = {
     F.rms_norm: "rms_norm",
     F.group_norm: "group_norm",
     F.one_hot: "one_hot",
+    F.embedding: "embedding",
 }
 """Torch functions recorded as one op."""
 
@@ -48,12 +49,16 @@ FOUND = 3
 
 
 class TraceError(RuntimeError):
-    """A forward that could not be run on meta tensors; carries where it stopped."""
+    """A forward that could not be run on meta tensors; carries where it stopped, what ran before, and the op that failed."""
 
-    def __init__(self, message: str, module: str, source: Source | None) -> None:
+    def __init__(
+        self, message: str, module: str, source: Source | None, *, before: Graph | None = None, failed: Op | None = None
+    ) -> None:
         super().__init__(message)
         self.module = module
         self.source = source
+        self.before = before
+        self.failed = failed
 
 
 @dataclass
@@ -70,7 +75,7 @@ class Recorder:
     view_of: dict[int, Tensor] = field(default_factory=dict)
     keep: list[Tensor] = field(default_factory=list)
     paused: int = 0
-    last_source: Source | None = None
+    failed: Op | None = None
 
     def number(self, tensor: Tensor, name: str | None = None) -> int:
         """The value number of a tensor; one that was never seen is a constant made outside of the forward."""
@@ -91,11 +96,24 @@ class Recorder:
 
     def record(self, target: str, args: Sequence[object], kwargs: Mapping[str, object], result: object) -> None:
         """Append one op."""
+        op = self._op(target, args, kwargs)
+        made = tuple(self.bind(tensor) for tensor in tree_flatten(result)[0] if isinstance(tensor, Tensor))
+        self.ops.append(replace(op, outputs=made))
+
+    def _op(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Op:
         packed = tuple(self._arg(arg) for arg in args)
         named = tuple((key, self._arg(value)) for key, value in kwargs.items())
-        made = tuple(self.bind(tensor) for tensor in tree_flatten(result)[0] if isinstance(tensor, Tensor))
-        self.last_source = self.sources.here(self.stack[-1] if self.stack else None)
-        self.ops.append(Op(target, packed, named, made, self.module, self.last_source))
+        return Op(target, packed, named, (), self.module, self.sources.here(self.stack[-1] if self.stack else None))
+
+    @contextmanager
+    def attempt(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[None]:
+        """Run one op's own code unrecorded; where it fails, remember which op it was."""
+        try:
+            with self.silent():
+                yield
+        except Exception:
+            self.failed = self._op(target, args, kwargs)
+            raise
 
     @property
     def module(self) -> str:
@@ -153,9 +171,12 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         with recorder.silent():
             args, kwargs = _to_meta(args, kwargs)
-            result = _one_hot(*args, **kwargs) if target == "one_hot" else func(*args, **kwargs)
+        with recorder.attempt(target, args, kwargs):
+            result = SHAPED.get(target, func)(*args, **kwargs)
         if target == "rmatmul":
             target, args = "matmul", (args[1], args[0])
+        if target == "embedding":
+            args, kwargs = (kwargs.get("weight", args[-1] if len(args) == 1 else args[1]), kwargs.get("input", args[0])), {}
         if target == "einsum" and len(args) == 2 and isinstance(args[1], list | tuple):
             args = (args[0], *args[1])
         recorder.record(target, args, kwargs, result)
@@ -178,7 +199,7 @@ class _Dispatch(TorchDispatchMode):
             return func(*args, **kwargs)
         target = f"{func.namespace}.{func._schema.name.rpartition('::')[2]}"
         args, kwargs = _to_meta(args, kwargs)
-        with recorder.silent():
+        with recorder.attempt(target, args, kwargs):
             result = UNSEEN[target](*args, **kwargs) if _unseen(target, args) else func(*args, **kwargs)
         if target == "aten._to_copy" and isinstance(result, Tensor) and result.dtype == args[0].dtype:
             target = "aten.clone"
@@ -224,6 +245,15 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 0:
         raise ValueError("one_hot without num_classes depends on data")
     return tensor.new_empty((*tensor.shape, num_classes), dtype=torch.long)
+
+
+def _embedding(input: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
+    """By shapes alone: a rank's part of a table has fewer rows than its padding index says."""
+    return weight.new_empty((*input.shape, *weight.shape[1:]))
+
+
+SHAPED: Mapping[str, Callable[..., Any]] = {"one_hot": _one_hot, "embedding": _embedding}
+"""Whole ops of which only the result's shape is asked."""
 
 
 def _to_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -335,14 +365,31 @@ class Tracing:
             recorder.number(tensor, name)
         given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         numbered = tuple((name, recorder.bind(tensor)) for name, tensor in given.items())
-        output = self._forward(inputs)
+        try:
+            output = self._forward(inputs)
+        except Exception as error:
+            raise self._stopped(error, numbered) from error
+        return self._graph(numbered, tuple((name, recorder.number(tensor)) for name, tensor in named_tensors(output)))
+
+    def _graph(self, inputs: tuple[tuple[str, int], ...], outputs: tuple[tuple[str, int], ...]) -> Graph:
+        recorder = self.recorder
         return Graph(
             modules=module_table(self.model, recorder.number_of, self.repeats),
             values=tuple(recorder.values),
             ops=tuple(recorder.ops),
-            inputs=numbered,
-            outputs=tuple((name, recorder.number(tensor)) for name, tensor in named_tensors(output)),
+            inputs=inputs,
+            outputs=outputs,
             notes=tuple(recorder.notes),
+        )
+
+    def _stopped(self, error: Exception, inputs: tuple[tuple[str, int], ...]) -> TraceError:
+        recorder = self.recorder
+        return TraceError(
+            f"{type(error).__name__}: {error}",
+            self._running_at(error),
+            recorder.sources.of_traceback(error),
+            before=self._graph(inputs, ()),
+            failed=recorder.failed,
         )
 
     def _forward(self, inputs: Mapping[str, Any]) -> object:
@@ -355,14 +402,20 @@ class Tracing:
         try:
             with torch.no_grad(), _plain_experts(self.model), _Functions(recorder), _Dispatch(recorder):
                 return self.model(**{**inputs, "use_cache": False} if "use_cache" not in inputs else inputs)
-        except Exception as error:
-            source = recorder.sources.of_traceback(error)
-            raise TraceError(f"{type(error).__name__}: {error}", recorder.module, source) from error
         finally:
             for handle in handles:
                 handle.remove()
             for undo in restore:
                 undo()
+
+    def _running_at(self, error: BaseException) -> str:
+        """The path of the innermost module whose method an error came through."""
+        found, entry = "", error.__traceback__
+        while entry is not None:
+            module = entry.tb_frame.f_locals.get("self")
+            found = self.paths.get(id(module), found) if isinstance(module, nn.Module) else found
+            entry = entry.tb_next
+        return found
 
     def _run_once_per_kind(self, layer: nn.Module) -> Callable[[], None]:
         """Wrap a layer's forward: the first of a kind runs, the next ones called alike become `repeat`."""
@@ -382,14 +435,14 @@ class Tracing:
             recorder.record("repeat", tensors, {}, output)
             return output
 
-        layer.forward = forward  # type: ignore[method-assign]
+        held = vars(layer).get("forward")
 
         def undo() -> None:
             del layer.forward
-            if "forward" in type(layer).__dict__ or original.__func__ is type(layer).forward:  # type: ignore[attr-defined]
-                return
-            layer.forward = original  # type: ignore[method-assign]
+            if held is not None:
+                layer.forward = held  # type: ignore[method-assign]
 
+        layer.forward = forward  # type: ignore[method-assign]
         return undo
 
 

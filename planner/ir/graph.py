@@ -66,7 +66,7 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module: its path, its class, its own parameters (local name -> value), and the path it repeats, if it does.
+    """One module: its path, its class, its own parameters and buffers (local name -> value), the path it repeats, if any.
 
     `numbers` are its integer attributes (`in_features`, `num_heads`, ...), which styles and reasons read.
     """
@@ -77,6 +77,7 @@ class Module:
     numbers: tuple[tuple[str, int], ...] = ()
     bases: tuple[str, ...] = ()
     repeats: str | None = None
+    buffers: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Graph:
         """Every name a parameter or buffer goes by (tied ones have several) -> value."""
         named = {value.name: number for number, value in enumerate(self.values) if value.name is not None}
         for module in self.modules:
-            for local, number in module.parameters:
+            for local, number in (*module.parameters, *module.buffers):
                 named[f"{module.path}.{local}" if module.path else local] = number
         return named
 
@@ -180,6 +181,7 @@ class Graph:
                     "numbers": dict(m.numbers),
                     "bases": list(m.bases),
                     "repeats": m.repeats,
+                    "buffers": dict(m.buffers),
                 }
                 for m in self.modules
             ],
@@ -212,6 +214,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
                 tuple(m["numbers"].items()),
                 tuple(m["bases"]),
                 m["repeats"],
+                tuple(m["buffers"].items()),
             )
             for m in data["modules"]
         ),

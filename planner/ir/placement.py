@@ -85,12 +85,21 @@ def parse(text: str) -> Placement:
 
 
 def local_shape(shape: tuple[int, ...], placement: Placement, degree: int) -> tuple[int, ...]:
-    """The shape of one rank's part. `ValueError` where the dim does not divide evenly."""
+    """The shape of the first rank's part.
+
+    A plain shard may be uneven: the first ranks hold `ceil(size / degree)`, the last one the rest, as torch's `chunk` does.
+
+    Raises:
+        ValueError: packed blocks do not divide evenly, or a rank would hold nothing.
+    """
     if not isinstance(placement, Shard):
         return shape
     if placement.dim >= len(shape):
         raise ValueError(f"{placement} needs more dims than the shape {list(shape)} has.")
     size = shape[placement.dim]
-    if size % (placement.blocks * degree):
+    if placement.blocks > 1 and size % (placement.blocks * degree):
         raise ValueError(f"dim {placement.dim} of {list(shape)} does not divide into {placement.blocks} x {degree} parts.")
-    return (*shape[: placement.dim], size // degree, *shape[placement.dim + 1 :])
+    part = -(-size // degree)
+    if part * (degree - 1) >= size:
+        raise ValueError(f"dim {placement.dim} of {list(shape)} has too few elements for {degree} ranks.")
+    return (*shape[: placement.dim], part, *shape[placement.dim + 1 :])

@@ -7,7 +7,7 @@ from planner.sharding.semantics import Call, Einsum, Letters
 _WHY = "an index counts over the whole dim, and a rank holds only its part"
 
 
-@rule("aten.embedding")
+@rule("embedding", "aten.embedding")
 def embedding(call: Call) -> Einsum:
     """`y[..., h] = w[v, h]` at ids; the vocabulary dim needs a mask and a sum, which only a style's hook brings."""
     ids: Letters = tuple(f"i{position}" for position in range(len(call.shapes[1])))

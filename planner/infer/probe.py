@@ -1,0 +1,63 @@
+"""Try a proposal: run it as a per-rank program on meta tensors and relate that to the single-device program."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import nn
+
+from planner.frontend.local import IndivisibleError, trace_local
+from planner.frontend.trace import TraceError
+from planner.ir.graph import Graph
+from planner.sharding.assign import Assigned, assign
+from planner.sharding.gradients import GradientFault, gradient_faults
+from planner.sharding.propagate import Stuck, explain_failure, propagate
+
+
+class Verdict(Enum):
+    RIGHT = "right"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a proposal came to: right in forward, or the entry, the module and the reason; then the gradients' faults."""
+
+    verdict: Verdict
+    reason: str = ""
+    module: str = ""
+    entry: str | None = None
+    gradients: tuple[GradientFault, ...] = ()
+
+
+def prober(model: nn.Module, graph: Graph, base_prefix: str) -> Callable[[Mapping[str, str], int], Probe]:
+    """A probe for one meta model, whose single-device program is `graph`."""
+
+    def probe(styles: Mapping[str, str], degree: int) -> Probe:
+        assigned = assign(graph, styles, base_prefix=base_prefix)
+        try:
+            local = trace_local(model, assigned, degree)
+        except IndivisibleError as error:
+            return Probe(Verdict.WRONG, str(error), error.parameter.rpartition(".")[0], error.entry)
+        except TraceError as error:
+            return _failed(graph, assigned, degree, error)
+        ran = propagate(graph, local, assigned, degree)
+        if ran.stuck:
+            return _stuck(ran.stuck[0])
+        return Probe(Verdict.RIGHT, gradients=gradient_faults(ran, assigned))
+
+    return probe
+
+
+def _failed(graph: Graph, assigned: Assigned, degree: int, error: TraceError) -> Probe:
+    before = error.before
+    stuck = explain_failure(graph, before, error.failed, assigned, degree) if before is not None else None
+    if stuck is not None:
+        return _stuck(stuck)
+    where = f" ({error.source})" if error.source else ""
+    return Probe(Verdict.WRONG, f"a rank's forward fails in {error.module}{where}: {error}", error.module)
+
+
+def _stuck(stuck: Stuck) -> Probe:
+    where = f" ({stuck.op.source})" if stuck.op is not None and stuck.op.source else ""
+    return Probe(Verdict.WRONG, f"{stuck.message}{where}: {stuck.why}", stuck.module, stuck.entry)

@@ -1,0 +1,168 @@
+"""The backward of a propagation: which replicated tensors get a gradient that is only this rank's share of it.
+
+Every replicated value's gradient is either whole (equal on all ranks) or partial (the sum over ranks is still to be taken).
+It turns partial where the value meets a shard: each rank then sees the part of the loss that runs through its shard. Hooks
+of styles take the sum (`tp.enter`), and do not; a parameter whose gradient ends partial is trained wrongly, silently.
+"""
+
+from dataclasses import dataclass, field
+
+from planner.ir.graph import Op
+from planner.ir.placement import Partial, R, Replicate, Shard, Unknown
+from planner.sharding.assign import Assigned
+from planner.sharding.propagate import Pair, Propagation
+from planner.sharding.registry import semantics
+from planner.sharding.semantics import Call, Narrow
+
+Roots = frozenset[int]
+"""What a gradient is the sum of: -1 stands for contributions that are whole on every rank, any other number for the position
+(in the local program) of an op where a contribution turned partial."""
+
+WHOLE: Roots = frozenset({-1})
+NONE: Roots = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class GradientFault:
+    """A parameter (by name) whose gradient stays partial, or is counted once per rank; `root` is where that began."""
+
+    code: str
+    parameter: str
+    root: Op | None
+    entry: str | None
+
+
+@dataclass
+class _Backward:
+    ran: Propagation
+    roots: dict[int, Roots] = field(default_factory=dict)
+    reached: set[int] = field(default_factory=set)
+    pieces: dict[int, dict[tuple[int, int, int], Roots]] = field(default_factory=dict)
+    twice: list[int] = field(default_factory=list)
+    lost: dict[int, Roots] = field(default_factory=dict)
+
+    def add(self, number: int, roots: Roots) -> None:
+        self.reached.add(number)
+        self.roots[number] = self.roots.get(number, NONE) | roots
+
+    def of(self, number: int) -> Roots:
+        pieces = self.pieces.get(number, {}).values()
+        return self.roots.get(number, NONE).union(*pieces)
+
+
+def gradient_faults(ran: Propagation, assigned: Assigned) -> tuple[GradientFault, ...]:
+    """Run the backward of a propagation that got nowhere stuck."""
+    state = _Backward(ran)
+    for name, number in ran.local.outputs:
+        state.add(number, WHOLE)
+    for position in reversed(range(len(ran.pairs))):
+        _back(state, ran.pairs[position], position)
+    return (*_of_parameters(state, assigned), *_counted_twice(state, assigned), *_lost(state, assigned))
+
+
+def _is_float(state: _Backward, number: int) -> bool:
+    return "float" in state.ran.local.values[number].dtype
+
+
+def _back(state: _Backward, pair: Pair, position: int) -> None:
+    op = pair.local
+    reached = [number for number in op.outputs if number in state.reached or number in state.pieces]
+    if not reached:
+        return
+    if pair.whole is None:
+        _back_hook(state, op, position)
+        return
+    meaning = semantics(Call(state.ran.local, op))
+    if isinstance(meaning, Narrow):
+        _back_narrow(state, op, meaning)
+        return
+    roots = NONE.union(*(state.of(number) for number in reached))
+    placements = [state.ran.placements.get(number, R) for number in (*op.inputs, *op.outputs)]
+    split = any(isinstance(placement, Shard | Partial) for placement in placements)
+    for number in op.inputs:
+        if not _is_float(state, number):
+            continue
+        placement = state.ran.placements.get(number, R)
+        if isinstance(placement, Replicate) and split and not _alike(state, op):
+            state.add(number, (roots - WHOLE) | {position})
+        else:
+            state.add(number, roots)
+
+
+def _alike(state: _Backward, op: Op) -> bool:
+    """Ops on partial sums whose whole inputs are no factors: the gradient of a zero that is added to, a mask."""
+    return op.target in ("aten.index_add_", "aten.copy_")
+
+
+def _back_narrow(state: _Backward, op: Op, meaning: Narrow) -> None:
+    source = op.inputs[0]
+    state.reached.add(source)
+    pieces = state.pieces.setdefault(source, {})
+    for number, start, length in zip(op.outputs, meaning.starts, meaning.lengths, strict=True):
+        if number in state.reached or number in state.pieces:
+            key = (meaning.dim, start, length)
+            pieces[key] = pieces.get(key, NONE) | state.of(number)
+
+
+def _back_hook(state: _Backward, op: Op, position: int) -> None:
+    source, made = op.inputs[0], op.outputs[0]
+    roots = state.of(made)
+    match op.target:
+        case "tp.enter":
+            if -1 in roots and _is_float(state, source):
+                state.twice.append(position)
+            state.add(source, WHOLE)
+        case "tp.rope":
+            _back_rope(state, op, source, made)
+        case "tp.reduce" | "tp.gather":
+            # The hook's backward hands every rank the gradient it holds: that must be the whole one.
+            if roots - WHOLE:
+                state.lost[position] = roots - WHOLE
+            state.add(source, WHOLE)
+        case _:
+            state.add(source, WHOLE)
+
+
+def _back_rope(state: _Backward, op: Op, source: int, made: int) -> None:
+    width = op.args[1] if isinstance(op.args[1], int) else 0
+    shape = state.ran.local.values[made].shape
+    last, border = len(shape) - 1, shape[-1] - width
+    state.add(source, state.roots.get(made, NONE))
+    for (dim, start, length), roots in state.pieces.get(made, {}).items():
+        reduced = dim == last and start >= border
+        state.pieces.setdefault(source, {})[dim, start, length] = WHOLE if reduced else roots
+
+
+def _of_parameters(state: _Backward, assigned: Assigned) -> list[GradientFault]:
+    found: list[GradientFault] = []
+    for module in state.ran.local.modules:
+        style = assigned.modules.get(module.path)
+        for local, number in module.parameters:
+            placement = state.ran.placements.get(number, R)
+            if number not in state.reached and number not in state.pieces or isinstance(placement, Unknown | Shard):
+                continue
+            name = f"{module.path}.{local}" if module.path else local
+            summed = style is not None and style[0].grad_allreduce
+            partial, whole = state.of(number) - WHOLE, -1 in state.of(number)
+            if isinstance(placement, Partial) or (whole if not summed else not whole) and not (partial and not summed):
+                continue
+            root = state.ran.pairs[max(partial)].local if partial else None
+            code = "TP208" if summed else "TP207"
+            found.append(GradientFault(code, name, root, style[1] if style else None))
+    return found
+
+
+def _counted_twice(state: _Backward, assigned: Assigned) -> list[GradientFault]:
+    ops = [state.ran.pairs[position].local for position in state.twice]
+    return [GradientFault("TP208", op.module, op, assigned.modules[op.module][1]) for op in ops]
+
+
+def _lost(state: _Backward, assigned: Assigned) -> list[GradientFault]:
+    found = []
+    for position, roots in state.lost.items():
+        op = state.ran.pairs[position].local
+        root = state.ran.pairs[max(roots)].local
+        found.append(GradientFault("TP207", op.module, root, assigned.modules[op.module][1]))
+    return found
+
+

@@ -1,0 +1,361 @@
+"""Relate one rank's program to the single-device program, op by op, by a placement for every value.
+
+Both programs are graphs of the same forward; the local one has ops `tp.*` where a style's hook acts. All other ops must
+agree one for one. An op's placement follows from its inputs' by the rule table, and the local shape must be what that
+placement makes of the global shape. Where it does not, or where no rule tells, a `Stuck` says so once, and what follows from
+it is `Unknown`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from planner.ir.graph import Graph, Op
+from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
+from planner.ir.styles import After, Layout
+from planner.sharding.assign import Assigned
+from planner.sharding.follow import Problem, follow, related
+from planner.sharding.semantics import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Where the relation breaks: `code` names the finding, `position` the op of the global graph (None: an output), `blame`
+    the local value that should have been another."""
+
+    code: str
+    message: str
+    why: str
+    found: str
+    needed: str
+    position: int | None = None
+    module: str = ""
+    op: Op | None = None
+    entry: str | None = None
+    blame: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One op of the local program beside its op of the global one; a hook's op has none."""
+
+    local: Op
+    whole: Op | None
+    position: int
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Placements and provenance of the *local* program's values, and everything that got stuck."""
+
+    whole: Graph
+    local: Graph
+    pairs: tuple[Pair, ...]
+    placements: Mapping[int, Placement]
+    same: Mapping[int, int]
+    entry_of: Mapping[int, str]
+    stuck: tuple[Stuck, ...]
+
+
+@dataclass
+class _State:
+    whole: Graph
+    local: Graph
+    assigned: Assigned
+    degree: int
+    placements: dict[int, Placement] = field(default_factory=dict)
+    same: dict[int, int] = field(default_factory=dict)
+    entry_of: dict[int, str] = field(default_factory=dict)
+    stuck: list[Stuck] = field(default_factory=list)
+    zeros: set[int] = field(default_factory=set)
+
+
+def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Propagation:
+    """Walk the two programs together."""
+    state, pairs = _walk(whole, local, assigned, degree)
+    if len(pairs) == len(local.ops):
+        if (missing := sum(pair.whole is not None for pair in pairs)) < len(whole.ops):
+            state.stuck.append(_diverged(None, whole.ops[missing], missing))
+        else:
+            _check_outputs(state)
+    return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, tuple(state.stuck))
+
+
+def explain_failure(whole: Graph, before: Graph, failed: Op | None, assigned: Assigned, degree: int) -> Stuck | None:
+    """Why a local program fails: the first place where it left the relation, or what is wrong with the op that failed."""
+    state, pairs = _walk(whole, before, assigned, degree)
+    if state.stuck:
+        return state.stuck[0]
+    position = sum(pair.whole is not None for pair in pairs)
+    if failed is None or position >= len(whole.ops) or whole.ops[position].target != failed.target:
+        return None
+    counterpart = whole.ops[position]
+    placements = _input_placements(state, failed, counterpart)
+    if any(isinstance(placement, Unknown) for placement in placements):
+        return None
+    found = related(Call(whole, counterpart), Call(before, failed), placements, degree)
+    return _stuck(state, Pair(failed, counterpart, position), found) if isinstance(found, Problem) else None
+
+
+def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[_State, tuple[Pair, ...]]:
+    state = _State(whole, local, assigned, degree)
+    _place_inputs(state)
+    pairs = _align(state)
+    for pair in pairs:
+        if pair.whole is None:
+            _hook(state, pair)
+        else:
+            _step(state, pair, pair.whole)
+    return state, pairs
+
+
+def _place_inputs(state: _State) -> None:
+    names = {number: name for name, number in reversed(list(state.whole.parameters.items()))}
+    aliases: dict[int, set[Placement]] = {}
+    for name, number in state.local.parameters.items():
+        placement, entry = state.assigned.parameters.get(name, (R, ""))
+        owner, _, own = name.rpartition(".")
+        style = state.assigned.modules.get(owner)
+        if own == "bias" and style is not None and style[0].layout is Layout.INPUT and style[0].after is After.REDUCE:
+            # The hook adds this bias once, after the sum: as if every rank added its share of it.
+            placement, entry = P, style[1]
+        if name in state.whole.parameters:
+            state.placements.setdefault(number, placement)
+            state.same.setdefault(number, state.whole.parameters[name])
+            aliases.setdefault(state.whole.parameters[name], set()).add(placement)
+            if entry:
+                state.entry_of.setdefault(number, entry)
+    for number, placements in aliases.items():
+        if len(placements) > 1:
+            _tied_apart(state, names[number], [n for n, v in state.whole.parameters.items() if v == number])
+    for (_, local), (_, whole) in zip(state.local.inputs, state.whole.inputs, strict=True):
+        state.placements[local], state.same[local] = R, whole
+
+
+def _tied_apart(state: _State, name: str, aliases: list[str]) -> None:
+    given = {alias: state.assigned.parameters.get(alias, (R, "")) for alias in aliases}
+    sharded = next(alias for alias, (placement, _) in given.items() if not isinstance(placement, Replicate))
+    other = next(alias for alias in aliases if given[alias][0] != given[sharded][0])
+    state.stuck.append(
+        Stuck(
+            "TP212",
+            f"{sharded} and {other} are one tied parameter, placed differently",
+            why="a tied parameter is one tensor, and it can lie in one way only",
+            found=f"{sharded} at {given[sharded][0]}, {other} at {given[other][0]}",
+            needed=f"{other} at {given[sharded][0]} too",
+            module=other.rpartition(".")[0],
+            entry=given[other][1] or given[sharded][1],
+        )
+    )
+
+
+def _align(state: _State) -> tuple[Pair, ...]:
+    """Pair the ops of the two programs; where they part, say so and stop there."""
+    pairs: list[Pair] = []
+    position = 0
+    for op in state.local.ops:
+        if op.target.startswith("tp."):
+            pairs.append(Pair(op, None, position))
+            continue
+        whole = state.whole.ops[position] if position < len(state.whole.ops) else None
+        if whole is None or whole.target != op.target or whole.module != op.module:
+            state.stuck.append(_diverged(op, whole, position))
+            return tuple(pairs)
+        pairs.append(Pair(op, whole, position))
+        position += 1
+    return tuple(pairs)
+
+
+def _diverged(local: Op | None, whole: Op | None, position: int) -> Stuck:
+    at = local or whole
+    return Stuck(
+        "TP211",
+        "one rank runs other ops than the single device",
+        why="the forward branches on a size that the plan changes",
+        found=f"{local.target} in {local.module}" if local else "nothing more",
+        needed=f"{whole.target} in {whole.module}" if whole else "nothing more",
+        position=position,
+        module=at.module if at else "",
+        op=at,
+    )
+
+
+def _set(state: _State, number: int, placement: Placement, whole: int, entry: str | None) -> None:
+    state.placements[number] = placement
+    state.same[number] = whole
+    if entry:
+        state.entry_of[number] = entry
+
+
+def _entry(state: _State, op: Op) -> str | None:
+    """The entry behind an op: its own module's, else that of its first input that is not whole."""
+    if own := state.assigned.modules.get(op.module):
+        return own[1]
+    for number in op.inputs:
+        if not isinstance(state.placements.get(number, R), Replicate) and number in state.entry_of:
+            return state.entry_of[number]
+    return None
+
+
+def _step(state: _State, pair: Pair, whole: Op) -> None:
+    """One op that both programs run."""
+    local = pair.local
+    entry = _entry(state, local)
+    placements = _input_placements(state, local, whole)
+    reasons = [p.reason for p in placements if isinstance(p, Unknown)]
+    if reasons:
+        results: tuple[Placement, ...] = tuple(Unknown(reasons[0]) for _ in whole.outputs)
+    else:
+        masked = local.target.endswith("embedding") and _looks_up_own_rows(state, local)
+        call, counterpart = Call(state.whole, whole), Call(state.local, local)
+        followed = follow(call, counterpart, placements, state.degree, masked=masked)
+        if isinstance(followed, Problem):
+            state.stuck.append(_stuck(state, pair, followed))
+            results = tuple(Unknown(followed.message) for _ in whole.outputs)
+        else:
+            results = followed
+    for number, global_number, placement in zip(local.outputs, whole.outputs, results, strict=True):
+        _set(state, number, placement, global_number, entry)
+    if local.target in ZEROS or (local.target in ("aten.new_full", "aten.full") and local.args[-1] == 0):
+        state.zeros.update(local.outputs)
+
+
+def _stuck(state: _State, pair: Pair, problem: Problem) -> Stuck:
+    op = pair.local
+    blame = op.inputs[problem.blame] if problem.blame is not None else None
+    return Stuck(
+        problem.code,
+        problem.message,
+        problem.why,
+        problem.found,
+        problem.needed,
+        pair.position,
+        op.module,
+        op,
+        _entry(state, op),
+        blame,
+    )
+
+
+ZEROS = ("aten.zeros", "aten.zeros_like", "aten.new_zeros", "aten.zero_")
+
+
+def _input_placements(state: _State, local: Op, whole: Op) -> tuple[Placement, ...]:
+    """The placements of an op's inputs; an input that stands for another global value than it should is unknown."""
+    found: list[Placement] = []
+    for number, expected in zip(local.inputs, whole.inputs, strict=False):
+        if number not in state.placements:
+            state.placements[number], state.same[number] = R, expected
+        if state.same[number] != expected:
+            found.append(Unknown(f"{local.target} is fed another value than on a single device"))
+        else:
+            found.append(state.placements[number])
+    if any(isinstance(placement, Partial) for placement in found):
+        # Zero is the sum of zeros: a fresh accumulator joins a partial sum.
+        found = [P if n in state.zeros and isinstance(p, Replicate) else p for n, p in zip(local.inputs, found, strict=True)]
+    return tuple(found)
+
+
+def _looks_up_own_rows(state: _State, op: Op) -> bool:
+    """Whether the ids of a lookup are those that the style's hook has masked."""
+    ids = op.inputs[1]
+    made = state.local.producer.get(ids)
+    return made is not None and state.local.ops[made].target == "tp.ids"
+
+
+@dataclass(frozen=True, slots=True)
+class _HookRule:
+    wants: str
+    code: str
+    message: str
+    why: str
+
+
+_HOOKS: Mapping[str, _HookRule] = {
+    "tp.enter": _HookRule("R", "TP206", "the style takes a whole input", "a shard of the input meets a weight of full input width"),
+    "tp.ids": _HookRule("R", "TP206", "the lookup takes whole ids", "ids are looked up in every rank's rows"),
+    "tp.split": _HookRule("R", "TP206", "the style splits its input itself", "an input that is sharded already is split twice"),
+    "tp.sharded": _HookRule("S", "TP203", "the style takes an input sharded on its last dim", "a whole input is too wide for this rank's part of the weight"),
+    "tp.gather": _HookRule("S", "TP205", "the style gathers an output sharded on its last dim", "gathering whole outputs repeats them"),
+    "tp.reduce": _HookRule("P", "TP205", "the style sums partial outputs over the ranks", "a whole output is multiplied by the degree"),
+}  # fmt: skip
+
+
+def _hook(state: _State, pair: Pair) -> None:
+    """What a style's hook makes of a value, and whether the value is what it takes."""
+    op = pair.local
+    source, made = op.inputs[0], op.outputs[0]
+    placement = state.placements.get(source, R)
+    entry = state.assigned.modules[op.module][1]
+    whole = state.same.get(source, -1)
+    ndim = len(state.local.values[source].shape)
+    rule = _HOOKS.get(op.target)
+    if isinstance(placement, Unknown):
+        result: Placement = placement
+    elif rule is not None and not _wanted(rule.wants, placement, ndim):
+        code = "TP206" if op.target == "tp.reduce" and isinstance(placement, Shard) else rule.code
+        code = "TP204" if isinstance(placement, Partial) else code
+        why = rule.why if code == rule.code else _other_why(placement)
+        needed = {"R": "R", "S": f"S({ndim - 1})", "P": "P(sum)"}[rule.wants]
+        state.stuck.append(
+            Stuck(code, f"{rule.message}, and gets {placement}", why, str(placement), needed, pair.position, op.module, op, entry)
+        )
+        result = Unknown(rule.message)
+    else:
+        result = _after_hook(state, op, placement, ndim)
+    _set(state, made, result, whole, entry)
+    if isinstance(result, Unknown) and not isinstance(placement, Unknown) and rule is None:
+        state.stuck.append(
+            Stuck("TP210", f"no rule for {op.target}", "the style's effect is not modelled", str(placement), "a rule", pair.position, op.module, op, entry)
+        )
+
+
+def _other_why(placement: Placement) -> str:
+    return "a partial sum is not a value yet" if isinstance(placement, Partial) else "shards are concatenated, not summed"
+
+
+def _wanted(kind: str, placement: Placement, ndim: int) -> bool:
+    match kind:
+        case "R":
+            return isinstance(placement, Replicate)
+        case "S":
+            return placement == Shard(ndim - 1)
+        case _:
+            return isinstance(placement, Partial)
+
+
+def _after_hook(state: _State, op: Op, placement: Placement, ndim: int) -> Placement:
+    match op.target:
+        case "tp.enter" | "tp.ids" | "tp.reduce" | "tp.gather":
+            return R
+        case "tp.split" | "tp.sharded":
+            return Shard(ndim - 1)
+        case "tp.rope":
+            return placement
+        case "tp.divide":
+            return P if isinstance(placement, Replicate) else Unknown("only a whole input can be divided by the degree")
+        case _:
+            return Unknown(f"no rule for {op.target}")
+
+
+def _check_outputs(state: _State) -> None:
+    for (name, local), (_, whole) in zip(state.local.outputs, state.whole.outputs, strict=False):
+        placement = state.placements.get(local, R)
+        if isinstance(placement, Replicate | Unknown):
+            continue
+        code = "TP204" if isinstance(placement, Partial) else "TP206"
+        made = state.local.producer.get(local)
+        op = state.local.ops[made] if made is not None else None
+        state.stuck.append(
+            Stuck(
+                code,
+                f"the model's output {name} is {placement}",
+                why="the caller takes the output as whole",
+                found=f"{placement}, {list(state.local.values[local].shape)}",
+                needed=f"R, {list(state.whole.values[whole].shape)}",
+                module=op.module if op else "",
+                op=op,
+                entry=state.entry_of.get(local),
+            )
+        )
+
+

@@ -1,0 +1,197 @@
+"""Is a tensor-parallel plan right? The per-rank program against the single-device program, forward and backward.
+
+Nothing here infers: the plan is given, and every finding follows from relating the two programs (`planner.sharding`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from planner.frontend.local import IndivisibleError, trace_local
+from planner.frontend.trace import TraceError
+from planner.ir.findings import Fault, Finding, Place, Severity
+from planner.ir.graph import Graph, Op
+from planner.ir.placement import Shard, local_shape
+from planner.ir.plan import generic
+from planner.sharding.assign import Assigned, assign
+from planner.sharding.gradients import GradientFault, gradient_faults
+from planner.sharding.propagate import Propagation, Stuck, explain_failure, propagate
+
+UNDECIDED = {"TP210", "TP211"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under proof: on meta, traced once, with the prefix of its base model."""
+
+    model: nn.Module
+    graph: Graph
+    prefix: str
+
+
+def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tuple[Finding, ...]:
+    """Findings TP2xx of one plan at one degree; `styles` has its keys as the head model sees them.
+
+    Forward faults hide backward ones: gradients are looked at once the forward is right.
+    """
+    assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
+    try:
+        local = trace_local(subject.model, assigned, degree)
+    except IndivisibleError as error:
+        return (_indivisible(error),)
+    except TraceError as error:
+        return (_local_failure(subject.graph, assigned, error, degree),)
+    ran = propagate(subject.graph, local, assigned, degree)
+    if ran.stuck:
+        return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck))
+    return _once(tuple(_of_gradient(fault) for fault in _nearest(ran, gradient_faults(ran, assigned))))
+
+
+def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """One finding a fault: kinds of layers repeat the same one."""
+    kept: dict[tuple[str, str | None, str], Finding] = {}
+    for finding in findings:
+        kept.setdefault((finding.code, finding.place.entry, finding.message), finding)
+    return tuple(kept.values())
+
+
+def _indivisible(error: IndivisibleError) -> Finding:
+    return Finding(
+        "TP201",
+        Severity.ERROR,
+        f"{error.parameter} does not divide over {error.degree} ranks",
+        Place(error.entry, error.parameter.rpartition(".")[0]),
+        why="every rank holds an equal part of each block",
+        found=f"{list(error.shape)} at {error.placement}",
+        needed="a degree that divides the dim, or another style",
+    )
+
+
+def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: int) -> Finding:
+    """A rank's forward that raises: a dim that does not divide, parts that do not fit, or a size of the whole model written
+    into the code.
+    """
+    near = [name for name in assigned.parameters if name.startswith(f"{error.module}.") or not error.module]
+    uneven = [name for name in near if _is_uneven(graph, assigned, name, degree)]
+    name = next(iter(uneven or near), None)
+    entry = assigned.parameters[name][1] if name is not None else None
+    place = Place(entry, error.module, error.source)
+    if uneven:
+        shape = list(graph.values[graph.parameters[name or ""]].shape)
+        return Finding(
+            "TP201",
+            Severity.ERROR,
+            f"{name} does not divide over {degree} ranks, and the forward cannot take the uneven part ({error})",
+            place,
+            why="a rank's boundary falls inside a head or a block",
+            found=f"{shape} over {degree} ranks",
+            needed="a degree that divides the number of heads or blocks",
+        )
+    if error.before is not None:
+        stuck = explain_failure(graph, error.before, error.failed, assigned, degree)
+        if stuck is not None:
+            return _of_stuck(error.before, stuck)
+    return Finding(
+        "TP202",
+        Severity.ERROR if near else Severity.UNDECIDED,
+        f"a rank's forward fails in {error.module or 'the model'}: {error}",
+        place,
+        why="a size of the whole model is written into the code, or parts meet that do not fit",
+        found=str(error),
+        needed="a forward that takes its sizes from its inputs, or an entry that gives it whole inputs",
+        fault=Fault.MODEL if near else Fault.PLAN,
+    )
+
+
+def _is_uneven(graph: Graph, assigned: Assigned, name: str, degree: int) -> bool:
+    placement = assigned.parameters[name][0]
+    shape = graph.values[graph.parameters[name]].shape
+    return isinstance(placement, Shard) and local_shape(shape, placement, degree)[placement.dim] * degree != shape[placement.dim]
+
+
+def _of_stuck(local: Graph, stuck: Stuck) -> Finding:
+    source = stuck.op.source if stuck.op is not None else None
+    entry = _missing_entry(local, stuck) or stuck.entry
+    where = f" in {stuck.module}" if stuck.module else ""
+    return Finding(
+        stuck.code,
+        Severity.UNDECIDED if stuck.code in UNDECIDED else Severity.ERROR,
+        f"{stuck.message}{where}",
+        Place(entry, stuck.module or None, source),
+        why=stuck.why,
+        found=stuck.found,
+        needed=stuck.needed,
+    )
+
+
+def _missing_entry(local: Graph, stuck: Stuck) -> str | None:
+    """The entry of the module behind the operand that should have been another: it has none, or the wrong one."""
+    if stuck.blame is None:
+        return None
+    owner = _owner(local, stuck.blame)
+    inside = owner is not None and (owner == stuck.module or owner.startswith(f"{stuck.module}."))
+    return generic(owner) if owner is not None and inside else None
+
+
+def _owner(graph: Graph, number: int) -> str | None:
+    """The module whose parameter a value is, or whose parameters last acted on it."""
+    for module in graph.modules:
+        if any(own == number for _, own in module.parameters):
+            return module.path
+    seen: set[int] = set()
+    while number in graph.producer and number not in seen:
+        seen.add(number)
+        op = graph.ops[graph.producer[number]]
+        if op.module in graph.module_of and graph.module_of[op.module].parameters:
+            return op.module
+        if not op.inputs:
+            return None
+        number = _widest(graph, op)
+    return None
+
+
+def _widest(graph: Graph, op: Op) -> int:
+    """The operand to follow back: the first that was computed."""
+    return next((number for number in op.inputs if number in graph.producer), op.inputs[0])
+
+
+def _nearest(ran: Propagation, faults: tuple[GradientFault, ...]) -> list[GradientFault]:
+    """Of all parameters behind one partial gradient, the one nearest to where it begins: the others follow from it."""
+    found: dict[object, GradientFault] = {}
+    for fault in faults:
+        key = (fault.code, generic(fault.root.module) if fault.root is not None else fault.parameter)
+        if key not in found or _depth(ran, fault) >= _depth(ran, found[key]):
+            found[key] = fault
+    return list(found.values())
+
+
+def _depth(ran: Propagation, fault: GradientFault) -> int:
+    number = ran.local.parameters.get(fault.parameter)
+    users = ran.local.users.get(number, ()) if number is not None else ()
+    return max(users, default=-1)
+
+
+def _of_gradient(fault: GradientFault) -> Finding:
+    owner = fault.parameter.rpartition(".")[0] if fault.root is None or fault.root.module != fault.parameter else fault.parameter
+    source = fault.root.source if fault.root is not None else None
+    place = Place(fault.entry or generic(owner), owner, source)
+    if fault.code == "TP208":
+        return Finding(
+            "TP208",
+            Severity.ERROR,
+            f"the gradient of {fault.parameter} is summed over ranks that all hold the whole of it",
+            place,
+            why="a whole gradient summed over the ranks is the gradient times the degree",
+            found="whole, then all-reduced",
+            needed="no all-reduce of the gradient",
+        )
+    return Finding(
+        "TP207",
+        Severity.ERROR,
+        f"the gradient of {fault.parameter} stays partial: each rank holds its own shard's share of it",
+        place,
+        why="a whole tensor meets a shard, so each rank sees only the part of the loss that runs through its shard",
+        found="P(sum), never reduced",
+        needed="its gradient all-reduced, as replicated_with_grad_allreduce does",
+    )

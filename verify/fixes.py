@@ -1,0 +1,105 @@
+"""Find an edit that mends a finding, by trying: an edit is offered only after the edited plan was checked again."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+
+from planner.ir.findings import Finding, Fix, Severity
+from planner.ir.plan import Edit, generic, join
+from planner.ir.styles import STYLES
+from verify.checks.tensor import Subject, check_tensor
+
+STYLES_TO_TRY = (
+    "colwise",
+    "rowwise",
+    "packed_colwise",
+    "colwise_gather_output",
+    "rowwise_split_input",
+    "replicated_with_grad_allreduce",
+    "mla_kv_a_proj",
+    "embedding_rowwise",
+    "moe_tp_experts",
+)
+TRIES = 30
+
+
+def with_fix(subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """The findings, the first error with a fix where a single edit mends it; the entry that was edited is then the one at
+    fault, and is named.
+    """
+    for position, finding in enumerate(findings):
+        if finding.severity is Severity.ERROR:
+            fix = _fix(subject, styles, degree, findings, finding)
+            if fix is not None and fix.safety == PROVED:
+                finding = replace(finding, place=replace(finding.place, entry=fix.edits[0].pattern))
+            return (*findings[:position], replace(finding, fix=fix), *findings[position + 1 :])
+    return findings
+
+
+PROVED = "the edited plan was proved"
+
+
+def _fix(subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...], finding: Finding) -> Fix | None:
+    best: tuple[int, Edit] | None = None
+    edits = (edit for pattern in _suspects(subject, finding) for edit in _edits(subject, styles, pattern))
+    for edit in islice(edits, TRIES):
+        left = check_tensor(subject, _edited(styles, edit), degree)
+        if not left:
+            return Fix(str(edit), (edit,), PROVED)
+        if (best is None or len(left) < best[0]) and len(left) < len(findings) and not _has(left, finding):
+            best = (len(left), edit)
+    if best is None:
+        return None
+    return Fix(str(best[1]), (best[1],), f"the edited plan no longer has this finding; {best[0]} others remain")
+
+
+def _suspects(subject: Subject, finding: Finding) -> Iterator[str]:
+    """The finding's own entry, then every module with parameters near where the relation broke."""
+    given = finding.place.entry
+    if given is not None:
+        yield given
+    module = finding.place.module or ""
+    owners = [m.path for m in subject.graph.modules if m.parameters and m.repeats is None]
+    scope = module if any(path.startswith(f"{module}.") for path in owners) else module.rpartition(".")[0]
+    near = dict.fromkeys(generic(path) for path in owners if path.startswith(f"{scope}."))
+    yield from (pattern for pattern in near if pattern != given and scope)
+
+
+def _has(findings: tuple[Finding, ...], finding: Finding) -> bool:
+    return any(other.code == finding.code and other.place.entry == finding.place.entry for other in findings)
+
+
+def _edited(styles: Mapping[str, str], edit: Edit) -> dict[str, str]:
+    kept = {pattern: style for pattern, style in styles.items() if pattern != edit.pattern}
+    return kept if edit.new is None else {**kept, edit.pattern: edit.new}
+
+
+def _edits(subject: Subject, styles: Mapping[str, str], pattern: str) -> Iterator[Edit]:
+    """Edits of one pattern, likeliest first: styles that split the same side, what its siblings have, the others, none."""
+    have = styles.get(pattern)
+    siblings = [style for other, style in styles.items() if other.rpartition(".")[0] == pattern.rpartition(".")[0]]
+    family = _family(have)
+    likely = sorted(dict.fromkeys((*siblings, *STYLES_TO_TRY)), key=lambda s: (_family(s) != family, -siblings.count(s)))
+    for style in likely:
+        if style != have and _applies(subject, pattern, style):
+            yield Edit(pattern, have, style)
+    if have is not None:
+        yield Edit(pattern, have, None)
+
+
+def _family(style: str | None) -> str:
+    """Styles that split the same side of a weight."""
+    layout = STYLES[style].layout.value if style is not None and style in STYLES else ""
+    return layout.removeprefix("packed ")
+
+
+def _applies(subject: Subject, pattern: str, style: str) -> bool:
+    """Whether a style can stand on the modules or parameters that a pattern names."""
+    needs = STYLES[style].needs
+    modules = [module for module in subject.graph.modules if generic(module.path) == pattern]
+    if modules:
+        numbers = dict(modules[0].numbers)
+        is_table = "Embedding" in modules[0].bases
+        return (needs is None or needs in numbers) and (style != "embedding_rowwise" or is_table)
+    names = (join(module.path, local) for module in subject.graph.modules for local, _ in module.parameters)
+    return style in ("colwise", "packed_colwise", "rowwise") and any(generic(name) == pattern for name in names)

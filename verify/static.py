@@ -1,0 +1,60 @@
+"""Level 1, the proof: seconds, one process, no weights, no process group."""
+
+from time import perf_counter
+
+from torch import nn
+
+from planner.frontend.load import Loaded, base_prefix, build, load
+from planner.frontend.trace import TraceError, trace
+from planner.ir.findings import Fault, Finding, Place, Severity
+from planner.ir.plan import Plan
+from verify.checks.plan import check_plan
+from verify.checks.tensor import Subject, check_tensor
+from verify.fixes import with_fix
+from verify.report import LevelResult
+
+
+def prove(model: Loaded | str, plan: Plan, *, tp: int = 2) -> LevelResult:
+    """Prove or refute a tensor-parallel plan at one degree.
+
+    Args:
+        model: a loaded model or a reference to one.
+        plan: the plan under proof.
+        tp: the tensor-parallel degree, at least 1.
+
+    Raises:
+        ValueError: the degree is below 1.
+        LoadError: the reference names no model.
+    """
+    if tp < 1:
+        raise ValueError(f"a tensor-parallel degree is at least 1, got {tp}.")
+    started = perf_counter()
+    loaded = load(model) if isinstance(model, str) else model
+    built = build(loaded)
+    findings = check_plan(built, plan, tp)
+    if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
+        findings += _tensor_findings(built, plan, tp)
+    return LevelResult("proof", perf_counter() - started, findings)
+
+
+def _tensor_findings(built: nn.Module, plan: Plan, tp: int) -> tuple[Finding, ...]:
+    try:
+        graph = trace(built)
+    except TraceError as error:
+        return (_not_traced(error),)
+    subject = Subject(built, graph, base_prefix(built))
+    styles = plan.styles(subject.prefix)
+    return with_fix(subject, styles, tp, check_tensor(subject, styles, tp))
+
+
+def _not_traced(error: TraceError) -> Finding:
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"the forward could not be traced: {error}",
+        Place(None, error.module or None, error.source),
+        why="what was not traced is not proved",
+        found=str(error),
+        needed="a forward that runs on meta tensors",
+        fault=Fault.MODEL,
+    )
