@@ -3,6 +3,7 @@
 Nothing here imports torch before a command that needs it runs: help and explanations answer at once.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -27,6 +28,7 @@ from launch.commands import (
 from launch.commands import suggest as run_suggest
 from launch.commands import verify as run_verify
 from launch.console import Progress, only_results_on_stdout, print_result, say
+from launch.job import this_rank
 from planner.frontend.errors import LoadError
 from verify.catalogue import explain as explanation
 from verify.catalogue import overview
@@ -134,8 +136,6 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Verify a plan: by proof, and on real ranks (started here, or those of the torchrun or Slurm job around)."""
-    from launch.job import this_rank
-
     rank = this_rank()
     with only_results_on_stdout(debug=debug):
         request = Verification(
@@ -146,8 +146,9 @@ def verify(
             form=form,
             timeout=timeout,
         )
-        answer = run_verify(request, progress=Progress(quiet or (rank is not None and not rank.speaks)))
-    print_result(answer.text)
+        answer = run_verify(request, progress=Progress(quiet or not _speaks()))
+    if _speaks():
+        print_result(answer.text)
     raise typer.Exit(answer.code)
 
 
@@ -167,12 +168,21 @@ def explain(
         raise MisuseError(str(error.args[0])) from error
 
 
+def _speaks() -> bool:
+    """Whether this process is alone, or the first of its job."""
+    rank = this_rank()
+    return rank is None or rank.speaks
+
+
 def layout(tp: int | None, pp: int | None, *, ranks: int | None) -> Layout:
     """The degrees: what is given; else 2 tensor-parallel ranks alone, and inside a job of `ranks` all of them."""
     if ranks is None:
-        return Layout(tp or (1 if pp else 2), pp or 1)
-    chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1)
-    if chosen.tp * chosen.pp != ranks:
+        chosen = Layout(tp or (1 if pp else 2), pp or 1)
+    else:
+        chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1)
+    if chosen.tp * chosen.pp == 1:
+        raise MisuseError("one rank is the single-device model itself; give --tp or --pp of 2 or more.")
+    if ranks is not None and chosen.tp * chosen.pp != ranks:
         need = chosen.tp * chosen.pp
         raise MisuseError(
             f"{chosen} needs {need} ranks, and this job has {ranks}; start {need}, or give other degrees."
@@ -190,29 +200,21 @@ def _settings(given: list[str] | None) -> dict[str, str]:
 
 def run(arguments: list[str]) -> int:
     """The whole command but for the exit: the exit code. No error gets past it as a traceback."""
-    # Read here, since an error may come before the options are.
-    debug = "--debug" in arguments
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="plan", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        # Typer turns Ctrl-C inside a command into this code.
+        return _stopped() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except _UsageError as error:
         # `plan` alone has printed its help, and has no message.
-        return _wrong(_usage(error)) if str(error) else MISUSE
+        return _ended(_usage(error) if str(error) else "", MISUSE)
     except (MisuseError, LoadError) as error:
-        return _wrong(str(error))
+        return _ended(str(error), MISUSE)
     except UndecidedError as error:
-        say(str(error))
-        return UNDECIDED
+        return _ended(str(error), UNDECIDED)
     except (KeyboardInterrupt, typer.Abort):
         return _stopped()
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        text = " ".join(str(error).split())
-        text = text if len(text) <= 300 else text[:297] + "..."
-        advice = "" if debug else " --debug shows the traceback."
-        say(f"this is a bug in shardproof: {type(error).__name__}{f': {text}' if text else ''}.{advice}")
-        return UNDECIDED
+        return _bug(error, debug="--debug" in arguments)
 
 
 def _usage(error: BaseException) -> str:
@@ -223,14 +225,26 @@ def _usage(error: BaseException) -> str:
     return f"{' '.join(message.split()).rstrip('.')}; see `{command} --help`."
 
 
-def _wrong(sentence: str) -> int:
-    say(sentence)
-    return MISUSE
+def _ended(sentence: str, code: int) -> int:
+    """Say why; in a job only the first rank does, since all ranks come to the same end."""
+    if sentence and _speaks():
+        say(sentence)
+    return code
 
 
 def _stopped() -> int:
-    say("interrupted.")
-    return INTERRUPTED
+    return _ended("interrupted.", INTERRUPTED)
+
+
+def _bug(error: Exception, *, debug: bool) -> int:
+    """An error that nobody foresaw. Every rank says its own."""
+    if debug:
+        traceback.print_exception(error)
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:297] + "..."
+    advice = "" if debug else " --debug shows the traceback."
+    say(f"this is a bug in shardproof: {type(error).__name__}{f': {text}' if text else ''}.{advice}")
+    return UNDECIDED
 
 
 def _terminated(number: int, _: FrameType | None) -> NoReturn:
@@ -241,4 +255,11 @@ def _terminated(number: int, _: FrameType | None) -> NoReturn:
 def main() -> None:
     """The console script."""
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if this_rank() is None:
+        sys.exit(code)
+    # In a job the first rank's code is the answer: torchrun ends all ranks as soon as one of them fails, also while the
+    # first still prints. And no clean-up: a rank whose peer has died may hold a collective that never returns.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if _speaks() else 0)

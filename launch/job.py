@@ -18,13 +18,14 @@ class Rank:
         return self.number == 0
 
 
-# torchrun sets the first pair; srun the second, in a step's tasks only (a batch script has no SLURM_STEP_ID of a step).
-_PAIRS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
-
-
 def this_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
-    """The rank that this process is; None where it is alone."""
-    for number, world in _PAIRS:
-        if environment.get(number, "").isdigit() and environment.get(world, "").isdigit():
-            return Rank(int(environment[number]), int(environment[world]))
+    """The rank that this process is; None where it is alone.
+
+    The same answer as `launch.ranks.surrounding`, which needs torch; here a wrong option can be told in no time. Of a
+    Slurm job only a step with several tasks counts: its batch script has a rank too, and is alone.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return Rank(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return Rank(int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]))
     return None

@@ -15,14 +15,17 @@ register(
         fix_safety="An edit is offered where it was proved.",
         invalid=(
             Example(
-                note="packed_rowwise lays out the weight and reduces nothing.",
+                note="A parameter's entry lays it out and hooks nothing, so the product stays a partial sum.",
                 model="llama",
-                plan=(("model.layers.*.mlp.down_proj", "packed_rowwise"),),
+                plan=(
+                    ("model.layers.*.mlp.down_proj", None),
+                    ("model.layers.*.mlp.down_proj.weight", "rowwise"),
+                ),
             ),
         ),
         valid=(
             Example(
-                note="rowwise reduces.",
+                note="The module's entry reduces.",
                 model="llama",
                 plan=(("model.layers.*.mlp.down_proj", "rowwise"),),
             ),

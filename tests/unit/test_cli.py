@@ -1,0 +1,356 @@
+"""The command: what goes to stdout, what to stderr, and every exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import launch.commands as commands
+from launch.cli import layout, run
+from launch.commands import Layout, MisuseError
+from launch.job import Rank, this_rank
+from planner.ir.findings import Fault, Finding, Severity, Verdict
+from planner.ir.plan import Plan, TpEntry
+from verify.report import LevelResult
+
+ROOT = Path(__file__).parents[2]
+RIGHT = Finding("TP205", Severity.WARNING, "right, but")
+WRONG = Finding("DY501", Severity.ERROR, "the logits differ")
+OPEN = Finding("TP210", Severity.UNDECIDED, "no rule")
+
+Captured = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+def plan(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as the console script runs it."""
+    code = "from launch.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        check=False,
+    )
+
+
+@pytest.fixture
+def levels(monkeypatch: Patch) -> Callable[..., list[str]]:
+    """Puts given results in place of the proof and the run; gives the list of the levels that ran."""
+
+    def install(proof: tuple[Finding, ...] = (), run: tuple[Finding, ...] = ()) -> list[str]:
+        ran: list[str] = []
+
+        def prove(*_: object) -> LevelResult:
+            ran.append("proof")
+            return LevelResult("proof", 0.1, proof)
+
+        def confirm(*_: object) -> LevelResult:
+            ran.append("run")
+            return LevelResult("run", 0.2, run)
+
+        monkeypatch.setattr(commands, "_prove", prove)
+        monkeypatch.setattr(commands, "_run", confirm)
+        return ran
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("proof", "run_", "code", "verdict", "ran"),
+    [
+        ((), (), 0, "confirmed", ["proof", "run"]),
+        ((RIGHT,), (), 0, "confirmed", ["proof", "run"]),
+        ((WRONG,), (), 1, "refuted", ["proof"]),
+        ((OPEN,), (), 3, "not proved", ["proof", "run"]),
+        ((OPEN,), (WRONG,), 1, "refuted", ["proof", "run"]),
+    ],
+)
+def test_the_worst_level_decides(
+    levels: Callable[..., list[str]],
+    capsys: Captured,
+    proof: tuple[Finding, ...],
+    run_: tuple[Finding, ...],
+    code: int,
+    verdict: str,
+    ran: list[str],
+) -> None:
+    have = levels(proof, run_)
+    assert run(["verify", "llama", "--format", "json"]) == code
+    data = json.loads(capsys.readouterr().out)
+    assert data["verdict"] == verdict
+    assert list(data["levels"]) == ran == have
+    assert set(data["environment"]) == {"python", "torch", "transformers", "shardproof"}
+
+
+def test_a_level_that_is_asked_for_runs_after_a_refuting_proof(levels: Callable[..., list[str]]) -> None:
+    have = levels((WRONG,))
+    assert run(["verify", "llama", "--level", "proof", "--level", "run", "-q"]) == 1
+    assert have == ["proof", "run"]
+
+
+def test_text_says_which_level_was_left_out(levels: Callable[..., list[str]], capsys: Captured) -> None:
+    levels((WRONG,))
+    run(["verify", "llama", "--tp", "2"])
+    out = capsys.readouterr().out
+    assert out.startswith("llama at tp 2: refuted\n")
+    assert "not started: the plan is refuted already" in out
+
+
+def test_proved_then_refuted_is_our_bug(levels: Callable[..., list[str]], capsys: Captured) -> None:
+    levels((), (WRONG,))
+    assert run(["verify", "llama", "--format", "json"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [finding["code"] for finding in findings] == ["DY501", "DY507"]
+    assert findings[1]["fault"] == "shardproof"
+    assert "a bug in shardproof" in findings[1]["message"]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Finding("DY504", Severity.ERROR, "killed"),
+        Finding("DY501", Severity.ERROR, "pipeline runtime", fault=Fault.CLIENT),
+    ],
+)
+def test_a_killed_rank_or_a_client_contradicts_nothing(levels: Callable[..., list[str]], found: Finding) -> None:
+    levels((), (found,))
+    results = commands._contradiction_named((LevelResult("proof", 0.0), LevelResult("run", 0.0, (found,))))
+    assert results[1].findings == (found,)
+
+
+def test_suggest_prints_the_plan_alone(monkeypatch: Patch, capsys: Captured) -> None:
+    fake_suggestion(monkeypatch, Plan(tp=(TpEntry("layers.*.mlp.up_proj", "colwise", "its output is split"),)))
+    assert run(["suggest", "llama", "--why"]) == 0
+    out, err = capsys.readouterr()
+    names: dict[str, object] = {}
+    exec(out, names)
+    assert names["base_model_tp_plan"] == {"layers.*.mlp.up_proj": "colwise"}
+    assert "its output is split" in " ".join(err.split())
+    assert "llama: proved" in err
+
+
+def test_suggest_as_json_is_a_plan_file(monkeypatch: Patch, capsys: Captured, tmp_path: Path) -> None:
+    wanted = Plan(tp=(TpEntry("layers.*.mlp.up_proj", "colwise"),), unplanned={"model.norm": "whole"})
+    fake_suggestion(monkeypatch, wanted)
+    assert run(["suggest", "llama", "--format", "json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    data = json.loads(out)
+    assert (data["model"], data["degrees"], data["verdict"]) == ("llama", [1, 4], "proved")
+    assert (data["unplanned"], data["sharded_fraction"]) == ({"model.norm": "whole"}, 0.5)
+    file = tmp_path / "plan.json"
+    file.write_text(out)
+    assert commands.read_plan(file).to_json() == wanted.to_json()
+
+
+def test_nothing_to_suggest_is_not_decided(monkeypatch: Patch, capsys: Captured) -> None:
+    fake_suggestion(monkeypatch, Plan())
+    assert run(["suggest", "llama"]) == 3
+    assert "No tensor-parallel entry was found" in capsys.readouterr().out
+
+
+def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
+    """An inference that gives this plan, and a proof that holds at the least legal degree only."""
+    import verify.static
+
+    class Suggested:
+        plan, degrees, sharded_fraction, notes = wanted, (1, 4), 0.5, ("a note",)
+
+    def prove(_: object, plan: Plan, *, tp: int) -> LevelResult:
+        assert (plan, tp) == (wanted, 4)
+        return LevelResult("proof", 0.1)
+
+    monkeypatch.setattr(commands, "_infer", lambda _: Suggested())
+    monkeypatch.setattr(verify.static, "prove", prove)
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "ranks", "wanted"),
+    [
+        (None, None, None, Layout(2, 1)),
+        (None, 2, None, Layout(1, 2)),
+        (4, None, None, Layout(4, 1)),
+        (2, 2, None, Layout(2, 2)),
+        (None, None, 4, Layout(4, 1)),
+        (None, 2, 4, Layout(2, 2)),
+        (2, 2, 4, Layout(2, 2)),
+    ],
+)
+def test_degrees(tp: int | None, pp: int | None, ranks: int | None, wanted: Layout) -> None:
+    assert layout(tp, pp, ranks=ranks) == wanted
+
+
+def test_degrees_that_do_not_fill_the_job() -> None:
+    with pytest.raises(MisuseError, match="tp 2 needs 2 ranks, and this job has 4"):
+        layout(2, None, ranks=4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, None),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Rank(1, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, Rank(0, 4)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
+    ],
+)
+def test_a_job_that_is_there_already(environment: dict[str, str], rank: Rank | None) -> None:
+    from launch.ranks import surrounding
+
+    assert this_rank(environment) == rank
+    world = surrounding(environment)
+    assert (Rank(world.rank, world.size) if world else None) == rank
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["verify"], "Missing argument 'MODEL'; see `plan verify --help`."),
+        (["suggets"], "No such command 'suggets'"),
+        (["verify", "llama", "--tp", "0"], "a degree is a whole number from 1 up, not '0'"),
+        (["verify", "llama", "--tp", "-2"], "a degree is a whole number from 1 up, not '-2'"),
+        (["verify", "llama", "--pp", "1.5"], "a degree is a whole number from 1 up, not '1.5'"),
+        (["verify", "llama", "--level", "client"], "'client' is not one of 'proof', 'run'"),
+        (
+            ["verify", "llama", "--set", "depth"],
+            "--set takes KEY=VALUE, such as --set num_hidden_layers=2, not 'depth'.",
+        ),
+        (["verify", "llama", "--set", "depth=2"], "depth names no field of LlamaConfig"),
+        (
+            ["verify", "llama", "--tp", "1"],
+            "one rank is the single-device model itself; give --tp or --pp of 2 or more.",
+        ),
+        (["verify", "lama"], "Did you mean"),
+        (["verify", "llama", "--plan", "none.json"], "none.json: there is no such plan file"),
+        (["explain", "TP299"], "did you mean TP209"),
+    ],
+)
+def test_misuse_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str, capsys: Captured) -> None:
+    assert run([*arguments, *(["-q"] if arguments[0] == "verify" else [])]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert sentence in err
+    assert err.startswith("plan: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not valid JSON (Expecting property name enclosed in double quotes at line 1, column 2)"),
+        ("[]", "a plan file holds one JSON object"),
+        ('{"tp": {}}', "unknown plan key 'tp'; the keys are base_model_tp_plan"),
+        ('{"base_model_tp_plan": {"a": 1}}', "base_model_tp_plan['a'] must be a style string"),
+        ("\x00\xff", "line 1, column 1"),
+    ],
+)
+def test_a_broken_plan_file(text: str, sentence: str, tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(text)
+    assert run(["verify", "llama", "--plan", str(file), "-q"]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_folder_is_no_plan_file(tmp_path: Path, capsys: Captured) -> None:
+    assert run(["verify", "llama", "--plan", str(tmp_path), "-q"]) == 2
+    assert "cannot be read (IsADirectoryError)" in capsys.readouterr().err
+
+
+def plan_file(folder: Path, **entries: str) -> str:
+    file = folder / "plan.json"
+    file.write_text(
+        json.dumps({"base_model_tp_plan": {key.replace("__", "."): style for key, style in entries.items()}})
+    )
+    return str(file)
+
+
+@pytest.mark.parametrize("level", ["proof", "run"])
+def test_a_plan_that_is_none_is_refuted_at_either_level(level: str, tmp_path: Path, capsys: Captured) -> None:
+    """No rank is started for it."""
+    file = plan_file(tmp_path, norm="colwize", noorm="colwise")
+    assert run(["verify", "llama", "--plan", file, "--level", level, "--format", "json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert [finding["code"] for finding in data["findings"]] == ["PL101", "PL102"]
+    assert list(data["levels"]) == [level]
+
+
+def test_an_unexpected_error_is_one_sentence(monkeypatch: Patch, capsys: Captured) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(commands, "_load", fail)
+    assert run(["verify", "llama"]) == 3
+    err = capsys.readouterr().err
+    assert (
+        err == "plan: this is a bug in shardproof: RuntimeError: first line second line. --debug shows the traceback.\n"
+    )
+    assert run(["verify", "llama", "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c(monkeypatch: Patch, capsys: Captured) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_load", interrupt)
+    assert run(["verify", "llama"]) == 130
+    assert capsys.readouterr().err == "plan: interrupted.\n"
+
+
+def test_what_a_model_prints_is_kept_from_stdout(tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text(
+        "import warnings\nprint('noise')\nwarnings.warn('a warning')\n"
+        "from transformers import LlamaForCausalLM as NoisyForCausalLM\n"
+    )
+    done = plan("verify", "noisy.py:NoisyForCausalLM", "--level", "proof", "--format", "json", "-q", cwd=tmp_path)
+    assert json.loads(done.stdout)["verdict"] == "proved"
+    assert done.stderr.strip() == "noise"
+    assert done.returncode == 0
+
+
+def test_exit_codes_of_the_process(tmp_path: Path) -> None:
+    assert plan("--version").stdout.startswith("shardproof ")
+    assert plan("explain", "TP203").returncode == 0
+    assert plan("verify", "--tp", "0", "llama").returncode == 2
+    help_alone = plan()
+    assert (help_alone.returncode, help_alone.stderr) == (2, "")
+    file = plan_file(tmp_path, norm="colwize")
+    assert plan("verify", "llama", "--plan", file, "-q").returncode == 1
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = "from launch.cli import main; main()"
+    shell = f"{sys.executable} -c '{code}' explain | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_verdicts_have_exit_codes() -> None:
+    assert {verdict: commands.EXIT_CODES[verdict] for verdict in Verdict} == {
+        Verdict.PROVED: 0,
+        Verdict.CONFIRMED: 0,
+        Verdict.REFUTED: 1,
+        Verdict.NOT_PROVED: 3,
+    }
+
+
+@pytest.mark.parametrize(("rank", "codes"), [("0", (2, 1)), ("1", (0, 0))])
+def test_in_a_job_the_first_rank_answers(rank: str, codes: tuple[int, int], tmp_path: Path) -> None:
+    job = {"RANK": rank, "WORLD_SIZE": "2"}
+    file = plan_file(tmp_path, norm="colwize")
+    misused = plan("verify", "llama", "--tp", "4", **job)
+    refuted = plan("verify", "llama", "--plan", file, **job)
+    assert (misused.returncode, refuted.returncode) == codes
+    assert bool(misused.stderr) == (rank == "0")
+    assert ("PL101" in refuted.stdout) == (rank == "0")
