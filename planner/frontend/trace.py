@@ -6,6 +6,7 @@ aten ops, in-place ones as if they returned a new value. Repeated layers run onc
 called alike, becomes a single op `repeat`.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -401,7 +402,7 @@ class Tracing:
         restore = [self._run_once_per_kind(module) for module in self.model.modules() if id(module) in self.kinds]
         try:
             with torch.no_grad(), _plain_experts(self.model), _Functions(recorder), _Dispatch(recorder):
-                return self.model(**{**inputs, "use_cache": False} if "use_cache" not in inputs else inputs)
+                return self.model(**_without_cache(self.model), **inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -458,6 +459,11 @@ def _plain_experts(model: nn.Module) -> Iterator[None]:
     finally:
         for config, implementation in held:
             config._experts_implementation = implementation
+
+
+def _without_cache(model: nn.Module) -> dict[str, bool]:
+    """Ask for no cache, where the forward knows of one."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def _call_signature(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[object, ...]:

@@ -26,6 +26,10 @@ WORTH_ELEMENTS = 1 << 26
 """A matrix is worth a collective of its own from this share of all parameters on, or from this many elements."""
 
 
+PACKED_MOST = 3
+"""Projections are packed out of up to three parts; a shard of more blocks is a group of no interest (a head's own width)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One group as a proposal: entries (as the head model sees them), how many parts it has, what it would shard."""
@@ -71,11 +75,13 @@ def infer_tp(graph: Graph, probe: Prober) -> Inference:
     groups = infer_groups(graph)
     result = Inference()
     reasons: dict[str, str] = {}
+    without_style: dict[str, str] = {}
     _add_whole_matrices(groups, result, probe, reasons, tables=True)
-    candidates = _consistent(_candidates(groups, reasons), result, reasons)
+    candidates = _consistent(_candidates(groups, without_style), result, reasons)
     for candidate in _settle(candidates, result, probe, reasons):
         result.entries |= {entry.pattern: entry for entry in candidate.entries}
         result.sizes.append(candidate.size)
+    reasons = without_style | reasons
     _add_whole_matrices(groups, result, probe, reasons, tables=False)
     _add_gradient_rules(result, probe)
     result.unplanned = _unplanned(groups, result, reasons)
@@ -92,7 +98,8 @@ def _candidates(groups: Groups, reasons: dict[str, str]) -> list[Candidate]:
             found.append(_candidate(groups.graph, atom, uses))
         except Illegal as illegal:
             for use in uses:
-                reasons.setdefault(generic(use.module.path), str(illegal))
+                if use.placement.blocks <= PACKED_MOST:
+                    reasons.setdefault(generic(use.module.path), str(illegal))
     return sorted(found, key=lambda c: -sum(_elements(groups.graph, name) for name in c.parameters))
 
 

@@ -60,6 +60,10 @@ def gradient_faults(ran: Propagation, assigned: Assigned) -> tuple[GradientFault
     return (*_of_parameters(state, assigned), *_counted_twice(state, assigned), *_lost(state, assigned))
 
 
+CONSTANT = ("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.zero_", "aten.fill_", "aten.sign")
+"""Ops whose result does not depend on their input's value: no gradient flows back."""
+
+
 def _is_float(state: _Backward, number: int) -> bool:
     return "float" in state.ran.local.values[number].dtype
 
@@ -71,6 +75,8 @@ def _back(state: _Backward, pair: Pair, position: int) -> None:
         return
     if pair.whole is None:
         _back_hook(state, op, position)
+        return
+    if op.target in CONSTANT:
         return
     meaning = semantics(Call(state.ran.local, op))
     if isinstance(meaning, Narrow):

@@ -45,7 +45,33 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     ran = propagate(subject.graph, local, assigned, degree)
     if ran.stuck:
         return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck))
+    if unseen := _never_used(local, assigned):
+        return unseen
     return _once(tuple(_of_gradient(fault) for fault in _nearest(ran, gradient_faults(ran, assigned))))
+
+
+def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
+    """Sharded parameters that no traced op used, under a pattern none of whose modules ran: nothing is proved of them."""
+    used = {
+        generic(name) for name, number in local.parameters.items() if number in local.users or _repeated(local, name)
+    }
+    silent = {entry: name for name, (_, entry) in assigned.parameters.items() if generic(name) not in used}
+    return tuple(
+        Finding(
+            "TP210",
+            Severity.UNDECIDED,
+            f"{name} takes part in no traced op",
+            Place(entry, name.rpartition(".")[0]),
+            why="what did not run in the trace is not proved",
+            found="no use",
+            needed="a forward that uses it on every input",
+        )
+        for entry, name in silent.items()
+    )
+
+
+def _repeated(local: Graph, name: str) -> bool:
+    return any(module.repeats is not None and name.startswith(f"{module.path}.") for module in local.modules)
 
 
 def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
