@@ -15,15 +15,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from planner.frontend.modules import layer_kinds, module_table
 from planner.frontend.source import SourceFinder
 from planner.ir.findings import Source
-from planner.ir.graph import Arg, Graph, Op, Ref, Value
+from planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref, Value
 
 WHOLE: Mapping[object, str] = {
     F.linear: "linear",
@@ -358,6 +358,8 @@ class Tracing:
         self.seen: dict[object, str] = {}
         self.outputs_of: dict[str, Any] = {}
         self.repeats: dict[str, str] = {}
+        self.calls: list[ModuleCall | None] = []
+        self.open: list[tuple[str, int, tuple[tuple[str, int], ...]]] = []
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
         """Run the forward and return its graph."""
@@ -381,6 +383,7 @@ class Tracing:
             inputs=inputs,
             outputs=outputs,
             notes=tuple(recorder.notes),
+            calls=tuple(call for call in self.calls if call is not None),
         )
 
     def _stopped(self, error: Exception, inputs: tuple[tuple[str, int], ...]) -> TraceError:
@@ -395,10 +398,7 @@ class Tracing:
 
     def _forward(self, inputs: Mapping[str, Any]) -> object:
         recorder = self.recorder
-        handles = [
-            register_module_forward_pre_hook(lambda module, args: recorder.stack.append(module)),
-            register_module_forward_hook(lambda module, args, output: recorder.stack.pop() and None, always_call=True),
-        ]
+        handles = [handle for module in self.model.modules() for handle in self._watch(module)]
         restore = [self._run_once_per_kind(module) for module in self.model.modules() if id(module) in self.kinds]
         try:
             with torch.no_grad(), _plain_experts(self.model), _Functions(recorder), _Dispatch(recorder):
@@ -417,6 +417,37 @@ class Tracing:
             found = self.paths.get(id(module), found) if isinstance(module, nn.Module) else found
             entry = entry.tb_next
         return found
+
+    def _watch(self, module: nn.Module) -> Iterator[RemovableHandle]:
+        """Keep the stack of running modules, and note what each call was given and gave."""
+        path, recorder = self.paths[id(module)], self.recorder
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorder.stack.append(module)
+            self.open.append((path, len(self.calls), self._arguments(module, args, kwargs)))
+            self.calls.append(None)
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            recorder.stack.pop()
+            name, position, arguments = self.open.pop()
+            made = tuple(recorder.number(t) for t in tree_flatten(output)[0] if isinstance(t, Tensor))
+            self.calls[position] = ModuleCall(name, arguments, made)
+
+        yield module.register_forward_pre_hook(enter, with_kwargs=True)
+        yield module.register_forward_hook(leave, always_call=True)
+
+    def _arguments(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+        try:
+            bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
+        except TypeError:  # a forward that is called with more than its own signature takes
+            bound = {str(position): value for position, value in enumerate(args)} | kwargs
+        return tuple(
+            (name, self.recorder.number(leaf))
+            for name, value in bound.items()
+            if name != "self"
+            for leaf in tree_flatten(value)[0]
+            if isinstance(leaf, Tensor)
+        )
 
     def _run_once_per_kind(self, layer: nn.Module) -> Callable[[], None]:
         """Wrap a layer's forward: the first of a kind runs, the next ones called alike become `repeat`."""

@@ -80,9 +80,18 @@ class Module:
     buffers: tuple[tuple[str, int], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ModuleCall:
+    """One call of a module: its tensor arguments by the forward's own names (a tuple's members share a name), its results."""
+
+    module: str
+    arguments: tuple[tuple[str, int], ...]
+    outputs: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Graph:
-    """The whole call. `values` are indexed by number; ops stand in the order they ran."""
+    """The whole call. `values` are indexed by number; ops and module calls stand in the order they ran."""
 
     modules: tuple[Module, ...]
     values: tuple[Value, ...]
@@ -90,6 +99,7 @@ class Graph:
     inputs: tuple[tuple[str, int], ...]
     outputs: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = field(default=())
+    calls: tuple[ModuleCall, ...] = ()
 
     def __post_init__(self) -> None:
         made = {number for _, number in self.inputs}
@@ -200,6 +210,7 @@ class Graph:
             "inputs": dict(self.inputs),
             "outputs": [[name, number] for name, number in self.outputs],
             "notes": list(self.notes),
+            "calls": [[call.module, [list(a) for a in call.arguments], list(call.outputs)] for call in self.calls],
         }
 
 
@@ -233,6 +244,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
         inputs=tuple(data["inputs"].items()),
         outputs=tuple((name, number) for name, number in data["outputs"]),
         notes=tuple(data["notes"]),
+        calls=tuple(ModuleCall(m, tuple((n, v) for n, v in given), tuple(made)) for m, given, made in data["calls"]),
     )
 
 

@@ -1,0 +1,132 @@
+"""Read a pipeline plan off the computation: the children that the hidden states run through, in the order they ran.
+
+Which modules, and in which order, comes from the trace; which of their arguments matter, from dataflow (what derives from
+parameters, the hidden states, and from the caller's inputs, ids and masks); what the arguments and results are called, from
+the modeling source at the call.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+from torch import nn
+
+from planner.frontend.load import base_prefix
+from planner.frontend.trace import TraceError, example_inputs, trace
+from planner.infer.sites import Site, call_sites
+from planner.ir.graph import Graph, ModuleCall
+from planner.ir.live import given, stream
+from planner.ir.plan import PpEntry
+
+
+def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...], tuple[PpEntry, ...]]:
+    """The pipeline plan of a traced model.
+
+    Args:
+        model: on the meta device.
+        graph: its single-device program.
+
+    Returns:
+        Entries for the base model's config (relative to the base model) and for the head class.
+    """
+    masked = _with_mask(model, graph)
+    prefix = base_prefix(model)
+    flow = _Flow(masked, stream(masked), given(masked))
+    stack = _stack(model, masked)
+    base, head = [], []
+    for path in _on_the_path(model, flow, stack):
+        entry = _entry(model, flow, path)
+        if prefix and not path.startswith(prefix + "."):
+            head.append(entry)
+        else:
+            base.append(PpEntry(path.removeprefix(prefix + ".") if prefix else path, entry.inputs, entry.outputs))
+    return tuple(base), tuple(head)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """A graph with what its values derive from: `stream` from parameters, `given` from the caller's inputs."""
+
+    graph: Graph
+    stream: frozenset[int]
+    given: frozenset[int]
+
+    def matters(self, number: int) -> bool:
+        """Whether a stage could not make this value by itself."""
+        return number in self.stream or number in self.given
+
+
+def _with_mask(model: nn.Module, graph: Graph) -> Graph:
+    """The program with a padding mask, so that what derives from it is seen; the given one where that cannot be traced."""
+    if "attention_mask" not in signature(model.forward).parameters:
+        return graph
+    inputs = example_inputs(model)
+    ids = next(iter(inputs.values()))
+    try:
+        return trace(model, {**inputs, "attention_mask": torch.empty(ids.shape, dtype=torch.long, device="meta")})
+    except TraceError:
+        return graph
+
+
+def _stack(model: nn.Module, graph: Graph) -> str:
+    """The path of the module list that holds most of the parameters that ran: the layers."""
+    ran = {call.module for call in graph.calls}
+    best, most = "", 0
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and any(f"{path}.{name}" in ran for name, _ in module.named_children()):
+            weight = sum(parameter.numel() for parameter in module.parameters())
+            if weight > most:
+                best, most = path, weight
+    return best
+
+
+def _on_the_path(model: nn.Module, flow: _Flow, stack: str) -> list[str]:
+    """Children of every module from the root down to the layers' owner, in the order they first ran, whose results carry
+    the stream. A module that holds the layers is opened, not listed.
+    """
+    parts = stack.split(".")[:-1]
+    opened = {".".join(parts[:count]) for count in range(len(parts) + 1)}
+    found: dict[str, None] = {}
+    for call in flow.graph.calls:
+        path = _listed(call.module, opened, stack)
+        if path is not None and any(number in flow.stream for number in call.outputs):
+            found.setdefault(path, None)
+    return list(found)
+
+
+def _listed(module: str, opened: set[str], stack: str) -> str | None:
+    """The child that a call belongs to: the module itself, or the stack whose member it is."""
+    owner = module.rpartition(".")[0]
+    if owner == stack and stack:
+        return stack
+    return module if module and module not in opened and owner in opened else None
+
+
+def _entry(model: nn.Module, flow: _Flow, path: str) -> PpEntry:
+    owner, _, child = path.rpartition(".")
+    calls = [call for call in flow.graph.calls if call.module == path or call.module.rpartition(".")[0] == path]
+    sites = call_sites(type(model.get_submodule(owner)), child)
+    module = model.get_submodule(calls[0].module)
+    inputs = dict.fromkeys(name for call in calls for name in _inputs(flow, module, call, sites))
+    outputs = next((site.outputs for site in sites if site.outputs), ())
+    return PpEntry(path, tuple(inputs), outputs[: _results(flow, calls)] or tuple(inputs)[:1])
+
+
+def _results(flow: _Flow, calls: Iterable[ModuleCall]) -> int:
+    """How many results of a child carry the stream, at least one."""
+    return max(1, *(sum(number in flow.stream for number in call.outputs) for call in calls))
+
+
+def _inputs(flow: _Flow, module: nn.Module, call: ModuleCall, sites: Iterable[Site]) -> list[str]:
+    """The names of the arguments that matter: at the call where they are passed by position, else the forward's own."""
+    own = [name for name in signature(type(module).forward).parameters if name != "self"]
+    shown: dict[str, str] = {}
+    for site in sites:
+        for name, called in zip(own, site.positional, strict=False):
+            if called is not None:
+                shown.setdefault(name, called)
+    passed = [name for name, number in call.arguments if flow.matters(number)] or [name for name, _ in call.arguments]
+    return list(dict.fromkeys(shown.get(name, name) for name in passed))
+
+

@@ -1,0 +1,170 @@
+"""Where modeling source calls a child module, and what it calls the arguments and the result.
+
+Read from the class's own source: direct calls, calls of a loop variable over a module list (through slices, `enumerate`,
+`zip`), calls by index, checkpointed calls that pass the module on; results through assignments, tuple unpacking, walrus,
+and keywords of a returned object.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One call: what is passed by position and by keyword, by the names at the call, and the names its result is bound to.
+
+    `None` stands for an expression without a name of its own.
+    """
+
+    positional: tuple[str | None, ...]
+    keywords: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def call_sites(owner: type[nn.Module], child: str) -> tuple[Site, ...]:
+    """Every call of `self.<child>`, or of a member of it, in the methods of a class; `forward` first."""
+    found: list[Site] = []
+    for function in _methods(owner):
+        parents = {below: above for above in ast.walk(function) for below in ast.iter_child_nodes(above)}
+        aliases = _aliases(function, child)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and (arguments := _arguments_to(node, child, aliases)) is not None:
+                names = tuple(_result_names(node, parents, function))
+                keywords = tuple(k.arg for k in node.keywords if k.arg is not None)
+                found.append(Site(tuple(map(_name_of, arguments)), keywords, names))
+    return tuple(found)
+
+
+@cache
+def _methods(owner: type[nn.Module]) -> tuple[ast.FunctionDef, ...]:
+    found: dict[str, ast.FunctionDef] = {}
+    for kind in owner.__mro__:
+        if kind in (nn.Module, object) or kind.__module__.startswith(("torch.", "transformers.modeling_utils")):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        for node in tree.body[0].body if tree.body and isinstance(tree.body[0], ast.ClassDef) else []:
+            if isinstance(node, ast.FunctionDef):
+                found.setdefault(node.name, node)
+    return tuple(sorted(found.values(), key=lambda function: function.name != "forward"))
+
+
+def _is_child(node: ast.AST, child: str) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == child and isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+def _mentions(node: ast.AST, child: str) -> bool:
+    return any(_is_child(inner, child) for inner in ast.walk(node))
+
+
+def _aliases(function: ast.FunctionDef, child: str) -> set[str]:
+    """Local names for the child or a member of it: loop variables, and names it was assigned to."""
+    names: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.For | ast.comprehension) and _mentions(node.iter, child):
+            names |= set(_loop_names(node.target, node.iter, child))
+        elif isinstance(node, ast.Assign) and _is_member(node.value, child):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def _is_member(node: ast.AST, child: str) -> bool:
+    return _is_child(node, child) or (isinstance(node, ast.Subscript) and _is_child(node.value, child))
+
+
+def _loop_names(target: ast.expr, iterated: ast.expr, child: str) -> Iterator[str]:
+    if isinstance(target, ast.Name):
+        yield target.id
+    if not isinstance(target, ast.Tuple) or not isinstance(iterated, ast.Call):
+        return
+    called = iterated.func.id if isinstance(iterated.func, ast.Name) else ""
+    sources = [iterated.args[0]] * 2 if called == "enumerate" else iterated.args
+    for position, (part, source) in enumerate(zip(target.elts, sources, strict=False)):
+        if called == "enumerate" and position == 0:
+            continue
+        if _mentions(source, child):
+            yield from _loop_names(part, source, child)
+
+
+def _arguments_to(node: ast.Call, child: str, aliases: set[str]) -> list[ast.expr] | None:
+    """The positional arguments that reach the child in this call; None where it is no call of the child."""
+
+    def is_it(part: ast.expr) -> bool:
+        if isinstance(part, ast.Attribute) and part.attr in ("__call__", "forward"):
+            part = part.value
+        return _is_member(part, child) or (isinstance(part, ast.Name) and part.id in aliases)
+
+    if is_it(node.func):
+        return node.args
+    if node.args and is_it(node.args[0]) and not (isinstance(node.func, ast.Name) and node.func.id in ("enumerate", "zip", "len", "range")):
+        return node.args[1:]
+    return None
+
+
+def _name_of(node: ast.expr) -> str | None:
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Subscript(value=inner) | ast.Starred(value=inner):
+            return _name_of(inner)
+        case ast.NamedExpr(target=target):
+            return _name_of(target)
+        case ast.Attribute(attr=name):
+            return name
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name))) if name != "self":
+            return name
+        case _:
+            return None
+
+
+def _result_names(node: ast.AST, parents: dict[ast.AST, ast.AST], function: ast.FunctionDef) -> Iterator[str]:
+    """The names an expression's value is bound to, looking outwards."""
+    while node in parents:
+        above = parents[node]
+        match above:
+            case ast.NamedExpr(target=ast.Name(id=name)):
+                yield name
+                return
+            case ast.Assign(targets=[target]) | ast.AnnAssign(target=target) | ast.AugAssign(target=target):
+                yield from _unpacked(target, above, function)
+                return
+            case ast.keyword(arg=str(name)) if _is_returned(above, parents):
+                yield name
+                return
+            case ast.Return():
+                return
+        node = above
+
+
+def _is_returned(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
+    call = parents.get(node)
+    return isinstance(call, ast.Call) and isinstance(parents.get(call), ast.Return)
+
+
+def _unpacked(target: ast.expr, assignment: ast.AST, function: ast.FunctionDef) -> Iterator[str]:
+    """Names of an assignment's target; a name whose first member is taken right after stands for that member's name."""
+    if isinstance(target, ast.Tuple | ast.List):
+        for part in target.elts:
+            if isinstance(part, ast.Name) and part.id != "_":
+                yield part.id
+    elif isinstance(target, ast.Name):
+        yield _first_member(target.id, function) or target.id
+
+
+def _first_member(name: str, function: ast.FunctionDef) -> str | None:
+    for node in ast.walk(function):
+        match node:
+            case ast.Assign(
+                targets=[ast.Name(id=bound)],
+                value=ast.Subscript(value=ast.Name(id=source), slice=ast.Constant(value=0)),
+            ) if source == name:
+                return bound
+    return None
