@@ -88,7 +88,7 @@ def _missing(
     case: Case, outcomes: dict[int, Outcome], death: str | None, *, timed_out: bool, timeout: float
 ) -> tuple[Finding, ...]:
     """Not every rank answered: a rank's own exception is the first cause, else its death, else the time."""
-    failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.failure}
+    failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.failure and not outcome.failure.heard_of}
     if failed:
         return findings_of(case, failed)
     if death is not None and not timed_out:
@@ -98,7 +98,9 @@ def _missing(
 
 
 def _nothing_planned() -> Finding:
-    return Finding("PL104", Severity.UNDECIDED, "the plan has no tensor-parallel entry: there is nothing to run", Place())
+    return Finding(
+        "PL104", Severity.UNDECIDED, "the plan has no tensor-parallel entry: there is nothing to run", Place()
+    )
 
 
 def _undecided(code: str, message: str, why: str) -> Finding:

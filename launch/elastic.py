@@ -50,6 +50,8 @@ def main(directory: Path) -> None:
 
 def serve(directory: str) -> None:
     """One rank: every case in turn; the rank leaves where another has not answered, since the group is then lost."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # the launcher's handlers came with the fork; a rank just ends
+        signal.signal(number, signal.SIG_DFL)
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     request = read_request(Path(directory))

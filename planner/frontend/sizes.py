@@ -26,7 +26,10 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("shared", r"\w*shared_experts?"),
     ("experts", r"\w*experts?"),
     ("intermediate", r"\w*(intermediate|ffn|ffw|feed_?forward|inner|mlp_dim|mlp_size|mlp_hidden)\w*|d_ff|ff_dim"),
-    ("hidden", r"hidden_(size|dim)|n_embd|d_model|(model_|embed_|embedding_)?dim|embedding_size|word_embed_proj_dim|width"),
+    (
+        "hidden",
+        r"hidden_(size|dim)|n_embd|d_model|(model_|embed_|embedding_)?dim|embedding_size|word_embed_proj_dim|width",
+    ),
     ("positions", r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|block_size"),
     ("window", r"\w*window(_size)?|\w*chunk_size"),
     ("period", r"\w*(interval|period|_freq|_step|_pattern|every_n\w*)"),
@@ -133,7 +136,9 @@ def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
     """Experts, groups of experts, windows, positions: the structure kept, the numbers small."""
     limits = {"experts": 8, "chosen": 2, "groups": 2, "chosen groups": 1, "window": 5, "dense layers": 1}
     return {
-        name: min(value, limits[role]) for name, value in numbers.items() if (role := roles.get(name)) in limits and role
+        name: min(value, limits[role])
+        for name, value in numbers.items()
+        if (role := roles.get(name)) in limits and role
     }
 
 

@@ -95,7 +95,9 @@ def _at(mine: Crossing, right: Crossing, styles: dict[str, str]) -> Divergence:
         return Divergence(mine.module, entry_of(mine.module, styles), "no tensor", "a tensor")
     error = relative_error(mine.given, right.given)
     found = f"{tuple(mine.given.shape)}, relative error {error:.1e}"
-    return Divergence(mine.module, entry_of(mine.module, styles), found, f"{tuple(right.given.shape)}, or one shard of it")
+    return Divergence(
+        mine.module, entry_of(mine.module, styles), found, f"{tuple(right.given.shape)}, or one shard of it"
+    )
 
 
 def entry_key(name: str) -> str:

@@ -1,6 +1,8 @@
 """What one rank has to say after a case, as data that travels between processes."""
 
 import json
+import re
+import sysconfig
 import time
 import traceback
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from planner.ir.findings import Source
 from verify.dynamic.compare import Comparison
 from verify.dynamic.localize import Divergence
 
+_ANOTHER = re.compile(r"gloo/|NCCL|Connection (closed|reset|refused)|Timed out waiting|Broken pipe")
 _ROOTS = ("site-packages", "dist-packages")
 
 
@@ -29,6 +32,15 @@ class Failure:
     source: Source | None
     sharded: bool
     when: float
+
+    @property
+    def heard_of(self) -> bool:
+        """Whether this rank only noticed, in a collective, that another one was gone or silent."""
+        return bool(_ANOTHER.search(self.message)) or self.kind in (
+            "DistBackendError",
+            "DistNetworkError",
+            "DistStoreError",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +89,10 @@ def modeling_line(error: BaseException) -> Source | None:
     ours = Path(__file__).parents[2]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        library = any(root in path.parts for root in _ROOTS) or not path.exists()
-        own = path.is_relative_to(ours / "verify") or path.is_relative_to(ours / "planner") or path.is_relative_to(ours / "launch")
-        if path.name.startswith("modeling_") or not (library or own or "python3" in str(path.parent)):
+        library = any(root in path.parts for root in _ROOTS) or path.is_relative_to(sysconfig.get_path("stdlib"))
+        own = any(path.is_relative_to(ours / package) for package in ("planner", "verify", "launch"))
+        model = path.name.startswith("modeling_") and path.parent.name != "transformers"
+        if model or not (library or own or not path.exists()):
             return Source(relative(path), frame.lineno or 0)
     return None
 

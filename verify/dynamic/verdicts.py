@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from planner.frontend.load import base_prefix, build
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.plan import generic
@@ -10,7 +12,7 @@ from verify.dynamic.compare import Comparison
 from verify.dynamic.localize import Divergence, entry_of
 from verify.dynamic.outcome import Failure, Outcome, worst
 
-_OUR_LIMITS = ("MemoryError", "OutOfMemoryError", "TimeoutError", "DistBackendError", "DistNetworkError", "DistStoreError")
+_OUR_LIMITS = ("MemoryError", "OutOfMemoryError", "TimeoutError")
 _MOST = 4
 """Gradient findings: one fault spreads to every gradient upstream of it."""
 
@@ -25,27 +27,37 @@ def measures_of(outcomes: Mapping[int, Outcome]) -> dict[str, float]:
 
 def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, ...]:
     """What the ranks' outcomes mean for the plan."""
-    failed = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
-    styles = case.plan.styles(base_prefix(build(case.loaded)))
-    if failed:
-        rank, first = min(failed.items(), key=lambda item: item[1].when)
-        return (failure_finding(rank, first, styles),)
+    model = build(case.loaded)
+    styles = case.plan.styles(base_prefix(model))
     refused = next((outcome.refused for outcome in outcomes.values() if outcome.refused), None)
     wrong = [comparison for comparison in worst(outcomes).values() if not comparison.right]
     divergence = next((outcome.divergence for outcome in outcomes.values() if outcome.divergence), None)
-    return (*_wrong(case, wrong, styles, divergence), *([_refusal(refused)] if refused else []))
+    failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
+    failed = [_failure(failures, case, styles, model)] if failures else []
+    return (*_wrong(case, wrong, styles, divergence), *failed, *([_refusal(refused)] if refused else []))
 
 
-def failure_finding(rank: int, failure: Failure, styles: Mapping[str, str]) -> Finding:
+def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str], model: nn.Module) -> Finding:
+    """The first failure; where all ranks failed alike, which of them was first is chance, and is not said."""
+    failures = {rank: failure for rank, failure in failures.items() if not failure.heard_of} or failures
+    alike = len(failures) == case.tp * case.pp and len({(f.stage, f.kind) for f in failures.values()}) == 1
+    rank = min(failures) if alike else min(failures, key=lambda rank: failures[rank].when)
+    first = failures[rank]
+    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    entry = entry_of(first.module, styles) or (generic(first.module) if first.module in owners else None)
+    return failure_finding("every rank" if alike else f"rank {rank}", first, entry)
+
+
+def failure_finding(who: str, failure: Failure, entry: str | None) -> Finding:
     """A rank that raised: the plan's fault, unless the single-device model raised too, or it was a limit of this machine."""
-    ours = failure.kind in _OUR_LIMITS
+    ours = failure.kind in _OUR_LIMITS or failure.heard_of
     decided = failure.sharded and not ours
     fault = Fault.PLAN if decided else Fault.OURS if ours else Fault.MODEL
     return Finding(
         code="DY504",
         severity=Severity.ERROR if decided else Severity.UNDECIDED,
-        message=f"rank {rank} failed in {failure.stage}: {failure.kind}: {failure.message}",
-        place=Place(entry_of(failure.module, dict(styles)), failure.module or None, failure.source),
+        message=f"{who} failed in {failure.stage}: {failure.kind}: {failure.message}",
+        place=Place(entry, failure.module or None, failure.source),
         why="the per-rank program cannot run" if decided else "nothing was compared",
         found=failure.kind,
         needed="a run to the end on every rank",
@@ -123,7 +135,9 @@ def _gradients(case: Case, wrong: Sequence[Comparison], styles: dict[str, str]) 
     once = {comparison.place for comparison in wrong if comparison.what == "gradient"}
     client = [c for c in wrong if c.place not in once and _clients_accumulation(case, c, styles)]
     plain = [comparison for comparison in wrong if comparison not in client]
-    by_key = {generic(comparison.place): comparison for comparison in reversed(plain) if comparison.place in once or not once}
+    by_key = {
+        generic(comparison.place): comparison for comparison in reversed(plain) if comparison.place in once or not once
+    }
     found = [_gradient(comparison, styles, len(plain)) for comparison in list(by_key.values())[:_MOST]]
     return (*found, *([_accumulation(case, client, styles)] if client else []))
 
@@ -152,7 +166,11 @@ def _clients_accumulation(case: Case, comparison: Comparison, styles: dict[str, 
     """
     entry = entry_of(comparison.place, styles)
     expected = (case.tp - 1) / 2
-    return entry is not None and styles[entry] == "replicated_with_grad_allreduce" and abs(comparison.error - expected) < 1e-6
+    return (
+        entry is not None
+        and styles[entry] == "replicated_with_grad_allreduce"
+        and abs(comparison.error - expected) < 1e-6
+    )
 
 
 def _accumulation(case: Case, wrong: Sequence[Comparison], styles: dict[str, str]) -> Finding:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from planner.frontend.load import base_prefix
+from planner.frontend.load import base_prefix, build
 from planner.frontend.twin import random_state
 from verify.dynamic.cases import Case, inputs
 from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
@@ -19,6 +19,7 @@ class _Progress:
 
     observed: Observed
     sharded: bool = False
+    want: Observed | None = None
 
 
 def check(case: Case, *, rank: int, device: torch.device) -> Outcome:
@@ -30,7 +31,11 @@ def check(case: Case, *, rank: int, device: torch.device) -> Outcome:
         return _check_tensor(case, rank=rank, device=device, progress=progress)
     except Exception as error:  # whatever the model, the client or the plan makes it raise is the result
         at = progress.observed
-        return Outcome(rank, failure=failure_of(error, stage=at.stage, module=at.inside, sharded=progress.sharded))
+        failure = failure_of(error, stage=at.stage, module=at.inside, sharded=progress.sharded)
+        if progress.want is None:
+            return Outcome(rank, failure=failure)
+        compared, divergence = _compared(case, at, progress.want, rank=rank)
+        return Outcome(rank, compared, failure, divergence)
 
 
 def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
@@ -39,16 +44,13 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
     single.load_state_dict(state)
     asked = inputs(single, seed=case.seed)
     want = observe(single, asked, into=progress.observed)
-    progress.observed, progress.sharded = Observed(stage="loading the sharded model"), True
+    progress.observed, progress.sharded, progress.want = Observed(stage="loading the sharded model"), True, want
     model = sharded_model(case.loaded, case.plan, state, tp=case.tp)
     weights = _weights(dict(model.named_parameters()), dict(single.named_parameters()))
     got = observe(model, asked, into=progress.observed)
-    comparisons = (*weights, *_values(got, want), *_gradients(got, want))
-    divergence = None
-    if not all(comparison.right for comparison in comparisons if comparison.place == ""):
-        divergence = _divergence(case, got, want, base_prefix(single), rank=rank)
+    compared, divergence = _compared(case, got, want, rank=rank)
     refused = failure_of(got.refused, stage="backward", module="", sharded=True) if got.refused else None
-    return Outcome(rank, comparisons, divergence=divergence, refused=refused)
+    return Outcome(rank, (*weights, *compared), divergence=divergence, refused=refused)
 
 
 def _check_pipeline(case: Case, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
@@ -69,12 +71,15 @@ def _weights(got: dict[str, torch.nn.Parameter], want: dict[str, torch.nn.Parame
 
 
 def _values(got: Observed, want: Observed) -> list[Comparison]:
-    return [Comparison(name, relative_error(got.values[name], value), LIMIT) for name, value in want.values.items()]
+    both = [name for name in want.values if name in got.values]
+    return [Comparison(name, relative_error(got.values[name], want.values[name]), LIMIT) for name in both]
 
 
 def _gradients(got: Observed, want: Observed) -> list[Comparison]:
     compared = []
     for what, gradients in want.gradients.items():
+        if what not in got.gradients:
+            continue
         largest = max((float(gradient.abs().max()) for gradient in gradients.values()), default=0.0)
         for name, gradient in gradients.items():
             error = relative_error(got.gradients[what][name], gradient, floor=FLOOR * largest)
@@ -82,5 +87,13 @@ def _gradients(got: Observed, want: Observed) -> list[Comparison]:
     return compared
 
 
-def _divergence(case: Case, got: Observed, want: Observed, prefix: str, *, rank: int) -> Divergence | None:
-    return first_divergence(got.crossings, want.crossings, case.plan.styles(prefix), Rank(rank, case.tp))
+def _compared(
+    case: Case, got: Observed, want: Observed, *, rank: int
+) -> tuple[tuple[Comparison, ...], Divergence | None]:
+    """What both models answered, compared; where an output is wrong, also the first module that was."""
+    values = _values(got, want)
+    if all(comparison.right for comparison in values):
+        return (*values, *_gradients(got, want)), None
+    styles = case.plan.styles(base_prefix(build(case.loaded)))
+    divergence = first_divergence(got.crossings, want.crossings, styles, Rank(rank, case.tp))
+    return (*values, *_gradients(got, want)), divergence
