@@ -20,8 +20,14 @@ MODEL = f"{Path(__file__).with_name('custom_model.py')}:ComboForCausalLM"
 class PlannedComboConfig(ComboConfig):
     """The config as it is published: with the plan that `main` printed."""
 
-    base_model_tp_plan = {}
-    base_model_pp_plan = {}
+    base_model_tp_plan = {
+        "tokens": "embedding_rowwise",
+        "places": "embedding_rowwise",
+        "blocks.*.widen": "colwise",
+        "blocks.*.shrink": "rowwise",
+        "blocks.*.mixer.stem": "colwise",
+        "blocks.*.mixer.fuse": "rowwise",
+    }
 
 
 def main() -> None:

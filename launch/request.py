@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import init_hf_modules
 
+from planner.frontend.code import FILE_PACKAGE
 from verify.dynamic.cases import Case
 
 
@@ -39,8 +40,10 @@ def read_request(directory: Path) -> Request:
     return found
 
 
-def _modules(case: Case) -> tuple[str, str]:
-    return type(case.loaded.config).__module__, case.loaded.model_class.__module__
+def _modules(case: Case) -> list[str]:
+    """Of a file given by path, none: what was loaded reads its reference again when it unpickles."""
+    names = (type(case.loaded.config).__module__, case.loaded.model_class.__module__)
+    return [name for name in names if not name.startswith(FILE_PACKAGE)]
 
 
 def _file(name: str) -> str | None:

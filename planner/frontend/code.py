@@ -14,6 +14,9 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from planner.frontend.errors import LoadError, nearest, reason
 
+FILE_PACKAGE = "shardproof_file_"
+"""How the modules of files begin that were given by path; no import finds them, only loading the reference again."""
+
 
 def class_from_file(path: Path, class_name: str) -> type[PreTrainedModel]:
     """`file.py:Class`. The file may import its siblings, by `from .sibling` or by `import sibling`."""
@@ -28,7 +31,7 @@ def class_from_file(path: Path, class_name: str) -> type[PreTrainedModel]:
 def class_from_module(module_name: str, class_name: str) -> type[PreTrainedModel]:
     """`package.module:Class`."""
     try:
-        module = importlib.import_module(module_name)
+        module = _import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             advice = "install it, or give the path of a Python file"
@@ -37,6 +40,16 @@ def class_from_module(module_name: str, class_name: str) -> type[PreTrainedModel
     except (Exception, SystemExit) as error:
         raise LoadError(_failed(module_name, error)) from error
     return _model_class(module, class_name, where=module_name)
+
+
+def _import_module(name: str) -> ModuleType:
+    """Also from the current folder, which a console script does not have on its path; there last, as for files."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
 
 
 def class_from_checkpoint(reference: str, folder: str) -> type:
@@ -66,7 +79,7 @@ def _run_file(path: Path) -> ModuleType:
     """The file as a module of a package made of its folder, once per content."""
     path = path.resolve()
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
-    package, name = f"shardproof_file_{digest}", f"shardproof_file_{digest}.{path.stem}"
+    package, name = f"{FILE_PACKAGE}{digest}", f"{FILE_PACKAGE}{digest}.{path.stem}"
     if name in sys.modules:
         return sys.modules[name]
     parent = ModuleType(package)

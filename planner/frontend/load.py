@@ -1,6 +1,7 @@
 """From a reference (a model type, a config.json, a checkpoint folder, a Hub id, a class) to a config and a class."""
 
 import json
+import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,14 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from planner.frontend.code import class_from_checkpoint, class_from_file, class_from_module, code_file, config_class_of
+from planner.frontend.code import (
+    FILE_PACKAGE,
+    class_from_checkpoint,
+    class_from_file,
+    class_from_module,
+    code_file,
+    config_class_of,
+)
 from planner.frontend.errors import LoadError, nearest, reason
 from planner.frontend.overrides import configure
 from planner.ir.plan import Plan, join, plan_from_json
@@ -52,6 +60,12 @@ class Loaded:
         """The name for reports: of a path only its last part, since reports hold no absolute paths."""
         return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
+    def __reduce__(self) -> tuple[Callable[..., "Loaded"], tuple[object, ...]]:
+        """Pickles even where the class is of a file given by path: reading the reference again brings its module."""
+        fields = (self.name, self.config, self.model_class, self.checkpoint, self.overrides, self.trust_remote_code)
+        again = self.model_class.__module__.startswith(FILE_PACKAGE)
+        return _unpickled, (self.name, self.overrides if again else None, pickle.dumps(fields))
+
 
 def load(reference: str, *, overrides: Mapping[str, str] | None = None, trust_remote_code: bool = False) -> Loaded:
     """Resolve a reference, without the network; `LoadError` where it names nothing.
@@ -62,6 +76,12 @@ def load(reference: str, *, overrides: Mapping[str, str] | None = None, trust_re
     with quiet():
         config, model_class, checkpoint = _resolve(reference, given, trust_remote_code)
     return Loaded(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
+
+
+def _unpickled(reference: str, overrides: tuple[tuple[str, str], ...] | None, fields: bytes) -> Loaded:
+    if overrides is not None:
+        load(reference, overrides=dict(overrides))
+    return Loaded(*pickle.loads(fields))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def test_what_counts_as_the_same_output(shown: str, printed: str, same: bool) ->
 
 
 def run_here(command: str) -> str:
-    """The output of a `plan ...` command, by this interpreter, at the project's root."""
+    """The standard output of a `plan ...` command, by this interpreter, at the project's root."""
     words = command.split()
     assert words[0] == "plan", command
     run = [sys.executable, "-c", "from launch.cli import main; main()", *words[1:]]

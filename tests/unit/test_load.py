@@ -1,6 +1,9 @@
 """References: what each form loads, and the one sentence that each wrong one gets."""
 
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from transformers import LlamaConfig
 
 from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried_plan, load
+from tests.gate import ROOT
 
 CUSTOM = """
 import torch
@@ -285,3 +289,26 @@ def test_a_file_called_like_a_type_does_not_hide_it(tmp_path: Path, monkeypatch:
     (tmp_path / "llama").write_text("not JSON")
     assert load("llama").config.model_type == "llama"
     assert "this is not valid JSON" in refused(str(tmp_path / "llama"))
+
+
+def test_a_model_of_a_file_pickles_to_a_process_that_never_saw_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_config.py").write_text(CUSTOM.split("class OddModel")[0])
+    (tmp_path / "odd.py").write_text(
+        "from .odd_config import OddConfig\n" + CUSTOM.replace("class OddConfig", "class Unused")
+    )
+    loaded = load(f"{tmp_path}/odd.py:OddModel", overrides={"width": "20"})
+    loaded.config.width = 28
+    (tmp_path / "pickled").write_bytes(pickle.dumps(loaded))
+    code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).config.width)"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run = [sys.executable, "-c", code, str(tmp_path / "pickled")]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "28\n"
+
+
+def test_a_package_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd_package").mkdir()
+    (tmp_path / "odd_package" / "modeling.py").write_text(CUSTOM)
+    monkeypatch.chdir(tmp_path)
+    assert load("odd_package.modeling:OddModel").model_class.__name__ == "OddModel"
