@@ -20,8 +20,10 @@ def confirm(
 ) -> LevelResult:
     """Run a plan on `tp * pp` real ranks and compare with the single-device model, on a twin in float64.
 
-    Inside a torchrun or Slurm job its ranks are used, and every rank gets the same result; else ranks are started here and
-    ended before this returns. `timeout` is in seconds. `ValueError` where the layout is no layout, or not that of the job.
+    Inside a torchrun or Slurm job its ranks are used, and every rank gets the same result; else ranks are started
+    here and
+    ended before this returns. `timeout` is in seconds. `ValueError` where the layout is no layout, or not that of
+    the job.
     """
     world = surrounding()
     _check_layout(tp, pp, world)
@@ -61,10 +63,14 @@ def confirm_cases(cases: tuple[Case, ...], *, timeout: float = 300.0) -> tuple[L
 def _in_job(case: Case, world: World, began: float, timeout: float) -> LevelResult:
     adopt(world)
     seat = Seat(world, timeout=timeout)
-    outcomes = seat.answer(case, 0, heard=lambda outcome: None)
+    outcomes = seat.answer(case, 0, heard=_unheard)
     if len(outcomes) < world.size:
         return _result(began, _missing(case, outcomes, None, timed_out=True, timeout=timeout))
     return LevelResult("run", time.monotonic() - began, findings_of(case, outcomes), measures_of(outcomes))
+
+
+def _unheard(_: Outcome) -> None:
+    """In somebody else's job the other ranks hear an outcome through the store, and nobody else needs it."""
 
 
 def _check_layout(tp: int, pp: int, world: World | None) -> None:

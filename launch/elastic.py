@@ -1,6 +1,7 @@
 """The script that `launch.torchrun` starts: torch's elastic launcher, with the ranks forked after the imports.
 
-Usage: python -P elastic.py DIRECTORY. Reads `request` there, writes one outcome file per case and rank, and `deaths.json`.
+Usage: python -P elastic.py DIRECTORY. Reads `request` there, writes one outcome file per case and rank, and
+`deaths.json`.
 It ends itself and all its ranks when its standard input closes: that is when the process that started it is gone.
 """
 
@@ -10,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +22,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.utils import logging
 
 from launch.ranks import Seat, surrounding
-from launch.request import Request, read_request
+from launch.request import read_request
+from verify.dynamic.outcome import Outcome
 
 
 def main(directory: Path) -> None:
@@ -50,8 +53,8 @@ def main(directory: Path) -> None:
 
 def serve(directory: str) -> None:
     """One rank: every case in turn; the rank leaves where another has not answered, since the group is then lost."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # the launcher's handlers came with the fork; a rank just ends
-        signal.signal(number, signal.SIG_DFL)
+    for inherited in (signal.SIGTERM, signal.SIGINT):  # the launcher's handlers came with the fork; a rank just ends
+        signal.signal(inherited, signal.SIG_DFL)
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     request = read_request(Path(directory))
@@ -60,17 +63,17 @@ def serve(directory: str) -> None:
     seat = Seat(world, timeout=request.timeout)
     for number, case in enumerate(request.cases):
         path = Path(directory) / f"outcome-{number}-{world.rank}.json"
-        outcomes = seat.answer(case, number, heard=lambda outcome, path=path: _write(path, outcome.dumps()))
+        outcomes = seat.answer(case, number, heard=partial(_write, path))
         if len(outcomes) < world.size:
             sys.stdout.flush()
             os._exit(1)  # not sys.exit: a collective may be stuck, and joining its threads would wait for it
     assert not dist.is_initialized()
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, outcome: Outcome) -> None:
     """Whole or not at all."""
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(outcome.dumps())
     part.rename(path)
 
 

@@ -1,6 +1,7 @@
 """One rank: joining a process group, answering cases in it, and hearing what the other ranks answered.
 
-Ranks speak through the store of the rendezvous, not through collectives: a rank that failed can still be heard, and nobody
+Ranks speak through the store of the rendezvous, not through collectives: a rank that failed can still be heard, and
+nobody
 waits for it in vain.
 """
 
@@ -12,6 +13,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from planner.frontend.load import quiet
 from verify.dynamic.cases import Case
@@ -35,7 +38,8 @@ class World:
 def surrounding(environment: Mapping[str, str] = os.environ) -> World | None:
     """The torchrun or Slurm job that this process was started in, or None.
 
-    Of a Slurm job only a step with several tasks counts (`srun`): the batch script itself also has a rank, but is alone.
+    Of a Slurm job only a step with several tasks counts (`srun`): the batch script itself also has a rank, but is
+    alone.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
@@ -79,7 +83,7 @@ class Seat:
         self.world = world
         self.timeout = timedelta(seconds=timeout)
         self.device, self.backend = device_and_backend(world)
-        self.store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=self.timeout))
+        self.store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=self.timeout))
         self.store.set_timeout(self.timeout)
 
     def answer(self, case: Case, number: int, *, heard: Callable[[Outcome], None]) -> dict[int, Outcome]:
@@ -87,7 +91,7 @@ class Seat:
 
         `heard` gets this rank's own outcome before anything is waited for. A rank that never answers is absent.
         """
-        store = dist.PrefixStore(f"case{number}", self.store)
+        store = PrefixStore(f"case{number}", self.store)
         dist.init_process_group(
             self.backend, store=store, rank=self.world.rank, world_size=self.world.size, timeout=self.timeout
         )
@@ -100,7 +104,7 @@ class Seat:
             dist.destroy_process_group()
         return outcomes
 
-    def _gather(self, store: dist.Store, mine: Outcome) -> dict[int, Outcome]:
+    def _gather(self, store: Store, mine: Outcome) -> dict[int, Outcome]:
         """Every rank's outcome; once any rank has failed, the others get `GRACE` seconds to answer."""
         outcomes = {self.world.rank: mine}
         end = time.monotonic() + self.timeout.total_seconds()

@@ -1,6 +1,7 @@
 """Small sizes for the fields of a config, by what their names say; no table per model type.
 
-Every structural dim gets a size of its own, so that two dims cannot be confused; a size has the same common divisors with
+Every structural dim gets a size of its own, so that two dims cannot be confused; a size has the same common divisors
+with
 the degree as the real one, so that what does not divide in reality does not divide in the twin either.
 """
 
@@ -50,7 +51,8 @@ def role_of(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One attempt: `apart` gives equal real sizes different small ones, `scaled` makes multipliers of 1.0 differ from 1."""
+    """One attempt: `apart` gives equal real sizes different small ones, `scaled` makes multipliers of 1.0 differ
+    from 1."""
 
     apart: bool
     scaled: bool

@@ -1,12 +1,13 @@
 """The twin: a small model with the same structure, and random weights for it.
 
-A real bug shows the same at any size, so it is looked for at a small one, in float64, where it cannot be taken for rounding.
+A real bug shows the same at any size, so it is looked for at a small one, in float64, where it cannot be taken for
+rounding.
 """
 
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import gcd
 
@@ -32,7 +33,8 @@ class TwinError(ValueError):
 def twin(loaded: Loaded, *, tp: int, pp: int = 1) -> Loaded:
     """A small, structurally identical model for `tp` ranks and `pp` stages.
 
-    Kept: every kind of layer, the ratio of heads to KV heads, and whether each size divides by `tp`. `TwinError` where the
+    Kept: every kind of layer, the ratio of heads to KV heads, and whether each size divides by `tp`. `TwinError`
+    where the
     config's fields neither tell their meaning nor can be shrunk by trial, and the model is too large to run as it is.
     """
     with quiet():
@@ -110,7 +112,7 @@ def _by_names(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrai
 def fields_of(config: PreTrainedConfig) -> Fields:
     """The arguments that would make this config again."""
     if "__dataclass_fields__" in vars(type(config)):
-        names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]  # made one by Transformers
+        names = {field.name for field in dataclasses.fields(config)}
     else:
         names = set(inspect.signature(type(config).__init__).parameters)
     return {name: value for name, value in config.to_dict().items() if name in names}
@@ -121,7 +123,8 @@ def rebuilt(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
 
     Experts run one by one: the grouped kernel has no float64.
     """
-    made = type(config)(**fields)
+    make: Callable[..., PreTrainedConfig] = type(config)
+    made = make(**fields)
     made._experts_implementation = "eager"
     return made
 

@@ -6,7 +6,6 @@ import time
 
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class KilledConfig(LlamaConfig):
@@ -18,7 +17,7 @@ class Killed(LlamaForCausalLM):
 
     config_class = KilledConfig
 
-    def forward(self, input_ids=None, use_cache=None, **kwargs) -> CausalLMOutputWithPast:  # type: ignore[no-untyped-def,override]
+    def forward(self, input_ids=None, use_cache=None, **kwargs):  # type: ignore[no-untyped-def]  # as its base
         if getattr(self, "_tp_size", None) and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(input_ids=input_ids, use_cache=use_cache, **kwargs)
@@ -33,7 +32,7 @@ class Stuck(LlamaForCausalLM):
 
     config_class = StuckConfig
 
-    def forward(self, input_ids=None, use_cache=None, **kwargs) -> CausalLMOutputWithPast:  # type: ignore[no-untyped-def,override]
+    def forward(self, input_ids=None, use_cache=None, **kwargs):  # type: ignore[no-untyped-def]  # as its base
         while getattr(self, "_tp_size", None) and dist.get_rank() == 0:
             time.sleep(0.1)
         return super().forward(input_ids=input_ids, use_cache=use_cache, **kwargs)
@@ -48,7 +47,7 @@ class Lonely(LlamaForCausalLM):
 
     config_class = LonelyConfig
 
-    def forward(self, input_ids=None, use_cache=None, **kwargs) -> CausalLMOutputWithPast:  # type: ignore[no-untyped-def,override]
+    def forward(self, input_ids=None, use_cache=None, **kwargs):  # type: ignore[no-untyped-def]  # as its base
         if getattr(self, "_tp_size", None) and dist.get_rank() == 1:
             raise RuntimeError("rank 1 has had enough")
         return super().forward(input_ids=input_ids, use_cache=use_cache, **kwargs)

@@ -49,12 +49,12 @@ class Boundaries(AbstractContextManager["Boundaries"]):
         self._handles.clear()
 
     def _begin(self, name: str):  # type: ignore[no-untyped-def]  # a hook: torch types it loosely
-        def begin(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        def begin(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
             self._running.append((name, _first([*args, *kwargs.values()])))
 
         return begin
 
-    def _end(self, module: nn.Module, args: object, output: object) -> None:
+    def _end(self, _: nn.Module, __: object, output: object) -> None:
         name, taken = self._running.pop()
         self.crossings.append(Crossing(name, taken, _first(output)))
 

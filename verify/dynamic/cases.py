@@ -30,7 +30,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Token ids `[BATCH, LENGTH]`, the same on every rank, and a mask with rows padded on the left by 0 and 3 tokens."""
+    """Token ids `[BATCH, LENGTH]`, the same on every rank, and a mask with rows padded on the left by 0 and 3
+    tokens."""
 
     ids: torch.Tensor
     mask: torch.Tensor

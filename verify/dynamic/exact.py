@@ -6,7 +6,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_IN_PLACE = {
+_IN_PLACE: dict[str, Callable[..., object]] = {
     "__iadd__": torch.Tensor.__add__,
     "__isub__": torch.Tensor.__sub__,
     "__imul__": torch.Tensor.__mul__,
@@ -17,23 +17,24 @@ _IN_PLACE = {
 class Wide(TorchFunctionMode):
     """Every cast to a narrower float is a cast to float64.
 
-    Models take softmaxes, norms and routing weights in float32 whatever their dtype, and the gradient of a routing weight
+    Models take softmaxes, norms and routing weights in float32 whatever their dtype, and the gradient of a routing
+    weight
     is then a sum of float32 parts, one per rank: rounding of 1e-7, which a wrong plan may not hide behind. In float32 a
     mask of the least float64 is minus infinity besides, and a row with nothing but that is NaN.
     """
 
-    def __torch_function__(  # type: ignore[no-untyped-def,override]  # torch declares it with Any throughout
+    def __torch_function__(  # type: ignore[no-untyped-def]  # torch's own signature is untyped
         self, func: Callable[..., object], types: Sequence[type], args: tuple[object, ...] = (), kwargs=None
     ):
-        if func is torch.Tensor.float:
-            return torch.Tensor.double(*args)
+        if func is torch.Tensor.float and isinstance(args[0], torch.Tensor):
+            return args[0].double()
         return func(*map(_wide, args), **{name: _wide(value) for name, value in (kwargs or {}).items()})
 
 
 class OutOfPlace(TorchFunctionMode):
     """`a += b` makes a new tensor: autograd refuses it in place on the output of a sharded module."""
 
-    def __torch_function__(  # type: ignore[no-untyped-def,override]  # torch declares it with Any throughout
+    def __torch_function__(  # type: ignore[no-untyped-def]  # torch's own signature is untyped
         self, func: Callable[..., object], types: Sequence[type], args: tuple[object, ...] = (), kwargs=None
     ):
         keywords: Mapping[str, object] = kwargs or {}

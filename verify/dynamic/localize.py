@@ -1,4 +1,5 @@
-"""Where a wrong run first went wrong: the first module, in the order they finish, whose output is no part of the right one."""
+"""Where a wrong run first went wrong: the first module, in the order they finish, whose output is no part of the
+right one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,8 +61,10 @@ def first_divergence(
 ) -> Divergence | None:
     """The first module whose output is no part of the single-device one; None where every one is.
 
-    `styles` are the plan's keys as the head model sees them. A module that got a right input and gave a wrong output is at
-    fault itself; one that already got a wrong input points at its siblings: there the one without an entry is named, where
+    `styles` are the plan's keys as the head model sees them. A module that got a right input and gave a wrong output
+    is at
+    fault itself; one that already got a wrong input points at its siblings: there the one without an entry is named,
+    where
     the others have one.
     """
     seen: dict[str, Placement | None] = {}

@@ -45,7 +45,8 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One rank's answer to one case. `refused` is what autograd refused of the model's own code, which was worked around."""
+    """One rank's answer to one case. `refused` is what autograd refused of the model's own code, which was worked
+    around."""
 
     rank: int
     comparisons: tuple[Comparison, ...] = ()
@@ -78,7 +79,8 @@ def _failure(data: dict[str, Any] | None) -> Failure | None:
 
 
 def failure_of(error: BaseException, *, stage: str, module: str, sharded: bool) -> Failure:
-    """An exception as data: the first line of its message, and the last line of modeling code that it passed through."""
+    """An exception as data: the first line of its message, and the last line of modeling code that it passed
+    through."""
     lines = str(error).strip().splitlines() or [""]
     message = lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
     return Failure(stage, type(error).__name__, message, module, modeling_line(error), sharded, time.time())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from planner.frontend.load import Loaded, build, quiet
 from planner.ir.plan import Plan
@@ -41,7 +41,9 @@ def reference_model(loaded: Loaded, device: torch.device) -> PreTrainedModel:
     torch.manual_seed(0)
     own = Loaded(loaded.name, copy.deepcopy(loaded.config), loaded.model_class)
     with quiet():
-        return build(own, device="cpu", dtype=torch.float64).to(device)  # type: ignore[return-value]  # as built
+        model: nn.Module = build(own, device="cpu", dtype=torch.float64).to(device)
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def sharded_model(loaded: Loaded, plan: Plan, state: State, *, tp: int) -> PreTrainedModel:
@@ -59,7 +61,9 @@ def sharded_model(loaded: Loaded, plan: Plan, state: State, *, tp: int) -> PreTr
             dtype=torch.float64,
             distributed_config=DistributedConfig(tp_size=tp),
         )
-    return model.eval()
+    model.eval()
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def with_plan(loaded: Loaded, plan: Plan) -> Loaded:
@@ -157,7 +161,7 @@ def _backward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     for once_or_twice in ("gradient", "gradient of two backwards"):
         loss = _loss(model, inputs.ids)
         into.values["loss"] = loss.detach()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss.backward()
         into.gradients[once_or_twice] = {name: _gradient(value) for name, value in model.named_parameters()}
     model.zero_grad(set_to_none=True)
 

@@ -49,7 +49,8 @@ def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str]
 
 
 def failure_finding(who: str, failure: Failure, entry: str | None) -> Finding:
-    """A rank that raised: the plan's fault, unless the single-device model raised too, or it was a limit of this machine."""
+    """A rank that raised: the plan's fault, unless the single-device model raised too, or it was a limit of this
+    machine."""
     ours = failure.kind in _OUR_LIMITS or failure.heard_of
     decided = failure.sharded and not ours
     fault = Fault.PLAN if decided else Fault.OURS if ours else Fault.MODEL
@@ -106,7 +107,9 @@ def _decode(wrong: Sequence[Comparison], divergence: Divergence | None) -> Findi
     return Finding(
         code="DY503",
         severity=Severity.ERROR,
-        message=f"decoding through the cache differs from the single-device model by {error:.1e}, the full forward does not",
+        message=(
+            f"decoding through the cache differs from the single-device model by {error:.1e}, the full forward does not"
+        ),
         place=_place(divergence, wrong[0].place),
         why="the cache of a rank must hold the keys and values of its own heads, at the global layer index",
         found=f"relative error {error:.1e}",
@@ -149,7 +152,9 @@ def _gradient(comparison: Comparison, styles: dict[str, str], count: int) -> Fin
     return Finding(
         code="DY502",
         severity=Severity.ERROR,
-        message=f"the {comparison.what} of {comparison.place} differs by {comparison.error:.1e} ({count} differ in all)",
+        message=(
+            f"the {comparison.what} of {comparison.place} differs by {comparison.error:.1e} ({count} differ in all)"
+        ),
         place=Place(entry or generic(module), module or None),
         why="each rank sees only its own part of the loss's dependence on it, and the parts must be summed once",
         found=style,
@@ -160,7 +165,8 @@ def _gradient(comparison: Comparison, styles: dict[str, str], count: int) -> Fin
 def _clients_accumulation(case: Case, comparison: Comparison, styles: dict[str, str]) -> bool:
     """Whether this is Transformers' own way with `replicated_with_grad_allreduce`.
 
-    Its hook reduces the *accumulated* gradient, so after a second backward the first counts `tp` times: `(tp + 1) g` where
+    Its hook reduces the *accumulated* gradient, so after a second backward the first counts `tp` times: `(tp + 1) g`
+    where
     `2 g` is right, a relative error of `(tp - 1) / 2`. Source: transformers 5.23.0, distributed/tensor_parallel.py,
     `ReplicatedWithGradAllReduce`.
     """
@@ -195,7 +201,9 @@ def _refusal(refused: Failure) -> Finding:
         severity=Severity.WARNING,
         message="training raises: the model adds in place to a sharded module's output, which autograd refuses",
         place=Place(source=refused.source),
-        why="the client's hook gives a view made by a custom function; gradients were compared with `a = a + b` instead",
+        why=(
+            "the client's hook gives a view made by a custom function; gradients were compared with `a = a + b` instead"
+        ),
         found="a += b",
         needed="a = a + b",
         fault=Fault.MODEL,
