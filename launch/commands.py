@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from launch.console import Progress
-from planner.ir.findings import Fault, Finding, Severity, Verdict
+from planner.ir.findings import Fault, Finding, Place, Severity, Verdict
 from planner.ir.plan import Plan, PlanError, plan_from_json
 from verify.environment import environment
 from verify.render.json import report_json, suggestion_json
@@ -96,6 +97,7 @@ def suggest(
         plan=suggestion.plan,
         degrees=suggestion.degrees,
         sharded_fraction=suggestion.sharded_fraction,
+        tp=degree,
         report=Report(loaded.title, (proof,), environment()),
         notes=suggestion.notes,
     )
@@ -173,7 +175,7 @@ def _levels(
     results: list[LevelResult] = []
     if Level.PROOF in wanted:
         with progress.step(f"proving the plan of {loaded.title} at {layout}"):
-            results.append(_prove(loaded, plan, layout))
+            results.append(_prove(loaded, model, plan, layout))
     if Level.RUN in wanted:
         if malformed and not results:
             results.append(LevelResult("run", 0.0, malformed))
@@ -193,19 +195,28 @@ def _malformed(model: "nn.Module", plan: Plan, layout: Layout) -> tuple[Finding,
     return findings if any(finding.severity is Severity.ERROR for finding in findings) else ()
 
 
-def _prove(loaded: "Loaded", plan: Plan, layout: Layout) -> LevelResult:
+def _prove(loaded: "Loaded", model: "nn.Module", plan: Plan, layout: Layout) -> LevelResult:
+    """The proof on both axes: placements for tensor parallelism, and the stages where there are several."""
     from verify.static import prove
 
-    result = prove(loaded, plan, tp=layout.tp)
-    if layout.pp > 1:
-        result = replace(result, findings=(*result.findings, *_pipeline(loaded, plan, layout.pp)))
-    return result
+    proof = prove(loaded, plan, tp=layout.tp)
+    if layout.pp == 1:
+        return proof
+    began = perf_counter()
+    stages = _stages(model, plan)
+    return replace(proof, findings=(*proof.findings, *stages), seconds=proof.seconds + perf_counter() - began)
 
 
-def _pipeline(loaded: "Loaded", plan: Plan, pp: int) -> tuple[Finding, ...]:
+def _stages(model: "nn.Module", plan: Plan) -> tuple[Finding, ...]:
+    from planner.frontend.trace import TraceError, trace
     from verify.checks.pipeline import check_pp
 
-    return check_pp(loaded, plan, pp)
+    try:
+        return check_pp(model, trace(model), plan)
+    except TraceError as error:
+        place = Place(module=error.module or None, source=error.source)
+        message = f"the forward could not be traced, so what crosses a cut is not known: {error}"
+        return (Finding("TP210", Severity.UNDECIDED, message, place, fault=Fault.MODEL),)
 
 
 def _run(loaded: "Loaded", plan: Plan, request: Verification) -> LevelResult:

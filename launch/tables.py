@@ -8,12 +8,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from verify.render.suggestion import Suggested
-from verify.render.text import finding_text, verdict_sentence
+from verify.render.text import finding_text, share, verdict_sentence
 
 
 def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
     """The entries (with reasons if asked), what was left whole and why, the notes, and the verdict."""
     console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
     plan = suggested.plan
     entries = [(entry.pattern, entry.style, entry.because) for entry in (*plan.tp, *plan.head_tp)]
     if entries:
@@ -30,8 +32,8 @@ def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
 def _last_line(suggested: Suggested) -> str:
     verdict = suggested.report.verdict
     degrees = ", ".join(map(str, suggested.degrees)) or "none"
-    share = f"{suggested.sharded_fraction:.1%} of the parameter bytes sharded"
-    return f"{suggested.model}: {verdict.value} ({verdict_sentence(verdict)}); degrees {degrees}; {share}."
+    how = f"{verdict.value} at tp {suggested.tp} ({verdict_sentence(verdict)})"
+    return f"{suggested.model}: {how}; degrees {degrees}; {share(suggested.sharded_fraction)} of the bytes sharded."
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

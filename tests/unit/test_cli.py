@@ -133,7 +133,7 @@ def test_suggest_prints_the_plan_alone(monkeypatch: Patch, capsys: Captured) -> 
     exec(out, names)
     assert names["base_model_tp_plan"] == {"layers.*.mlp.up_proj": "colwise"}
     assert "its output is split" in " ".join(err.split())
-    assert "llama: proved" in err
+    assert "llama: proved at tp 4" in err
 
 
 def test_suggest_as_json_is_a_plan_file(monkeypatch: Patch, capsys: Captured, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ REPORT = Report(
 PLAN = Plan(
     tp=(
         TpEntry("layers.*.mlp.up_proj", "colwise", "output features are split: 11008"),
+        TpEntry("layers.*.mlp.gate_proj", "colwise", "the same"),
+        TpEntry("layers.*.mlp.extra_proj", "colwise", "the same"),
         TpEntry(
             "layers.*.mlp.down_proj",
             "rowwise",
@@ -70,6 +73,7 @@ SUGGESTED = Suggested(
     plan=PLAN,
     degrees=(1, 2, 4, 8),
     sharded_fraction=0.987654321,
+    tp=2,
     report=Report("llama", (LevelResult("proof", 1.0),), {}),
 )
 
@@ -102,7 +106,8 @@ def test_a_message_has_five_parts() -> None:
 
 
 def test_without_an_edit_the_catalogue_says_what_to_do() -> None:
-    assert "next    `plan verify MODEL --level run`" in finding_text(UNTOLD)
+    assert "next    `plan verify MODEL --level run`" in finding_text(replace(UNTOLD, fault=Fault.PLAN))
+    assert "next    `plan explain TP210` says more" in finding_text(UNTOLD)
 
 
 def test_the_keys_of_a_report() -> None:
@@ -148,7 +153,7 @@ def test_the_python_runs_and_is_the_plan() -> None:
 
 @pytest.mark.parametrize("plan", [Plan(), Plan(pp=PLAN.pp)])
 def test_an_empty_part_is_left_out(plan: Plan) -> None:
-    text = suggestion_python(Suggested("m", "C", "M", plan, (), 0.0, Report("m", ())))
+    text = suggestion_python(Suggested("m", "C", "M", plan, (), 0.0, 2, Report("m", ())))
     assert "_tp_plan = " not in text
     assert "{\n}" not in text
     assert "No tensor-parallel entry was found" in text

@@ -1,10 +1,12 @@
 """A plan as Python to paste: the config's attributes and the head class's, each entry with its reason."""
 
 from collections.abc import Iterable
+from itertools import groupby
 from textwrap import wrap
 
 from planner.ir.plan import PpEntry, TpEntry
 from verify.render.suggestion import Suggested
+from verify.render.text import share
 
 _WIDTH = 110
 
@@ -13,12 +15,12 @@ def suggestion_python(suggested: Suggested) -> str:
     """Assignments that run as they are; comments say which class each belongs in."""
     plan = suggested.plan
     base = [
-        _mapping("base_model_tp_plan", [line for entry in plan.tp for line in _tp_lines(entry)]),
+        _mapping("base_model_tp_plan", _tp_lines(plan.tp)),
         _mapping("base_model_pp_plan", [line for entry in plan.pp for line in _pp_lines(entry)]),
-        _mapping("base_model_ep_plan", [line for entry in plan.ep for line in _tp_lines(entry)]),
+        _mapping("base_model_ep_plan", _tp_lines(plan.ep)),
     ]
     head = [
-        _mapping("_tp_plan", [line for entry in plan.head_tp for line in _tp_lines(entry)]),
+        _mapping("_tp_plan", _tp_lines(plan.head_tp)),
         _mapping("_pp_plan", [line for entry in plan.head_pp for line in _pp_lines(entry)]),
     ]
     blocks = [_head(suggested), *_section(suggested.config_class, base), *_section(suggested.model_class, head)]
@@ -28,10 +30,10 @@ def suggestion_python(suggested: Suggested) -> str:
 def _head(suggested: Suggested) -> str:
     report, plan = suggested.report, suggested.plan
     degrees = ", ".join(map(str, suggested.degrees)) or "none"
-    share = f"{suggested.sharded_fraction:.1%}"
+    part = share(suggested.sharded_fraction)
     lines = [
-        f"Plan of {suggested.model}: {report.verdict}.",
-        f"Legal tensor-parallel degrees: {degrees}. Share of parameter bytes sharded: {share}.",
+        f"Plan of {suggested.model}: {report.verdict} at tp {suggested.tp}.",
+        f"Legal tensor-parallel degrees: {degrees}. Share of parameter bytes sharded: {part}.",
     ]
     if not (plan.tp or plan.head_tp):
         lines.append("No tensor-parallel entry was found to be right for this model.")
@@ -48,15 +50,19 @@ def _mapping(name: str, lines: list[str]) -> str:
     return f"{name} = {{\n{body}\n}}" if lines else ""
 
 
-def _tp_lines(entry: TpEntry) -> list[str]:
-    """The reason as a trailing comment where it fits, else on lines before the entry."""
-    line = f'"{entry.pattern}": "{entry.style}",'
-    because = " ".join(entry.because.split())
-    if not because:
-        return [line]
-    if len(line) + len(because) + 8 <= _WIDTH:
-        return [f"{line}  # {because}"]
-    return [*_comment([because]), line]
+def _tp_lines(entries: Iterable[TpEntry]) -> list[str]:
+    """Entries in groups of one reason; the reason as a trailing comment where it fits, else on the lines before."""
+    lines: list[str] = []
+    for because, group in groupby(entries, key=lambda entry: " ".join(entry.because.split())):
+        texts = [f'"{entry.pattern}": "{entry.style}",' for entry in group]
+        short = len(texts) == 1 and len(texts[0]) + len(because) + 8 <= _WIDTH
+        if not because:
+            lines += texts
+        elif short:
+            lines.append(f"{texts[0]}  # {because}")
+        else:
+            lines += [*_comment([because]), *texts]
+    return lines
 
 
 def _pp_lines(entry: PpEntry) -> list[str]:

@@ -42,11 +42,11 @@ def finding_text(finding: Finding) -> str:
 
 
 def next_edit(finding: Finding) -> str:
-    """The exact edit that was tried, else what the catalogue says to use instead."""
+    """The exact edit that was tried, else what the catalogue says to use instead: of a plan, it knows no other."""
     if finding.fix:
         return "; ".join(str(edit) for edit in finding.fix.edits) + f" ({finding.fix.safety})"
     rule = rules().get(finding.code)
-    return rule.use_instead if rule else ""
+    return rule.use_instead if rule and finding.fault is Fault.PLAN else f"`plan explain {finding.code}` says more"
 
 
 def verdict_sentence(verdict: Verdict) -> str:
@@ -60,6 +60,11 @@ def verdict_sentence(verdict: Verdict) -> str:
             return "the plan gives a wrong result, or none"
         case Verdict.NOT_PROVED:
             return "nothing wrong was found, and not everything could be decided"
+
+
+def share(fraction: float) -> str:
+    """A share in percent, rounded down: what is not all never reads as all."""
+    return f"{math.floor(fraction * 1000) / 10:g} %"
 
 
 def _whose(fault: Fault) -> str:
