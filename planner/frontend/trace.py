@@ -45,6 +45,9 @@ WHOLE: Mapping[object, str] = {
 SAME = {"aten.clone", "aten.detach", "aten.alias", "aten.contiguous", "aten.lift_fresh", "aten.lift_fresh_copy"}
 """Ops whose result is their input: they leave no trace, for whether they run depends on strides."""
 
+ALSO = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
+"""One name for ops among which torch chooses by strides."""
+
 FOUND = 3
 """How many elements a data-dependent op (`nonzero`, a boolean mask) is taken to find."""
 
@@ -199,6 +202,7 @@ class _Dispatch(TorchDispatchMode):
         if recorder.paused:
             return func(*args, **kwargs)
         target = f"{func.namespace}.{func._schema.name.rpartition('::')[2]}"
+        target = ALSO.get(target, target)
         args, kwargs = _to_meta(args, kwargs)
         with recorder.attempt(target, args, kwargs):
             result = UNSEEN[target](*args, **kwargs) if _unseen(target, args) else func(*args, **kwargs)

@@ -10,7 +10,7 @@ from planner.frontend.local import IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
 from planner.ir.graph import Graph
 from planner.sharding.assign import Assigned, assign
-from planner.sharding.gradients import GradientFault, gradient_faults
+from planner.sharding.gradients import GradientFault, gradient_faults, nearest
 from planner.sharding.propagate import Stuck, explain_failure, propagate
 
 
@@ -44,7 +44,7 @@ def prober(model: nn.Module, graph: Graph, base_prefix: str) -> Callable[[Mappin
         ran = propagate(graph, local, assigned, degree)
         if ran.stuck:
             return _stuck(ran.stuck[0])
-        return Probe(Verdict.RIGHT, gradients=gradient_faults(ran, assigned))
+        return Probe(Verdict.RIGHT, gradients=tuple(nearest(ran, gradient_faults(ran, assigned))))
 
     return probe
 

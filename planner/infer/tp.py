@@ -20,6 +20,7 @@ from planner.ir.graph import Graph, Module, Op
 from planner.ir.placement import Placement, R, Shard
 from planner.ir.plan import TpEntry, generic, join
 from planner.ir.styles import STYLES, After, Before, Style
+from planner.sharding.gradients import GradientFault
 
 WORTH_SHARE = 0.01
 WORTH_ELEMENTS = 1 << 26
@@ -77,15 +78,30 @@ def infer_tp(graph: Graph, probe: Prober) -> Inference:
     reasons: dict[str, str] = {}
     without_style: dict[str, str] = {}
     _add_whole_matrices(groups, result, probe, reasons, tables=True)
+    tables = dict(result.entries)
     candidates = _consistent(_candidates(groups, without_style), result, reasons)
-    for candidate in _settle(candidates, result, probe, reasons):
-        result.entries |= {entry.pattern: entry for entry in candidate.entries}
-        result.sizes.append(candidate.size)
+    while True:
+        candidates = _settle(candidates, result, probe, reasons)
+        result.entries = tables | {entry.pattern: entry for c in candidates for entry in c.entries}
+        result.sizes = [candidate.size for candidate in candidates]
+        left = _add_gradient_rules(result, probe)
+        if left is None or not candidates:
+            break
+        candidates = _without(candidates, left, reasons)
     reasons = without_style | reasons
     _add_whole_matrices(groups, result, probe, reasons, tables=False)
-    _add_gradient_rules(result, probe)
     result.unplanned = _unplanned(groups, result, reasons)
     return result
+
+
+def _without(candidates: list[Candidate], fault: GradientFault, reasons: dict[str, str]) -> list[Candidate]:
+    """Give up the group that leaves a gradient partial for which no style has a sum."""
+    module = fault.root.module if fault.root is not None else fault.parameter.rpartition(".")[0]
+    where = f" ({fault.root.source})" if fault.root is not None else ""
+    blamed = _blamed(candidates, Probe(Verdict.WRONG, module=module))
+    for entry in blamed.entries:
+        reasons.setdefault(entry.pattern, f"no style sums the gradient of {fault.parameter} over the ranks{where}")
+    return [candidate for candidate in candidates if candidate is not blamed]
 
 
 def _candidates(groups: Groups, reasons: dict[str, str]) -> list[Candidate]:
@@ -309,9 +325,16 @@ def _add_whole_matrices(
     With `tables`, those that are looked up by row, and the heads tied to them; else linear layers, their output gathered.
     """
     degree = probe_degree(result.sizes or [2])
-    for entries in _large_leftovers(groups, result, reasons):
-        if any(entry.style == "embedding_rowwise" for entry in entries) is not tables:
-            continue
+    proposals = [
+        entries
+        for entries in _large_leftovers(groups, result, reasons)
+        if any(entry.style == "embedding_rowwise" for entry in entries) is tables
+    ]
+    together = [entry for entries in proposals for entry in entries]
+    if not together or probe(_styles((*result.entries.values(), *together)), degree).verdict is Verdict.RIGHT:
+        result.entries |= {entry.pattern: entry for entry in together}
+        return
+    for entries in proposals:
         found = probe(_styles((*result.entries.values(), *entries)), degree)
         if found.verdict is Verdict.RIGHT:
             result.entries |= {entry.pattern: entry for entry in entries}
@@ -363,30 +386,33 @@ def _on_its_own(module: Module, looked_up: set[int], weight: int, reason: str) -
     return None
 
 
-def _add_gradient_rules(result: Inference, probe: Prober) -> None:
-    """Give every parameter whose gradient stays partial the style that sums it."""
+def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | None:
+    """Give every parameter whose gradient stays partial the style that sums it; one that no style helps is returned."""
     degree = probe_degree(result.sizes or [2])
-    while True:
-        styles = _styles(result.entries.values())
-        entry = _gradient_rule(styles, probe(styles, degree), probe, degree)
+    found = probe(_styles(result.entries.values()), degree)
+    while found.gradients:
+        fault = found.gradients[-1]
+        entry, found = _gradient_rule(_styles(result.entries.values()), fault, found, probe, degree)
         if entry is None:
-            return
+            return fault
         result.entries[entry.pattern] = entry
-
-
-def _gradient_rule(styles: Mapping[str, str], found: Probe, probe: Prober, degree: int) -> TpEntry | None:
-    """A rule that leaves fewer partial gradients than there are; parameters nearest to where they begin come first."""
-    for fault in reversed(found.gradients):
-        pattern = generic(fault.parameter.rpartition(".")[0])
-        if fault.code != "TP207" or pattern in styles:
-            continue
-        for style in ("replicated_with_grad_allreduce", "mla_kv_a_proj"):
-            after = probe({**styles, pattern: style}, degree)
-            if after.verdict is Verdict.RIGHT and len(after.gradients) < len(found.gradients):
-                where = f" ({fault.root.source})" if fault.root is not None else ""
-                because = f"whole on every rank, but each sees only its own shard's gradient{where}: the gradients are summed"
-                return TpEntry(pattern, style, because)
     return None
+
+
+def _gradient_rule(
+    styles: Mapping[str, str], fault: GradientFault, found: Probe, probe: Prober, degree: int
+) -> tuple[TpEntry | None, Probe]:
+    """A rule for one parameter after which it is no longer at fault, and what is left then."""
+    pattern = generic(fault.parameter.rpartition(".")[0])
+    if fault.code != "TP207" or pattern in styles:
+        return None, found
+    for style in ("replicated_with_grad_allreduce", "mla_kv_a_proj"):
+        after = probe({**styles, pattern: style}, degree)
+        if after.verdict is Verdict.RIGHT and all(generic(f.parameter) != generic(fault.parameter) for f in after.gradients):
+            where = f" ({fault.root.source})" if fault.root is not None else ""
+            because = f"whole on every rank, but each sees only its own shard's gradient{where}: the gradients are summed"
+            return TpEntry(pattern, style, because), after
+    return None, found
 
 
 def _unplanned(groups: Groups, result: Inference, reasons: Mapping[str, str]) -> dict[str, str]:

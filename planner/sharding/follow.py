@@ -35,6 +35,8 @@ def follow(whole: Call, local: Call, placements: Placements, degree: int, *, mas
         placements: of the inputs, none `Unknown`.
         masked: a lookup whose ids the style's hook has cut to this rank's rows.
     """
+    if len(local.results) != len(whole.results):
+        return _other_count(whole, local)
     result = related(whole, local, placements, degree, masked=masked)
     if isinstance(result, Problem):
         return result
@@ -65,6 +67,16 @@ def related(
             return _same(whole, placements)
         case _:
             assert_never(meaning)
+
+
+def _other_count(whole: Call, local: Call) -> Problem:
+    return Problem(
+        "TP202",
+        f"{name(whole)} makes {len(local.results)} tensors on a rank and {len(whole.results)} on a single device",
+        "a part size of the whole model is written into the code",
+        str(len(local.results)),
+        str(len(whole.results)),
+    )
 
 
 def _unlocked(meaning: Einsum) -> Einsum:

@@ -8,6 +8,7 @@ of styles take the sum (`tp.enter`), and do not; a parameter whose gradient ends
 from dataclasses import dataclass, field
 
 from planner.ir.graph import Op
+from planner.ir.plan import generic
 from planner.ir.placement import Partial, R, Replicate, Shard, Unknown
 from planner.sharding.assign import Assigned
 from planner.sharding.propagate import Pair, Propagation
@@ -62,6 +63,22 @@ def gradient_faults(ran: Propagation, assigned: Assigned) -> tuple[GradientFault
 
 CONSTANT = ("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.zero_", "aten.fill_", "aten.sign")
 """Ops whose result does not depend on their input's value: no gradient flows back."""
+
+
+def nearest(ran: Propagation, faults: tuple[GradientFault, ...]) -> list[GradientFault]:
+    """Of all parameters behind one partial gradient, the one nearest to where it begins: the others follow from it."""
+    found: dict[object, GradientFault] = {}
+    for fault in faults:
+        key = (fault.code, generic(fault.root.module) if fault.root is not None else fault.parameter)
+        if key not in found or _depth(ran, fault) >= _depth(ran, found[key]):
+            found[key] = fault
+    return list(found.values())
+
+
+def _depth(ran: Propagation, fault: GradientFault) -> int:
+    number = ran.local.parameters.get(fault.parameter)
+    users = ran.local.users.get(number, ()) if number is not None else ()
+    return max(users, default=-1)
 
 
 def _is_float(state: _Backward, number: int) -> bool:

@@ -20,7 +20,7 @@ from planner.sharding.semantics import Call
 @dataclass(frozen=True, slots=True)
 class Stuck:
     """Where the relation breaks: `code` names the finding, `position` the op of the global graph (None: an output), `blame`
-    the local value that should have been another."""
+    the whole local value that should have been a part."""
 
     code: str
     message: str
@@ -187,13 +187,16 @@ def _set(state: _State, number: int, placement: Placement, whole: int, entry: st
 
 
 def _entry(state: _State, op: Op) -> str | None:
-    """The entry behind an op: its own module's, else that of its first input that is not whole."""
-    if own := state.assigned.modules.get(op.module):
+    """The entry behind an op: its own module's where that lays out parameters, else that of its first input that is not
+    whole, else its own module's.
+    """
+    own = state.assigned.modules.get(op.module)
+    if own is not None and own[0].layout is not Layout.KEEP:
         return own[1]
     for number in op.inputs:
         if not isinstance(state.placements.get(number, R), Replicate) and number in state.entry_of:
             return state.entry_of[number]
-    return None
+    return own[1] if own is not None else None
 
 
 def _step(state: _State, pair: Pair, whole: Op) -> None:
@@ -213,7 +216,7 @@ def _step(state: _State, pair: Pair, whole: Op) -> None:
             results = tuple(Unknown(followed.message) for _ in whole.outputs)
         else:
             results = followed
-    for number, global_number, placement in zip(local.outputs, whole.outputs, results, strict=True):
+    for number, global_number, placement in zip(local.outputs, whole.outputs, results, strict=False):
         _set(state, number, placement, global_number, entry)
     if local.target in ZEROS or (local.target in ("aten.new_full", "aten.full") and local.args[-1] == 0):
         state.zeros.update(local.outputs)
@@ -222,6 +225,8 @@ def _step(state: _State, pair: Pair, whole: Op) -> None:
 def _stuck(state: _State, pair: Pair, problem: Problem) -> Stuck:
     op = pair.local
     blame = op.inputs[problem.blame] if problem.blame is not None else None
+    if blame is not None and not isinstance(state.placements.get(blame, R), Replicate):
+        blame = None  # it has an entry of its own, which made it what it is
     return Stuck(
         problem.code,
         problem.message,

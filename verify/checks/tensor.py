@@ -15,8 +15,8 @@ from planner.ir.graph import Graph, Op
 from planner.ir.placement import Shard, local_shape
 from planner.ir.plan import generic
 from planner.sharding.assign import Assigned, assign
-from planner.sharding.gradients import GradientFault, gradient_faults
-from planner.sharding.propagate import Propagation, Stuck, explain_failure, propagate
+from planner.sharding.gradients import GradientFault, gradient_faults, nearest
+from planner.sharding.propagate import Stuck, explain_failure, propagate
 
 UNDECIDED = {"TP210", "TP211"}
 
@@ -47,7 +47,7 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
         return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck))
     if unseen := _never_used(local, assigned):
         return unseen
-    return _once(tuple(_of_gradient(fault) for fault in _nearest(ran, gradient_faults(ran, assigned))))
+    return _once(tuple(_of_gradient(fault) for fault in nearest(ran, gradient_faults(ran, assigned))))
 
 
 def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
@@ -180,22 +180,6 @@ def _owner(graph: Graph, number: int) -> str | None:
 def _widest(graph: Graph, op: Op) -> int:
     """The operand to follow back: the first that was computed."""
     return next((number for number in op.inputs if number in graph.producer), op.inputs[0])
-
-
-def _nearest(ran: Propagation, faults: tuple[GradientFault, ...]) -> list[GradientFault]:
-    """Of all parameters behind one partial gradient, the one nearest to where it begins: the others follow from it."""
-    found: dict[object, GradientFault] = {}
-    for fault in faults:
-        key = (fault.code, generic(fault.root.module) if fault.root is not None else fault.parameter)
-        if key not in found or _depth(ran, fault) >= _depth(ran, found[key]):
-            found[key] = fault
-    return list(found.values())
-
-
-def _depth(ran: Propagation, fault: GradientFault) -> int:
-    number = ran.local.parameters.get(fault.parameter)
-    users = ran.local.users.get(number, ()) if number is not None else ()
-    return max(users, default=-1)
 
 
 def _of_gradient(fault: GradientFault) -> Finding:

@@ -1,0 +1,103 @@
+"""Right plans are proved; wrong ones are refuted at the right entry, with an edit that was tried."""
+
+from dataclasses import replace
+
+import pytest
+
+from planner.frontend.load import build, carried_plan, load
+from planner.ir.findings import Severity, Verdict
+from planner.ir.plan import Plan, TpEntry
+from verify.static import prove
+
+BY_HAND = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3")
+
+
+def plan_of(name: str) -> Plan:
+    loaded = load(name)
+    return carried_plan(loaded, build(loaded))
+
+
+def mutated(plan: Plan, pattern: str, style: str | None) -> Plan:
+    assert any(entry.pattern == pattern for entry in plan.tp) or style is not None
+    kept = tuple(entry for entry in plan.tp if entry.pattern != pattern)
+    return replace(plan, tp=kept if style is None else (*kept, TpEntry(pattern, style)))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_plans_by_hand_are_proved(name: str) -> None:
+    assert prove(name, plan_of(name), tp=2).verdict is Verdict.PROVED
+
+
+MUTANTS = [
+    ("llama", "layers.*.self_attn.q_proj", None, "TP203"),
+    ("llama", "layers.*.self_attn.k_proj", None, "TP203"),
+    ("llama", "layers.*.self_attn.o_proj", None, "TP203"),
+    ("llama", "layers.*.self_attn.o_proj", "all_reduce", "TP203"),
+    ("llama", "layers.*.mlp.down_proj", "colwise", "TP203"),
+    ("llama", "layers.*.mlp.gate_proj", "rowwise", "TP203"),
+    ("llama", "layers.*.mlp.up_proj", "packed_colwise", "TP203"),
+    ("llama", "layers.*.mlp", "all_reduce", "TP205"),
+    ("llama", "layers.*.mlp.gate_proj", "colwise_gather_output", "TP203"),
+    ("qwen3", "layers.*.self_attn.q_norm", None, "TP207"),
+    ("qwen3", "layers.*.input_layernorm", "replicated_with_grad_allreduce", "TP208"),
+    ("gemma2", "layers.*.self_attn.v_proj", None, "TP203"),
+    ("phi3", "layers.*.self_attn.qkv_proj", "colwise", "TP213"),
+    ("phi3", "layers.*.mlp.gate_up_proj", "colwise", "TP213"),
+    ("gpt_neox", "layers.*.attention.query_key_value", "packed_colwise", "TP203"),
+    ("mixtral", "layers.*.mlp.experts", None, "TP204"),
+    ("mixtral", "layers.*.mlp.experts.gate_up_proj", "colwise", "TP213"),
+    ("mixtral", "layers.*.mlp.gate", "local_params", None),
+    ("deepseek_v3", "layers.*.mlp.shared_experts.down_proj", None, "TP203"),
+]
+
+
+@pytest.mark.parametrize(("name", "pattern", "style", "code"), MUTANTS)
+def test_mutants(name: str, pattern: str, style: str | None, code: str | None) -> None:
+    result = prove(name, mutated(plan_of(name), pattern, style), tp=2)
+    if code is None:
+        assert result.verdict is Verdict.PROVED
+        return
+    assert result.verdict is Verdict.REFUTED
+    first = next(finding for finding in result.findings if finding.severity is Severity.ERROR)
+    assert first.place.entry == f"{'gpt_neox' if name == 'gpt_neox' else 'model'}.{pattern}"
+    assert first.why
+    assert first.found
+    assert first.needed
+
+
+def test_a_fix_was_tried() -> None:
+    finding = prove("llama", mutated(plan_of("llama"), "layers.*.self_attn.o_proj", None), tp=2).findings[0]
+    assert finding.fix is not None
+    assert str(finding.fix.edits[0]) == 'add "model.layers.*.self_attn.o_proj": "rowwise"'
+    assert finding.fix.safety == "the edited plan was proved"
+
+
+def test_tied_weights_placed_apart() -> None:
+    result = prove("gemma2", replace(plan_of("gemma2"), head_tp=()), tp=2)
+    assert [finding.code for finding in result.findings] == ["TP212"]
+
+
+def test_vocabulary_split_head_without_a_gather() -> None:
+    plan = replace(plan_of("llama"), head_tp=(TpEntry("lm_head", "colwise"),))
+    finding = prove("llama", plan, tp=2).findings[0]
+    assert (finding.code, finding.place.entry) == ("TP206", "lm_head")
+
+
+def test_a_degree_that_splits_a_head() -> None:
+    result = prove("llama", plan_of("llama"), tp=3)
+    assert result.verdict is Verdict.REFUTED
+    assert result.findings[0].code == "TP201"
+
+
+@pytest.mark.parametrize(("degree", "verdict"), [(4, Verdict.PROVED), (8, Verdict.PROVED), (16, Verdict.REFUTED)])
+def test_key_heads_bound_the_degree(degree: int, verdict: Verdict) -> None:
+    assert prove("mixtral", plan_of("mixtral"), tp=degree).verdict is verdict
+
+
+def test_one_rank_needs_no_proof() -> None:
+    assert prove("llama", plan_of("llama"), tp=1).verdict is Verdict.PROVED
+
+
+def test_a_degree_below_one_is_misuse() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        prove("llama", plan_of("llama"), tp=0)

@@ -1,0 +1,97 @@
+"""Plans inferred from the computation: on architectures of Transformers, and on models whose names say nothing."""
+
+import pytest
+
+from planner.api import Suggestion, suggest
+from planner.frontend.load import build, carried_plan, load
+from planner.ir.findings import Verdict
+from verify.static import prove
+
+TYPES = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "falcon", "mixtral", "deepseek_v3")
+
+
+@pytest.fixture(scope="module")
+def suggestions() -> dict[str, Suggestion]:
+    return {name: suggest(name) for name in TYPES}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_is_proved(name: str, suggestions: dict[str, Suggestion]) -> None:
+    result = prove(name, suggestions[name].plan, tp=2)
+    assert result.verdict is Verdict.PROVED, result.findings
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2", "gpt_neox", "mixtral"])
+def test_says_what_people_wrote_by_hand(name: str, suggestions: dict[str, Suggestion]) -> None:
+    loaded = load(name)
+    by_hand = carried_plan(loaded, build(loaded))
+    ours = {entry.pattern: entry.style for entry in suggestions[name].plan.tp}
+    assert {entry.pattern: entry.style for entry in by_hand.tp}.items() <= ours.items()
+    assert suggestions[name].plan.head_tp[0].style == "colwise_gather_output"
+    assert suggestions[name].plan.ep == () or {e.pattern: e.style for e in suggestions[name].plan.ep} == {
+        e.pattern: e.style for e in by_hand.ep
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name not in ("opt", "falcon")])
+def test_pipeline_is_what_people_wrote_by_hand(name: str, suggestions: dict[str, Suggestion]) -> None:
+    loaded = load(name)
+    by_hand = carried_plan(loaded, build(loaded))
+    assert suggestions[name].plan.pp == by_hand.pp
+    assert suggestions[name].plan.head_pp == by_hand.head_pp
+
+
+def test_packed_halves_beat_the_plan_by_hand(suggestions: dict[str, Suggestion]) -> None:
+    styles = {entry.pattern: entry.style for entry in suggestions["phi3"].plan.tp}
+    assert styles["layers.*.mlp.gate_up_proj"] == "packed_colwise"
+    assert styles["layers.*.mlp.down_proj"] == "rowwise"
+    assert styles["layers.*.self_attn.qkv_proj"] == "colwise_gather_output"
+
+
+def test_latent_attention_is_split_by_heads(suggestions: dict[str, Suggestion]) -> None:
+    styles = {entry.pattern: entry.style for entry in suggestions["deepseek_v3"].plan.tp}
+    assert styles["layers.*.self_attn.q_b_proj"] == styles["layers.*.self_attn.kv_b_proj"] == "colwise"
+    assert styles["layers.*.self_attn.kv_a_proj_with_mqa"] == "mla_kv_a_proj"
+
+
+def test_a_head_count_in_the_code_is_the_reason(suggestions: dict[str, Suggestion]) -> None:
+    reasons = {entry.pattern: entry.because for entry in suggestions["opt"].plan.tp}
+    assert "modeling_opt.py:152" in reasons["decoder.layers.*.self_attn.q_proj"]
+
+
+@pytest.mark.parametrize(("name", "most"), [("llama", 32), ("gemma2", 4), ("mixtral", 8), ("deepseek_v3", 128)])
+def test_degrees(name: str, most: int, suggestions: dict[str, Suggestion]) -> None:
+    found = suggestions[name].degrees
+    assert found == tuple(2**power for power in range(most.bit_length()))
+
+
+def test_every_entry_has_a_reason_with_its_line(suggestions: dict[str, Suggestion]) -> None:
+    for suggestion in suggestions.values():
+        for entry in (*suggestion.plan.tp, *suggestion.plan.head_tp):
+            assert entry.because
+            assert "site-packages" not in entry.because
+
+
+ODD = {
+    "OddPlain": {"aa": "colwise", "bb": "colwise", "cc": "colwise", "dd": "rowwise", "up_": "colwise", "tt": "rowwise"},
+    "OddParallel": {"aa": "colwise", "dd": "rowwise", "gu": "packed_colwise", "tt": "rowwise"},
+    "OddHeadNormed": {"aa": "colwise", "nn_": "replicated_with_grad_allreduce", "gu": "packed_colwise"},
+    "OddInterleaved": {"zz": "colwise", "yy": "rowwise", "gu": "colwise", "tt": "rowwise"},
+    "OddGrouped": {"w1": "colwise", "w2": "rowwise", "two": "replicated_with_grad_allreduce"},
+    "OddListed": {"gu": "packed_colwise", "tt": "rowwise"},
+    "OddBaked": {"aa": "colwise_gather_output", "up_": "colwise", "tt": "rowwise"},
+    "OddSloped": {"aa": "colwise_gather_output", "up_": "colwise"},
+    "OddWideNormed": {"aa": "colwise_gather_output", "gu": "colwise"},
+    "OddBlocked": {"zz": "colwise_gather_output", "up_": "colwise"},
+    "OddPaired": {"aa": "colwise_gather_output", "up_": "colwise"},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_models_with_names_that_say_nothing(name: str) -> None:
+    reference = f"tests.zoo.odd_models:{name}"
+    suggestion = suggest(reference)
+    styles = {entry.pattern.rpartition(".")[2]: entry.style for entry in suggestion.plan.tp}
+    assert ODD[name].items() <= styles.items()
+    assert prove(reference, suggestion.plan, tp=2).verdict is Verdict.PROVED
+    assert [entry.module for entry in suggestion.plan.pp] == ["tok", "steps", "fin"]

@@ -1,0 +1,124 @@
+"""A traced forward as data."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from planner.frontend.load import build, load
+from planner.frontend.local import trace_local
+from planner.frontend.trace import TraceError, Tracing, trace
+from planner.ir.graph import Graph, graph_from_json
+from planner.sharding.assign import assign
+
+
+@pytest.fixture(scope="module")
+def llama() -> Graph:
+    return trace(build(load("llama")))
+
+
+def test_every_op_has_its_module_and_line(llama: Graph) -> None:
+    linears = [op for op in llama.ops if op.target == "linear"]
+    assert linears[0].module == "model.layers.0.self_attn.q_proj"
+    assert all(op.source is not None and op.source.file == "transformers/models/llama/modeling_llama.py" for op in linears)
+
+
+def test_a_kind_of_layer_runs_once(llama: Graph) -> None:
+    assert sum(op.target == "repeat" for op in llama.ops) == 31
+    assert llama.module_of["model.layers.31"].repeats == "model.layers.0"
+
+
+def test_cost_does_not_grow_with_depth() -> None:
+    deep = trace(build(load("llama", overrides={"num_hidden_layers": "48"})))
+    shallow = trace(build(load("llama", overrides={"num_hidden_layers": "8"})))
+    assert len(deep.ops) - len(shallow.ops) == 40
+
+
+def test_layers_of_two_kinds_both_run() -> None:
+    graph = trace(build(load("deepseek_v3")))
+    assert graph.module_of["model.layers.3"].repeats is None
+    assert graph.module_of["model.layers.2"].repeats == "model.layers.0"
+
+
+def test_a_layer_number_that_another_attribute_equals_is_no_kind() -> None:
+    graph = trace(build(load("mixtral")))
+    assert graph.module_of["model.layers.2"].repeats == "model.layers.0"
+
+
+def test_json_round_trip(llama: Graph) -> None:
+    assert graph_from_json(json.loads(json.dumps(llama.to_json()))) == llama
+
+
+def test_prints_one_op_a_line(llama: Graph) -> None:
+    lines = str(llama).splitlines()
+    assert len(lines) == len(llama.ops) + 2
+    assert "linear(" in lines[30] or any("q_proj.weight" in line for line in lines)
+
+
+def test_reading_a_graph_needs_no_torch(tmp_path: object) -> None:
+    code = "import sys, planner.ir.graph; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+class _Choosy(nn.Module):
+    """Branches and loops over data."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = (x > 0).nonzero()
+        if (x == 0).all():
+            return x
+        for row in rows:
+            x = x + row[0]
+        x[x > 1] = 0.0
+        return x.clone().add_(1)
+
+
+def test_data_dependent_code_is_traced_and_noted() -> None:
+    graph = Tracing(_Choosy()).run({"x": torch.empty(4, 6, device="meta")})
+    assert [op.target for op in graph.ops].count("aten.nonzero") == 1
+    assert graph.notes
+
+
+class _Writes(nn.Module):
+    """Writes into a view."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        y[:, :2] = x[:, :2]
+        return y * 2
+
+
+def test_a_write_into_a_view_reaches_its_base() -> None:
+    graph = Tracing(_Writes()).run({"x": torch.empty(4, 6, device="meta")})
+    write = next(op for op in graph.ops if op.target == "view_write")
+    product = next(op for op in graph.ops if op.target == "aten.mul")
+    assert product.inputs == write.outputs
+
+
+class _Fails(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(5, 5)
+
+
+def test_a_failing_forward_says_where() -> None:
+    with pytest.raises(TraceError, match="shape") as caught:
+        Tracing(_Fails()).run({"x": torch.empty(4, 6, device="meta")})
+    assert caught.value.failed is not None
+    assert caught.value.failed.target == "aten.view"
+    assert caught.value.source is not None
+    assert caught.value.source.file.endswith("test_trace.py")
+
+
+def test_a_local_trace_gives_the_model_back() -> None:
+    model = build(load("llama"))
+    graph = trace(model)
+    before = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    plan = {"model.layers.*.mlp.gate_proj": "colwise", "model.layers.*.mlp.up_proj": "colwise"}
+    plan["model.layers.*.mlp.down_proj"] = "rowwise"
+    local = trace_local(model, assign(graph, plan, base_prefix="model"), 2)
+    assert any(op.target == "tp.reduce" for op in local.ops)
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == before
+    assert trace(model) == graph
