@@ -34,9 +34,7 @@ def main() -> None:
     """Infer the plan from the computation, prove it at two ranks, confirm it on two ranks, print it."""
     model = load(MODEL)
     suggestion = suggest(model)
-    print(
-        f"right at {', '.join(map(str, suggestion.degrees))} ranks, shards {suggestion.sharded_fraction:.0%} of the bytes"
-    )
+    print(f"right at {', '.join(map(str, suggestion.degrees))} ranks; {suggestion.sharded_fraction:.0%} sharded")
     for result in (prove(model, suggestion.plan, tp=2), confirm(model, suggestion.plan, tp=2)):
         print(f"{result.level}: {result.verdict}")
     pprint(suggestion.plan.to_json(), sort_dicts=False)
