@@ -56,10 +56,12 @@ def _fix(subject: Subject, styles: Mapping[str, str], degree: int, findings: tup
 def _suspects(subject: Subject, finding: Finding) -> Iterator[str]:
     """The finding's own entry, then every module with parameters near where the relation broke."""
     given = finding.place.entry
+    owners = [m.path for m in subject.graph.modules if m.parameters and m.repeats is None]
     if given is not None:
         yield given
+        # A parameter's entry lays it out; its module's entry says what is done with the result.
+        yield from {given.rpartition(".")[0]} & {generic(path) for path in owners}
     module = finding.place.module or ""
-    owners = [m.path for m in subject.graph.modules if m.parameters and m.repeats is None]
     scope = module if any(path.startswith(f"{module}.") for path in owners) else module.rpartition(".")[0]
     near = dict.fromkeys(generic(path) for path in owners if path.startswith(f"{scope}."))
     yield from (pattern for pattern in near if pattern != given and scope)
