@@ -226,18 +226,16 @@ def _run(loaded: "Loaded", plan: Plan, request: Verification) -> LevelResult:
     return confirm(loaded, plan, tp=layout.tp, pp=layout.pp, timeout=request.timeout)
 
 
-_CONTRADICTIONS = ("DY501", "DY502", "DY503", "DY506")
-
-
 def _contradiction_named(levels: tuple[LevelResult, ...]) -> tuple[LevelResult, ...]:
-    """DY507 where the proof holds and a run's numbers do not: that is our bug, and is said.
+    """DY507 where the proof holds and the run refutes: that is our bug, and is said.
 
-    A rank that was killed or ran out of time contradicts nothing, nor does a fault of the client's runtime.
+    A rank that was killed or ran out of time decides nothing, and so contradicts nothing; nor does a fault of the
+    client's runtime, of which the proof does not speak.
     """
     if len(levels) != 2 or levels[0].verdict is not Verdict.PROVED:
         return levels
     proof, run = levels
-    wrong = [found for found in run.findings if found.code in _CONTRADICTIONS and found.fault is not Fault.CLIENT]
+    wrong = [found for found in run.findings if found.severity is Severity.ERROR and found.fault is not Fault.CLIENT]
     if not wrong:
         return levels
     bug = Finding(

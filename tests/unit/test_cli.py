@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,9 @@ Captured = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 
 
-def plan(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def plan(
+    *arguments: str, cwd: Path | None = None, job: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as the console script runs it."""
     code = "from launch.cli import main; main()"
     return subprocess.run(
@@ -35,7 +37,7 @@ def plan(*arguments: str, cwd: Path | None = None, **environment: str) -> subpro
         text=True,
         cwd=cwd,
         timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(job or {}),
         check=False,
     )
 
@@ -115,7 +117,7 @@ def test_proved_then_refuted_is_our_bug(levels: Callable[..., list[str]], capsys
 @pytest.mark.parametrize(
     "found",
     [
-        Finding("DY504", Severity.ERROR, "killed"),
+        Finding("DY504", Severity.UNDECIDED, "killed"),
         Finding("DY501", Severity.ERROR, "pipeline runtime", fault=Fault.CLIENT),
     ],
 )
@@ -349,8 +351,8 @@ def test_verdicts_have_exit_codes() -> None:
 def test_in_a_job_the_first_rank_answers(rank: str, codes: tuple[int, int], tmp_path: Path) -> None:
     job = {"RANK": rank, "WORLD_SIZE": "2"}
     file = plan_file(tmp_path, norm="colwize")
-    misused = plan("verify", "llama", "--tp", "4", **job)
-    refuted = plan("verify", "llama", "--plan", file, **job)
+    misused = plan("verify", "llama", "--tp", "4", job=job)
+    refuted = plan("verify", "llama", "--plan", file, job=job)
     assert (misused.returncode, refuted.returncode) == codes
     assert bool(misused.stderr) == (rank == "0")
     assert ("PL101" in refuted.stdout) == (rank == "0")

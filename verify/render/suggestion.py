@@ -10,8 +10,8 @@ from verify.report import Report
 class Suggested:
     """`degrees` are the legal tensor-parallel degrees; `sharded_fraction` is the share of parameter bytes sharded.
 
-    `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the parts
-    of the plan belong.
+    `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the
+    parts of the plan belong.
     """
 
     model: str
