@@ -23,7 +23,9 @@ STYLES_TO_TRY = (
 TRIES = 30
 
 
-def with_fix(subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+def with_fix(
+    subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...]
+) -> tuple[Finding, ...]:
     """The findings, the first error with a fix where a single edit mends it; the entry that was edited is then the one at
     fault, and is named.
     """
@@ -39,7 +41,9 @@ def with_fix(subject: Subject, styles: Mapping[str, str], degree: int, findings:
 PROVED = "the edited plan was proved"
 
 
-def _fix(subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...], finding: Finding) -> Fix | None:
+def _fix(
+    subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...], finding: Finding
+) -> Fix | None:
     best: tuple[int, Edit] | None = None
     edits = (edit for pattern in _suspects(subject, finding) for edit in _edits(subject, styles, pattern))
     for edit in islice(edits, TRIES):
@@ -81,7 +85,9 @@ def _edits(subject: Subject, styles: Mapping[str, str], pattern: str) -> Iterato
     have = styles.get(pattern)
     siblings = [style for other, style in styles.items() if other.rpartition(".")[0] == pattern.rpartition(".")[0]]
     family = _family(have)
-    likely = sorted(dict.fromkeys((*siblings, *STYLES_TO_TRY)), key=lambda s: (_family(s) != family, -siblings.count(s)))
+    likely = sorted(
+        dict.fromkeys((*siblings, *STYLES_TO_TRY)), key=lambda s: (_family(s) != family, -siblings.count(s))
+    )
     for style in likely:
         if style != have and _applies(subject, pattern, style):
             yield Edit(pattern, have, style)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.frontend.trace import Recorder, Tracing, example_inputs
+from planner.frontend.recorder import Recorder
+from planner.frontend.trace import Tracing, example_inputs
 from planner.ir.graph import Graph
 from planner.ir.placement import Placement, R, Shard, local_shape
 from planner.ir.styles import After, Before, Style
@@ -83,7 +84,7 @@ def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree:
         output = original(*args, **kwargs)
         return after(recorder, output, width) if isinstance(output, Tensor) else output
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _hook_rope(module: nn.Module, recorder: Recorder, width: int) -> None:
@@ -96,7 +97,7 @@ def _hook_rope(module: nn.Module, recorder: Recorder, width: int) -> None:
         recorder.record("tp.rope", (output, width), {}, made)
         return made
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _rope_width(model: nn.Module) -> int:

@@ -22,5 +22,7 @@ def infer_ep(graph: Graph, tp: Sequence[TpEntry], base_prefix: str) -> tuple[TpE
         for local, _ in module.parameters:
             name = join(pattern, local)
             entries[name] = TpEntry(name, "grouped_gemm", f"{shapes[0][0]} experts stacked along its first dim")
-        entries[pattern] = TpEntry(pattern, "ep_dispatch_experts", "tokens are sent to the rank that holds their expert")
+        entries[pattern] = TpEntry(
+            pattern, "ep_dispatch_experts", "tokens are sent to the rank that holds their expert"
+        )
     return tuple(entries.values())

@@ -7,6 +7,7 @@ What an op forbids (softmax over the dim, an index into it, a fixed size) is kep
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from typing import TypeAlias
 
@@ -116,8 +117,8 @@ def _unify_op(groups: Groups, position: int, op: Op) -> None:
             outputs = [_joined(dim, inputs, call.results[0], position)]
         case Same() | None:
             why = "a layer takes and gives whole values" if meaning else f"no rule for {op.target}"
-            for dim in _each(inputs):
-                lock(dim, Lock(position, why))
+            for given in _each(inputs):
+                lock(given, Lock(position, why))
         case Write():
             outputs = [inputs[0]]
         case Fresh():
@@ -261,7 +262,11 @@ def _cut(meaning: Narrow, dims: tuple[Dim, ...], position: int) -> list[tuple[Di
         atoms = leaves(dim)
         inner = prod(atom.size for atom in atoms[1:])
         bounds = {*meaning.starts, *(s + n for s, n in zip(meaning.starts, meaning.lengths, strict=True))}
-        if not atoms or any(bound % inner for bound in bounds) or not _into_blocks(atoms[0], {b // inner for b in bounds}, position):
+        if (
+            not atoms
+            or any(bound % inner for bound in bounds)
+            or not _into_blocks(atoms[0], {b // inner for b in bounds}, position)
+        ):
             lock(dim, Lock(position, "a slice by position cuts across this dim"))
             parts = [(Atom(length),) for length in meaning.lengths]
         else:
@@ -276,7 +281,7 @@ def _into_blocks(atom: Atom, bounds: set[int], position: int) -> bool:
         borders = sorted({0, atom.size} | bounds)
         if len(borders) == 2:
             return True
-        atom.blocks = tuple((Atom(b - a, locks=list(atom.locks), sums=list(atom.sums)),) for a, b in zip(borders, borders[1:], strict=False))
+        atom.blocks = tuple((Atom(b - a, locks=list(atom.locks), sums=list(atom.sums)),) for a, b in pairwise(borders))
         return True
     made: list[Dim] = []
     start = 0

@@ -35,7 +35,7 @@ def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...],
     flow = _Flow(masked, stream(masked), given(masked))
     stack = _stack(model, masked)
     base, head = [], []
-    for path in _on_the_path(model, flow, stack):
+    for path in _on_the_path(flow, stack):
         entry = _entry(model, flow, path)
         if prefix and not path.startswith(prefix + "."):
             head.append(entry)
@@ -81,7 +81,7 @@ def _stack(model: nn.Module, graph: Graph) -> str:
     return best
 
 
-def _on_the_path(model: nn.Module, flow: _Flow, stack: str) -> list[str]:
+def _on_the_path(flow: _Flow, stack: str) -> list[str]:
     """Children of every module from the root down to the layers' owner, in the order they first ran, whose results carry
     the stream. A module that holds the layers is opened, not listed.
     """
@@ -128,5 +128,3 @@ def _inputs(flow: _Flow, module: nn.Module, call: ModuleCall, sites: Iterable[Si
                 shown.setdefault(name, called)
     passed = [name for name, number in call.arguments if flow.matters(number)] or [name for name, _ in call.arguments]
     return list(dict.fromkeys(shown.get(name, name) for name in passed))
-
-

@@ -10,7 +10,6 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 from torch import nn
 
@@ -41,7 +40,6 @@ def call_sites(owner: type[nn.Module], child: str) -> tuple[Site, ...]:
     return tuple(found)
 
 
-@cache
 def _methods(owner: type[nn.Module]) -> tuple[ast.FunctionDef, ...]:
     found: dict[str, ast.FunctionDef] = {}
     for kind in owner.__mro__:
@@ -58,7 +56,12 @@ def _methods(owner: type[nn.Module]) -> tuple[ast.FunctionDef, ...]:
 
 
 def _is_child(node: ast.AST, child: str) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr == child and isinstance(node.value, ast.Name) and node.value.id == "self"
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr == child
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    )
 
 
 def _mentions(node: ast.AST, child: str) -> bool:
@@ -104,7 +107,11 @@ def _arguments_to(node: ast.Call, child: str, aliases: set[str]) -> list[ast.exp
 
     if is_it(node.func):
         return node.args
-    if node.args and is_it(node.args[0]) and not (isinstance(node.func, ast.Name) and node.func.id in ("enumerate", "zip", "len", "range")):
+    if (
+        node.args
+        and is_it(node.args[0])
+        and not (isinstance(node.func, ast.Name) and node.func.id in ("enumerate", "zip", "len", "range"))
+    ):
         return node.args[1:]
     return None
 
@@ -134,7 +141,7 @@ def _result_names(node: ast.AST, parents: dict[ast.AST, ast.AST], function: ast.
                 yield name
                 return
             case ast.Assign(targets=[target]) | ast.AnnAssign(target=target) | ast.AugAssign(target=target):
-                yield from _unpacked(target, above, function)
+                yield from _unpacked(target, function)
                 return
             case ast.keyword(arg=str(name)) if _is_returned(above, parents):
                 yield name
@@ -149,7 +156,7 @@ def _is_returned(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
     return isinstance(call, ast.Call) and isinstance(parents.get(call), ast.Return)
 
 
-def _unpacked(target: ast.expr, assignment: ast.AST, function: ast.FunctionDef) -> Iterator[str]:
+def _unpacked(target: ast.expr, function: ast.FunctionDef) -> Iterator[str]:
     """Names of an assignment's target; a name whose first member is taken right after stands for that member's name."""
     if isinstance(target, ast.Tuple | ast.List):
         for part in target.elts:

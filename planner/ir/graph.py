@@ -26,7 +26,7 @@ class Ref:
         return f"%{self.value}"
 
 
-Arg: TypeAlias = "Ref | int | float | str | bool | None | tuple[Arg, ...]"
+Arg: TypeAlias = "Ref | int | float | str | bool | tuple[Arg, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,9 @@ def local_shape(shape: tuple[int, ...], placement: Placement, degree: int) -> tu
         raise ValueError(f"{placement} needs more dims than the shape {list(shape)} has.")
     size = shape[placement.dim]
     if placement.blocks > 1 and size % (placement.blocks * degree):
-        raise ValueError(f"dim {placement.dim} of {list(shape)} does not divide into {placement.blocks} x {degree} parts.")
+        raise ValueError(
+            f"dim {placement.dim} of {list(shape)} does not divide into {placement.blocks} x {degree} parts."
+        )
     part = -(-size // degree)
     if part * (degree - 1) >= size:
         raise ValueError(f"dim {placement.dim} of {list(shape)} has too few elements for {degree} ranks.")

@@ -83,7 +83,6 @@ class Style:
                 return Shard(1)
 
 
-
 STYLES: dict[str, Style] = {
     style.name: style
     for style in (

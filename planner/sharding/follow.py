@@ -27,7 +27,9 @@ Placements = tuple[Placement, ...]
 _SIZES_FREE = ("view", "reshape", "expand", "zeros", "ones", "full", "empty", "split", "slice", "repeat", "arange")
 
 
-def follow(whole: Call, local: Call, placements: Placements, degree: int, *, masked: bool = False) -> Placements | Problem:
+def follow(
+    whole: Call, local: Call, placements: Placements, degree: int, *, masked: bool = False
+) -> Placements | Problem:
     """Follow one op.
 
     Args:
@@ -50,7 +52,7 @@ def related(
     meaning = semantics(whole)
     match meaning:
         case None:
-            return _no_rule(whole, local, placements)
+            return _no_rule(whole, placements)
         case Einsum():
             return _einsum(_unlocked(meaning) if masked else meaning, whole, local, placements, degree)
         case Reshape():
@@ -83,12 +85,18 @@ def _unlocked(meaning: Einsum) -> Einsum:
     return replace(meaning, locked=frozenset())
 
 
-def _no_rule(whole: Call, local: Call, placements: Placements) -> Placements | Problem:
+def _no_rule(whole: Call, placements: Placements) -> Placements | Problem:
     if all(isinstance(placement, Replicate) for placement in placements):
         return tuple(R for _ in whole.results)
     target = whole.op.target
     shown = ", ".join(map(str, placements))
-    return Problem("TP210", f"no rule tells what {target} does to ({shown})", "an op without a rule proves nothing", shown, "R, or a rule")
+    return Problem(
+        "TP210",
+        f"no rule tells what {target} does to ({shown})",
+        "an op without a rule proves nothing",
+        shown,
+        "R, or a rule",
+    )
 
 
 def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, degree: int) -> Placements | Problem:
@@ -103,10 +111,20 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
         return _mixed(whole, placements)
     if letter in meaning.locked:
         return Problem(
-            "TP206", f"{name(whole)} needs all of a dim that is sharded", meaning.why_locked, _shown(placements), "R", min(sharded)
+            "TP206",
+            f"{name(whole)} needs all of a dim that is sharded",
+            meaning.why_locked,
+            _shown(placements),
+            "R",
+            min(sharded),
         )
     for i, letters_of in enumerate(meaning.inputs):
-        if i not in sharded and letter in letters_of and whole.shapes[i][letters_of.index(letter)] > 1 and i not in partial:
+        if (
+            i not in sharded
+            and letter in letters_of
+            and whole.shapes[i][letters_of.index(letter)] > 1
+            and i not in partial
+        ):
             return _one_whole(whole, placements, i, sharded)
     shards = next(iter(blocks))
     summed = all(letter not in output for output in meaning.outputs)
@@ -119,7 +137,9 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
     return tuple(P for _ in meaning.outputs)
 
 
-def _only_partial(meaning: Einsum, whole: Call, local: Call, partial: frozenset[int], degree: int) -> Placements | Problem:
+def _only_partial(
+    meaning: Einsum, whole: Call, local: Call, partial: frozenset[int], degree: int
+) -> Placements | Problem:
     if not partial:
         return _grown(meaning, whole, local, degree)
     if partial in meaning.linear:
@@ -133,7 +153,11 @@ def _grown(meaning: Einsum, whole: Call, local: Call, degree: int) -> Placements
         return tuple(R for _ in meaning.outputs)
     given = meaning.inputs[0]
     for dim, letter in enumerate(meaning.outputs[0]):
-        if letter not in given and local.results and local_shape_or_none(whole.results[0], Shard(dim), degree) == local.results[0]:
+        if (
+            letter not in given
+            and local.results
+            and local_shape_or_none(whole.results[0], Shard(dim), degree) == local.results[0]
+        ):
             return (Shard(dim),)
     return (R,)
 
@@ -252,7 +276,12 @@ def _concat(dim: int, whole: Call, placements: Placements) -> Placements | Probl
         return (Shard(dim, sum(shard.blocks for shard in shards)),)
     odd = next((i for i in full if isinstance(placements[i], Replicate)), None)
     return Problem(
-        "TP203", "the parts of a concatenation lie differently", "one tensor has one placement", _shown(placements), "all alike", odd
+        "TP203",
+        "the parts of a concatenation lie differently",
+        "one tensor has one placement",
+        _shown(placements),
+        "all alike",
+        odd,
     )
 
 
@@ -260,7 +289,7 @@ def _fresh(whole: Call, local: Call, degree: int, *, uniform: bool) -> Placement
     shape, part = whole.results[0], local.results[0] if local.results else whole.results[0]
     if shape == part:
         return (R,)
-    for dim, size in enumerate(shape):
+    for dim in range(len(shape)):
         if uniform and len(part) == len(shape) and local_shape_or_none(shape, Shard(dim), degree) == part:
             return (Shard(dim),)
     return Problem(
@@ -285,7 +314,12 @@ def _write(placements: Placements) -> Placements | Problem:
     if base == view or (isinstance(base, Shard) and isinstance(view, Shard)):
         return (base,)
     return Problem(
-        "TP203", "a view is written to with another placement than its base", "one tensor has one placement", f"{base}, {view}", "alike", 1
+        "TP203",
+        "a view is written to with another placement than its base",
+        "one tensor has one placement",
+        f"{base}, {view}",
+        "alike",
+        1,
     )
 
 
@@ -293,7 +327,9 @@ def _same(whole: Call, placements: Placements) -> Placements | Problem:
     for index, placement in enumerate(placements):
         if not isinstance(placement, Replicate):
             code = "TP204" if isinstance(placement, Partial) else "TP206"
-            return Problem(code, f"a layer is given {placement}", "a layer takes whole inputs", str(placement), "R", index)
+            return Problem(
+                code, f"a layer is given {placement}", "a layer takes whole inputs", str(placement), "R", index
+            )
     return tuple(R for _ in whole.results)
 
 
@@ -317,7 +353,11 @@ def _constants_agree(whole: Call, local: Call) -> Problem | None:
     for ours, theirs in zip(_plain(whole.op.args), _plain(local.op.args), strict=False):
         if ours != theirs:
             return Problem(
-                "TP209", f"{name(whole)} uses {theirs} on a rank", "a constant was taken from a local size", str(theirs), str(ours)
+                "TP209",
+                f"{name(whole)} uses {theirs} on a rank",
+                "a constant was taken from a local size",
+                str(theirs),
+                str(ours),
             )
     return None
 

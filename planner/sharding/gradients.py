@@ -8,8 +8,8 @@ of styles take the sum (`tp.enter`), and do not; a parameter whose gradient ends
 from dataclasses import dataclass, field
 
 from planner.ir.graph import Op
-from planner.ir.plan import generic
 from planner.ir.placement import Partial, R, Replicate, Shard, Unknown
+from planner.ir.plan import generic
 from planner.sharding.assign import Assigned
 from planner.sharding.propagate import Pair, Propagation
 from planner.sharding.registry import semantics
@@ -54,14 +54,22 @@ class _Backward:
 def gradient_faults(ran: Propagation, assigned: Assigned) -> tuple[GradientFault, ...]:
     """Run the backward of a propagation that got nowhere stuck."""
     state = _Backward(ran)
-    for name, number in ran.local.outputs:
+    for _, number in ran.local.outputs:
         state.add(number, WHOLE)
     for position in reversed(range(len(ran.pairs))):
         _back(state, ran.pairs[position], position)
     return (*_of_parameters(state, assigned), *_counted_twice(state, assigned), *_lost(state, assigned))
 
 
-CONSTANT = ("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.zero_", "aten.fill_", "aten.sign")
+CONSTANT = (
+    "aten.zeros_like",
+    "aten.ones_like",
+    "aten.full_like",
+    "aten.empty_like",
+    "aten.zero_",
+    "aten.fill_",
+    "aten.sign",
+)
 """Ops whose result does not depend on their input's value: no gradient flows back."""
 
 
@@ -106,15 +114,14 @@ def _back(state: _Backward, pair: Pair, position: int) -> None:
         if not _is_float(state, number):
             continue
         placement = state.ran.placements.get(number, R)
-        if isinstance(placement, Replicate) and split and not _alike(state, op):
+        if isinstance(placement, Replicate) and split and op.target not in ALIKE:
             state.add(number, (roots - WHOLE) | {position})
         else:
             state.add(number, roots)
 
 
-def _alike(state: _Backward, op: Op) -> bool:
-    """Ops on partial sums whose whole inputs are no factors: the gradient of a zero that is added to, a mask."""
-    return op.target in ("aten.index_add_", "aten.copy_")
+ALIKE = ("aten.index_add_", "aten.copy_")
+"""Ops on partial sums whose whole inputs are no factors: the zeros that are added to."""
 
 
 def _back_narrow(state: _Backward, op: Op, meaning: Narrow) -> None:
@@ -162,12 +169,13 @@ def _of_parameters(state: _Backward, assigned: Assigned) -> list[GradientFault]:
         style = assigned.modules.get(module.path)
         for local, number in module.parameters:
             placement = state.ran.placements.get(number, R)
-            if number not in state.reached and number not in state.pieces or isinstance(placement, Unknown | Shard):
+            if not (number in state.reached or number in state.pieces) or isinstance(placement, Unknown | Shard):
                 continue
             name = f"{module.path}.{local}" if module.path else local
             summed = style is not None and style[0].grad_allreduce
             partial, whole = state.of(number) - WHOLE, -1 in state.of(number)
-            if isinstance(placement, Partial) or (whole if not summed else not whole) and not (partial and not summed):
+            right = not whole if summed else not partial
+            if isinstance(placement, Partial) or right:
                 continue
             root = state.ran.pairs[max(partial)].local if partial else None
             code = "TP208" if summed else "TP207"
@@ -187,5 +195,3 @@ def _lost(state: _Backward, assigned: Assigned) -> list[GradientFault]:
         root = state.ran.pairs[max(roots)].local
         found.append(GradientFault("TP207", op.module, root, assigned.modules[op.module][1]))
     return found
-
-

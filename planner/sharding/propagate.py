@@ -109,7 +109,6 @@ def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[
 
 
 def _place_inputs(state: _State) -> None:
-    names = {number: name for name, number in reversed(list(state.whole.parameters.items()))}
     aliases: dict[int, set[Placement]] = {}
     for name, number in state.local.parameters.items():
         placement, entry = state.assigned.parameters.get(name, (R, ""))
@@ -126,12 +125,12 @@ def _place_inputs(state: _State) -> None:
                 state.entry_of.setdefault(number, entry)
     for number, placements in aliases.items():
         if len(placements) > 1:
-            _tied_apart(state, names[number], [n for n, v in state.whole.parameters.items() if v == number])
+            _tied_apart(state, [n for n, v in state.whole.parameters.items() if v == number])
     for (_, local), (_, whole) in zip(state.local.inputs, state.whole.inputs, strict=True):
         state.placements[local], state.same[local] = R, whole
 
 
-def _tied_apart(state: _State, name: str, aliases: list[str]) -> None:
+def _tied_apart(state: _State, aliases: list[str]) -> None:
     given = {alias: state.assigned.parameters.get(alias, (R, "")) for alias in aliases}
     sharded = next(alias for alias, (placement, _) in given.items() if not isinstance(placement, Replicate))
     other = next(alias for alias in aliases if given[alias][0] != given[sharded][0])
@@ -256,7 +255,9 @@ def _input_placements(state: _State, local: Op, whole: Op) -> tuple[Placement, .
             found.append(state.placements[number])
     if any(isinstance(placement, Partial) for placement in found):
         # Zero is the sum of zeros: a fresh accumulator joins a partial sum.
-        found = [P if n in state.zeros and isinstance(p, Replicate) else p for n, p in zip(local.inputs, found, strict=True)]
+        found = [
+            P if n in state.zeros and isinstance(p, Replicate) else p for n, p in zip(local.inputs, found, strict=True)
+        ]
     return tuple(found)
 
 
@@ -276,12 +277,12 @@ class _HookRule:
 
 
 _HOOKS: Mapping[str, _HookRule] = {
-    "tp.enter": _HookRule("R", "TP206", "the style takes a whole input", "a shard of the input meets a weight of full input width"),
+    "tp.enter": _HookRule("R", "TP206", "the style takes a whole input", "a shard meets a weight of full input width"),
     "tp.ids": _HookRule("R", "TP206", "the lookup takes whole ids", "ids are looked up in every rank's rows"),
-    "tp.split": _HookRule("R", "TP206", "the style splits its input itself", "an input that is sharded already is split twice"),
-    "tp.sharded": _HookRule("S", "TP203", "the style takes an input sharded on its last dim", "a whole input is too wide for this rank's part of the weight"),
-    "tp.gather": _HookRule("S", "TP205", "the style gathers an output sharded on its last dim", "gathering whole outputs repeats them"),
-    "tp.reduce": _HookRule("P", "TP205", "the style sums partial outputs over the ranks", "a whole output is multiplied by the degree"),
+    "tp.split": _HookRule("R", "TP206", "the style splits its input itself", "a shard is split twice"),
+    "tp.sharded": _HookRule("S", "TP203", "the style takes a shard of the last dim", "a whole input is too wide for its weight"),
+    "tp.gather": _HookRule("S", "TP205", "the style gathers shards of the last dim", "gathering whole outputs repeats them"),
+    "tp.reduce": _HookRule("P", "TP205", "the style sums partial outputs", "a whole output is counted once per rank"),
 }  # fmt: skip
 
 
@@ -302,20 +303,42 @@ def _hook(state: _State, pair: Pair) -> None:
         why = rule.why if code == rule.code else _other_why(placement)
         needed = {"R": "R", "S": f"S({ndim - 1})", "P": "P(sum)"}[rule.wants]
         state.stuck.append(
-            Stuck(code, f"{rule.message}, and gets {placement}", why, str(placement), needed, pair.position, op.module, op, entry)
+            Stuck(
+                code,
+                f"{rule.message}, and gets {placement}",
+                why,
+                str(placement),
+                needed,
+                pair.position,
+                op.module,
+                op,
+                entry,
+            )
         )
         result = Unknown(rule.message)
     else:
-        result = _after_hook(state, op, placement, ndim)
+        result = _after_hook(op, placement, ndim)
     _set(state, made, result, whole, entry)
     if isinstance(result, Unknown) and not isinstance(placement, Unknown) and rule is None:
         state.stuck.append(
-            Stuck("TP210", f"no rule for {op.target}", "the style's effect is not modelled", str(placement), "a rule", pair.position, op.module, op, entry)
+            Stuck(
+                "TP210",
+                f"no rule for {op.target}",
+                "the style's effect is not modelled",
+                str(placement),
+                "a rule",
+                pair.position,
+                op.module,
+                op,
+                entry,
+            )
         )
 
 
 def _other_why(placement: Placement) -> str:
-    return "a partial sum is not a value yet" if isinstance(placement, Partial) else "shards are concatenated, not summed"
+    return (
+        "a partial sum is not a value yet" if isinstance(placement, Partial) else "shards are concatenated, not summed"
+    )
 
 
 def _wanted(kind: str, placement: Placement, ndim: int) -> bool:
@@ -328,7 +351,7 @@ def _wanted(kind: str, placement: Placement, ndim: int) -> bool:
             return isinstance(placement, Partial)
 
 
-def _after_hook(state: _State, op: Op, placement: Placement, ndim: int) -> Placement:
+def _after_hook(op: Op, placement: Placement, ndim: int) -> Placement:
     match op.target:
         case "tp.enter" | "tp.ids" | "tp.reduce" | "tp.gather":
             return R
@@ -362,5 +385,3 @@ def _check_outputs(state: _State) -> None:
                 entry=state.entry_of.get(local),
             )
         )
-
-

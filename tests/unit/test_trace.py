@@ -23,7 +23,9 @@ def llama() -> Graph:
 def test_every_op_has_its_module_and_line(llama: Graph) -> None:
     linears = [op for op in llama.ops if op.target == "linear"]
     assert linears[0].module == "model.layers.0.self_attn.q_proj"
-    assert all(op.source is not None and op.source.file == "transformers/models/llama/modeling_llama.py" for op in linears)
+    assert all(
+        op.source is not None and op.source.file == "transformers/models/llama/modeling_llama.py" for op in linears
+    )
 
 
 def test_a_kind_of_layer_runs_once(llama: Graph) -> None:

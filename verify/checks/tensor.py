@@ -133,7 +133,10 @@ def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: 
 def _is_uneven(graph: Graph, assigned: Assigned, name: str, degree: int) -> bool:
     placement = assigned.parameters[name][0]
     shape = graph.values[graph.parameters[name]].shape
-    return isinstance(placement, Shard) and local_shape(shape, placement, degree)[placement.dim] * degree != shape[placement.dim]
+    return (
+        isinstance(placement, Shard)
+        and local_shape(shape, placement, degree)[placement.dim] * degree != shape[placement.dim]
+    )
 
 
 def _of_stuck(local: Graph, stuck: Stuck) -> Finding:
@@ -183,7 +186,11 @@ def _widest(graph: Graph, op: Op) -> int:
 
 
 def _of_gradient(fault: GradientFault) -> Finding:
-    owner = fault.parameter.rpartition(".")[0] if fault.root is None or fault.root.module != fault.parameter else fault.parameter
+    owner = (
+        fault.parameter.rpartition(".")[0]
+        if fault.root is None or fault.root.module != fault.parameter
+        else fault.parameter
+    )
     source = fault.root.source if fault.root is not None else None
     place = Place(fault.entry or generic(owner), owner, source)
     if fault.code == "TP208":

@@ -17,7 +17,9 @@ def attention(call: Call) -> Einsum:
     if isinstance(call.op.arg(3, "attn_mask"), Ref):
         scores = (*lead, *head, "s", "t")
         mask = call.shapes[3]
-        inputs.append(tuple(None if size == 1 else n for size, n in zip(mask, scores[len(scores) - len(mask) :], strict=True)))
+        inputs.append(
+            tuple(None if size == 1 else n for size, n in zip(mask, scores[len(scores) - len(mask) :], strict=True))
+        )
     locked = frozenset({"s", "t", "d"})
     why = "the softmax over all keys needs whole scores"
     return Einsum(tuple(inputs), ((*lead, *head, "s", "e"),), locked, (frozenset({2}),), why_locked=why)

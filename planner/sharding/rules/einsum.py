@@ -110,9 +110,11 @@ def convolution(call: Call) -> Einsum | None:
         channel = "c"
     else:
         return None
-    bias: tuple[Letters, ...] = (((channel,),) if has_bias else ())
+    bias: tuple[Letters, ...] = ((channel,),) if has_bias else ()
     added = frozenset({2}) if has_bias else frozenset()
-    return Einsum((*inputs, *bias), (("b", channel, *out),), locked, (frozenset({0}) | added, frozenset({1}) | added), added)
+    return Einsum(
+        (*inputs, *bias), (("b", channel, *out),), locked, (frozenset({0}) | added, frozenset({1}) | added), added
+    )
 
 
 @rule("aten._grouped_mm", "aten.grouped_mm")
@@ -121,4 +123,6 @@ def grouped_mm(call: Call) -> Einsum | None:
     if len(call.shapes[0]) != 2 or len(call.shapes[1]) != 3:
         return None
     rest = tuple((None,) for _ in call.shapes[2:])
-    return Einsum((("t", "k"), ("e", "k", "j"), *rest), (("t", "j"),), frozenset({"t", "e"}), (frozenset({0}), frozenset({1})))
+    return Einsum(
+        (("t", "k"), ("e", "k", "j"), *rest), (("t", "j"),), frozenset({"t", "e"}), (frozenset({0}), frozenset({1}))
+    )

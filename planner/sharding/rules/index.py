@@ -28,7 +28,11 @@ def index(call: Call) -> Einsum | None:
     taken = len(shape) - (len(call.results[0]) - width)
     indexed = set(at) if taken == len(at) else set(range(min(at, default=0), min(at, default=0) + taken))
     inner: Letters = tuple(f"i{position}" for position in range(width))
-    first = min(indexed, default=0) if sorted(indexed) == list(range(min(indexed, default=0), max(indexed, default=-1) + 1)) else 0
+    first = (
+        min(indexed, default=0)
+        if sorted(indexed) == list(range(min(indexed, default=0), max(indexed, default=-1) + 1))
+        else 0
+    )
     rest = [(position, name) for position, name in enumerate(names) if position not in indexed]
     output = (*(n for p, n in rest if p < first), *inner, *(n for p, n in rest if p >= first))
     indices = tuple(_index_letters(tensor, inner, call.results[0], first) for tensor in tensors)
@@ -39,7 +43,8 @@ def index(call: Call) -> Einsum | None:
 def _index_letters(tensor: tuple[int, ...], inner: Letters, result: tuple[int, ...], first: int) -> Letters:
     offset = len(inner) - len(tensor)
     return tuple(
-        inner[offset + position] if size == result[first + offset + position] else None for position, size in enumerate(tensor)
+        inner[offset + position] if size == result[first + offset + position] else None
+        for position, size in enumerate(tensor)
     )
 
 
@@ -73,7 +78,14 @@ def scatter(call: Call) -> Einsum:
     inputs: list[Letters] = [names, ("i",) if by_row else other]
     inputs += [other if len(extra) == len(shape) else (None,) * len(extra) for extra in call.shapes[2:]]
     linear = (frozenset({0, 2}),) if len(inputs) == 3 and "reduce" not in call.op.target else ()
-    return Einsum(tuple(inputs), (names,), frozenset({f"d{dim}"}), linear, added=frozenset({0, 2}) if linear else frozenset(), why_locked=_WHY)
+    return Einsum(
+        tuple(inputs),
+        (names,),
+        frozenset({f"d{dim}"}),
+        linear,
+        added=frozenset({0, 2}) if linear else frozenset(),
+        why_locked=_WHY,
+    )
 
 
 @rule("aten.index_put", "aten._index_put_impl", "aten._unsafe_index_put")
@@ -84,7 +96,11 @@ def index_put(call: Call) -> Einsum | None:
         return None
     shape = call.shapes[0]
     at = [position for position, item in enumerate(given) if isinstance(item, Ref)]
-    masks = sum(len(call.shape(given[position])) - 1 for position in at if call.graph.values[_value(given[position])].dtype == "bool")
+    masks = sum(
+        len(call.shape(given[position])) - 1
+        for position in at
+        if call.graph.values[_value(given[position])].dtype == "bool"
+    )
     indexed = {*at, *range(max(at, default=0), max(at, default=0) + masks + 1)} if at else set()
     names: Letters = tuple(f"d{position}" for position in range(len(shape)))
     kept = tuple(name for position, name in enumerate(names) if position not in indexed)
@@ -109,7 +125,15 @@ def one_hot(call: Call) -> Einsum:
     return Einsum((names,), ((*names, None),))
 
 
-@rule("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.bincount", "aten.histc", "aten.searchsorted")
+@rule(
+    "aten.nonzero",
+    "aten.masked_select",
+    "aten.unique",
+    "aten._unique2",
+    "aten.bincount",
+    "aten.histc",
+    "aten.searchsorted",
+)
 def whole_only(call: Call) -> Einsum:
     """What comes out depends on all of every input."""
     inputs = tuple(tuple(f"t{n}d{i}" for i in range(len(shape))) for n, shape in enumerate(call.shapes))

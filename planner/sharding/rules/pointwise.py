@@ -78,4 +78,8 @@ def copy(call: Call) -> Einsum:
 @rule("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.zero", "aten.fill")
 def filled_like(call: Call) -> Einsum:
     """A constant of the first operand's shape: whole or sharded as it is; never a partial sum."""
-    return elementwise(call, frozenset({0})) if call.op.target.startswith(("aten.zero", "aten.empty")) else elementwise(call)
+    return (
+        elementwise(call, frozenset({0}))
+        if call.op.target.startswith(("aten.zero", "aten.empty"))
+        else elementwise(call)
+    )

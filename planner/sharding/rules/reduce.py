@@ -24,7 +24,9 @@ def _reduction(call: Call, *, locked: bool) -> Einsum:
     why = "a statistic over a sharded dim sees only this rank's part"
     linear = () if locked else (frozenset({0}),)
     rest = tuple((None,) * len(extra) for extra in call.shapes[1:])
-    return Einsum((names, *rest), tuple(kept for _ in call.results), over if locked else frozenset(), linear, why_locked=why)
+    return Einsum(
+        (names, *rest), tuple(kept for _ in call.results), over if locked else frozenset(), linear, why_locked=why
+    )
 
 
 @rule("aten.sum")
@@ -59,7 +61,12 @@ def _statistic_at(call: Call, position: int) -> Einsum:
     names: Letters = tuple(f"d{i}" for i in range(ndim))
     keep = len(call.results[0]) == ndim
     kept = tuple(None if i in dims else n for i, n in enumerate(names) if keep or i not in dims)
-    return Einsum((names,), (kept,), frozenset(f"d{i}" for i in dims), why_locked="a norm over a sharded dim sees only this rank's part")
+    return Einsum(
+        (names,),
+        (kept,),
+        frozenset(f"d{i}" for i in dims),
+        why_locked="a norm over a sharded dim sees only this rank's part",
+    )
 
 
 def _pairwise(call: Call) -> Einsum:
@@ -79,7 +86,10 @@ def along_one_dim(call: Call) -> Einsum:
         dims = (len(shape) - 1,)
     names: Letters = tuple(f"d{position}" for position in range(len(shape)))
     linear = (frozenset({0}),) if call.op.target in ("aten.cumsum", "aten.flip", "aten.roll") else ()
-    outputs = tuple(tuple(None if i in dims and call.op.target == "aten.glu" else n for i, n in enumerate(names)) for _ in call.results)
+    outputs = tuple(
+        tuple(None if i in dims and call.op.target == "aten.glu" else n for i, n in enumerate(names))
+        for _ in call.results
+    )
     why = "softmax, sort and scans mix all of the dim they run along"
     return Einsum((names,), outputs, frozenset(f"d{i}" for i in dims), linear, why_locked=why)
 
@@ -91,4 +101,9 @@ def topk(call: Call) -> Einsum:
     dim = call.number(2, "dim", -1) % ndim
     names: Letters = tuple(f"d{position}" for position in range(ndim))
     kept = tuple(None if position == dim else name for position, name in enumerate(names))
-    return Einsum((names,), tuple(kept for _ in call.results), frozenset({f"d{dim}"}), why_locked="top-k picks among all of the dim")
+    return Einsum(
+        (names,),
+        tuple(kept for _ in call.results),
+        frozenset({f"d{dim}"}),
+        why_locked="top-k picks among all of the dim",
+    )

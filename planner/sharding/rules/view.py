@@ -134,7 +134,9 @@ def repeat(call: Call) -> Semantics:
     kept = tuple(None if i < offset or times[i] != 1 else names[i - offset] for i in range(len(times)))
     tiled = {i - offset for i, n in enumerate(times) if i >= offset and n != 1 and shape[i - offset] != 1}
     locked = frozenset(names[i] or "" for i in tiled)
-    return Einsum((names,), (kept,), locked, _ONE, why_locked="tiling a part repeats it in another order than the whole")
+    return Einsum(
+        (names,), (kept,), locked, _ONE, why_locked="tiling a part repeats it in another order than the whole"
+    )
 
 
 @rule("aten.constant_pad_nd", "aten.pad", "aten.unfold", "aten.tril", "aten.triu")
@@ -150,7 +152,13 @@ def border(call: Call) -> Semantics:
         kept = list(names)
     kept += [None] * (len(result) - len(kept))
     locked = frozenset(names[i] or "" for i in changed)
-    return Einsum((names,), (tuple(kept),), locked, _ONE, why_locked="padding and triangles count from the border of the whole dim")
+    return Einsum(
+        (names,),
+        (tuple(kept),),
+        locked,
+        _ONE,
+        why_locked="padding and triangles count from the border of the whole dim",
+    )
 
 
 @rule(
@@ -178,5 +186,3 @@ def view_write(call: Call) -> Semantics:
 def repeated_layer(call: Call) -> Semantics:
     """A layer of a kind that was traced before."""
     return Same()
-
-

@@ -1,0 +1,225 @@
+"""The two torch modes that record a forward on the meta device.
+
+A function mode keeps the composite ops that carry meaning (`linear`, `matmul`, attention, `einsum`, norms) whole, and answers
+questions about data that meta tensors do not hold. A dispatch mode records everything else as aten ops, in-place ones as if
+they returned a new value.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from planner.frontend.recorder import Recorder
+
+WHOLE: Mapping[object, str] = {
+    F.linear: "linear",
+    torch.matmul: "matmul",
+    Tensor.matmul: "matmul",
+    Tensor.__matmul__: "matmul",
+    Tensor.__rmatmul__: "rmatmul",
+    torch.einsum: "einsum",
+    F.scaled_dot_product_attention: "attention",
+    F.layer_norm: "layer_norm",
+    torch.layer_norm: "layer_norm",
+    F.rms_norm: "rms_norm",
+    F.group_norm: "group_norm",
+    F.one_hot: "one_hot",
+    F.embedding: "embedding",
+}
+"""Torch functions recorded as one op."""
+
+SAME = {"aten.clone", "aten.detach", "aten.alias", "aten.contiguous", "aten.lift_fresh", "aten.lift_fresh_copy"}
+"""Ops whose result is their input: they leave no trace, for whether they run depends on strides."""
+
+ALSO = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
+"""One name for ops among which torch chooses by strides."""
+
+FOUND = 3
+"""How many elements a data-dependent op (`nonzero`, a boolean mask) is taken to find."""
+
+
+class Functions(TorchFunctionMode):
+    """Keeps meaningful composites whole and answers for data that is not there."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        if recorder.paused:
+            return func(*args, **kwargs)
+        if func in ANSWERS and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            recorder.note("the branch taken does not depend on data here; one representative path was traced")
+            return ANSWERS[func](args[0])
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Tensor) and args[0].is_meta:
+            args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
+        target = WHOLE.get(func)
+        if target is None:
+            return func(*args, **kwargs)
+        with recorder.silent():
+            args, kwargs = _to_meta(args, kwargs)
+        with recorder.attempt(target, args, kwargs):
+            result = SHAPED.get(target, func)(*args, **kwargs)
+        if target == "rmatmul":
+            target, args = "matmul", (args[1], args[0])
+        if target == "embedding":
+            args, kwargs = (
+                (kwargs.get("weight", args[-1] if len(args) == 1 else args[1]), kwargs.get("input", args[0])),
+                {},
+            )
+        if target == "einsum" and len(args) == 2 and isinstance(args[1], list | tuple):
+            args = (args[0], *args[1])
+        recorder.record(target, args, kwargs, result)
+        return result
+
+
+class Dispatch(TorchDispatchMode):
+    """Records aten ops; in-place ones rebind the tensor, and the tensor that it is a view of, to new values."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        if recorder.paused:
+            return func(*args, **kwargs)
+        target = f"{func.namespace}.{func._schema.name.rpartition('::')[2]}"
+        target = ALSO.get(target, target)
+        args, kwargs = _to_meta(args, kwargs)
+        with recorder.attempt(target, args, kwargs):
+            result = UNSEEN[target](*args, **kwargs) if _unseen(target, args) else func(*args, **kwargs)
+        if target == "aten._to_copy" and isinstance(result, Tensor) and result.dtype == args[0].dtype:
+            target = "aten.clone"
+        if target in SAME and isinstance(result, Tensor):
+            recorder.alias(result, args[0])
+            return result
+        written = [
+            value
+            for value, slot in zip(args, func._schema.arguments, strict=False)
+            if slot.alias_info is not None and slot.alias_info.is_write and isinstance(value, Tensor)
+        ]
+        recorder.record(target, args, kwargs, result)
+        if written:
+            self._mutate(written[0], result)
+        elif any(out.alias_info is not None for out in func._schema.returns):
+            for view in tree_flatten(result)[0]:
+                recorder.view_of[id(view)] = args[0]
+        return result
+
+    def _mutate(self, tensor: Tensor, result: object) -> None:
+        recorder = self.recorder
+        if not (isinstance(result, Tensor) and result is tensor):
+            recorder.bind(tensor)
+        base = recorder.view_of.get(id(tensor))
+        if base is not None:
+            # NB: other live views of the base keep their old value; modeling code does not read them again.
+            recorder.record("view_write", (base, tensor), {}, base)
+            self._mutate_base(base)
+
+    def _mutate_base(self, tensor: Tensor) -> None:
+        above = self.recorder.view_of.get(id(tensor))
+        if above is not None:
+            self.recorder.record("view_write", (above, tensor), {}, above)
+            self._mutate_base(above)
+
+
+def _known_index(index: Tensor) -> Tensor | int:
+    """A lone number on the meta device, as an index, would be asked for its value: take the first element."""
+    return 0 if index.is_meta and index.dim() == 0 and index.dtype != torch.bool else index
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:
+        raise ValueError("one_hot without num_classes depends on data")
+    return tensor.new_empty((*tensor.shape, num_classes), dtype=torch.long)
+
+
+def _embedding(input: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
+    """By shapes alone: a rank's part of a table has fewer rows than its padding index says."""
+    return weight.new_empty((*input.shape, *weight.shape[1:]))
+
+
+SHAPED: Mapping[str, Callable[..., Any]] = {"one_hot": _one_hot, "embedding": _embedding}
+"""Whole ops of which only the result's shape is asked."""
+
+
+def _to_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Where meta and real tensors meet, all become meta; nothing moves off the meta device."""
+    tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    if not any(tensor.is_meta for tensor in tensors):
+        return args, kwargs
+    if not all(tensor.is_meta for tensor in tensors):
+        args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
+    if isinstance(kwargs.get("device"), torch.device):
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    return args, kwargs
+
+
+def _nonzero(tensor: Tensor, *_: object) -> Tensor:
+    return tensor.new_empty((min(FOUND, max(tensor.numel(), 1)), tensor.dim()), dtype=torch.long)
+
+
+def _masked_index(tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    given: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype in (torch.bool, torch.uint8):
+            given += [index.new_empty((FOUND,), dtype=torch.long)] * index.dim()
+        else:
+            given.append(index)
+    found: Tensor = torch.ops.aten.index.Tensor(tensor, given)
+    return found
+
+
+def _masked_select(tensor: Tensor, *_: object) -> Tensor:
+    return tensor.new_empty((FOUND,))
+
+
+UNSEEN: Mapping[str, Callable[..., Any]] = {
+    "aten.nonzero": _nonzero,
+    "aten.index": _masked_index,
+    "aten.masked_select": _masked_select,
+}
+"""What data-dependent aten ops return on meta tensors."""
+
+
+def _unseen(target: str, args: tuple[Any, ...]) -> bool:
+    if target not in UNSEEN or not args[0].is_meta:
+        return False
+    return target != "aten.index" or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+
+
+def _zero(tensor: Tensor) -> Any:
+    return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
+
+
+def _zeros(tensor: Tensor) -> Any:
+    value = _zero(tensor)
+    for size in reversed(tensor.shape):
+        value = [value] * size
+    return value
+
+
+ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
+    Tensor.item: _zero,
+    Tensor.__bool__: lambda tensor: False,
+    Tensor.__int__: lambda tensor: 0,
+    Tensor.__index__: lambda tensor: 0,
+    Tensor.__float__: lambda tensor: 0.0,
+    Tensor.tolist: _zeros,
+    Tensor.cpu: lambda tensor: tensor,
+    Tensor.numpy: lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype).numpy(),
+}
+"""What is answered when modeling code asks a meta tensor for its data."""

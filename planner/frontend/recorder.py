@@ -1,0 +1,98 @@
+"""The state of one recording: numbered values, ops, the stack of running modules."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from planner.frontend.source import SourceFinder
+from planner.ir.graph import Arg, Op, Ref, Value
+
+
+@dataclass
+class Recorder:
+    """Mutable state of one recording: numbered values, ops, the module stack."""
+
+    paths: Mapping[int, str]
+    sources: SourceFinder
+    values: list[Value] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    stack: list[nn.Module] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+    number_of: dict[int, int] = field(default_factory=dict)
+    view_of: dict[int, Tensor] = field(default_factory=dict)
+    keep: list[Tensor] = field(default_factory=list)
+    paused: int = 0
+    failed: Op | None = None
+
+    def number(self, tensor: Tensor, name: str | None = None) -> int:
+        """The value number of a tensor; one that was never seen is a constant made outside of the forward."""
+        known = self.number_of.get(id(tensor))
+        return self.bind(tensor, name or f"constant.{len(self.values)}") if known is None else known
+
+    def bind(self, tensor: Tensor, name: str | None = None) -> int:
+        """Give a tensor a new value number."""
+        self.keep.append(tensor)
+        self.values.append(Value(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name))
+        self.number_of[id(tensor)] = len(self.values) - 1
+        return len(self.values) - 1
+
+    def alias(self, tensor: Tensor, other: Tensor) -> None:
+        """Two tensors that hold the same value."""
+        self.keep.append(tensor)
+        self.number_of[id(tensor)] = self.number(other)
+
+    def record(self, target: str, args: Sequence[object], kwargs: Mapping[str, object], result: object) -> None:
+        """Append one op."""
+        op = self._op(target, args, kwargs)
+        made = tuple(self.bind(tensor) for tensor in tree_flatten(result)[0] if isinstance(tensor, Tensor))
+        self.ops.append(replace(op, outputs=made))
+
+    def _op(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Op:
+        packed = tuple(self._arg(arg) for arg in args)
+        named = tuple((key, self._arg(value)) for key, value in kwargs.items())
+        return Op(target, packed, named, (), self.module, self.sources.here(self.stack[-1] if self.stack else None))
+
+    @contextmanager
+    def attempt(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[None]:
+        """Run one op's own code unrecorded; where it fails, remember which op it was."""
+        try:
+            with self.silent():
+                yield
+        except Exception:
+            self.failed = self._op(target, args, kwargs)
+            raise
+
+    @property
+    def module(self) -> str:
+        """The path of the module whose forward is running."""
+        return self.paths.get(id(self.stack[-1]), "") if self.stack else ""
+
+    def note(self, text: str) -> None:
+        """Remember an assumption, once per source line."""
+        where = self.sources.here(self.stack[-1] if self.stack else None)
+        self.notes[f"{where or self.module}: {text}"] = None
+
+    def _arg(self, value: object) -> Arg:
+        match value:
+            case Tensor():
+                return Ref(self.number(value))
+            case bool() | int() | float() | str() | None:
+                return value
+            case tuple() | list():
+                return tuple(self._arg(item) for item in value)
+            case slice():
+                return ("slice", self._arg(value.start), self._arg(value.stop), self._arg(value.step))
+            case _:
+                return str(value)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Run ops without recording them."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1

@@ -1,0 +1,17 @@
+"""Why a module stays whole."""
+
+from planner.infer.candidates import inner_leaves
+from planner.infer.groups import Groups
+from planner.ir.graph import Module
+
+
+def locked(groups: Groups, module: Module) -> str:
+    """What forbids splitting a module's parameters."""
+    for _, number in module.parameters:
+        for dim in groups.dims.get(number, ()):
+            for atom in inner_leaves(dim):
+                if atom.locks:
+                    lock = atom.locks[0]
+                    where = f" ({groups.graph.ops[lock.position].source})" if lock.position >= 0 else ""
+                    return f"{lock.why}{where}"
+    return "too small for a collective of its own"
