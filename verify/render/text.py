@@ -3,7 +3,7 @@
 import math
 from textwrap import TextWrapper
 
-from planner.ir.findings import Fault, Finding, Verdict
+from planner.ir.findings import Fault, Finding, Severity, Verdict
 from verify.catalogue import rules
 from verify.report import LevelResult, Report
 
@@ -28,7 +28,9 @@ def _level(level: LevelResult) -> str:
 def finding_text(finding: Finding) -> str:
     """What, where, why, found against needed, and the next edit. Parts that a finding does not have are left out."""
     rule = rules().get(finding.code)
-    blame = "" if finding.fault is Fault.PLAN else f", a fault of {_whose(finding.fault)}"
+    # That no rule tells, or that a rank was killed, is nobody's fault.
+    blamed = finding.fault is not Fault.PLAN and finding.severity is not Severity.UNDECIDED
+    blame = f", a fault of {_whose(finding.fault)}" if blamed else ""
     head = f"{finding.code}{f' {rule.name}' if rule else ''} ({finding.severity.value}{blame})"
     parts = [
         ("", finding.message),
