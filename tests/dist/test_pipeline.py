@@ -1,0 +1,137 @@
+"""Pipeline plans on real ranks: right ones are confirmed, wrong ones refuted, ones that make no pipeline refused."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from launch.api import confirm_cases
+from planner.frontend.load import base_prefix, build, carried_plan, load
+from planner.frontend.twin import twin
+from planner.ir.findings import Verdict
+from planner.ir.plan import Plan, PpEntry
+from verify.dynamic.cases import Case
+from verify.dynamic.stages import Layout, drop, layout_of, untie
+from verify.report import LevelResult
+
+pytestmark = pytest.mark.timeout(200)
+
+CARRIED = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3")
+BY_HAND = {
+    "opt": ("decoder.embed_tokens", "decoder.embed_positions", "decoder.layers", "decoder.final_layer_norm"),
+    "falcon": ("word_embeddings", "h", "ln_f"),
+}
+QUANTITIES = {"logits", "left-padded logits", "decoded logits", "loss", "gradient"}
+
+
+def entries(*modules: str) -> tuple[PpEntry, ...]:
+    return tuple(PpEntry(module, ("hidden_states",), ("hidden_states",)) for module in modules)
+
+
+def carried(name: str) -> Plan:
+    loaded = load(name)
+    return carried_plan(loaded, build(loaded))
+
+
+def staged(name: str, *modules: str, tp: int = 1) -> Case:
+    """A case on two stages, with the plan that the model carries unless modules are given."""
+    plan = Plan(pp=entries(*modules), head_pp=entries("lm_head")) if modules else carried(name)
+    return Case(twin(load(name), tp=tp, pp=2), plan, tp, 2)
+
+
+def asked(cases: Mapping[str, Case]) -> dict[str, LevelResult]:
+    return dict(zip(cases, confirm_cases(tuple(cases.values()), timeout=150), strict=True))
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, LevelResult]:
+    """Many cases in one warm group of two ranks."""
+    llama = carried("llama")
+    unread = replace(llama, pp=tuple(replace(e, inputs=("x",)) if e.module == "layers" else e for e in llama.pp))
+    return asked(
+        {
+            **{name: staged(name) for name in CARRIED},
+            **{name: staged(name, *modules) for name, modules in BY_HAND.items()},
+            "positions left out": staged("opt", "decoder.embed_tokens", "decoder.layers", "decoder.final_layer_norm"),
+            "another name for the hidden states": replace(staged("llama"), plan=unread),
+            "norm first": staged("llama", "embed_tokens", "norm", "layers"),
+            "embedding last": staged("llama", "layers", "embed_tokens", "norm"),
+            "no such module": staged("llama", "embed_tokens", "blocks", "norm"),
+            "no layers": staged("llama", "embed_tokens", "norm"),
+        }
+    )
+
+
+@pytest.mark.parametrize("name", [*CARRIED, *BY_HAND])
+def test_right_plans_are_confirmed(results: Mapping[str, LevelResult], name: str) -> None:
+    result = results[name]
+    assert result.verdict is Verdict.CONFIRMED
+    assert set(result.measures) == QUANTITIES
+    assert max(result.measures.values()) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["positions left out", "another name for the hidden states"])
+def test_what_no_entry_names_runs_on_every_stage(results: Mapping[str, LevelResult], name: str) -> None:
+    assert results[name].verdict is Verdict.CONFIRMED
+
+
+@pytest.mark.parametrize("name", ["norm first", "embedding last"])
+def test_a_wrong_order_is_refuted(results: Mapping[str, LevelResult], name: str) -> None:
+    assert results[name].verdict is Verdict.REFUTED
+    assert results[name].findings[0].code == "DY501"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no such module", "The pipeline plan names 'model.blocks', but LlamaForCausalLM has no such module."),
+        ("no layers", "A pipeline plan must name exactly one ModuleList, the layers; this one names none."),
+    ],
+)
+def test_a_plan_that_makes_no_pipeline_is_refused(results: Mapping[str, LevelResult], name: str, message: str) -> None:
+    (finding,) = results[name].findings
+    assert finding.message == f"every rank failed in pipeline: ValueError: {message}"
+
+
+def test_stages_of_tensor_parallel_ranks() -> None:
+    """Tied embeddings (gemma2), gradients that the client reduces in place (qwen3), packed experts (mixtral)."""
+    names = ("llama", "qwen3", "gemma2", "mixtral")
+    for result in asked({name: staged(name, tp=2) for name in names}).values():
+        assert result.verdict is Verdict.CONFIRMED
+        assert set(result.measures) == QUANTITIES
+        assert max(result.measures.values()) < 1e-12
+
+
+def test_layers_are_split_evenly_and_each_has_one_stage() -> None:
+    layout = Layout(("embed",), "layers", 7, ("norm", "head"), "hidden_states")
+    assert [list(layout.own(stage, 3)) for stage in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
+    assert layout.absent(0, 3) == ("layers.2", "layers.3", "layers.4", "layers.5", "layers.6", "norm", "head")
+    assert layout.absent(2, 3) == ("embed", "layers.0", "layers.1", "layers.2", "layers.3")
+
+
+def test_fewer_layers_than_stages_is_refused() -> None:
+    model, plan = build(load("llama", overrides={"num_hidden_layers": "2"})), carried("llama")
+    with pytest.raises(ValueError, match=r"model\.layers holds 2 layers, too few for 3 pipeline stages\."):
+        layout_of(model, plan.pp, plan.head_pp, base_prefix=base_prefix(model), stages=3)
+
+
+def tied() -> tuple[nn.Embedding, nn.Linear, nn.Module]:
+    embed, head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+    head.weight = embed.weight
+    return embed, head, nn.ModuleDict({"embed": embed, "head": head})
+
+
+def test_a_dropped_module_leaves_a_tied_weight_to_the_other() -> None:
+    embed, head, model = tied()
+    drop(model, ["embed"])
+    assert embed.weight.is_meta
+    assert not head.weight.is_meta
+
+
+def test_untied_weights_are_equal_and_two() -> None:
+    embed, head, model = tied()
+    untie(model)
+    assert head.weight is not embed.weight
+    assert torch.equal(head.weight, embed.weight)
