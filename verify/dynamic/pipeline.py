@@ -168,8 +168,8 @@ def _schedule(stage: Stage, want: _Reference, ids: torch.Tensor, seat: _Seat, *,
     return ScheduleGPipe(runtime, MICROBATCHES, loss_fn=_loss if train else None, scale_grads=False)
 
 
-def _empty(form: torch.Tensor, *, train: bool) -> torch.Tensor:
-    return torch.empty_like(form, requires_grad=train)
+def _empty(form: torch.Tensor, *, train: bool, device: torch.device | None = None) -> torch.Tensor:
+    return torch.empty_like(form, device=device, requires_grad=train, memory_format=torch.contiguous_format)
 
 
 def _entrance(stage: Stage, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -213,14 +213,14 @@ def _decoded(stage: Stage, want: _Reference, ids: torch.Tensor, seat: _Seat) -> 
         stage.inputs = {"use_cache": True} | ({} if cache is None else {"past_key_values": cache})
         received = tokens
         if not stage.first:
-            received = torch.empty_like(record.first_output(stage.receives), device=stage.device)
+            received = _empty(record.first_output(stage.receives), train=False, device=stage.device)
             dist.recv(received, seat.rank(seat.stage - 1), group=seat.group)
         given = stage(received, input_ids=tokens)
         cache = stage.cache
         if stage.last:
             steps.append(given)
         else:
-            dist.send(given.contiguous(), seat.rank(seat.stage + 1), group=seat.group)
+            dist.send(given, seat.rank(seat.stage + 1), group=seat.group)
     if not stage.last:
         return []
     return [Comparison("decoded logits", relative_error(torch.cat(steps, dim=1), want.decoded), LIMIT)]

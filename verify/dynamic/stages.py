@@ -236,7 +236,7 @@ class Stage(nn.Module):
         if self.last:
             return whole(output[0])
         assert self._sent is not None
-        return self._sent
+        return self._sent.contiguous()
 
     def _inject(
         self, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
