@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from launch.console import Progress
-from planner.ir.findings import Fault, Finding, Place, Severity, Verdict
+from planner.ir.findings import Fault, Finding, Place, Severity, Verdict, as_written
 from planner.ir.plan import Plan, PlanError, plan_from_json
 from verify.environment import environment
 from verify.render.json import report_json, suggestion_json
@@ -189,9 +189,10 @@ def _levels(
 
 def _malformed(model: "nn.Module", plan: Plan, layout: Layout) -> tuple[Finding, ...]:
     """Findings that make a run pointless: the plan is none for this model. A run's own rank would only raise."""
+    from planner.frontend.load import base_prefix
     from verify.checks.plan import check_plan
 
-    findings = check_plan(model, plan, layout.tp)
+    findings = tuple(as_written(f, base_prefix(model)) for f in check_plan(model, plan, layout.tp))
     return findings if any(finding.severity is Severity.ERROR for finding in findings) else ()
 
 

@@ -45,7 +45,7 @@ def _fix(
     subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...], finding: Finding
 ) -> Fix | None:
     best: tuple[int, Edit] | None = None
-    edits = (edit for pattern in _suspects(subject, finding) for edit in _edits(subject, styles, pattern))
+    edits = (edit for pattern in _suspects(subject, finding) for edit in _edits(subject, styles, pattern, finding.code))
     for edit in islice(edits, TRIES):
         left = check_tensor(subject, _edited(styles, edit), degree)
         if not left:
@@ -80,19 +80,36 @@ def _edited(styles: Mapping[str, str], edit: Edit) -> dict[str, str]:
     return kept if edit.new is None else {**kept, edit.pattern: edit.new}
 
 
-def _edits(subject: Subject, styles: Mapping[str, str], pattern: str) -> Iterator[Edit]:
-    """Edits of one pattern, likeliest first: styles that split the same side, what its siblings have, the others, none."""
+def _edits(subject: Subject, styles: Mapping[str, str], pattern: str, code: str) -> Iterator[Edit]:
+    """Edits of one pattern, likeliest first: the one that the finding's code asks for, then styles that split the same side
+    and those that the siblings have, then the others, then none.
+    """
     have = styles.get(pattern)
+    if code in EXTRA and have is not None:
+        yield Edit(pattern, have, None)
     siblings = [style for other, style in styles.items() if other.rpartition(".")[0] == pattern.rpartition(".")[0]]
     family = _family(have)
     likely = sorted(
         dict.fromkeys((*siblings, *STYLES_TO_TRY)), key=lambda s: (_family(s) != family, -siblings.count(s))
     )
-    for style in likely:
+    asked = [style for style in ASKED.get(code, ()) if style != have]
+    for style in dict.fromkeys((*asked, *likely)):
         if style != have and _applies(subject, pattern, style):
             yield Edit(pattern, have, style)
-    if have is not None:
+    if have is not None and code not in EXTRA:
         yield Edit(pattern, have, None)
+
+
+EXTRA = frozenset({"TP205", "TP208"})
+"""Codes of a collective too many: the entry goes."""
+
+ASKED: Mapping[str, tuple[str, ...]] = {
+    "TP206": ("colwise_gather_output",),
+    "TP207": ("replicated_with_grad_allreduce", "mla_kv_a_proj"),
+    "TP212": ("colwise_gather_output", "embedding_rowwise"),
+    "TP213": ("packed_colwise", "colwise_gather_output"),
+}
+"""Styles that mend a code where anything does."""
 
 
 def _family(style: str | None) -> str:
@@ -103,6 +120,8 @@ def _family(style: str | None) -> str:
 
 def _applies(subject: Subject, pattern: str, style: str) -> bool:
     """Whether a style can stand on the modules or parameters that a pattern names."""
+    if style == "mla_kv_a_proj" and not hasattr(subject.model.config, "qk_rope_head_dim"):
+        return False
     needs = STYLES[style].needs
     modules = [module for module in subject.graph.modules if generic(module.path) == pattern]
     if modules:

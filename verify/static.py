@@ -6,7 +6,7 @@ from torch import nn
 
 from planner.frontend.load import Loaded, base_prefix, build, load
 from planner.frontend.trace import TraceError, trace
-from planner.ir.findings import Fault, Finding, Place, Severity
+from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.plan import Plan
 from verify.checks.plan import check_plan
 from verify.checks.tensor import Subject, check_tensor
@@ -34,7 +34,8 @@ def prove(model: Loaded | str, plan: Plan, *, tp: int = 2) -> LevelResult:
     findings = check_plan(built, plan, tp)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += _tensor_findings(built, plan, tp)
-    return LevelResult("proof", perf_counter() - started, findings)
+    prefix = base_prefix(built)
+    return LevelResult("proof", perf_counter() - started, tuple(as_written(finding, prefix) for finding in findings))
 
 
 def _tensor_findings(built: nn.Module, plan: Plan, tp: int) -> tuple[Finding, ...]:

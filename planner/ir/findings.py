@@ -1,6 +1,6 @@
 """One diagnosed problem, and what mends it. The verdict of a report is computed from these, never stored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from planner.ir.plan import Edit
@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """Edits that were applied and re-checked before they are offered."""
+    """Edits that were applied and re-checked before they are offered. Their keys are those of the finding's entry."""
 
     title: str
     edits: tuple[Edit, ...]
@@ -77,3 +77,14 @@ class Finding:
     needed: str = ""
     fix: Fix | None = None
     fault: Fault = Fault.PLAN
+
+
+def as_written(finding: Finding, base_prefix: str) -> Finding:
+    """A finding with its keys as the plan's own file has them: those of the base model relative to it."""
+    inside = f"{base_prefix}." if base_prefix else ""
+    entry = finding.place.entry.removeprefix(inside) if finding.place.entry is not None else None
+    fix = finding.fix
+    if fix is not None:
+        edits = tuple(replace(edit, pattern=edit.pattern.removeprefix(inside)) for edit in fix.edits)
+        fix = replace(fix, edits=edits, title=fix.title.replace(f'"{inside}', '"') if inside else fix.title)
+    return replace(finding, place=replace(finding.place, entry=entry), fix=fix)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from planner.ir.graph import Graph, Op
 from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
+from planner.ir.plan import generic
 from planner.ir.styles import After, Layout
 from planner.sharding.assign import Assigned
 from planner.sharding.follow import Problem, follow, related
@@ -142,7 +143,7 @@ def _tied_apart(state: _State, aliases: list[str]) -> None:
             found=f"{sharded} at {given[sharded][0]}, {other} at {given[other][0]}",
             needed=f"{other} at {given[sharded][0]} too",
             module=other.rpartition(".")[0],
-            entry=given[other][1] or given[sharded][1],
+            entry=given[other][1] or generic(other.rpartition(".")[0]),
         )
     )
 

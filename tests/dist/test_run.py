@@ -81,11 +81,11 @@ def test_right_plans_are_confirmed(results: Mapping[str, LevelResult], name: str
 @pytest.mark.parametrize(
     ("name", "code", "entry"),
     [
-        ("k_proj missing", "DY501", "model.layers.*.self_attn.k_proj"),
-        ("rowwise missing", "DY504", "model.layers.*.mlp.down_proj"),
-        ("reduced twice", "DY501", "model.layers.*.mlp"),
-        ("q_norm missing", "DY502", "model.layers.*.self_attn.q_norm"),
-        ("experts packed wrongly", "DY501", "model.layers.*.mlp.experts"),
+        ("k_proj missing", "DY501", "layers.*.self_attn.k_proj"),
+        ("rowwise missing", "DY504", "layers.*.mlp.down_proj"),
+        ("reduced twice", "DY501", "layers.*.mlp"),
+        ("q_norm missing", "DY502", "layers.*.self_attn.q_norm"),
+        ("experts packed wrongly", "DY501", "layers.*.mlp.experts"),
         ("unknown style", "DY504", None),
     ],
 )

@@ -59,7 +59,7 @@ def test_mutants(name: str, pattern: str, style: str | None, code: str | None) -
         return
     assert result.verdict is Verdict.REFUTED
     first = next(finding for finding in result.findings if finding.severity is Severity.ERROR)
-    assert first.place.entry == f"{'gpt_neox' if name == 'gpt_neox' else 'model'}.{pattern}"
+    assert first.place.entry == pattern
     assert first.why
     assert first.found
     assert first.needed
@@ -68,7 +68,7 @@ def test_mutants(name: str, pattern: str, style: str | None, code: str | None) -
 def test_a_fix_was_tried() -> None:
     finding = prove("llama", mutated(plan_of("llama"), "layers.*.self_attn.o_proj", None), tp=2).findings[0]
     assert finding.fix is not None
-    assert str(finding.fix.edits[0]) == 'add "model.layers.*.self_attn.o_proj": "rowwise"'
+    assert str(finding.fix.edits[0]) == 'add "layers.*.self_attn.o_proj": "rowwise"'
     assert finding.fix.safety == "the edited plan was proved"
 
 

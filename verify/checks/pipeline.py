@@ -8,29 +8,31 @@ from collections.abc import Iterable
 from torch import nn
 
 from planner.frontend.load import base_prefix
-from planner.ir.findings import Finding, Place, Severity
+from planner.ir.findings import Finding, Place, Severity, as_written
 from planner.ir.graph import Graph
 from planner.ir.live import stream
 from planner.ir.plan import Plan, PpEntry, join
 
 
 def check_pp(model: nn.Module, graph: Graph, plan: Plan) -> tuple[Finding, ...]:
-    """Findings PP301 to PP304 of a pipeline plan."""
+    """Findings PP301 to PP304 of a pipeline plan, or PL104 where there is none."""
     prefix = base_prefix(model)
     entries = [(join(prefix, entry.module), entry) for entry in plan.pp] + [(e.module, e) for e in plan.head_pp]
     paths = {path for path, _ in model.named_modules()}
     missing = [_missing(path, paths) for path, _ in entries if path not in paths]
     if missing or not plan.pp:
-        return tuple(missing) or (_no_plan(),)
-    keys = [path for path, _ in entries]
-    return (*_order(graph, keys), *_dropped(graph, keys), *_not_passed(graph, entries))
+        found = tuple(missing) or (_no_plan(),)
+    else:
+        keys = [path for path, _ in entries]
+        found = (*_order(graph, keys), *_dropped(graph, keys), *_not_passed(graph, entries))
+    return tuple(as_written(finding, prefix) for finding in found)
 
 
 def _no_plan() -> Finding:
     return Finding(
-        "PP304",
+        "PL104",
         Severity.ERROR,
-        "the model has no pipeline plan",
+        "there is no pipeline plan, so there is nothing to verify",
         why="without one, no module belongs to any stage",
         found="no base_model_pp_plan",
         needed="the plan that `plan suggest` prints",

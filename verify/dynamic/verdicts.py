@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from planner.frontend.load import base_prefix, build
-from planner.ir.findings import Fault, Finding, Place, Severity
+from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.plan import generic
 from verify.dynamic.cases import Case
 from verify.dynamic.compare import Comparison
@@ -34,7 +34,8 @@ def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, .
     divergence = next((outcome.divergence for outcome in outcomes.values() if outcome.divergence), None)
     failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
     failed = [_failure(failures, case, styles, model)] if failures else []
-    return (*_wrong(case, wrong, styles, divergence), *failed, *([_refusal(refused)] if refused else []))
+    found = (*_wrong(case, wrong, styles, divergence), *failed, *([_refusal(refused)] if refused else []))
+    return tuple(as_written(finding, base_prefix(model)) for finding in found)
 
 
 def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str], model: nn.Module) -> Finding:
