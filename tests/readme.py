@@ -30,11 +30,37 @@ def console_sessions(text: str) -> list[tuple[str, str]]:
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether the output shown is the output printed: measured times and errors may differ, `...` is any lines."""
-    lines = [re.escape(_MEASURED.sub("#", line.rstrip())) for line in shown.splitlines()]
-    pattern = "\n".join(r"(?:.*\n?)*?" if line == re.escape("...") else line for line in lines)
-    text = "\n".join(_MEASURED.sub("#", line.rstrip()) for line in printed.strip("\n").splitlines())
-    return re.fullmatch(pattern, text) is not None
+    """Whether the output shown is the output printed: measured times and errors may differ, `...` is one line or more."""
+    return _lines_match(
+        [_masked(line) for line in shown.splitlines()], [_masked(line) for line in printed.strip("\n").splitlines()]
+    )
+
+
+def _masked(line: str) -> str:
+    return _MEASURED.sub("#", line.rstrip())
+
+
+def _lines_match(shown: list[str], printed: list[str]) -> bool:
+    """Stretches between the `...` are looked for in order, the first at the start, the last at the end."""
+    stretches: list[list[str]] = [[]]
+    for line in shown:
+        if line == "...":
+            stretches.append([])
+        else:
+            stretches[-1].append(line)
+    if len(stretches) == 1:
+        return shown == printed
+    at, last = len(stretches[0]), stretches[-1]
+    if printed[:at] != stretches[0]:
+        return False
+    for stretch in stretches[1:-1]:
+        starts = range(at + 1, len(printed) - len(stretch) + 1)
+        start = next((i for i in starts if printed[i : i + len(stretch)] == stretch), None)
+        if start is None:
+            return False
+        at = start + len(stretch)
+    end = len(printed) - len(last)
+    return end > at and printed[end:] == last
 
 
 if __name__ == "__main__":
