@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
-from planner.frontend.load import Loaded, base_prefix, build, load
+from planner.frontend.load import Loaded, base_prefix, build, load, reads_config_plan
 from planner.frontend.trace import trace
 from planner.infer.ep import infer_ep
 from planner.infer.pp import infer_pipeline
@@ -49,16 +49,20 @@ def suggest(model: Loaded | str) -> Suggestion:
     prefix = base_prefix(built)
     inference = infer_tp(graph, prober(built, graph, prefix))
     pipeline, head_pipeline = infer_pipeline(built, graph)
-    plan = replace(_split_by_owner(inference, prefix), pp=pipeline, head_pp=head_pipeline)
+    plan = replace(
+        _split_by_owner(inference, prefix, in_config=reads_config_plan(built)), pp=pipeline, head_pp=head_pipeline
+    )
     plan = replace(plan, ep=infer_ep(graph, plan.tp, prefix))
     return Suggestion(plan, degrees(inference), sharded_fraction(graph, plan, prefix), graph, graph.notes)
 
 
-def _split_by_owner(inference: Inference, prefix: str) -> Plan:
-    """Entries below the base model go to its config, relative to it; the others to the head class."""
+def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Plan:
+    """Entries below the base model go to its config, relative to it; the others, or all where no config's plan is read, to
+    the head class.
+    """
     inside = prefix + "." if prefix else ""
-    base = [entry for pattern, entry in inference.entries.items() if pattern.startswith(inside)]
-    head = [entry for pattern, entry in inference.entries.items() if not pattern.startswith(inside)]
+    base = [entry for pattern, entry in inference.entries.items() if in_config and pattern.startswith(inside)]
+    head = [entry for entry in inference.entries.values() if entry not in base]
     return Plan(
         tp=tuple(TpEntry(entry.pattern.removeprefix(inside), entry.style, entry.because) for entry in base),
         head_tp=tuple(head),

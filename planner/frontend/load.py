@@ -282,9 +282,16 @@ def build(loaded: Loaded, *, device: str = "meta", dtype: torch.dtype = torch.fl
 
 
 def base_prefix(model: nn.Module) -> str:
-    """The attribute under which a head model holds its base model; empty where the model is the base model."""
+    """The attribute under which a head model holds its base model; empty where it holds none that is a model of its own."""
     prefix = getattr(model, "base_model_prefix", "")
-    return prefix if prefix and getattr(model, prefix, None) is not None else ""
+    return prefix if prefix and isinstance(getattr(model, prefix, None), PreTrainedModel) else ""
+
+
+def reads_config_plan(model: nn.Module) -> bool:
+    """Whether `base_model_tp_plan` reaches this model: Transformers reads it only in a base model that is a `PreTrainedModel`
+    (5.23.0, `distributed/mixin.py`, `init_parallel_plans`).
+    """
+    return bool(base_prefix(model)) or getattr(model, "base_model", model) is model
 
 
 def carried_plan(loaded: Loaded, model: nn.Module) -> Plan:

@@ -122,13 +122,13 @@ def _entries(graph: Graph, uses: list[_Use], summed: Op | None, atom: Atom) -> l
             raise IllegalError(f"{use.name} would be split along two dims at once")
         wanted[use.local] = use.placement
     numbers = dict(module.numbers)
+    if not {"out_features", "in_features"} & set(numbers):
+        return _raw_entries(graph, uses, summed, atom)
     for style in STYLES.values():
         if _hooks_fit(style, summed) and style.needs in (None, *numbers) and _lays_out(graph, style, module, wanted):
             return [TpEntry(generic(module.path), style.name, _because(graph, uses[0], atom, summed=summed))]
-    if "out_features" in numbers or "in_features" in numbers:
-        shown = ", ".join(f"{local} {placement}" for local, placement in wanted.items())
-        raise IllegalError(f"no Transformers style lays out {module.path} as {shown}")
-    return _raw_entries(graph, uses, summed, atom)
+    shown = ", ".join(f"{local} {placement}" for local, placement in wanted.items())
+    raise IllegalError(f"no Transformers style lays out {module.path} as {shown}")
 
 
 def _hooks_fit(style: Style, summed: Op | None) -> bool:

@@ -78,6 +78,7 @@ ODD = {
     "OddHeadNormed": {"aa": "colwise", "nn_": "replicated_with_grad_allreduce", "gu": "packed_colwise"},
     "OddInterleaved": {"zz": "colwise", "yy": "rowwise", "gu": "colwise", "tt": "rowwise"},
     "OddGrouped": {"w1": "colwise", "w2": "rowwise", "two": "replicated_with_grad_allreduce"},
+    "OddSunk": {"aa": "colwise", "dd": "rowwise", "ss": "colwise", "one": "local_params"},
     "OddListed": {"gu": "packed_colwise", "tt": "rowwise"},
     "OddBaked": {"aa": "colwise_gather_output", "up_": "colwise", "tt": "rowwise"},
     "OddSloped": {"aa": "colwise_gather_output", "up_": "colwise"},
@@ -95,3 +96,15 @@ def test_models_with_names_that_say_nothing(name: str) -> None:
     assert ODD[name].items() <= styles.items()
     assert prove(reference, suggestion.plan, tp=2).verdict is Verdict.PROVED
     assert [entry.module for entry in suggestion.plan.pp] == ["tok", "steps", "fin"]
+
+
+def test_a_plan_lands_where_it_is_read() -> None:
+    suggestion = suggest("tests.zoo.odd_models:OddBare")
+    assert suggestion.plan.tp == ()
+    assert "body.steps.*.one.aa" in {entry.pattern for entry in suggestion.plan.head_tp}
+    assert prove("tests.zoo.odd_models:OddBare", suggestion.plan, tp=2).verdict is Verdict.PROVED
+
+
+def test_a_plan_that_nobody_reads_is_refuted() -> None:
+    plan = suggest("tests.zoo.odd_models:OddPlain").plan
+    assert [finding.code for finding in prove("tests.zoo.odd_models:OddBare", plan, tp=2).findings] == ["PL106"]

@@ -117,6 +117,23 @@ class HeadNormed(Plain):
         return self.nn_(query), key, value
 
 
+class Sunk(Plain):
+    """A learnt score per head that takes a share of the softmax, and of nothing else."""
+
+    def __init__(self, config: OddConfig) -> None:
+        super().__init__(config)
+        self.ss = nn.Parameter(torch.zeros(config.heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.parts(x)
+        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
+        scores = query @ key.transpose(-1, -2)
+        hidden = torch.ones(x.shape[1], x.shape[1], device=x.device, dtype=torch.bool).triu(1)
+        sink = self.ss.view(1, -1, 1, 1).expand(x.shape[0], -1, x.shape[1], 1)
+        weights = torch.cat([scores.masked_fill(hidden, float("-inf")), sink], -1).softmax(-1)[..., :-1]
+        return self.dd((weights @ value).transpose(1, 2).flatten(2))
+
+
 class Blocked(nn.Module):
     """One projection, all queries, then all keys, then all values."""
 
@@ -238,7 +255,7 @@ class OddForCausalLM(PreTrainedModel):
 
     def __init__(self, config: OddConfig) -> None:
         super().__init__(config)
-        self.body = Body(config, self.attention, self.feed, parallel=self.parallel)
+        self.body: nn.Module = Body(config, self.attention, self.feed, parallel=self.parallel)
         self.out = nn.Linear(config.width, config.vocab_size, bias=False)
         self.post_init()
 
@@ -250,14 +267,18 @@ class OddForCausalLM(PreTrainedModel):
         return CausalLMOutput(loss=loss, logits=logits)
 
 
-class Body(nn.Module):
+class Body(PreTrainedModel):
     """Tokens in, states out."""
 
+    config_class = OddConfig
+    base_model_prefix = "body"
+
     def __init__(self, config: OddConfig, attention: type[nn.Module], feed: type[nn.Module], *, parallel: bool) -> None:
-        super().__init__()
+        super().__init__(config)
         self.tok = nn.Embedding(config.vocab_size, config.width)
         self.steps = nn.ModuleList(Step(config, attention, feed, parallel=parallel) for _ in range(config.depth))
         self.fin = nn.RMSNorm(config.width)
+        self.post_init()
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.tok(input_ids)
@@ -301,4 +322,30 @@ OddBlocked = _odd("OddBlocked", Blocked, Relu)
 OddInterleaved = _odd("OddInterleaved", Interleaved, Pairs)
 OddGrouped = _odd("OddGrouped", Grouped, Scaled)
 OddPaired = _odd("OddPaired", Paired, Relu)
+OddSunk = _odd("OddSunk", Sunk, Relu)
 OddListed = _odd("OddListed", Plain, Listed)
+
+
+class PlainBody(nn.Module):
+    """A base model that is no `PreTrainedModel`: the config's plan does not reach it."""
+
+    def __init__(self, config: OddConfig) -> None:
+        super().__init__()
+        self.tok = nn.Embedding(config.vocab_size, config.width)
+        self.steps = nn.ModuleList(Step(config, Plain, Relu, parallel=False) for _ in range(config.depth))
+        self.fin = nn.RMSNorm(config.width)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.tok(input_ids)
+        for step in self.steps:
+            x = step(x)
+        return self.fin(x)
+
+
+class OddBare(OddForCausalLM):
+    """A head over a plain body."""
+
+    def __init__(self, config: OddConfig) -> None:
+        super().__init__(config)
+        self.body = PlainBody(config)
+        self.post_init()

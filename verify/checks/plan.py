@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from planner.frontend.load import base_prefix
+from planner.frontend.load import base_prefix, reads_config_plan
 from planner.ir.findings import Finding, Fix, Place, Severity
 from planner.ir.placement import Shard
 from planner.ir.plan import Edit, Plan, generic, join
@@ -21,12 +21,14 @@ _SAFETY = "the edited plan passes the checks of its form; the proof tells whethe
 
 
 def check_plan(model: nn.Module, plan: Plan, degree: int) -> tuple[Finding, ...]:
-    """Findings PL101 to PL105 of the tensor- and expert-parallel entries, in plan order. `model` may be on meta."""
+    """Findings PL101 to PL106 of the tensor- and expert-parallel entries, in plan order. `model` may be on meta."""
     names = _Names.of(model)
     prefix = base_prefix(model)
     styles = plan.styles(prefix)
     if degree > 1 and not styles:
         return (_no_plan(model),)
+    if plan.tp and not reads_config_plan(model):
+        return (_not_read(model),)
     found = [_entry(names, plan, prefix, pattern, style) for pattern, style in styles.items()]
     found += [_expert_entry(names, join(prefix, entry.pattern), entry.style) for entry in plan.ep]
     findings = tuple(finding for finding in found if finding is not None)
@@ -199,6 +201,20 @@ def _no_plan(model: nn.Module) -> Finding:
         why="without entries every rank holds the whole model, and Transformers refuses to start",
         found="no entry",
         needed="a plan: `plan suggest` writes one, --plan FILE gives one",
+    )
+
+
+def _not_read(model: nn.Module) -> Finding:
+    prefix = getattr(model, "base_model_prefix", "")
+    inner = type(getattr(model, prefix, None)).__name__
+    return Finding(
+        "PL106",
+        Severity.ERROR,
+        f"base_model_tp_plan is never read: {type(model).__name__}.{prefix} is a {inner}, which is no PreTrainedModel.",
+        Place(module=prefix),
+        why="the config's plan is read by the base model as it is made, and only a PreTrainedModel does so",
+        found=f"a {inner}",
+        needed=f"the entries in {type(model).__name__}._tp_plan with their full names, or a PreTrainedModel",
     )
 
 

@@ -1,6 +1,6 @@
 """A pipeline plan on real ranks: logits, loss, gradients and cached decoding of its stages against one device's."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,8 +16,9 @@ from planner.ir.plan import Plan
 from verify.dynamic.cases import PROMPT, accepts, inputs
 from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
 from verify.dynamic.exact import Wide
+from verify.dynamic.pipeline_cuts import Crossing, crossing, traced
 from verify.dynamic.reference import State, logits, reference_model, with_plan
-from verify.dynamic.stages import Layout, Record, Stage, drop, layout_of, recorded, untie
+from verify.dynamic.stages import Between, Layout, Record, Stage, drop, layout_of, recorded, untie
 
 MICROBATCHES = 2
 
@@ -60,13 +61,22 @@ def check_pipeline(loaded: Loaded, state: State, plan: Plan, tp: int, pp: int) -
     layout = layout_of(single, plan.pp, plan.head_pp, base_prefix=base_prefix(single), stages=pp)
     mesh = init_device_mesh(device.type, (pp, tp), mesh_dim_names=("pp", "tp"))
     seat = _Seat(mesh.get_local_rank("pp"), pp, mesh)
-    stage = _stage(with_plan(loaded, plan), state, layout, seat)
+    place = _between(loaded, single, layout, seat)
+    stage = _stage(with_plan(loaded, plan), state, layout, place, seat)
     ids, mask = _batch(single)
     with Wide():  # not around the building of models: their float32 buffers are to be the same
         want = _reference(single, layout, ids, mask)
         compared = _padded(stage, want, ids, mask, seat)
         compared += _decoded(stage, want, ids, seat)
         return (*compared, *_gradients(stage, want, ids, single, seat))
+
+
+def _between(loaded: Loaded, single: nn.Module, layout: Layout, seat: _Seat) -> Between:
+    """What passes the cuts before and after this rank's stage. Every rank looks at every cut, so that all refuse alike."""
+    graph = traced(loaded)
+    cuts = [crossing(graph, layout.cut(stage, seat.stages), single) for stage in range(1, seat.stages)]
+    carried = [Crossing(), *cuts, Crossing()]
+    return Between(seat.stage, seat.stages, carried[seat.stage], carried[seat.stage + 1])
 
 
 def _device() -> torch.device:
@@ -134,7 +144,7 @@ def _decode_alone(single: PreTrainedModel, layout: Layout, ids: torch.Tensor, wa
     want.decoded = recomputed if relative_error(decoded, recomputed) <= LIMIT else decoded
 
 
-def _stage(loaded: Loaded, state: State, layout: Layout, seat: _Seat) -> Stage:
+def _stage(loaded: Loaded, state: State, layout: Layout, place: Between, seat: _Seat) -> Stage:
     """This rank's stage: the weights of others dropped, its own sharded by the client's own code."""
     model = reference_model(loaded, _device())
     model.load_state_dict(state)
@@ -148,28 +158,37 @@ def _stage(loaded: Loaded, state: State, layout: Layout, seat: _Seat) -> Stage:
             if not any(f"{name}.".startswith(f"{other}.") for other in absent)
         }
         apply_tensor_parallelism(model, seat.mesh["tp"], styles)
-    return Stage(model, layout, _device(), stage=seat.stage, stages=seat.stages)
+    return Stage(model, layout, _device(), place)
 
 
 def _schedule(stage: Stage, want: _Reference, ids: torch.Tensor, seat: _Seat, *, train: bool) -> ScheduleGPipe:
-    """GPipe over this stage; what passes between stages has the form that the single-device model's layers gave."""
-    first = ids[: len(ids) // MICROBATCHES]
-    received = first if stage.first else _empty(want.record.first_output(stage.receives), train=train)
-    sent = want.logits[0] if stage.last else want.record.first_output(stage.sends)
+    """GPipe over this stage; what passes between stages has the form that the single-device model's layers were given."""
+    received = (ids[: len(ids) // MICROBATCHES],) if stage.first else stage.forms(stage.receives)
+    sent = (want.logits[0].detach().requires_grad_(),) if stage.last else stage.forms(stage.sends)
     runtime = PipelineStage(
         stage,
         seat.stage,
         seat.stages,
         stage.device,
-        input_args=(received,),
-        output_args=(_empty(sent, train=train),),
+        input_args=received if stage.first else _empty(received, train=train),
+        output_args=_empty(sent, train=train),
         group=seat.group,
     )
     return ScheduleGPipe(runtime, MICROBATCHES, loss_fn=_loss if train else None, scale_grads=False)
 
 
-def _empty(form: torch.Tensor, *, train: bool, device: torch.device | None = None) -> torch.Tensor:
-    return torch.empty_like(form, device=device, requires_grad=train, memory_format=torch.contiguous_format)
+def _empty(
+    forms: Iterable[torch.Tensor], *, train: bool, device: torch.device | None = None
+) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        torch.empty_like(
+            form,
+            device=device,
+            requires_grad=train and form.requires_grad,
+            memory_format=torch.contiguous_format,
+        )
+        for form in forms
+    )
 
 
 def _entrance(stage: Stage, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -211,16 +230,15 @@ def _decoded(stage: Stage, want: _Reference, ids: torch.Tensor, seat: _Seat) -> 
     for tokens, record in zip(_steps(ids), want.steps, strict=True):
         stage.record = record
         stage.inputs = {"use_cache": True} | ({} if cache is None else {"past_key_values": cache})
-        received = tokens
-        if not stage.first:
-            received = _empty(record.first_output(stage.receives), train=False, device=stage.device)
-            dist.recv(received, seat.rank(seat.stage - 1), group=seat.group)
-        given = stage(received, input_ids=tokens)
+        received = _empty(stage.forms(stage.receives), train=False, device=stage.device)
+        for tensor in received:
+            dist.recv(tensor, seat.rank(seat.stage - 1), group=seat.group)
+        given = stage(*received, input_ids=tokens)
         cache = stage.cache
         if stage.last:
             steps.append(given)
-        else:
-            dist.send(given, seat.rank(seat.stage + 1), group=seat.group)
+        for tensor in () if stage.last else given:
+            dist.send(tensor, seat.rank(seat.stage + 1), group=seat.group)
     if not stage.last:
         return []
     return [Comparison("decoded logits", relative_error(torch.cat(steps, dim=1), want.decoded), LIMIT)]

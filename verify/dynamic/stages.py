@@ -1,9 +1,9 @@
 """One pipeline stage: the model's own forward, with all that the stage does not own made absent.
 
 An absent module keeps its object (models read attributes of their layers) but loses its weights, and answers with zeros
-in the form that the single-device model's module gave. What a stage receives replaces the hidden states at the entrance
-of its first own layer, so that nothing of the model's preamble is applied twice; all else (masks, positions) the stage
-makes anew.
+in the form that the single-device model's module gave. What a stage receives takes its place where the trace says that it
+enters a layer, so that nothing of the model's preamble is applied twice; all else (masks, positions) the stage makes anew.
+What a stage sends is taken where it would enter a layer that the stage lacks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +14,11 @@ import torch
 from torch import nn
 from transformers import Cache
 
+from planner.ir.live import Cut, Entrance, Live
 from planner.ir.plan import PpEntry, join
 from verify.dynamic.compare import whole
 from verify.dynamic.exact import OutOfPlace
+from verify.dynamic.pipeline_cuts import Crossing, put, taken
 
 _REFUSAL = "is a view and is being modified inplace"
 _WRITES = ("update", "update_conv_state", "update_recurrent_state")
@@ -24,13 +26,12 @@ _WRITES = ("update", "update_conv_state", "update_recurrent_state")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which modules go where; names as the head model sees them, `hidden` is the layers' hidden-state argument."""
+    """Which modules go where; names as the head model sees them."""
 
     before: tuple[str, ...]
     layers: str
     depth: int
     after: tuple[str, ...]
-    hidden: str
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -51,6 +52,10 @@ class Layout:
             *(self.after if stage < stages - 1 else ()),
         )
 
+    def cut(self, stage: int, stages: int) -> Cut:
+        """The cut before a stage; there is none before the first."""
+        return Cut(self.layers, self.own(stage, stages)[0], self.before)
+
     def layer(self, number: int) -> str:
         """The name of one layer."""
         return f"{self.layers}.{number}"
@@ -63,8 +68,7 @@ def layout_of(
     model: nn.Module, base: Sequence[PpEntry], head: Sequence[PpEntry], *, base_prefix: str, stages: int
 ) -> Layout:
     """The layout that a pipeline plan asks for; `ValueError` where it names no such pipeline."""
-    found = {join(base_prefix, entry.module): entry for entry in base}
-    modules = {name: _module(model, name) for name in found}
+    modules = {name: _module(model, name) for name in (join(base_prefix, entry.module) for entry in base)}
     stacks = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
     if len(stacks) != 1:
         names = ", ".join(map(repr, stacks)) or "none"
@@ -75,13 +79,12 @@ def layout_of(
         raise ValueError(f"{stacks[0]} holds {len(stack)} layers, too few for {stages} pipeline stages.")
     for entry in head:
         _module(model, entry.module)
-    at, inputs = order.index(stacks[0]), found[stacks[0]].inputs
+    at = order.index(stacks[0])
     return Layout(
         before=tuple(order[:at]),
         layers=stacks[0],
         depth=len(stack),
         after=(*order[at + 1 :], *(entry.module for entry in head)),
-        hidden=inputs[0] if inputs else "hidden_states",
     )
 
 
@@ -103,10 +106,12 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a module: the form of its output (tensors on the meta device), and what it wrote into the cache."""
+    """One call of a module: the forms of what it was given and gave (tensors on the meta device), and its cache writes."""
 
     output: object
     writes: tuple[Write, ...] = ()
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -115,15 +120,10 @@ class Record:
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
 
-    def first_output(self, name: str) -> torch.Tensor:
-        """The form of a module's first output; `ValueError` where that is no tensor."""
-        output = self.calls[name][0].output if name in self.calls else None
-        first = output[0] if isinstance(output, tuple | list) and output else output
-        if not isinstance(first, torch.Tensor):
-            raise ValueError(
-                f"{name} must return its hidden states first, as a tensor; it returns {type(first).__name__}."
-            )
-        return first
+    def entering(self, layer: str, module: nn.Module, entrance: Entrance) -> torch.Tensor:
+        """The form of what entered a layer in its first call, `requires_grad` as it was."""
+        call = self.calls[layer][0]
+        return taken(module, call.args, call.kwargs, entrance)
 
 
 @contextmanager
@@ -139,8 +139,10 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[Record]:
 
 def _watch(module: nn.Module, calls: list[Call]) -> tuple[torch.utils.hooks.RemovableHandle, ...]:
     writes: list[Write] = []
+    given: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
     def before(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        given.append((tuple(map(_given_form, args)), {name: _given_form(value) for name, value in kwargs.items()}))
         if (cache := _cache(args, kwargs)) is not None:
             for method in _WRITES:
                 if hasattr(cache, method):
@@ -150,7 +152,7 @@ def _watch(module: nn.Module, calls: list[Call]) -> tuple[torch.utils.hooks.Remo
         if (cache := _cache(args, kwargs)) is not None:
             for method in _WRITES:
                 vars(cache).pop(method, None)
-        calls.append(Call(_mapped(output, _form), tuple(writes)))
+        calls.append(Call(_mapped(output, _form), tuple(writes), *given.pop()))
         writes.clear()
 
     return (
@@ -176,6 +178,13 @@ def _form(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
+def _given_form(value: object) -> object:
+    """The form of an argument; caches are not kept."""
+    if isinstance(value, Cache):
+        return None
+    return _mapped(value, lambda tensor: _form(tensor).requires_grad_(tensor.requires_grad))
+
+
 def _mapped(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -> object:
     """The same structure with every tensor changed."""
     match value:
@@ -189,38 +198,52 @@ def _mapped(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -> ob
             return value
 
 
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A stage's place among the others: its number, and what passes the cuts on both of its sides."""
+
+    stage: int
+    stages: int
+    receives: Crossing = Crossing()
+    sends: Crossing = Crossing()
+
+
+def _into(crossing: Crossing, layer: int) -> list[tuple[Live, Entrance]]:
+    """What enters one layer of what a cut carries."""
+    return [(live, entrance) for live in crossing.values for entrance in live.entrances if entrance.layer == layer]
+
+
 class Stage(nn.Module):
     """One stage of a model that is changed in place, its absent weights dropped before.
 
-    `forward(first, **inputs)`: on the first stage `first` is unused, on every other it is the hidden states received. It
-    returns the hidden states to send, on the last stage the model's first output. What the stage needs besides is set
+    `forward(*received, **inputs)`: on the first stage what it is given is unused, on every other it is what `receives`
+    lists. It returns what `sends` lists, on the last stage the model's first output. What the stage needs besides is set
     from outside: `record`, the calls of the single-device model to the same question, and `inputs`, more arguments.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, device: torch.device, *, stage: int, stages: int) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, device: torch.device, place: Between) -> None:
         super().__init__()
         self.model = model
-        self.first, self.last = stage == 0, stage == stages - 1
+        self.layout = layout
+        self.receives, self.sends = place.receives, place.sends
+        self.first, self.last = place.stage == 0, place.stage == place.stages - 1
         self.record = Record()
         self.inputs: Mapping[str, object] = {}
         self.cache: Cache | None = None
-        self._received: torch.Tensor | None = None
-        self._sent: torch.Tensor | None = None
-        self._calls: dict[str, Iterator[Call]] = {}
-        self._hidden = layout.hidden
         self.device = device
-        own = layout.own(stage, stages)
-        self.sends = layout.layer(own[-1])
-        self.receives = layout.layer(own[0] - 1) if own[0] else ""
-        if not self.first:
-            model.get_submodule(layout.layer(own[0])).register_forward_pre_hook(self._inject, with_kwargs=True)
-        model.get_submodule(self.sends).register_forward_hook(self._keep)
-        for name in layout.absent(stage, stages):
+        self._held: dict[int, torch.Tensor] = {}
+        self._sent: dict[int, torch.Tensor] = {}
+        self._entered: set[int] = set()
+        self._calls: dict[str, Iterator[Call]] = {}
+        self._own = layout.own(place.stage, place.stages)
+        for number in range(self._own[0], layout.depth):
+            self._watch_entrances(number)
+        for name in layout.absent(place.stage, place.stages):
             vars(model.get_submodule(name))["forward"] = self._answer(name)
 
-    def forward(self, first: torch.Tensor, **inputs: object) -> torch.Tensor:
+    def forward(self, *received: torch.Tensor, **inputs: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run the model on this stage's inputs; where autograd refuses its `a += b`, with `a = a + b`."""
-        self._received = None if self.first else first
+        self._held = {} if self.first else dict(zip(self.receives.numbers, received, strict=True))
         try:
             return self._run(inputs)
         except RuntimeError as error:
@@ -229,30 +252,45 @@ class Stage(nn.Module):
         with OutOfPlace():
             return self._run(inputs)
 
-    def _run(self, inputs: Mapping[str, object]) -> torch.Tensor:
+    def forms(self, crossing: Crossing) -> tuple[torch.Tensor, ...]:
+        """The forms of what a cut carries, as the single-device model's layers were given it."""
+        entrances = [live.entrances[0] for live in crossing.values]
+        layers = [self.layout.layer(entrance.layer) for entrance in entrances]
+        return tuple(
+            self.record.entering(layer, self.model.get_submodule(layer), entrance)
+            for layer, entrance in zip(layers, entrances, strict=True)
+        )
+
+    def _run(self, inputs: Mapping[str, object]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         self._calls = {name: iter(calls) for name, calls in self.record.calls.items()}
+        self._entered, self._sent = set(), {}
         output = self.model(**self.inputs, **inputs)
         self.cache = output.get("past_key_values")
         if self.last:
             return whole(output[0])
-        assert self._sent is not None
-        return self._sent.contiguous()
+        return tuple(self._sent[number].contiguous() for number in self.sends.numbers)
 
-    def _inject(
-        self, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[object, ...], dict[str, object]]:
-        if self._hidden in kwargs:
-            return args, kwargs | {self._hidden: self._received}
-        if args and isinstance(args[0], torch.Tensor):
-            return (self._received, *args[1:]), kwargs
-        raise ValueError(
-            f"The pipeline plan gives the layers {self._hidden!r}, but the model does not pass it to them."
-        )
+    def _watch_entrances(self, number: int) -> None:
+        """Put what was received where it enters a layer, and keep what is to be sent where it would enter one."""
+        module = self.model.get_submodule(self.layout.layer(number))
+        receive = _into(self.receives, number) if number in self._own else []
+        send = [] if number in self._own else _into(self.sends, number)
 
-    def _keep(self, _: nn.Module, __: tuple[object, ...], output: object) -> None:
-        first = output[0] if isinstance(output, tuple | list) else output
-        assert isinstance(first, torch.Tensor)
-        self._sent = first
+        def enter(
+            _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+        ) -> tuple[tuple[object, ...], dict[str, object]]:
+            if number not in self._entered:
+                self._entered.add(number)
+                for live, entrance in send:
+                    tensor = self._held.get(live.value)
+                    self._sent.setdefault(
+                        live.value, taken(module, args, kwargs, entrance) if tensor is None else tensor
+                    )
+                for live, entrance in receive:
+                    args, kwargs = put(module, args, kwargs, entrance, self._held[live.value])
+            return args, kwargs
+
+        module.register_forward_pre_hook(enter, with_kwargs=True)
 
     def _answer(self, name: str) -> Callable[..., object]:
         def absent(*args: object, **kwargs: object) -> object:

@@ -1,0 +1,89 @@
+"""What passes between two stages: the values that the trace says a cut must carry, and their places in calls of layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from planner.frontend.load import Loaded, build
+from planner.frontend.trace import TraceError, trace
+from planner.ir.graph import Graph
+from planner.ir.live import Cut, Entrance, Live, Role, live_across
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What one cut carries, in an order that both of its stages share; nothing at the model's own entrance and exit."""
+
+    values: tuple[Live, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The values' numbers in the graph."""
+        return tuple(live.value for live in self.values)
+
+
+def traced(loaded: Loaded) -> Graph | None:
+    """The program of a model; None where its forward cannot be traced."""
+    try:
+        return trace(build(loaded))
+    except TraceError:
+        return None
+
+
+def crossing(graph: Graph | None, cut: Cut, model: nn.Module) -> Crossing:
+    """What a cut carries: by the trace, or without one the first argument of the layer at the cut.
+
+    `ValueError` where something would have to cross that cannot be sent.
+    """
+    if graph is None:
+        names = _names(model.get_submodule(f"{cut.stack}.{cut.layer}"))
+        return Crossing((Live(cut.layer - 1, Role.SENT, None, 0, (Entrance(cut.layer, names[0]),)),))
+    found = live_across(graph, cut)
+    for live in found:
+        if live.role is Role.MISSED:
+            raise ValueError(f"{cut.stack} cannot be cut before layer {cut.layer}: {_told(graph, live)}.")
+    return Crossing(tuple(live for live in found if live.role is Role.SENT))
+
+
+def _told(graph: Graph, live: Live) -> str:
+    used = graph.ops[live.used]
+    made = graph.ops[live.made] if live.made is not None else None
+    value = f"what {made.target} makes in {made.module or 'the model'}" if made else f"{graph.values[live.value].name}"
+    where = f" ({used.source})" if used.source else ""
+    return f"{value} is used again behind it, by {used.target} in {used.module or 'the model'}{where}"
+
+
+def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], entrance: Entrance) -> torch.Tensor:
+    """The tensor at an entrance of a layer that is being called so."""
+    leaves, _ = tree_flatten(_argument(module, args, kwargs, entrance.argument))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)][entrance.leaf]
+
+
+def put(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, tensor: torch.Tensor
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The same call with another tensor at an entrance."""
+    leaves, form = tree_flatten(_argument(module, args, kwargs, entrance.argument))
+    at = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)][entrance.leaf]
+    changed = tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form)
+    if entrance.argument in kwargs:
+        return args, kwargs | {entrance.argument: changed}
+    place = _names(module).index(entrance.argument)
+    return (*args[:place], changed, *args[place + 1 :]), kwargs
+
+
+def _argument(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], name: str) -> object:
+    if name in kwargs:
+        return kwargs[name]
+    names = _names(module)
+    if name in names and names.index(name) < len(args):
+        return args[names.index(name)]
+    raise ValueError(f"{type(module).__name__} was traced with a tensor for {name!r}, and is called without.")
+
+
+def _names(module: nn.Module) -> list[str]:
+    return [name for name in signature(type(module).forward).parameters if name != "self"]

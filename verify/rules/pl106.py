@@ -1,0 +1,27 @@
+"""PL106: a plan in a config that nobody reads."""
+
+from planner.ir.findings import Severity
+from verify.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="PL106",
+        name="plan-not-read",
+        severity=Severity.ERROR,
+        what="The config has a `base_model_tp_plan`, and the base model is no `PreTrainedModel`.",
+        why="Transformers reads the config's plan in the base model's own set-up. A plain module has none, so every one of "
+        "these entries is silently ignored, and the layers are replicated.",
+        use_instead="The entries in the head class's `_tp_plan` with their full names, as `plan suggest` writes them; or a "
+        "base model that is a `PreTrainedModel` and calls `post_init`.",
+        fix_safety="No edit is offered: the entries move to another class.",
+        invalid=(
+            Example(note="`self.model = Body(config)` where `class Body(nn.Module)`, with the plan in the config."),
+        ),
+        valid=(
+            Example(
+                note="A base model that reads its config's plan.",
+                code="class Body(PreTrainedModel): ...\n\n\nclass Head(PreTrainedModel):\n    base_model_prefix = 'body'",
+            ),
+        ),
+    )
+)
