@@ -15,7 +15,10 @@ register(
         "base model that is a `PreTrainedModel` and calls `post_init`.",
         fix_safety="No edit is offered: the entries move to another class.",
         invalid=(
-            Example(note="`self.model = Body(config)` where `class Body(nn.Module)`, with the plan in the config."),
+            Example(
+                note="A plain module as base model, with the plan in the config.",
+                code="class Body(nn.Module): ...\n\n\nclass Head(PreTrainedModel):\n    base_model_prefix = 'body'",
+            ),
         ),
         valid=(
             Example(
