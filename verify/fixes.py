@@ -100,7 +100,7 @@ def _edits(subject: Subject, styles: Mapping[str, str], pattern: str, code: str)
         yield Edit(pattern, have, None)
 
 
-EXTRA = frozenset({"TP205", "TP208"})
+EXTRA = frozenset({"TP202", "TP205", "TP208"})
 """Codes of a collective too many: the entry goes."""
 
 ASKED: Mapping[str, tuple[str, ...]] = {

@@ -18,6 +18,10 @@ from planner.ir.styles import After, Before, Style
 from planner.sharding.assign import Assigned
 
 
+class HookError(TypeError):
+    """A style's hook on a module whose output is no tensor: the client's hook raises there too."""
+
+
 class IndivisibleError(ValueError):
     """A parameter whose dim does not divide evenly over the ranks."""
 
@@ -82,7 +86,9 @@ def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree:
     def forward(*args: Any, **kwargs: Any) -> Any:
         args = before(recorder, args, degree)
         output = original(*args, **kwargs)
-        return after(recorder, output, width) if isinstance(output, Tensor) else output
+        if style.after is not After.NOTHING and not isinstance(output, Tensor):
+            raise HookError(f"{style.name} takes a tensor, and this module gives a {type(output).__name__}")
+        return after(recorder, output, width)
 
     module.forward = forward
 

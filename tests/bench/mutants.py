@@ -45,7 +45,12 @@ class Judged:
 
     @property
     def outcome(self) -> str:
-        """The class it is counted in."""
+        """The class it is counted in.
+
+        A key that matches nothing changes nothing in a run, and is wrong all the same: the client refuses it from a user.
+        """
+        if self.proof == "refuted" and "PL102" in self.codes:
+            return "refuted"
         match self.proof, self.run:
             case "proved", "refuted":
                 return "false proof"

@@ -38,6 +38,7 @@ MUTANTS = [
     ("llama", "layers.*.mlp.up_proj", "packed_colwise", "TP203"),
     ("llama", "layers.*.mlp", "all_reduce", "TP205"),
     ("llama", "layers.*.mlp.gate_proj", "colwise_gather_output", "TP203"),
+    ("llama", "layers.*.self_attn", "all_reduce", "TP202"),
     ("qwen3", "layers.*.self_attn.q_norm", None, "TP207"),
     ("qwen3", "layers.*.input_layernorm", "replicated_with_grad_allreduce", "TP208"),
     ("gemma2", "layers.*.self_attn.v_proj", None, "TP203"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from planner.frontend.local import IndivisibleError, trace_local
+from planner.frontend.local import HookError, IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
@@ -98,6 +98,8 @@ def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: 
     """A rank's forward that raises: a dim that does not divide, parts that do not fit, or a size of the whole model written
     into the code.
     """
+    if isinstance(error.__cause__, HookError):
+        return _hook_failure(assigned, error)
     near = [name for name in assigned.parameters if name.startswith(f"{error.module}.") or not error.module]
     uneven = [name for name in near if _is_uneven(graph, assigned, name, degree)]
     name = next(iter(uneven or near), None)
@@ -127,6 +129,18 @@ def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: 
         found=str(error),
         needed="a forward that takes its sizes from its inputs, or an entry that gives it whole inputs",
         fault=Fault.MODEL if near else Fault.PLAN,
+    )
+
+
+def _hook_failure(assigned: Assigned, error: TraceError) -> Finding:
+    return Finding(
+        "TP202",
+        Severity.ERROR,
+        f"the style's hook fails on {error.module}: {error.__cause__}",
+        Place(assigned.modules[error.module][1], error.module, error.source),
+        why="a collective acts on one tensor",
+        found=str(error.__cause__),
+        needed="no entry here, or one on the module that makes the tensor",
     )
 
 
