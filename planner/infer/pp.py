@@ -120,7 +120,7 @@ def _results(flow: _Flow, calls: Iterable[ModuleCall]) -> int:
 
 def _inputs(flow: _Flow, module: nn.Module, call: ModuleCall, sites: Iterable[Site]) -> list[str]:
     """The names of the arguments that matter: at the call where they are passed by position, else the forward's own."""
-    own = [name for name in signature(type(module).forward).parameters if name != "self"]
+    own = list(signature(type(module).forward).parameters)[1:]
     shown: dict[str, str] = {}
     for site in sites:
         for name, called in zip(own, site.positional, strict=False):

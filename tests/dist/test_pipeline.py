@@ -105,7 +105,7 @@ def test_stages_of_tensor_parallel_ranks() -> None:
 
 
 def test_layers_are_split_evenly_and_each_has_one_stage() -> None:
-    layout = Layout(("embed",), "layers", 7, ("norm", "head"), )
+    layout = Layout(("embed",), "layers", 7, ("norm", "head"))
     assert [list(layout.own(stage, 3)) for stage in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
     assert layout.absent(0, 3) == ("layers.2", "layers.3", "layers.4", "layers.5", "layers.6", "norm", "head")
     assert layout.absent(2, 3) == ("embed", "layers.0", "layers.1", "layers.2", "layers.3")

@@ -72,7 +72,7 @@ def check_pipeline(loaded: Loaded, state: State, plan: Plan, tp: int, pp: int) -
 
 
 def _between(loaded: Loaded, single: nn.Module, layout: Layout, seat: _Seat) -> Between:
-    """What passes the cuts before and after this rank's stage. Every rank looks at every cut, so that all refuse alike."""
+    """What passes the cuts before and after this rank's stage."""
     graph = traced(loaded)
     cuts = [crossing(graph, layout.cut(stage, seat.stages), single) for stage in range(1, seat.stages)]
     carried = [Crossing(), *cuts, Crossing()]

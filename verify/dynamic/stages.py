@@ -204,8 +204,8 @@ class Between:
 
     stage: int
     stages: int
-    receives: Crossing = Crossing()
-    sends: Crossing = Crossing()
+    receives: Crossing
+    sends: Crossing
 
 
 def _into(crossing: Crossing, layer: int) -> list[tuple[Live, Entrance]]:
