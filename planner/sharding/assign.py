@@ -20,13 +20,12 @@ class Assigned:
 def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") -> Assigned:
     """Spread `styles` (keys as the head model sees them) as Transformers 5.23 does (`distributed/mixin.py`).
 
-    Layer numbers match `*`; then the key is looked up exactly; a parameter falls back to its own module only; a base model's
+    Layer numbers match `*`; then the key is looked up exactly; a parameter falls back to its own module only; a model's
     child called `embed_tokens` is split over the vocabulary by itself. Unknown styles are left out: the plan check reports
     them.
     """
-    embedding = join(base_prefix, "embed_tokens")
-    if styles and embedding in graph.module_of and "Embedding" in graph.module_of[embedding].bases:
-        styles = {embedding: "embedding_rowwise", **styles}
+    if styles:
+        styles = {**dict.fromkeys(_automatic(graph, base_prefix), "embedding_rowwise"), **styles}
     modules: dict[str, tuple[Style, str]] = {}
     parameters: dict[str, tuple[Placement, str]] = {}
     for module in graph.modules:
@@ -40,3 +39,14 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
                 placement = STYLES[styles[entry]].placement(local, len(graph.values[number].shape))
                 parameters[name] = (placement, entry)
     return Assigned(modules, parameters)
+
+
+def _automatic(graph: Graph, base_prefix: str) -> list[str]:
+    """The embeddings that get a style without an entry: `embed_tokens` of every model in the tree, but not of the head."""
+    found = []
+    for module in graph.modules:
+        embedding = graph.module_of.get(join(module.path, "embed_tokens"))
+        is_model = "PreTrainedModel" in module.bases and bool(module.path or not base_prefix)
+        if is_model and embedding is not None and "Embedding" in embedding.bases:
+            found.append(generic(embedding.path))
+    return found
