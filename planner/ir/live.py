@@ -159,13 +159,21 @@ def _uses(
     entered = {(entry.layer, value) for value, entries in entrances.items() for entry in entries}
     for position, op in enumerate(graph.ops[start:], start):
         layer = cut.number(op.module)
-        if cut.lacks(op.module) or (layer is None and sides.after.isdisjoint(op.inputs)):
+        if cut.lacks(op.module):  # behind the cut only where it runs again, on what a later layer gave
+            yield from ((position, value, Role.MISSED) for value in op.outputs if value in sides.after)
+            continue
+        if layer is None and sides.after.isdisjoint(op.inputs):
             continue
         for value in dict.fromkeys(op.inputs):
-            if value in sides.lost:
+            if value in sides.lost and not (value in sides.after and cut.lacks(_maker(graph, value))):
                 yield position, value, Role.SENT if (layer, value) in entered else Role.MISSED
             elif value in graph.producer and value not in sides.after:
                 yield position, value, Role.RECOMPUTED
+
+
+def _maker(graph: Graph, value: int) -> str:
+    """The module whose op made a value; the empty path for one that no op made."""
+    return graph.ops[graph.producer[value]].module if value in graph.producer else ""
 
 
 def _inside(module: str, path: str) -> bool:

@@ -1,31 +1,44 @@
-"""Is a pipeline plan one? Its keys against the modules that ran, and the order they ran in.
+"""Is a pipeline plan one? Its keys against the modules that ran, the order they ran in, and what its cuts must carry.
 
-Nothing here infers: what ran, and what carries the hidden states, is read from the trace.
+Nothing here infers: what ran, what carries the hidden states, and what is live across a cut, is read from the trace.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from inspect import signature
 
 from torch import nn
 
 from planner.frontend.load import base_prefix
-from planner.ir.findings import Finding, Place, Severity, as_written
+from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.graph import Graph
-from planner.ir.live import stream
+from planner.ir.live import Cut, Live, Role, live_across, stream
 from planner.ir.plan import Plan, PpEntry, join
+from verify.checks.pipeline_names import check_names
 
 
 def check_pp(model: nn.Module, graph: Graph, plan: Plan) -> tuple[Finding, ...]:
     """Findings PP301 to PP304 of a pipeline plan, or PL104 where there is none."""
     prefix = base_prefix(model)
     entries = [(join(prefix, entry.module), entry) for entry in plan.pp] + [(e.module, e) for e in plan.head_pp]
-    paths = {path for path, _ in model.named_modules()}
-    missing = [_missing(path, paths) for path, _ in entries if path not in paths]
+    modules = dict(model.named_modules())
+    missing = [_missing(path, modules) for path, _ in entries if path not in modules]
     if missing or not plan.pp:
         found = tuple(missing) or (_no_plan(),)
     else:
-        keys = [path for path, _ in entries]
-        found = (*_order(graph, keys), *_dropped(graph, keys), *_not_passed(graph, entries))
+        found = tuple(_of_the_keys(modules, graph, [path for path, _ in entries]))
+        found = found or tuple(_not_listed(graph, entries)) or tuple(_of_the_cuts(modules, graph, entries))
+        found = found or tuple(check_names(modules, entries))
     return tuple(as_written(finding, prefix) for finding in found)
+
+
+def _of_the_keys(modules: Mapping[str, nn.Module], graph: Graph, keys: list[str]) -> list[Finding]:
+    """Every module once, in order, the layers as one list."""
+    members = [key for key in keys if isinstance(modules.get(key.rpartition(".")[0]), nn.ModuleList)]
+    if members:
+        return [_member(members[0])]
+    found = [*_twice(keys), *_order(graph, keys), *_dropped(graph, keys)]
+    stacks = [key for key in keys if isinstance(modules[key], nn.ModuleList)]
+    return found or ([] if len(stacks) == 1 else [_no_single_stack(stacks)])
 
 
 def _no_plan() -> Finding:
@@ -62,6 +75,49 @@ def _first_run(graph: Graph) -> dict[str, int]:
     return found
 
 
+def _member(key: str) -> Finding:
+    stack = key.rpartition(".")[0]
+    return Finding(
+        "PP304",
+        Severity.ERROR,
+        f'"{key}" is one of the layers, and a key names all of them',
+        Place(entry=key, module=stack),
+        why="layers are dealt out to the stages from their list",
+        found=key,
+        needed=stack,
+    )
+
+
+def _twice(keys: list[str]) -> list[Finding]:
+    for position, key in enumerate(keys):
+        for other in keys[:position]:
+            if _holds(key, other) or _holds(other, key):
+                return [
+                    Finding(
+                        "PP304",
+                        Severity.ERROR,
+                        f'"{other}" and "{key}" name the same module, which would run twice',
+                        Place(entry=key, module=key),
+                        why="the stages together must be the model, with every module once",
+                        found=f"{other}, {key}",
+                        needed="one of them",
+                    )
+                ]
+    return []
+
+
+def _no_single_stack(stacks: list[str]) -> Finding:
+    return Finding(
+        "PP304",
+        Severity.UNDECIDED,
+        f"the pipeline plan names {len(stacks)} lists of layers, and only a plan with one is checked",
+        Place(entry=stacks[0] if stacks else None),
+        why="stages are cut from one list of layers",
+        found=", ".join(stacks) or "none",
+        needed="one ModuleList",
+    )
+
+
 def _order(graph: Graph, keys: list[str]) -> list[Finding]:
     ran = _first_run(graph)
     known = [key for key in keys if key in ran]
@@ -86,19 +142,26 @@ def _dropped(graph: Graph, keys: list[str]) -> list[Finding]:
     """Modules with parameters whose result carries the hidden states, beside a key, that no key covers."""
     flow = stream(graph)
     scopes = {key.rpartition(".")[0] for key in keys}
-    owned = {module.path for module in graph.modules if _has_parameters(graph, module.path)}
-    found: dict[str, Finding] = {}
-    for call in graph.calls:
-        path = call.module
-        covered = any(path == key or path.startswith(f"{key}.") or key.startswith(f"{path}.") for key in keys)
-        beside = path.rpartition(".")[0] in scopes
-        if path and beside and not covered and path in owned and not flow.isdisjoint(call.outputs):
-            found.setdefault(path, _drop(path))
-    return list(found.values())
+    beside = {
+        child: None
+        for call in graph.calls
+        if not flow.isdisjoint(call.outputs)
+        for scope in scopes
+        if (child := _child(call.module, scope)) and not any(_holds(child, key) for key in keys)
+    }
+    owned = {child for child in beside for m in graph.modules if m.parameters and _holds(child, m.path)}
+    return [_drop(child) for child in beside if child in owned]
 
 
-def _has_parameters(graph: Graph, path: str) -> bool:
-    return any(m.parameters and (m.path == path or m.path.startswith(f"{path}.")) for m in graph.modules)
+def _child(module: str, scope: str) -> str:
+    """The child of `scope` that a module is or lies in; empty where it lies elsewhere."""
+    inside = f"{scope}." if scope else ""
+    name = module[len(inside) :].partition(".")[0] if module.startswith(inside) else ""
+    return f"{inside}{name}" if name else ""
+
+
+def _holds(path: str, other: str) -> bool:
+    return path == other or other.startswith(f"{path}.")
 
 
 def _drop(path: str) -> Finding:
@@ -113,7 +176,7 @@ def _drop(path: str) -> Finding:
     )
 
 
-def _not_passed(graph: Graph, entries: list[tuple[str, PpEntry]]) -> list[Finding]:
+def _not_listed(graph: Graph, entries: list[tuple[str, PpEntry]]) -> list[Finding]:
     flow = stream(graph)
     found = []
     for path, entry in entries:
@@ -132,3 +195,72 @@ def _not_passed(graph: Graph, entries: list[tuple[str, PpEntry]]) -> list[Findin
                 )
             )
     return found
+
+
+def _of_the_cuts(
+    modules: Mapping[str, nn.Module], graph: Graph, entries: list[tuple[str, PpEntry]]
+) -> Iterator[Finding]:
+    """What some cut between the layers would have to carry and cannot, or does not."""
+    keys = [path for path, _ in entries]
+    at = next(place for place, key in enumerate(keys) if isinstance(modules[key], nn.ModuleList))
+    stack, entry = entries[at]
+    layers = modules[stack]
+    assert isinstance(layers, nn.ModuleList)
+    sent: dict[str, Live] = {}
+    missed: dict[tuple[str, str], Finding] = {}
+    for number in range(1, len(layers)):
+        for live in live_across(graph, Cut(stack, number, tuple(keys[:at]))):
+            if live.role is Role.SENT:
+                sent |= {entrance.argument: live for entrance in live.entrances if entrance.argument not in sent}
+            elif live.role is Role.MISSED:
+                missed.setdefault(
+                    (_made_in(graph, live), graph.ops[live.used].module), _miss(graph, live, stack, number)
+                )
+    yield from missed.values()
+    if len(layers):
+        yield from _unnamed(graph, stack, entry, sent, list(signature(type(layers[0]).forward).parameters)[1:])
+
+
+def _made_in(graph: Graph, live: Live) -> str:
+    return graph.values[live.value].name or "" if live.made is None else graph.ops[live.made].module
+
+
+def _miss(graph: Graph, live: Live, stack: str, number: int) -> Finding:
+    used = graph.ops[live.used]
+    made = "the weight" if live.made is None else f"what {graph.ops[live.made].target} makes in"
+    where = _made_in(graph, live) or "the model"
+    return Finding(
+        "PP303",
+        Severity.ERROR,
+        f'"{stack}" cannot be cut before layer {number}: {made} {where} is needed behind it, '
+        f"by {used.target} in {used.module or 'the model'}",
+        Place(entry=stack, module=used.module or None, source=used.source),
+        why="it derives from weights of an earlier stage, and no argument of a layer can bring it",
+        found="used outside of the layers",
+        needed="an argument of the layers that use it",
+        fault=Fault.MODEL,
+    )
+
+
+def _unnamed(
+    graph: Graph, stack: str, entry: PpEntry, sent: Mapping[str, Live], parameters: list[str]
+) -> Iterator[Finding]:
+    """Arguments that a cut must carry, and the layers' entry does not list.
+
+    An entry may call an argument as the caller does, which is not known here: each of its names that is no parameter of the
+    layers may stand for one argument.
+    """
+    free = len([name for name in entry.inputs if name not in parameters])
+    unlisted = {name: live for name, live in sent.items() if name not in entry.inputs}
+    for name, live in list(unlisted.items())[free:]:
+        made = graph.ops[live.made] if live.made is not None else None
+        where = (made.module if made else graph.values[live.value].name) or "the model"
+        yield Finding(
+            "PP303",
+            Severity.ERROR,
+            f'"{stack}" does not list "{name}", which its layers get from {where}, on the first stage only',
+            Place(entry=stack, module=where, source=made.source if made else None),
+            why="what derives from weights of an earlier stage cannot be made anew behind a cut",
+            found=", ".join(entry.inputs) or "nothing",
+            needed=", ".join((*entry.inputs, name)),
+        )
