@@ -25,12 +25,18 @@ class Recorder:
     view_of: dict[int, Tensor] = field(default_factory=dict)
     keep: list[Tensor] = field(default_factory=list)
     paused: int = 0
+    constants: int = 0
     failed: Op | None = None
 
     def number(self, tensor: Tensor, name: str | None = None) -> int:
         """The value number of a tensor; one that was never seen is a constant made outside of the forward."""
         known = self.number_of.get(id(tensor))
-        return self.bind(tensor, name or f"constant.{len(self.values)}") if known is None else known
+        if known is not None:
+            return known
+        if name is None:
+            # Numbered in the order they are met: the same constant has the same name in both programs.
+            name, self.constants = f"constant.{self.constants}", self.constants + 1
+        return self.bind(tensor, name)
 
     def bind(self, tensor: Tensor, name: str | None = None) -> int:
         """Give a tensor a new value number."""

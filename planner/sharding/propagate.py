@@ -165,6 +165,18 @@ def _align(state: _State) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
+def _crossed(local: Op, whole: Op) -> Stuck:
+    return Stuck(
+        "TP211",
+        f"{local.target} is fed another value than on a single device",
+        why="the two programs are related value by value",
+        found=f"another operand of {local.target}",
+        needed=f"the operands of {whole.target} on a single device",
+        module=local.module,
+        op=local,
+    )
+
+
 def _diverged(local: Op | None, whole: Op | None, position: int) -> Stuck:
     at = local or whole
     return Stuck(
@@ -251,6 +263,7 @@ def _input_placements(state: _State, local: Op, whole: Op) -> tuple[Placement, .
         if number not in state.placements:
             state.placements[number], state.same[number] = R, expected
         if state.same[number] != expected:
+            state.stuck.append(_crossed(local, whole))
             found.append(Unknown(f"{local.target} is fed another value than on a single device"))
         else:
             found.append(state.placements[number])
@@ -369,6 +382,7 @@ def _after_hook(op: Op, placement: Placement, ndim: int) -> Placement:
 def _check_outputs(state: _State) -> None:
     for (name, local), (_, whole) in zip(state.local.outputs, state.whole.outputs, strict=False):
         placement = state.placements.get(local, R)
+        assert state.stuck or not isinstance(placement, Unknown), "a value became unknown, and nothing said so"
         if isinstance(placement, Replicate | Unknown):
             continue
         code = "TP204" if isinstance(placement, Partial) else "TP206"
