@@ -19,6 +19,7 @@ register(
                 note="OPT's attention writes its number of heads into the view.",
                 model="opt",
                 plan=(
+                    ("lm_head", "colwise_gather_output"),
                     ("model.decoder.layers.*.self_attn.q_proj", "colwise"),
                     ("model.decoder.layers.*.self_attn.k_proj", "colwise"),
                     ("model.decoder.layers.*.self_attn.v_proj", "colwise"),
