@@ -140,7 +140,7 @@ def _result_names(node: ast.AST, parents: dict[ast.AST, ast.AST], function: ast.
             case ast.NamedExpr(target=ast.Name(id=name)):
                 yield name
                 return
-            case ast.Assign(targets=[target]) | ast.AnnAssign(target=target) | ast.AugAssign(target=target):
+            case ast.Assign(targets=[target, *_]) | ast.AnnAssign(target=target) | ast.AugAssign(target=target):
                 yield from _unpacked(target, function)
                 return
             case ast.keyword(arg=str(name)) if _is_returned(above, parents):

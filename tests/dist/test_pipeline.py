@@ -104,6 +104,34 @@ def test_stages_of_tensor_parallel_ranks() -> None:
         assert max(result.measures.values()) < 1e-12
 
 
+MIXES = ("plain", "skip", "late", "between", "outside", "again")
+
+
+@pytest.fixture(scope="module")
+def mixes() -> dict[str, LevelResult]:
+    """Models whose layers need more than the last layer's result, on three stages."""
+    cases = {}
+    for mix in MIXES:
+        loaded = load("tests.zoo.stream_models:StreamForCausalLM", overrides={"mix": mix})
+        plan = Plan(pp=entries("zork", "pile", "fin"), head_pp=entries("out"))
+        cases[mix] = Case(loaded, plan, 1, 3)
+    return asked(cases)
+
+
+@pytest.mark.parametrize("mix", ["plain", "skip", "late", "between"])
+def test_what_the_trace_says_is_live_crosses_every_cut(mixes: Mapping[str, LevelResult], mix: str) -> None:
+    result = mixes[mix]
+    assert result.verdict is Verdict.CONFIRMED
+    assert set(result.measures.values()) == {0.0}
+
+
+@pytest.mark.parametrize("mix", ["outside", "again"])
+def test_what_cannot_cross_is_measured_not_believed(mixes: Mapping[str, LevelResult], mix: str) -> None:
+    """The proof says so too (tests/unit/test_pp_check.py); the run finds it by itself."""
+    assert mixes[mix].verdict is Verdict.REFUTED
+    assert mixes[mix].findings[0].code == "DY501"
+
+
 def test_layers_are_split_evenly_and_each_has_one_stage() -> None:
     layout = Layout(("embed",), "layers", 7, ("norm", "head"))
     assert [list(layout.own(stage, 3)) for stage in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]

@@ -213,9 +213,8 @@ def _of_the_cuts(
             if live.role is Role.SENT:
                 sent |= {entrance.argument: live for entrance in live.entrances if entrance.argument not in sent}
             elif live.role is Role.MISSED:
-                missed.setdefault(
-                    (_made_in(graph, live), graph.ops[live.used].module), _miss(graph, live, stack, number)
-                )
+                finding = _miss(graph, live, stack, number)
+                missed.setdefault((finding.found, finding.place.module or ""), finding)
     yield from missed.values()
     if len(layers):
         yield from _unnamed(graph, stack, entry, sent, list(signature(type(layers[0]).forward).parameters)[1:])
@@ -227,17 +226,23 @@ def _made_in(graph: Graph, live: Live) -> str:
 
 def _miss(graph: Graph, live: Live, stack: str, number: int) -> Finding:
     used = graph.ops[live.used]
-    made = "the weight" if live.made is None else f"what {graph.ops[live.made].target} makes in"
-    where = _made_in(graph, live) or "the model"
+    module = used.module
+    if live.made == live.used:
+        layer = Cut(stack, number).number(module)
+        module = module if layer is None else f"{stack}.{layer}"
+        what, found = f"{module} runs again behind it", "a module of an earlier stage"
+    else:
+        made = "the weight" if live.made is None else f"what {graph.ops[live.made].target} makes in"
+        found = f"{made} {_made_in(graph, live) or 'the model'}"
+        what = f"{found} is needed behind it, by {used.target} in {module or 'the model'}"
     return Finding(
         "PP303",
         Severity.ERROR,
-        f'"{stack}" cannot be cut before layer {number}: {made} {where} is needed behind it, '
-        f"by {used.target} in {used.module or 'the model'}",
-        Place(entry=stack, module=used.module or None, source=used.source),
-        why="it derives from weights of an earlier stage, and no argument of a layer can bring it",
-        found="used outside of the layers",
-        needed="an argument of the layers that use it",
+        f'"{stack}" cannot be cut before layer {number}: {what}',
+        Place(entry=stack, module=module or None, source=used.source),
+        why="it needs weights of an earlier stage, and no argument of a layer can bring what they give",
+        found=found,
+        needed="what enters the layers as an argument",
         fault=Fault.MODEL,
     )
 

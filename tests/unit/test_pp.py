@@ -1,0 +1,141 @@
+"""Pipeline plans read off the computation, and what is live across a cut."""
+
+import pytest
+
+from planner.frontend.load import base_prefix, build, load
+from planner.frontend.trace import trace
+from planner.infer.pp import infer_pipeline
+from planner.infer.sites import call_sites
+from planner.ir.graph import Graph
+from planner.ir.live import Cut, Entrance, Live, Role, live_across
+from planner.ir.plan import PpEntry
+from tests.zoo.stream_models import Nest
+
+FILE = "tests.zoo.stream_models"
+
+
+def inferred(reference: str) -> tuple[tuple[PpEntry, ...], tuple[PpEntry, ...]]:
+    model = build(load(reference))
+    return infer_pipeline(model, trace(model))
+
+
+def mixed(mix: str) -> Graph:
+    return trace(build(load(f"{FILE}:StreamForCausalLM", overrides={"mix": mix})))
+
+
+def across(
+    graph: Graph, role: Role, *, stack: str = "core.pile", layer: int = 2, before: str = "core.zork"
+) -> list[Live]:
+    return [live for live in live_across(graph, Cut(stack, layer, (before,))) if live.role is role]
+
+
+def test_learned_positions_and_nested_layers_of_opt() -> None:
+    base, head = inferred("opt")
+    assert [entry.module for entry in base] == [
+        "decoder.embed_tokens",
+        "decoder.embed_positions",
+        "decoder.layers",
+        "decoder.final_layer_norm",
+    ]
+    assert base[0] == PpEntry("decoder.embed_tokens", ("input_ids",), ("inputs_embeds",))
+    assert base[2].inputs[:2] == ("hidden_states", "attention_mask")
+    assert head == (PpEntry("lm_head", ("hidden_states",), ("logits",)),)
+
+
+def test_falcon() -> None:
+    base, head = inferred("falcon")
+    assert base == (
+        PpEntry("word_embeddings", ("input_ids",), ("inputs_embeds",)),
+        PpEntry("h", ("hidden_states", "attention_mask"), ("hidden_states",)),
+        PpEntry("ln_f", ("hidden_states",), ("hidden_states",)),
+    )
+    assert head == (PpEntry("lm_head", ("hidden_states",), ("lm_logits",)),)
+
+
+def test_names_that_say_nothing() -> None:
+    """Nested layers, a walrus, a helper method, a slice in a zip in an enumerate, layers that return tuples."""
+    base, head = inferred(f"{FILE}:NestedForCausalLM")
+    assert base == (
+        PpEntry("inner.zork", ("ids",), ("vec",)),
+        PpEntry("inner.spot", ("where",), ("where",)),
+        PpEntry("inner.still", ("input",), ("w",)),
+        PpEntry("inner.blk", ("w", "seen"), ("w",)),
+        PpEntry("inner.fin", ("w",), ("done",)),
+    )
+    assert head == (PpEntry("out", ("logits",), ("words",)),)
+
+
+def test_a_second_stream_is_an_input_of_the_layers() -> None:
+    model = build(load(f"{FILE}:StreamForCausalLM", overrides={"mix": "skip"}))
+    base, _ = infer_pipeline(model, trace(model))
+    assert base == (
+        PpEntry("zork", ("input_ids",), ("w",)),
+        PpEntry("pile", ("w", "first"), ("w",)),
+        PpEntry("fin", ("w",), ("logits",)),
+    )
+
+
+def test_calls_of_a_list_are_found_through_slice_zip_and_enumerate() -> None:
+    (site,) = call_sites(Nest, "blk")
+    assert site.positional == ("w", "seen")
+    assert site.outputs == ("w",)
+
+
+def test_rotary_embeddings_and_masks_are_made_anew_and_the_hidden_states_sent() -> None:
+    graph = trace(build(load("llama")))
+    (sent,) = across(graph, Role.SENT, stack="model.layers", before="model.embed_tokens", layer=16)
+    assert sent.entrances == (Entrance(16, "hidden_states"),)
+    assert graph.values[sent.value].shape[-1] == 4096
+    anew = across(graph, Role.RECOMPUTED, stack="model.layers", before="model.embed_tokens", layer=16)
+    made_in = {graph.ops[live.made].module for live in anew if live.made is not None}
+    assert made_in == {"model", "model.rotary_emb"}
+
+
+@pytest.mark.parametrize(
+    ("mix", "entrances"),
+    [
+        ("plain", [(Entrance(2, "q"),)]),
+        ("between", [(Entrance(2, "q"),)]),
+        ("skip", [(Entrance(2, "q"),), (Entrance(2, "trace"), Entrance(3, "trace"))]),
+        ("late", [(Entrance(2, "q"),), (Entrance(3, "trace"),)]),
+    ],
+)
+def test_what_a_cut_carries(mix: str, entrances: list[tuple[Entrance, ...]]) -> None:
+    graph = mixed(mix)
+    assert [live.entrances for live in across(graph, Role.SENT)] == entrances
+    assert not across(graph, Role.MISSED)
+
+
+def test_what_changes_between_layers_is_sent_changed() -> None:
+    graph = mixed("between")
+    (sent,) = across(graph, Role.SENT)
+    assert sent.made is not None
+    assert graph.ops[sent.made].target == "aten.mul"
+
+
+def test_what_joins_between_the_layers_is_missed() -> None:
+    graph = mixed("outside")
+    (missed,) = across(graph, Role.MISSED)
+    assert missed.made is not None
+    assert (graph.ops[missed.made].module, graph.ops[missed.used].module) == ("core.zork", "core")
+
+
+def test_a_layer_that_runs_again_is_missed() -> None:
+    missed = across(mixed("again"), Role.MISSED)
+    assert missed
+    assert all(live.made == live.used for live in missed)
+
+
+def test_a_module_that_every_stage_has_is_no_reason_to_send() -> None:
+    """Positions that no key names are made on every stage; only what derives from absent weights is sent."""
+    model = build(load("opt"))
+    graph = trace(model)
+    stack, before = f"{base_prefix(model)}.decoder.layers", f"{base_prefix(model)}.decoder.embed_tokens"
+    assert [live.entrances for live in across(graph, Role.SENT, stack=stack, before=before, layer=3)] == [
+        (Entrance(3, "hidden_states"),)
+    ]
+    assert not across(graph, Role.MISSED, stack=stack, before=before, layer=3)
+
+
+def test_a_layer_that_never_ran_has_no_cut() -> None:
+    assert live_across(mixed("plain"), Cut("core.pile", 9)) == ()
