@@ -32,7 +32,11 @@ register(
             Example(
                 note="Its MLP has no such view.",
                 model="opt",
-                plan=(("model.decoder.layers.*.fc1", "colwise"), ("model.decoder.layers.*.fc2", "rowwise")),
+                plan=(
+                    ("lm_head", "colwise_gather_output"),
+                    ("model.decoder.layers.*.fc1", "colwise"),
+                    ("model.decoder.layers.*.fc2", "rowwise"),
+                ),
                 alone=True,
             ),
         ),
