@@ -7,34 +7,20 @@ import os
 import signal
 import sys
 import traceback
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from launch.commands import (
-    MISUSE,
-    UNDECIDED,
-    Layout,
-    Level,
-    MisuseError,
-    Model,
-    PlanFormat,
-    ReportFormat,
-    UndecidedError,
-    Verification,
-)
-from launch.commands import suggest as run_suggest
-from launch.commands import verify as run_verify
-from launch.console import Progress, only_results_on_stdout, print_result, say
+from launch.answers import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
+from launch.commands.explain import explain
+from launch.commands.suggest import suggest
+from launch.commands.verify import verify
+from launch.console import print_result, say
 from launch.job import this_rank
+from launch.options import speaks
 from planner.frontend.errors import LoadError
-from verify.catalogue import explain as explanation
-from verify.catalogue import overview
 from verify.environment import environment
-
-INTERRUPTED = 130
 
 # The class of typer's usage errors lies in click or in a copy of it, depending on typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -49,27 +35,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A Transformers model type, config.json, checkpoint folder, Hub id, file.py:Class or package.mod:Class.",
-        show_default=False,
-    ),
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the config; repeatable.")
-]
-TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
-
-
-def _degree(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise typer.BadParameter(f"a degree is a whole number from 1 up, not {text!r}")
-    return int(text)
-
 
 @app.callback(invoke_without_command=True)
 def root(
@@ -83,119 +48,9 @@ def root(
         raise typer.Exit
 
 
-@app.command()
-def suggest(
-    model: ModelArgument,
-    settings: SetOption = None,
-    trust_remote_code: TrustOption = False,
-    form: Annotated[PlanFormat, typer.Option("--format", help="What to print on stdout.")] = PlanFormat.PYTHON,
-    why: Annotated[bool, typer.Option("--why", help="Show the reason of every entry on stderr.")] = False,
-    tp: Annotated[
-        int | None,
-        typer.Option(parser=_degree, metavar="N", help="Degree to prove at.", show_default="least legal above 1"),
-    ] = None,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Infer a plan from the model's computation, prove it, and print it, ready to paste."""
-    with only_results_on_stdout(debug=debug):
-        wanted = Model(model, _settings(settings), trust_remote_code)
-        answer, suggested = run_suggest(wanted, progress=Progress(quiet), form=form, tp=tp)
-        if not quiet:
-            from launch.tables import show_suggestion
-
-            show_suggestion(suggested, why=why)
-    print_result(answer.text)
-    raise typer.Exit(answer.code)
-
-
-@app.command()
-def verify(
-    model: ModelArgument,
-    plan: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A plan file (JSON).", show_default="the plan that the model carries"),
-    ] = None,
-    tp: Annotated[
-        int | None, typer.Option(parser=_degree, metavar="N", help="Tensor-parallel degree.", show_default="2")
-    ] = None,
-    pp: Annotated[
-        int | None, typer.Option(parser=_degree, metavar="N", help="Pipeline stages.", show_default="1")
-    ] = None,
-    level: Annotated[
-        list[Level] | None,
-        typer.Option(help="What to verify by; repeatable.", show_default="proof, then run unless it is refuted"),
-    ] = None,
-    form: Annotated[ReportFormat, typer.Option("--format", help="What to print on stdout.")] = ReportFormat.TEXT,
-    settings: SetOption = None,
-    trust_remote_code: TrustOption = False,
-    timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="Time limit of a run; its ranks are ended after it.")
-    ] = 300.0,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Verify a plan: by proof, and on real ranks (started here, or those of the torchrun or Slurm job around)."""
-    rank = this_rank()
-    with only_results_on_stdout(debug=debug):
-        request = Verification(
-            model=Model(model, _settings(settings), trust_remote_code),
-            plan_file=plan,
-            layout=layout(tp, pp, ranks=rank.world if rank else None),
-            levels=tuple(dict.fromkeys(level or ())),
-            form=form,
-            timeout=timeout,
-        )
-        answer = run_verify(request, progress=Progress(quiet or not _speaks()))
-    if _speaks():
-        print_result(answer.text)
-    raise typer.Exit(answer.code)
-
-
-@app.command()
-def explain(
-    code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="A finding, such as TP203; none lists them all.")
-    ] = None,
-) -> None:
-    """Explain a finding: what it is, why it matters, an example, what to use instead."""
-    if code is None:
-        print_result(overview())
-        return
-    try:
-        print_result(explanation(code))
-    except KeyError as error:
-        raise MisuseError(str(error.args[0])) from error
-
-
-def _speaks() -> bool:
-    """Whether this process is alone, or the first of its job."""
-    rank = this_rank()
-    return rank is None or rank.speaks
-
-
-def layout(tp: int | None, pp: int | None, *, ranks: int | None) -> Layout:
-    """The degrees: what is given; else 2 tensor-parallel ranks alone, and inside a job of `ranks` all of them."""
-    if ranks is None:
-        chosen = Layout(tp or (1 if pp else 2), pp or 1)
-    else:
-        chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1)
-    if chosen.tp * chosen.pp == 1:
-        raise MisuseError("one rank is the single-device model itself; give --tp or --pp of 2 or more.")
-    if ranks is not None and chosen.tp * chosen.pp != ranks:
-        need = chosen.tp * chosen.pp
-        raise MisuseError(
-            f"{chosen} needs {need} ranks, and this job has {ranks}; start {need}, or give other degrees."
-        )
-    return chosen
-
-
-def _settings(given: list[str] | None) -> dict[str, str]:
-    pairs = [text.partition("=") for text in given or ()]
-    for key, equals, _ in pairs:
-        if not equals or not key:
-            raise MisuseError(f"--set takes KEY=VALUE, such as --set num_hidden_layers=2, not {key!r}.")
-    return {key: value for key, _, value in pairs}
+app.command()(suggest)
+app.command()(verify)
+app.command()(explain)
 
 
 def run(arguments: list[str]) -> int:
@@ -227,7 +82,7 @@ def _usage(error: BaseException) -> str:
 
 def _ended(sentence: str, code: int) -> int:
     """Say why; in a job only the first rank does, since all ranks come to the same end."""
-    if sentence and _speaks():
+    if sentence and speaks():
         say(sentence)
     return code
 
@@ -262,4 +117,4 @@ def main() -> None:
     # first still prints. And no clean-up: a rank whose peer has died may hold a collective that never returns.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code if _speaks() else 0)
+    os._exit(code if speaks() else 0)

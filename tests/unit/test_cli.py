@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import launch.commands as commands
-from launch.cli import layout, run
-from launch.commands import Layout, MisuseError
+import launch.commands.suggest as suggesting
+import launch.commands.verify as verifying
+from launch.answers import EXIT_CODES, MisuseError
+from launch.cli import run
+from launch.commands.verify import Layout, layout
 from launch.job import Rank, this_rank
+from launch.model import read_plan
 from planner.ir.findings import Fault, Finding, Severity, Verdict
 from planner.ir.plan import Plan, TpEntry
 from verify.report import LevelResult
@@ -57,8 +60,8 @@ def levels(monkeypatch: Patch) -> Callable[..., list[str]]:
             ran.append("run")
             return LevelResult("run", 0.2, run)
 
-        monkeypatch.setattr(commands, "_prove", prove)
-        monkeypatch.setattr(commands, "_run", confirm)
+        monkeypatch.setattr(verifying, "_prove", prove)
+        monkeypatch.setattr(verifying, "_run", confirm)
         return ran
 
     return install
@@ -123,7 +126,7 @@ def test_proved_then_refuted_is_our_bug(levels: Callable[..., list[str]], capsys
 )
 def test_a_killed_rank_or_a_client_contradicts_nothing(levels: Callable[..., list[str]], found: Finding) -> None:
     levels((), (found,))
-    results = commands._contradiction_named((LevelResult("proof", 0.0), LevelResult("run", 0.0, (found,))))
+    results = verifying._contradiction_named((LevelResult("proof", 0.0), LevelResult("run", 0.0, (found,))))
     assert results[1].findings == (found,)
 
 
@@ -149,7 +152,7 @@ def test_suggest_as_json_is_a_plan_file(monkeypatch: Patch, capsys: Captured, tm
     assert (data["unplanned"], data["sharded_fraction"]) == ({"model.norm": "whole"}, 0.5)
     file = tmp_path / "plan.json"
     file.write_text(out)
-    assert commands.read_plan(file).to_json() == wanted.to_json()
+    assert read_plan(file).to_json() == wanted.to_json()
 
 
 def test_nothing_to_suggest_is_not_decided(monkeypatch: Patch, capsys: Captured) -> None:
@@ -169,7 +172,7 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
         assert (plan, tp) == (wanted, 4)
         return LevelResult("proof", 0.1)
 
-    monkeypatch.setattr(commands, "_infer", lambda _: Suggested())
+    monkeypatch.setattr(suggesting, "_infer", lambda _: Suggested())
     monkeypatch.setattr(verify.static, "prove", prove)
 
 
@@ -290,7 +293,7 @@ def test_an_unexpected_error_is_one_sentence(monkeypatch: Patch, capsys: Capture
     def fail(*_: object) -> None:
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr(commands, "_load", fail)
+    monkeypatch.setattr(verifying, "read_model", fail)
     assert run(["verify", "llama"]) == 3
     err = capsys.readouterr().err
     assert (
@@ -304,7 +307,7 @@ def test_ctrl_c(monkeypatch: Patch, capsys: Captured) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_load", interrupt)
+    monkeypatch.setattr(verifying, "read_model", interrupt)
     assert run(["verify", "llama"]) == 130
     assert capsys.readouterr().err == "plan: interrupted.\n"
 
@@ -339,7 +342,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def test_verdicts_have_exit_codes() -> None:
-    assert {verdict: commands.EXIT_CODES[verdict] for verdict in Verdict} == {
+    assert {verdict: EXIT_CODES[verdict] for verdict in Verdict} == {
         Verdict.PROVED: 0,
         Verdict.CONFIRMED: 0,
         Verdict.REFUTED: 1,

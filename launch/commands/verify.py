@@ -1,63 +1,45 @@
-"""What the commands do, as functions from a request to an answer; `launch.cli` reads arguments and prints."""
+"""`plan verify MODEL`: prove a plan, and run it on real ranks."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from launch.console import Progress
+import typer
+
+from launch.answers import EXIT_CODES, Answer, MisuseError
+from launch.console import Progress, only_results_on_stdout, print_result
+from launch.job import this_rank
+from launch.model import Model, read_model, read_plan
+from launch.options import (
+    DebugOption,
+    FormatOption,
+    ModelArgument,
+    QuietOption,
+    ReportFormat,
+    SetOption,
+    TrustOption,
+    degree,
+    settings,
+    speaks,
+)
 from planner.ir.findings import Fault, Finding, Place, Severity, Verdict, as_written
-from planner.ir.plan import Plan, PlanError, plan_from_json
+from planner.ir.plan import Plan
 from verify.environment import environment
-from verify.render.json import report_json, suggestion_json
-from verify.render.python import suggestion_python
-from verify.render.suggestion import Suggested
+from verify.render.json import report_json
 from verify.render.text import report_text, verdict_sentence
 from verify.report import LevelResult, Report
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from planner.api import Suggestion
     from planner.frontend.load import Loaded
-
-EXIT_CODES = {Verdict.PROVED: 0, Verdict.CONFIRMED: 0, Verdict.REFUTED: 1, Verdict.NOT_PROVED: 3}
-MISUSE, UNDECIDED = 2, 3
-
-
-class MisuseError(ValueError):
-    """A request that cannot be carried out as it stands; the message is one sentence: what, where, what to do."""
-
-
-class UndecidedError(RuntimeError):
-    """The request was right, and could not be answered; the message is one sentence."""
 
 
 class Level(StrEnum):
     PROOF = "proof"
     RUN = "run"
-
-
-class PlanFormat(StrEnum):
-    PYTHON = "python"
-    JSON = "json"
-
-
-class ReportFormat(StrEnum):
-    TEXT = "text"
-    JSON = "json"
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Which model: the reference and how it is to be read."""
-
-    reference: str
-    overrides: Mapping[str, str]
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,70 +55,6 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The text for stdout, and the exit code."""
-
-    text: str
-    code: int
-
-
-def suggest(
-    model: Model, *, progress: Progress, form: PlanFormat = PlanFormat.PYTHON, tp: int | None = None
-) -> tuple[Answer, Suggested]:
-    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1."""
-    loaded = _load(model, progress)
-    with progress.step(f"inferring a plan for {loaded.title}"):
-        suggestion = _infer(loaded)
-    degree = tp or next((degree for degree in sorted(suggestion.degrees) if degree > 1), 2)
-    with progress.step(f"proving it at tp {degree}"):
-        proof = _proof_of_suggestion(loaded, suggestion.plan, degree)
-    suggested = Suggested(
-        model=loaded.title,
-        config_class=type(loaded.config).__name__,
-        model_class=loaded.model_class.__name__,
-        plan=suggestion.plan,
-        degrees=suggestion.degrees,
-        sharded_fraction=suggestion.sharded_fraction,
-        tp=degree,
-        report=Report(loaded.title, (proof,), environment()),
-        notes=suggestion.notes,
-    )
-    text = suggestion_json(suggested) if form is PlanFormat.JSON else suggestion_python(suggested)
-    return Answer(text, EXIT_CODES[suggested.report.verdict]), suggested
-
-
-def _infer(loaded: "Loaded") -> "Suggestion":
-    from planner.api import suggest as infer
-    from planner.frontend.trace import TraceError
-
-    try:
-        return infer(loaded)
-    except TraceError as error:
-        where = f" at {error.source}" if error.source else ""
-        raise UndecidedError(
-            f"{loaded.title}: the forward cannot be run without data, so nothing can be inferred{where}: {error}"
-        ) from error
-
-
-def _proof_of_suggestion(loaded: "Loaded", plan: Plan, degree: int) -> LevelResult:
-    from verify.static import prove
-
-    if plan.tp or plan.head_tp:
-        return prove(loaded, plan, tp=degree)
-    # Not refuted: there is no plan that could be wrong.
-    nothing = Finding(
-        "PL104",
-        Severity.UNDECIDED,
-        f"No tensor-parallel entry was found for {loaded.title}, so there is nothing to prove.",
-        why="no dim of this model was shown to be safe to shard",
-        found="no entry",
-        needed="at least one group of dims that no op mixes",
-        fault=Fault.MODEL,
-    )
-    return LevelResult("proof", 0.0, (nothing,))
-
-
-@dataclass(frozen=True, slots=True)
 class Verification:
     """What `plan verify` is asked. No levels means: the proof, then the run unless the proof refutes."""
 
@@ -148,12 +66,70 @@ class Verification:
     timeout: float = 300.0
 
 
-def verify(request: Verification, *, progress: Progress) -> Answer:
+def verify(
+    model: ModelArgument,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A plan file (JSON).", show_default="the plan that the model carries"),
+    ] = None,
+    tp: Annotated[
+        int | None, typer.Option(parser=degree, metavar="N", help="Tensor-parallel degree.", show_default="2")
+    ] = None,
+    pp: Annotated[
+        int | None, typer.Option(parser=degree, metavar="N", help="Pipeline stages.", show_default="1")
+    ] = None,
+    level: Annotated[
+        list[Level] | None,
+        typer.Option(help="What to verify by; repeatable.", show_default="proof, then run unless it is refuted"),
+    ] = None,
+    form: FormatOption = ReportFormat.TEXT,
+    set_: SetOption = None,
+    trust_remote_code: TrustOption = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Time limit of a run; its ranks are ended after it.")
+    ] = 300.0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Verify a plan: by proof, and on real ranks (started here, or those of the torchrun or Slurm job around)."""
+    rank = this_rank()
+    with only_results_on_stdout(debug=debug):
+        request = Verification(
+            model=Model(model, settings(set_), trust_remote_code),
+            plan_file=plan,
+            layout=layout(tp, pp, ranks=rank.world if rank else None),
+            levels=tuple(dict.fromkeys(level or ())),
+            form=form,
+            timeout=timeout,
+        )
+        result = answer(request, progress=Progress(quiet or not speaks()))
+    if speaks():
+        print_result(result.text)
+    raise typer.Exit(result.code)
+
+
+def layout(tp: int | None, pp: int | None, *, ranks: int | None) -> Layout:
+    """The degrees: what is given; else 2 tensor-parallel ranks alone, and inside a job of `ranks` all of them."""
+    if ranks is None:
+        chosen = Layout(tp or (1 if pp else 2), pp or 1)
+    else:
+        chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1)
+    if chosen.tp * chosen.pp == 1:
+        raise MisuseError("one rank is the single-device model itself; give --tp or --pp of 2 or more.")
+    if ranks is not None and chosen.tp * chosen.pp != ranks:
+        need = chosen.tp * chosen.pp
+        raise MisuseError(
+            f"{chosen} needs {need} ranks, and this job has {ranks}; start {need}, or give other degrees."
+        )
+    return chosen
+
+
+def answer(request: Verification, *, progress: Progress) -> Answer:
     """Every level asked for, one after the other."""
     from planner.frontend.load import build, carried_plan
 
     given = read_plan(request.plan_file) if request.plan_file else None
-    loaded = _load(request.model, progress)
+    loaded = read_model(request.model, progress)
     model = build(loaded)
     plan = given if given is not None else carried_plan(loaded, model)
     levels, skipped = _levels(request, loaded, model, plan, progress)
@@ -250,31 +226,3 @@ def _contradiction_named(levels: tuple[LevelResult, ...]) -> tuple[LevelResult, 
         fault=Fault.OURS,
     )
     return proof, replace(run, findings=(*run.findings, bug))
-
-
-def _load(model: Model, progress: Progress) -> "Loaded":
-    with progress.step(f"reading {model.reference}"):
-        from planner.frontend.load import load
-
-        return load(model.reference, overrides=model.overrides, trust_remote_code=model.trust_remote_code)
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan of a plan file. `MisuseError` where there is none, or none that can be read."""
-    try:
-        return plan_from_json(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise MisuseError(
-            f"{path}: there is no such plan file; `plan suggest MODEL --format json` writes one."
-        ) from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise MisuseError(
-            f"{path}: this plan file is not valid JSON ({error.msg} at {place}); correct it there."
-        ) from error
-    except PlanError as error:
-        raise MisuseError(f"{path}: {error}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise MisuseError(
-            f"{path}: this plan file cannot be read ({type(error).__name__}); give a JSON file."
-        ) from error

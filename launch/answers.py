@@ -1,0 +1,24 @@
+"""What a command comes to: a text and an exit code, or an error of one sentence."""
+
+from dataclasses import dataclass
+
+from planner.ir.findings import Verdict
+
+EXIT_CODES = {Verdict.PROVED: 0, Verdict.CONFIRMED: 0, Verdict.REFUTED: 1, Verdict.NOT_PROVED: 3}
+MISUSE, UNDECIDED, INTERRUPTED = 2, 3, 130
+
+
+class MisuseError(ValueError):
+    """A request that cannot be carried out as it stands; the message is one sentence: what, where, what to do."""
+
+
+class UndecidedError(RuntimeError):
+    """The request was right, and could not be answered; the message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The text for stdout, and the exit code."""
+
+    text: str
+    code: int

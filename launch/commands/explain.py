@@ -1,0 +1,25 @@
+"""`plan explain [CODE]`."""
+
+from typing import Annotated
+
+import typer
+
+from launch.answers import MisuseError
+from launch.console import print_result
+from verify.catalogue import explain as explanation
+from verify.catalogue import overview
+
+
+def explain(
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="A finding, such as TP203; none lists them all.")
+    ] = None,
+) -> None:
+    """Explain a finding: what it is, why it matters, an example, what to use instead."""
+    if code is None:
+        print_result(overview())
+        return
+    try:
+        print_result(explanation(code))
+    except KeyError as error:
+        raise MisuseError(str(error.args[0])) from error

@@ -1,0 +1,108 @@
+"""`plan suggest MODEL`: infer a plan, prove it, print it."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.answers import EXIT_CODES, Answer, UndecidedError
+from launch.console import Progress, only_results_on_stdout, print_result
+from launch.model import Model, read_model
+from launch.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, degree, settings
+from planner.ir.findings import Fault, Finding, Severity
+from planner.ir.plan import Plan
+from verify.environment import environment
+from verify.render.json import suggestion_json
+from verify.render.python import suggestion_python
+from verify.render.suggestion import Suggested
+from verify.report import LevelResult, Report
+
+if TYPE_CHECKING:
+    from planner.api import Suggestion
+    from planner.frontend.load import Loaded
+
+
+class PlanFormat(StrEnum):
+    PYTHON = "python"
+    JSON = "json"
+
+
+def suggest(
+    model: ModelArgument,
+    set_: SetOption = None,
+    trust_remote_code: TrustOption = False,
+    form: Annotated[PlanFormat, typer.Option("--format", help="What to print on stdout.")] = PlanFormat.PYTHON,
+    why: Annotated[bool, typer.Option("--why", help="Show the reason of every entry on stderr.")] = False,
+    tp: Annotated[
+        int | None,
+        typer.Option(parser=degree, metavar="N", help="Degree to prove at.", show_default="least legal above 1"),
+    ] = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Infer a plan from the model's computation, prove it, and print it, ready to paste."""
+    with only_results_on_stdout(debug=debug):
+        wanted = Model(model, settings(set_), trust_remote_code)
+        result, suggested = answer(wanted, progress=Progress(quiet), form=form, tp=tp)
+        if not quiet:
+            from launch.tables import show_suggestion
+
+            show_suggestion(suggested, why=why)
+    print_result(result.text)
+    raise typer.Exit(result.code)
+
+
+def answer(
+    model: Model, *, progress: Progress, form: PlanFormat = PlanFormat.PYTHON, tp: int | None = None
+) -> tuple[Answer, Suggested]:
+    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1."""
+    loaded = read_model(model, progress)
+    with progress.step(f"inferring a plan for {loaded.title}"):
+        suggestion = _infer(loaded)
+    degree = tp or next((degree for degree in sorted(suggestion.degrees) if degree > 1), 2)
+    with progress.step(f"proving it at tp {degree}"):
+        proof = _proof_of_suggestion(loaded, suggestion.plan, degree)
+    suggested = Suggested(
+        model=loaded.title,
+        config_class=type(loaded.config).__name__,
+        model_class=loaded.model_class.__name__,
+        plan=suggestion.plan,
+        degrees=suggestion.degrees,
+        sharded_fraction=suggestion.sharded_fraction,
+        tp=degree,
+        report=Report(loaded.title, (proof,), environment()),
+        notes=suggestion.notes,
+    )
+    text = suggestion_json(suggested) if form is PlanFormat.JSON else suggestion_python(suggested)
+    return Answer(text, EXIT_CODES[suggested.report.verdict]), suggested
+
+
+def _infer(loaded: "Loaded") -> "Suggestion":
+    from planner.api import suggest as infer
+    from planner.frontend.trace import TraceError
+
+    try:
+        return infer(loaded)
+    except TraceError as error:
+        where = f" at {error.source}" if error.source else ""
+        raise UndecidedError(
+            f"{loaded.title}: the forward cannot be run without data, so nothing can be inferred{where}: {error}"
+        ) from error
+
+
+def _proof_of_suggestion(loaded: "Loaded", plan: Plan, degree: int) -> LevelResult:
+    from verify.static import prove
+
+    if plan.tp or plan.head_tp:
+        return prove(loaded, plan, tp=degree)
+    # Not refuted: there is no plan that could be wrong.
+    nothing = Finding(
+        "PL104",
+        Severity.UNDECIDED,
+        f"No tensor-parallel entry was found for {loaded.title}, so there is nothing to prove.",
+        why="no dim of this model was shown to be safe to shard",
+        found="no entry",
+        needed="at least one group of dims that no op mixes",
+        fault=Fault.MODEL,
+    )
+    return LevelResult("proof", 0.0, (nothing,))

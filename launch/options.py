@@ -1,0 +1,54 @@
+"""The arguments that several commands have, each said once."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from launch.answers import MisuseError
+from launch.job import this_rank
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Transformers model type, config.json, checkpoint folder, Hub id, file.py:Class or package.mod:Class.",
+        show_default=False,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the config; repeatable.")
+]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
+
+
+class ReportFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+FormatOption = Annotated[ReportFormat, typer.Option("--format", help="What to print on stdout.")]
+
+
+def degree(text: str) -> int:
+    """A number of ranks."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise typer.BadParameter(f"a degree is a whole number from 1 up, not {text!r}")
+    return int(text)
+
+
+def settings(given: list[str] | None) -> dict[str, str]:
+    """What `--set` was given, by key."""
+    pairs = [text.partition("=") for text in given or ()]
+    for key, equals, _ in pairs:
+        if not equals or not key:
+            raise MisuseError(f"--set takes KEY=VALUE, such as --set num_hidden_layers=2, not {key!r}.")
+    return {key: value for key, _, value in pairs}
+
+
+def speaks() -> bool:
+    """Whether this process is alone, or the first of its job."""
+    rank = this_rank()
+    return rank is None or rank.speaks
