@@ -1,24 +1,31 @@
-"""`python -m tests.bench mutants [--types llama,qwen2] [--out FILE]`, and so on."""
+"""`python -m tests.bench mutants [--types llama,qwen2] [--out FILE]`, `python -m tests.bench zoo --levels proof`, and so on."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from tests.bench import mutants
+from tests.bench.zoo import bench as zoo
 
 BENCHMARKS = {"mutants": mutants.main}
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("name", choices=(*BENCHMARKS, "zoo"))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
     )
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
     parser.add_argument("--tp", type=int, default=2)
+    parser.add_argument("--levels", default="proof,run", help="zoo: proof, run, or both")
+    parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo: measure these again")
+    parser.add_argument("--page", type=Path, default=None, help="zoo: also write the page that the docs show")
     given = parser.parse_args(arguments)
     types = tuple(filter(None, given.types.split(",")))
+    if given.name == "zoo":
+        levels = tuple(given.levels.split(","))
+        return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
     return BENCHMARKS[given.name](types, given.out or Path(f"{given.name}.json"), tp=given.tp)
 
 

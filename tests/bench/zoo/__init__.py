@@ -1,0 +1,1 @@
+"""The zoo benchmark: suggest, prove and run over the model types of the installed Transformers."""

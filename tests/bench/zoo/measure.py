@@ -1,0 +1,144 @@
+"""What is measured of one type, in a process of its own: reads requests as lines on stdin, answers each with one line.
+
+A request is `{"row": ROW, "level": "proof" | "run"}`, the answer the row with what was found.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from planner.api import Suggestion, sharded_fraction, suggest
+from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried_plan, load
+from planner.frontend.trace import TraceError, trace
+from planner.frontend.twin import TwinError, twin
+from planner.ir.findings import Finding
+from planner.ir.plan import Plan, plan_from_json
+from tests.bench.zoo.rows import Judged, Row, row_of
+from verify.report import LevelResult
+from verify.static import prove
+
+DEGREES = (2, 4)
+"""Judged at these, where the suggested plan's degrees allow; else at its smallest."""
+PATIENCE = 120.0
+"""Seconds for one case on ranks."""
+
+Result = TypeVar("Result")
+
+
+def proved(name: str) -> Row:
+    """Build, trace, suggest and prove, each timed; then the same proof of the plan that the model carries."""
+    seconds: dict[str, float] = {}
+    row = Row(name, "load", seconds=seconds)
+    try:
+        loaded = load(name)
+        row = replace(row, stage="build")
+        build(loaded)  # the imports of the modeling code, untimed
+        model = _timed(seconds, "build", lambda: build(loaded))
+        row = replace(row, stage="suggest")
+        graph = _timed(seconds, "trace", lambda: trace(model))
+        row = replace(row, ops=len(graph.ops))
+        suggestion = _timed(seconds, "suggest", lambda: suggest(loaded))
+        row = replace(row, stage="prove", degrees=suggestion.degrees)
+        mine = Judged(suggestion.sharded_fraction, suggestion.plan.to_json())
+        degrees = judged_at(suggestion.degrees)
+        row = replace(row, mine=_with_proofs(mine, loaded, suggestion.plan, degrees, seconds))
+        row = replace(row, upstream=_upstream(loaded, suggestion, degrees))
+        return replace(row, stage="done")
+    except (LoadError, TraceError, ValueError) as error:
+        return replace(row, reason=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    where = f" in {error.module} ({error.source})" if isinstance(error, TraceError) else ""
+    return f"{' '.join(str(error).split())}{where}"
+
+
+def judged_at(degrees: Iterable[int]) -> tuple[int, ...]:
+    """The degrees at which a plan is proved and run."""
+    legal = [degree for degree in degrees if degree > 1]
+    return tuple(degree for degree in DEGREES if degree in legal) or tuple(legal[:1]) or DEGREES[:1]
+
+
+def _timed(seconds: dict[str, float], what: str, work: Callable[[], Result]) -> Result:
+    began = time.process_time()
+    try:
+        return work()
+    finally:
+        seconds[what] = round(time.process_time() - began, 3)
+
+
+def _with_proofs(
+    judged: Judged, loaded: Loaded, plan: Plan, degrees: tuple[int, ...], seconds: dict[str, float] | None = None
+) -> Judged:
+    for degree in degrees:
+        result = _timed({} if seconds is None else seconds, "prove", partial(prove, loaded, plan, tp=degree))
+        judged = _judged(judged, "proof", degree, result)
+    return judged
+
+
+def _judged(judged: Judged, level: str, degree: int, result: LevelResult) -> Judged:
+    verdicts = {**getattr(judged, level), str(degree): result.verdict.value}
+    findings = {key: value for key, value in judged.findings.items() if key != f"{level} {degree}"}
+    if result.findings:
+        findings[f"{level} {degree}"] = _told(result.findings[0])
+    if level == "proof":
+        return replace(judged, findings=findings, proof=verdicts)
+    return replace(judged, findings=findings, run=verdicts)
+
+
+def _told(finding: Finding) -> str:
+    return f"{finding.code} {finding.message} [{finding.place}]"
+
+
+def _upstream(loaded: Loaded, suggestion: Suggestion, degrees: tuple[int, ...]) -> Judged | None:
+    model = build(loaded)
+    plan = carried_plan(loaded, model)
+    if not (plan.tp or plan.head_tp):
+        return None
+    fraction = sharded_fraction(suggestion.graph, plan, base_prefix(model))
+    return _with_proofs(Judged(fraction, plan.to_json()), loaded, plan, degrees)
+
+
+def ran(row: Row) -> Row:
+    """The plans of a proved row on real ranks, all that have one degree in one start."""
+    from launch.api import confirm_cases  # only here: proofs need no launcher
+    from verify.dynamic.cases import Case
+
+    began = time.monotonic()
+    try:
+        for degree in sorted({int(degree) for judged in (row.mine, row.upstream) if judged for degree in judged.proof}):
+            small = twin(load(row.name), tp=degree)
+            plans = {key: judged for key in ("mine", "upstream") if (judged := getattr(row, key)) and _any(judged)}
+            cases = tuple(Case(small, plan_from_json(judged.plan), degree, 1) for judged in plans.values())
+            results = confirm_cases(cases, timeout=PATIENCE * len(cases))
+            for (key, judged), result in zip(plans.items(), results, strict=True):
+                row = replace(row, **{key: _judged(judged, "run", degree, result)})  # type: ignore[arg-type]  # a field's name
+    except (LoadError, TwinError, ValueError) as error:
+        return replace(row, stage="twin", reason=_reason(error))
+    return replace(row, stage="done", reason="", seconds={**row.seconds, "run": round(time.monotonic() - began, 1)})
+
+
+def _any(judged: Judged) -> bool:
+    plan = plan_from_json(judged.plan)
+    return bool(plan.tp or plan.head_tp)
+
+
+def main() -> None:
+    """Answer until stdin ends. What libraries print goes to stderr: stdout is for answers."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        row = row_of(request["row"])
+        answer = proved(row.name) if request["level"] == "proof" else ran(row)
+        answers.write(answer.line() + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

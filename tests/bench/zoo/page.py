@@ -1,0 +1,129 @@
+"""The outcome as a page and as a table of totals."""
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+import torch
+import transformers
+from rich.table import Table
+
+from tests.bench.zoo.rows import Judged, Row, disagreements
+
+_COUNTED: tuple[tuple[str, Callable[[Row], bool]], ...] = (
+    ("types", lambda row: bool(row.name)),
+    ("build", lambda row: row.stage not in ("load", "build")),
+    ("traced", lambda row: row.ops > 0),
+    ("a plan suggested", lambda row: row.mine is not None and row.mine.fraction > 0),
+    ("suggestion proved at every degree asked", lambda row: row.mine is not None and row.mine.right("proof")),
+    ("suggestion confirmed by the run at every degree asked", lambda row: _is(row.mine, "run")),
+    ("suggestion proved and refuted by the run (wrong)", lambda row: _refuted(row.mine)),
+    ("type carries a plan of its own", lambda row: row.upstream is not None),
+    ("own plan proved", lambda row: _is(row.upstream, "proof")),
+    (
+        "own plan refuted by the proof",
+        lambda row: row.upstream is not None and "refuted" in row.upstream.proof.values(),
+    ),
+    ("suggestion shards less than a proved own plan", lambda row: _less(row)),
+)
+
+
+def _is(judged: Judged | None, level: str) -> bool:
+    return judged is not None and judged.right(level)
+
+
+def _refuted(judged: Judged | None) -> bool:
+    return judged is not None and "refuted" in judged.run.values() and "proved" in judged.proof.values()
+
+
+def _less(row: Row) -> bool:
+    mine = row.mine.fraction if row.mine else 0.0
+    return row.upstream is not None and row.upstream.right("proof") and mine < row.upstream.fraction - 1e-6
+
+
+def counts(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """The totals: what is counted, and the number."""
+    rows = list(rows)
+    found = [(label, str(sum(test(row) for row in rows))) for label, test in _COUNTED]
+    found.append(("proof and run disagree", str(len(disagreements(rows)))))
+    for step in ("trace", "suggest", "prove"):
+        times = [row.seconds[step] for row in rows if step in row.seconds]
+        if times:
+            found.append((f"{step}: median / slowest, seconds", f"{median(times):.2f} / {max(times):.2f}"))
+    return found
+
+
+def totals(rows: Iterable[Row]) -> Table:
+    """The totals for the terminal."""
+    table = Table("measure", "number", title="zoo")
+    for label, number in counts(rows):
+        table.add_row(label, number)
+    return table
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/zoo.md."""
+    versions = f"Transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
+    lines = [
+        "# The zoo",
+        "",
+        f"Every causal language model type of {versions}, from its default config at full size. Written by",
+        "`python -m tests.bench zoo --page docs/zoo.md`; do not edit by hand.",
+        "",
+        "*Sharded* is the share of parameter bytes that a plan splits. Verdicts are those of the proof (full size) and of the",
+        "run (real ranks, on a small twin in float64) at the degrees shown. Seconds are of processor time on one thread,",
+        "without imports.",
+        "",
+        "| measure | number |",
+        "|---|---|",
+        *(f"| {label} | {number} |" for label, number in counts(rows)),
+        "",
+        "| type | degrees | suggested: sharded | proof | run | its own plan: sharded | proof | run | ops | suggest | prove |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_line(row) for row in rows),
+        "",
+        "## Without a plan, or not judged",
+        "",
+        "| type | stopped at | reason |",
+        "|---|---|---|",
+        *(f"| {row.name} | {row.stage} | {_cell(row.reason)} |" for row in rows if row.stage != "done"),
+        "",
+        "## Findings",
+        "",
+        "| type | plan | level, degree | finding |",
+        "|---|---|---|---|",
+        *_findings(rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    cells = [row.name, " ".join(str(d) for d in row.degrees if 1 < d <= 64) or "-"]
+    for judged in (row.mine, row.upstream):
+        cells += [f"{judged.fraction:.3f}", _verdicts(judged.proof), _verdicts(judged.run)] if judged else ["-"] * 3
+    cells += [
+        str(row.ops or "-"),
+        *(f"{row.seconds[s]:.2f}" if s in row.seconds else "-" for s in ("suggest", "prove")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _verdicts(verdicts: dict[str, str]) -> str:
+    """`proved (2, 4)`, or each degree by itself where they differ."""
+    said = dict.fromkeys(verdicts.values())
+    parts = [f"{word} ({', '.join(d for d, v in verdicts.items() if v == word)})" for word in said]
+    return "; ".join(parts) or "-"
+
+
+def _findings(rows: Iterable[Row]) -> list[str]:
+    return [
+        f"| {row.name} | {whose} | {where} | {_cell(text)} |"
+        for row in rows
+        for whose, judged in (("suggested", row.mine), ("its own", row.upstream))
+        for where, text in (judged.findings.items() if judged else ())
+    ]
+
+
+def _cell(text: str) -> str:
+    short = text if len(text) <= 300 else text[:297] + "..."
+    return short.replace("|", "\\|")
