@@ -43,14 +43,15 @@ def confirm(
 def confirm_cases(cases: tuple[Case, ...], *, timeout: float = 300.0) -> tuple[LevelResult, ...]:
     """Several cases of the same number of ranks, in one start: the ranks stay up, each case has its own process group.
 
-    A case that ends the ranks (one killed, one that never answers) costs a new start for the cases after it.
+    `timeout` is in seconds, for one case. A case that ends the ranks (one killed, one that never answers) costs a new
+    start for the cases after it.
     """
     results: list[LevelResult] = []
     while len(results) < len(cases):
         began = time.monotonic()
         left = cases[len(results) :]
         ranks = left[0].tp * left[0].pp
-        run = run_cases(Request(left, ranks, timeout), limit=timeout)
+        run = run_cases(Request(left, ranks, timeout), limit=timeout * len(left))
         whole = [outcomes for outcomes in run.outcomes if len(outcomes) == ranks]
         seconds = (time.monotonic() - began) / max(len(whole), 1)
         for case, outcomes in zip(left, whole, strict=False):

@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import mutants
+from tests.bench import mutants, pipelines
 from tests.bench.zoo import bench as zoo
 
-BENCHMARKS = {"mutants": mutants.main}
+BENCHMARKS = {"mutants": mutants.main, "pipelines": pipelines.main}
 
 
 def main(arguments: list[str]) -> int:
