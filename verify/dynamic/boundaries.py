@@ -23,9 +23,13 @@ class Crossing:
 
 @dataclass(slots=True)
 class Boundaries(AbstractContextManager["Boundaries"]):
-    """Records crossings while it is entered. `inside` is the path of the module that runs, also after it raised."""
+    """Records crossings while it is entered. `inside` is the path of the module that runs, also after it raised.
+
+    Without `keep` only `inside` is kept track of.
+    """
 
     model: nn.Module
+    keep: bool = True
     crossings: list[Crossing] = field(default_factory=list)
     _running: list[tuple[str, torch.Tensor | None]] = field(default_factory=list)
     _handles: list[RemovableHandle] = field(default_factory=list)
@@ -50,13 +54,14 @@ class Boundaries(AbstractContextManager["Boundaries"]):
 
     def _begin(self, name: str):  # type: ignore[no-untyped-def]  # a hook: torch types it loosely
         def begin(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-            self._running.append((name, _first([*args, *kwargs.values()])))
+            self._running.append((name, _first([*args, *kwargs.values()]) if self.keep else None))
 
         return begin
 
     def _end(self, _: nn.Module, __: object, output: object) -> None:
         name, taken = self._running.pop()
-        self.crossings.append(Crossing(name, taken, _first(output)))
+        if self.keep:
+            self.crossings.append(Crossing(name, taken, _first(output)))
 
 
 def _first(value: object) -> torch.Tensor | None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import nn
@@ -17,24 +18,39 @@ PROMPT = LENGTH - 4
 """Tokens that are prefilled; the rest are decoded one by one."""
 
 
+class Applied(StrEnum):
+    """Who applies the plan's styles to the model."""
+
+    CLIENT = "Transformers"
+    OURS = "shardproof's own application of the styles"
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run: `loaded` is the twin (it pickles, once its module is imported), `plan` the plan under test."""
+    """One run: `loaded` is the twin (it pickles, once its module is imported), `plan` the plan under test.
+
+    With `weights`, `loaded` is the real model, and its checkpoint is run in its own dtype.
+    """
 
     loaded: Loaded
     plan: Plan
     tp: int = 1
     pp: int = 1
+    ep: int = 1
     seed: int = 0
+    weights: bool = False
+    applied: Applied = Applied.CLIENT
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Token ids `[BATCH, LENGTH]`, the same on every rank, and a mask with rows padded on the left by 0 and 3
-    tokens."""
+    """Token ids `[BATCH, LENGTH]`, the same on every rank; a mask with rows padded on the left by 0 and 3 tokens, and
+    one with rows padded on the right by 2 and 5.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
+    ragged: torch.Tensor
 
 
 def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
@@ -42,9 +58,11 @@ def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocabulary(model), (BATCH, LENGTH), generator=generator)
-    mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    mask, ragged = torch.ones(2, BATCH, LENGTH, dtype=torch.long)
     mask[1:, :3] = 0
-    return Inputs(ids.to(device), mask.to(device))
+    ragged[0, -2:] = 0
+    ragged[1, -5:] = 0
+    return Inputs(ids.to(device), mask.to(device), ragged.to(device))
 
 
 def accepts(model: nn.Module, name: str) -> bool:

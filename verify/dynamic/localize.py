@@ -9,6 +9,7 @@ import torch
 from planner.ir.placement import Placement, R, Shard
 from planner.ir.plan import generic
 from verify.dynamic.boundaries import Crossing
+from verify.dynamic.collectives import Ranks
 from verify.dynamic.compare import LIMIT, relative_error
 
 PACKED = (2, 3)
@@ -25,15 +26,7 @@ class Divergence:
     needed: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """Which part of a sharded tensor this process should hold."""
-
-    rank: int
-    degree: int
-
-
-def placement(got: torch.Tensor | None, want: torch.Tensor | None, at: Rank) -> Placement | None:
+def placement(got: torch.Tensor | None, want: torch.Tensor | None, at: Ranks) -> Placement | None:
     """How this rank's tensor is a part of the right one: whole, or one shard; None where it is neither."""
     if got is None or want is None:
         return R if got is want else None
@@ -46,7 +39,7 @@ def placement(got: torch.Tensor | None, want: torch.Tensor | None, at: Rank) -> 
     return None
 
 
-def _is_shard(got: torch.Tensor, want: torch.Tensor, shard: Shard, at: Rank) -> bool:
+def _is_shard(got: torch.Tensor, want: torch.Tensor, shard: Shard, at: Ranks) -> bool:
     if want.shape[shard.dim] % shard.blocks or want.shape[shard.dim] < at.degree * shard.blocks:
         return False
     parts = [block.chunk(at.degree, shard.dim) for block in want.chunk(shard.blocks, shard.dim)]
@@ -57,7 +50,7 @@ def _is_shard(got: torch.Tensor, want: torch.Tensor, shard: Shard, at: Rank) -> 
 
 
 def first_divergence(
-    got: Sequence[Crossing], want: Sequence[Crossing], styles: dict[str, str], at: Rank
+    got: Sequence[Crossing], want: Sequence[Crossing], styles: dict[str, str], at: Ranks
 ) -> Divergence | None:
     """The first module whose output is no part of the single-device one; None where every one is.
 

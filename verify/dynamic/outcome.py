@@ -6,7 +6,7 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,18 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One rank's answer to one case. `refused` is what autograd refused of the model's own code, which was worked
-    around."""
+    """One rank's answer to one case.
+
+    `refused` is what autograd refused of the model's own code, which was worked around; `unasked` are the questions that
+    the single-device model could not answer, with its error.
+    """
 
     rank: int
     comparisons: tuple[Comparison, ...] = ()
     failure: Failure | None = None
     divergence: Divergence | None = None
     refused: Failure | None = None
+    unasked: Mapping[str, str] = field(default_factory=dict)
 
     def dumps(self) -> str:
         """As JSON."""
@@ -69,6 +73,7 @@ def outcome_from(text: str) -> Outcome:
         failure=_failure(data["failure"]),
         divergence=Divergence(**divergence) if divergence else None,
         refused=_failure(data["refused"]),
+        unasked=data["unasked"],
     )
 
 

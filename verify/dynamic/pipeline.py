@@ -17,7 +17,8 @@ from verify.dynamic.cases import PROMPT, accepts, inputs
 from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
 from verify.dynamic.exact import Wide
 from verify.dynamic.pipeline_cuts import Crossing, crossing, traced
-from verify.dynamic.reference import State, logits, reference_model, with_plan
+from verify.dynamic.questions import logits
+from verify.dynamic.reference import State, reference_model, with_plan
 from verify.dynamic.stages import Between, Layout, Record, Stage, drop, layout_of, recorded, untie
 
 MICROBATCHES = 2

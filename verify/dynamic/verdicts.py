@@ -84,7 +84,7 @@ def _wrong(
 
 
 def _code(what: str) -> str:
-    words = {"gradient": "DY502", "decode": "DY503", "weight": "DY506"}
+    words = {"gradient": "DY502", "decode": "DY503", "generated": "DY503", "weight": "DY506"}
     return next((code for word, code in words.items() if word in what), "DY501")
 
 

@@ -1,99 +1,114 @@
 """What each rank does: build both models, ask the same of both, compare. Needs an initialised process group."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedModel
 
-from planner.frontend.load import base_prefix, build
-from planner.frontend.twin import random_state
-from verify.dynamic.cases import Case, inputs
-from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
-from verify.dynamic.localize import Divergence, Rank, first_divergence
-from verify.dynamic.outcome import Outcome, failure_of
-from verify.dynamic.reference import Observed, State, observe, reference_model, sharded_model
+from planner.frontend.load import base_prefix
+from planner.ir.plan import generic
+from verify.dynamic.answers import Limits, compared, limits_of, perturbed, streams, weights
+from verify.dynamic.application import applied
+from verify.dynamic.cases import Applied, Case, Inputs, inputs
+from verify.dynamic.collectives import Ranks
+from verify.dynamic.compare import Comparison
+from verify.dynamic.localize import Divergence, first_divergence
+from verify.dynamic.outcome import Failure, Outcome, failure_of
+from verify.dynamic.questions import Observed, observe
+from verify.dynamic.reference import sharded_model, single_device
+from verify.dynamic.saved import saved
+
+PERTURBATIONS = 2
+SAFETY = 10.0
+"""A real checkpoint's limit, in units of how far its own answers move when every weight moves by one rounding."""
 
 
 @dataclass(slots=True)
 class _Progress:
     """How far this rank has come, for the report of an exception."""
 
-    observed: Observed
+    stage: str = "building the single-device model"
     sharded: bool = False
-    want: Observed | None = None
+    observed: Observed | None = None
+    single: PreTrainedModel | None = None
+    want: Observed = field(default_factory=Observed)
+    limits: Limits = field(default_factory=dict)
+    before: list[Comparison] = field(default_factory=list)
+    """What was compared before the first question."""
 
 
 def check(case: Case, *, rank: int, device: torch.device) -> Outcome:
     """One case on this rank. An exception becomes this rank's failure; nothing is raised."""
-    progress = _Progress(Observed(stage="building the single-device model"))
+    progress = _Progress()
     try:
         if case.pp > 1:
             return _check_pipeline(case, rank=rank, device=device, progress=progress)
         return _check_tensor(case, rank=rank, device=device, progress=progress)
     except Exception as error:  # whatever the model, the client or the plan makes it raise is the result
         at = progress.observed
-        failure = failure_of(error, stage=at.stage, module=at.inside, sharded=progress.sharded)
-        if progress.want is None:
-            return Outcome(rank, failure=failure)
-        compared, divergence = _compared(case, at, progress.want, rank=rank)
-        return Outcome(rank, compared, failure, divergence)
+        stage, module = (at.stage, at.inside) if at and at.stage not in ("loading", "done") else (progress.stage, "")
+        failure = failure_of(error, stage=stage, module=module, sharded=progress.sharded)
+        return _outcome(case, progress, rank=rank, failure=failure)
 
 
 def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
-    single = reference_model(case.loaded, device)
-    state = random_state(single, seed=case.seed)
-    single.load_state_dict(state)
+    progress.single = single = single_device(case, device)
     asked = inputs(single, seed=case.seed)
-    want = observe(single, asked, into=progress.observed)
-    progress.observed, progress.sharded, progress.want = Observed(stage="loading the sharded model"), True, want
-    model = sharded_model(case.loaded, case.plan, state, tp=case.tp)
-    weights = _weights(dict(model.named_parameters()), dict(single.named_parameters()))
-    got = observe(model, asked, into=progress.observed)
-    compared, divergence = _compared(case, got, want, rank=rank)
-    refused = failure_of(got.refused, stage="backward", module="", sharded=True) if got.refused else None
-    return Outcome(rank, (*weights, *compared), divergence=divergence, refused=refused)
+    progress.observed = progress.want
+    observe(single, asked, into=progress.want, exact=not case.weights)
+    if case.weights:
+        progress.limits = _limits(case, single, asked, progress.want)
+    progress.observed, progress.sharded, progress.stage = None, True, "loading the sharded model"
+    if case.applied is Applied.OURS:
+        own = applied(single, case.plan.styles(base_prefix(single)), Ranks(rank, case.tp))
+        progress.observed = got = Observed()
+        observe(own.model, asked, into=got, exact=not case.weights, asked_of=progress.want)
+        got.gradients = {what: own.whole(gradients) for what, gradients in got.gradients.items()}
+        return _outcome(case, progress, rank=rank)
+    model = sharded_model(case, single.state_dict())
+    progress.before = weights(model, single)
+    progress.observed = Observed()
+    observe(model, asked, into=progress.observed, exact=not case.weights, asked_of=progress.want)
+    progress.stage = "saving the sharded model"
+    progress.before += saved(model, single, case.loaded, rank=rank)
+    return _outcome(case, progress, rank=rank)
+
+
+def _limits(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -> Limits:
+    """How far this model's answers move when its weights move by one rounding, with a margin."""
+    state = {name: value.clone() for name, value in single.state_dict().items()}
+    moved = []
+    for seed in range(PERTURBATIONS):
+        single.load_state_dict(perturbed(single, seed=seed))
+        answers = observe(single, asked, into=Observed(), exact=False, asked_of=want)
+        moved.append(compared(answers, want, {}, streams=_streams(case, single)))
+        single.load_state_dict(state)
+    return limits_of(moved, factor=SAFETY, least=SAFETY * torch.finfo(single.dtype).eps)
+
+
+def _streams(case: Case, single: PreTrainedModel) -> list[str]:
+    styles = case.plan.styles(base_prefix(single))
+    return streams(single, [name for name, _ in single.named_modules() if generic(name) in styles])
 
 
 def _check_pipeline(case: Case, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
     from verify.dynamic.pipeline import check_pipeline  # only where there are stages
 
-    single = reference_model(case.loaded, device)
-    state: State = random_state(single, seed=case.seed)
-    progress.observed.stage, progress.sharded = "pipeline", True
+    state = single_device(case, device).state_dict()
+    progress.stage, progress.sharded = "pipeline", True
     return Outcome(rank, check_pipeline(case.loaded, state, case.plan, case.tp, case.pp))
 
 
-def _weights(got: dict[str, torch.nn.Parameter], want: dict[str, torch.nn.Parameter]) -> list[Comparison]:
-    """Every parameter reassembled, bit for bit."""
-    return [
-        Comparison("weights", relative_error(whole(got[name]), value) if name in got else float("inf"), 0.0, name)
-        for name, value in want.items()
-    ]
-
-
-def _values(got: Observed, want: Observed) -> list[Comparison]:
-    both = [name for name in want.values if name in got.values]
-    return [Comparison(name, relative_error(got.values[name], want.values[name]), LIMIT) for name in both]
-
-
-def _gradients(got: Observed, want: Observed) -> list[Comparison]:
-    compared = []
-    for what, gradients in want.gradients.items():
-        if what not in got.gradients:
-            continue
-        largest = max((float(gradient.abs().max()) for gradient in gradients.values()), default=0.0)
-        for name, gradient in gradients.items():
-            error = relative_error(got.gradients[what][name], gradient, floor=FLOOR * largest)
-            compared.append(Comparison(what, error, LIMIT, name))
-    return compared
-
-
-def _compared(
-    case: Case, got: Observed, want: Observed, *, rank: int
-) -> tuple[tuple[Comparison, ...], Divergence | None]:
-    """What both models answered, compared; where an output is wrong, also the first module that was."""
-    values = _values(got, want)
-    if all(comparison.right for comparison in values):
-        return (*values, *_gradients(got, want)), None
-    styles = case.plan.styles(base_prefix(build(case.loaded)))
-    divergence = first_divergence(got.crossings, want.crossings, styles, Rank(rank, case.tp))
-    return (*values, *_gradients(got, want)), divergence
+def _outcome(case: Case, progress: _Progress, *, rank: int, failure: Failure | None = None) -> Outcome:
+    """What was compared until now; where an output is wrong, also the first module that was."""
+    got, want, single = progress.observed, progress.want, progress.single
+    unasked = {stage: f"{type(error).__name__}: {error}" for stage, error in want.unasked.items()}
+    if got is None or got is want or single is None:
+        return Outcome(rank, tuple(progress.before), failure, unasked=unasked)
+    answers = compared(got, want, progress.limits, streams=_streams(case, single))
+    divergence: Divergence | None = None
+    if any(not one.right and not one.what.startswith("gradient") for one in answers):
+        styles = case.plan.styles(base_prefix(single))
+        divergence = first_divergence(got.crossings, want.crossings, styles, Ranks(rank, case.tp))
+    refused = failure_of(got.refused, stage="backward", module="", sharded=True) if got.refused else None
+    return Outcome(rank, (*progress.before, *answers), failure, divergence, refused, unasked)

@@ -1,0 +1,105 @@
+"""Collectives on plain tensors, each with the backward that belongs to it, and the parts of a tensor by placement."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from planner.ir.placement import Placement, Shard
+
+
+class PartError(ValueError):
+    """A tensor that does not divide into the parts that its placement asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the ranks of the axis."""
+
+    rank: int
+    degree: int
+
+
+def part(tensor: torch.Tensor, placement: Placement, at: Ranks) -> torch.Tensor:
+    """This rank's part of a whole tensor. `PartError` where a packed block does not divide, or nothing would be left."""
+    if not isinstance(placement, Shard):
+        return tensor
+    size = tensor.shape[placement.dim]
+    if size < at.degree or (placement.blocks > 1 and size % (placement.blocks * at.degree)):
+        raise PartError(f"{list(tensor.shape)} does not divide into {placement} over {at.degree} ranks")
+    blocks = [block.chunk(at.degree, placement.dim) for block in tensor.chunk(placement.blocks, placement.dim)]
+    if any(len(pieces) <= at.rank for pieces in blocks):
+        raise PartError(f"{list(tensor.shape)} at {placement} leaves nothing for rank {at.rank}")
+    return torch.cat([pieces[at.rank] for pieces in blocks], placement.dim)
+
+
+def gathered(mine: torch.Tensor, placement: Placement, at: Ranks, *, size: int) -> torch.Tensor:
+    """The whole tensor of everybody's parts; `size` is that of the sharded dim. No gradient."""
+    if not isinstance(placement, Shard):
+        return mine
+    dim, most = placement.dim, -(-size // at.degree)
+    padding = mine.new_zeros([*mine.shape[:dim], most - mine.shape[dim], *mine.shape[dim + 1 :]])
+    padded = torch.cat([mine, padding], dim).contiguous()
+    parts = [torch.empty_like(padded) for _ in range(at.degree)]
+    dist.all_gather(parts, padded)
+    if placement.blocks == 1:
+        return torch.cat(parts, dim).narrow(dim, 0, size)
+    pieces = [own.chunk(placement.blocks, dim) for own in parts]
+    return torch.cat([torch.cat(block, dim) for block in zip(*pieces, strict=True)], dim)
+
+
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over the ranks, in a new tensor. No gradient."""
+    made = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(made)
+    return made
+
+
+def reduce(partial: torch.Tensor) -> torch.Tensor:
+    """`P(sum)` to `R`; its gradient is whole already, and passes."""
+    given: torch.Tensor = _Reduce.apply(partial)  # type: ignore[no-untyped-call]  # torch's own is untyped
+    return given
+
+
+def enter(whole: torch.Tensor) -> torch.Tensor:
+    """`R`, where every rank goes on with its own part of the work: the gradients are summed."""
+    given: torch.Tensor = _Enter.apply(whole)  # type: ignore[no-untyped-call]  # torch's own is untyped
+    return given
+
+
+def gather(mine: torch.Tensor, at: Ranks, *, size: int) -> torch.Tensor:
+    """The last dim, of `size` in all, gathered; of the gradient every rank keeps its part."""
+    given: torch.Tensor = _Gather.apply(mine, at, size)  # type: ignore[no-untyped-call]  # torch's own is untyped
+    return given
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, partial: torch.Tensor) -> torch.Tensor:
+        return total(partial)
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # torch's own is untyped
+        return gradient
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, whole: torch.Tensor) -> torch.Tensor:
+        return whole.view_as(whole)
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # torch's own is untyped
+        return total(gradient)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, mine: torch.Tensor, at: Ranks, size: int) -> torch.Tensor:
+        context.at = at
+        return gathered(mine, Shard(mine.ndim - 1), at, size=size)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        return part(gradient, Shard(gradient.ndim - 1), context.at), None, None

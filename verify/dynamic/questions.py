@@ -1,0 +1,220 @@
+"""What is asked of a model, the single-device one and the sharded one alike."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from planner.frontend.load import quiet
+from verify.dynamic.boundaries import Boundaries, Crossing
+from verify.dynamic.cases import PROMPT, Inputs, accepts
+from verify.dynamic.compare import whole
+from verify.dynamic.exact import OutOfPlace, Wide
+
+_REFUSAL = "is a view and is being modified inplace"
+NEW_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens chosen greedily, `[batch, steps]`, and by how much each led, relative to the largest logit of its step."""
+
+    chosen: torch.Tensor
+    lead: torch.Tensor
+
+
+@dataclass(slots=True)
+class Observed:
+    """What a model answered. `values` by name (logits, loss, ...); `gradients` by pass, then by parameter.
+
+    `stage` is the question being asked and `inside` the module that ran, for the report of one that raises. `unasked`
+    are the questions that the single-device model cannot answer itself, with what it raised.
+    """
+
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradients: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+    crossings: list[Crossing] = field(default_factory=list)
+    unasked: dict[str, Exception] = field(default_factory=dict)
+    stage: str = "loading"
+    inside: str = ""
+    refused: RuntimeError | None = None
+    """Autograd's refusal of an in-place operation of the model, after which the question was asked out of place."""
+
+
+Question = Callable[[PreTrainedModel, Inputs, Observed], None]
+
+
+def observe(
+    model: PreTrainedModel, inputs: Inputs, *, into: Observed, exact: bool = True, asked_of: Observed | None = None
+) -> Observed:
+    """Ask everything of one model; what it raises passes through, with `into` saying how far it came.
+
+    `exact` computes in float64 throughout. With `asked_of`, the answers of the single-device model, only what that one
+    could answer is asked; without, a model that cannot answer one of the lesser questions is not asked it.
+    """
+    for stage, ask in _QUESTIONS.items():
+        if asked_of is not None and stage in asked_of.unasked:
+            continue
+        into.stage = stage
+        boundaries = Boundaries(model, keep=not into.crossings)
+        precision: AbstractContextManager[object] = Wide() if exact else nullcontext()
+        try:
+            with precision, boundaries:
+                ask(model, inputs, into)
+        except Exception as error:
+            if asked_of is not None or stage in _NEEDED:
+                raise
+            into.unasked[stage] = error
+        finally:
+            into.inside = boundaries.inside
+            into.crossings = into.crossings or boundaries.crossings
+    into.stage = "done"
+    return into
+
+
+def logits(model: nn.Module, ids: torch.Tensor, **more: object) -> torch.Tensor:
+    """The model's first output, whole."""
+    return whole(model(input_ids=ids, **more)[0])
+
+
+def _forward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    with torch.no_grad():
+        into.values["logits"] = logits(model, inputs.ids, **_uncached(model))
+
+
+def _uncached(model: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if accepts(model, "use_cache") else {}
+
+
+def _masked(model: PreTrainedModel, inputs: Inputs, mask: torch.Tensor) -> torch.Tensor | None:
+    """The logits under a mask, at the positions that hold a token: what a padded one gives is nobody's concern."""
+    if not accepts(model, "attention_mask"):
+        return None
+    with torch.no_grad():
+        given = logits(model, inputs.ids, attention_mask=mask, **_uncached(model))
+    return given[mask.bool()] if given.ndim == 3 else given
+
+
+def _padded(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    if (given := _masked(model, inputs, inputs.mask)) is not None:
+        into.values["left-padded logits"] = given
+
+
+def _ragged(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    if (given := _masked(model, inputs, inputs.ragged)) is not None:
+        into.values["ragged logits"] = given
+
+
+def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Prefill, then token by token through the cache; the logits of every step, side by side."""
+    if not (accepts(model, "past_key_values") and accepts(model, "use_cache")):
+        return
+    with torch.no_grad():
+        output = model(input_ids=inputs.ids[:, :PROMPT], use_cache=True)
+        cache, steps = output.get("past_key_values"), [whole(output[0])]
+        if cache is None:
+            return
+        for position in range(PROMPT, inputs.ids.shape[1]):
+            token = inputs.ids[:, position : position + 1]
+            output = model(input_ids=token, past_key_values=cache, use_cache=True)
+            cache = output.get("past_key_values")
+            steps.append(whole(output[0]))
+    into.values["decoded logits"] = torch.cat(steps, dim=1)
+
+
+def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Greedy generation from a left-padded prompt, by the model's own `generate`."""
+    if not model.can_generate():
+        return
+    with quiet():
+        output = model.generate(  # type: ignore[operator]  # a mixin that torch's Module hides
+            input_ids=inputs.ids[:, :PROMPT],
+            attention_mask=inputs.mask[:, :PROMPT],
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            pad_token_id=0,
+            eos_token_id=None,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    steps = torch.stack([whole(step) for step in output.logits], dim=1)
+    first, second = steps.topk(2).values.unbind(-1)
+    lead = (first - second) / steps.abs().amax(-1).clamp_min(torch.finfo(steps.dtype).tiny)
+    into.tokens["generated tokens"] = Tokens(output.sequences[:, PROMPT:], lead)
+
+
+def _backward_anyway(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Backward; where autograd refuses the model's `a += b` on a sharded module's output, again with `a = a + b`."""
+    try:
+        _backward(model, inputs, into)
+    except RuntimeError as error:
+        if _REFUSAL not in str(error):
+            raise
+        into.refused = error
+        with OutOfPlace():
+            _backward(model, inputs, into)
+
+
+def _backward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Twice without zeroing: a gradient reduced in place shows only the second time."""
+    model.zero_grad(set_to_none=True)
+    for once_or_twice in ("gradient", "gradient of two backwards"):
+        loss = _loss(model, inputs.ids)
+        into.values["loss"] = loss.detach()
+        loss.backward()
+        into.gradients[once_or_twice] = {name: _gradient(value) for name, value in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    if parameter.grad is None:
+        return torch.zeros(parameter.shape, dtype=parameter.dtype)
+    return whole(parameter.grad.detach()).clone()
+
+
+def _loss(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """The model's own loss where it has one, else the cross entropy of the next token; a mean square without logits."""
+    if accepts(model, "labels"):
+        loss = model(input_ids=ids, labels=ids, **_uncached(model)).get("loss")
+        if loss is not None:
+            return whole(loss)
+    given = logits(model, ids, **_uncached(model))
+    if given.ndim == 3 and given.shape[-1] > int(ids.max()):
+        return nn.functional.cross_entropy(given[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    return given.square().mean()
+
+
+def _eager(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Again with eager attention, which is loud where sdpa is silent; only where the model lets it be chosen."""
+    if model.config._attn_implementation != "sdpa":
+        return
+    try:
+        with quiet():
+            model.set_attn_implementation("eager")
+        if model.config._attn_implementation != "eager":
+            return
+        with torch.no_grad():
+            into.values["eager logits"] = logits(model, inputs.ids, **_uncached(model))
+        if (given := _masked(model, inputs, inputs.mask)) is not None:
+            into.values["left-padded eager logits"] = given
+    finally:
+        with quiet():
+            model.set_attn_implementation("sdpa")
+
+
+_QUESTIONS: Mapping[str, Question] = {
+    "forward": _forward,
+    "left-padded forward": _padded,
+    "ragged forward": _ragged,
+    "cached decode": _decode,
+    "generation": _generate,
+    "backward": _backward_anyway,
+    "eager attention": _eager,
+}
+_NEEDED = ("forward", "backward")
+"""A model that does not answer these alone cannot be compared at all."""

@@ -1,0 +1,50 @@
+"""The state dict that the sharded model saves: read back on one device, it must be what was loaded."""
+
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from planner.frontend.load import Loaded, quiet
+from verify.dynamic.compare import Comparison, relative_error
+
+SAVED = "saved weights"
+
+
+def saved(model: PreTrainedModel, single: PreTrainedModel, loaded: Loaded, *, rank: int) -> list[Comparison]:
+    """Save the sharded model and load it on one device; every rank must call this, the first one compares.
+
+    What the single-device model does not get back from its own checkpoint either is not the sharding's doing.
+    """
+    with tempfile.TemporaryDirectory(prefix="shardproof-saved-") as folder, quiet():
+        model.save_pretrained(folder)
+        if rank:
+            return []
+        wrong = _differing(_read(loaded, Path(folder), single), single)
+    lost = _lost_alone(single, loaded) if wrong else set()
+    worst = {name: error for name, error in wrong.items() if name not in lost}
+    return [Comparison(SAVED, error, 0.0, name) for name, error in worst.items()] or [Comparison(SAVED, 0.0, 0.0)]
+
+
+def _lost_alone(single: PreTrainedModel, loaded: Loaded) -> set[str]:
+    with tempfile.TemporaryDirectory(prefix="shardproof-saved-") as folder, quiet():
+        single.save_pretrained(folder)
+        return set(_differing(_read(loaded, Path(folder), single), single))
+
+
+def _read(loaded: Loaded, folder: Path, like: PreTrainedModel) -> nn.Module:
+    config = copy.deepcopy(loaded.config)
+    read: nn.Module = loaded.model_class.from_pretrained(folder, config=config, dtype=like.dtype)
+    return read
+
+
+def _differing(read: nn.Module, want: nn.Module) -> dict[str, float]:
+    have: dict[str, torch.Tensor] = dict(read.state_dict())
+    errors = {
+        name: relative_error(have[name], value) if name in have else float("inf")
+        for name, value in want.state_dict().items()
+    }
+    return {name: error for name, error in errors.items() if not error == 0.0}
