@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -151,13 +152,15 @@ def _rows(
     most = -(-around.rows // around.at.degree)
     first, have = around.at.rank * most, len(module.get_parameter("weight"))
     own = (args[0] >= first) & (args[0] < first + have)
-    padding = module.padding_idx
-    if isinstance(padding, int):
-        module.padding_idx = padding - first if first <= padding < first + have else None
+    table: Any = module  # torch types an attribute of a module as a tensor or a module
+    padding: int | None = getattr(table, "padding_idx", None)
+    if padding is not None:
+        table.padding_idx = padding - first if first <= padding < first + have else None
     try:
         given = original((args[0] - first).masked_fill(~own, 0), *args[1:], **kwargs)
     finally:
-        module.padding_idx = padding
+        if padding is not None:
+            table.padding_idx = padding
     return reduce(given * own.unsqueeze(-1))
 
 

@@ -80,7 +80,7 @@ class _Reduce(torch.autograd.Function):
         return total(partial)
 
     @staticmethod
-    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # torch's own is untyped
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
 
 
@@ -90,7 +90,7 @@ class _Enter(torch.autograd.Function):
         return whole.view_as(whole)
 
     @staticmethod
-    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # torch's own is untyped
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
         return total(gradient)
 
 
@@ -101,5 +101,5 @@ class _Gather(torch.autograd.Function):
         return gathered(mine, Shard(mine.ndim - 1), at, size=size)
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return part(gradient, Shard(gradient.ndim - 1), context.at), None, None

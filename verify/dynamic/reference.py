@@ -1,7 +1,7 @@
 """The single-device model and the sharded one: a twin with random weights, or the real checkpoint."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -30,7 +30,9 @@ def reference_model(loaded: Loaded, device: torch.device) -> PreTrainedModel:
 def single_device(case: Case, device: torch.device) -> PreTrainedModel:
     """The model on one device: the twin with the case's random state, or the real checkpoint in its own dtype."""
     if case.weights:
-        return _from_checkpoint(replace(case.loaded, config=copy.deepcopy(case.loaded.config))).to(device)
+        model = _from_checkpoint(replace(case.loaded, config=copy.deepcopy(case.loaded.config)))
+        nn.Module.to(model, device)
+        return model
     model = reference_model(case.loaded, device)
     model.load_state_dict(random_state(model, seed=case.seed))
     return model
@@ -45,7 +47,7 @@ def sharded_model(case: Case, state: State) -> PreTrainedModel:
     """
     planned = with_plan(case.loaded, case.plan)
     # Of a plan for both axes the client takes the experts from one and the rest from the other, on the same ranks.
-    degrees = DistributedConfig(tp_size=case.tp, **({"ep_size": case.ep} if case.ep > 1 else {}))
+    degrees = DistributedConfig(tp_size=case.tp, ep_size=case.ep if case.ep > 1 else None)
     if case.weights:
         return _from_checkpoint(planned, degrees)
     with quiet():
@@ -61,17 +63,16 @@ def _from_checkpoint(loaded: Loaded, degrees: DistributedConfig | None = None) -
     """A real model from its checkpoint: a folder, or a GGUF file."""
     path = loaded.checkpoint
     if path is None:
-        raise ValueError(f"{loaded.title} has no checkpoint to run; give a folder with weights, or leave --weights out.")
-    with quiet():
-        model = loaded.model_class.from_pretrained(
-            path.parent if path.is_file() else path,
-            config=loaded.config,
-            dtype="auto",
-            **({"gguf_file": path.name} if path.is_file() else {}),
-            **({"distributed_config": degrees} if degrees is not None else {}),
+        raise ValueError(
+            f"{loaded.title} has no checkpoint to run; give a folder with weights, or leave --weights out."
         )
+    read: Callable[..., PreTrainedModel] = loaded.model_class.from_pretrained
+    more: dict[str, object] = {} if degrees is None else {"distributed_config": degrees}
+    if path.is_file():
+        more["gguf_file"] = path.name
+    with quiet():
+        model = read(path.parent if path.is_file() else path, config=loaded.config, dtype="auto", **more)
     model.eval()
-    assert isinstance(model, PreTrainedModel)
     return model
 
 

@@ -47,4 +47,4 @@ def _differing(read: nn.Module, want: nn.Module) -> dict[str, float]:
         name: relative_error(have[name], value) if name in have else float("inf")
         for name, value in want.state_dict().items()
     }
-    return {name: error for name, error in errors.items() if not error == 0.0}
+    return {name: error for name, error in errors.items() if error != 0.0}
