@@ -1,29 +1,32 @@
 """From a model to a plan, in one call."""
 
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import prod
+
+from torch import nn
 
 from planner.frontend.load import Loaded, base_prefix, build, load, reads_config_plan
-from planner.frontend.trace import trace
+from planner.frontend.local import IndivisibleError, trace_local
+from planner.frontend.trace import TraceError, trace
 from planner.infer.ep import infer_ep
 from planner.infer.pp import infer_pipeline
 from planner.infer.probe import prober
-from planner.infer.tp import Inference, infer_tp
+from planner.infer.tp import Inference, infer_tp, probe_degree
+from planner.ir.degrees import degrees_within
 from planner.ir.graph import Graph
 from planner.ir.placement import Shard
 from planner.ir.plan import Plan, TpEntry
 from planner.sharding.assign import assign
-
-MOST_RANKS = 1024
-"""Degrees are listed up to this many ranks."""
+from planner.sharding.limits import limits
+from planner.sharding.propagate import propagate
 
 
 @dataclass(frozen=True)
 class Suggestion:
     """A plan, and what is known of it.
 
-    `degrees` are the tensor-parallel degrees that divide every split dim (vocabularies may be uneven); `sharded_fraction` is
-    the share of parameter bytes that the plan shards; `notes` are the assumptions of the trace.
+    `degrees` are the tensor-parallel degrees that the sizes allow (`verify.degrees.legal_degrees` says what forbids the
+    others); `sharded_fraction` is the share of parameter bytes that the plan shards; `notes` are the assumptions of the trace.
     """
 
     plan: Plan
@@ -53,7 +56,8 @@ def suggest(model: Loaded | str) -> Suggestion:
         _split_by_owner(inference, prefix, in_config=reads_config_plan(built)), pp=pipeline, head_pp=head_pipeline
     )
     plan = replace(plan, ep=infer_ep(graph, plan.tp, prefix))
-    return Suggestion(plan, degrees(inference), sharded_fraction(graph, plan, prefix), graph, graph.notes)
+    legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
+    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, graph.notes)
 
 
 def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Plan:
@@ -70,10 +74,18 @@ def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Pl
     )
 
 
-def degrees(inference: Inference) -> tuple[int, ...]:
-    """Every degree that divides all split dims."""
-    common = gcd(*inference.sizes) if inference.sizes else 1
-    return tuple(degree for degree in range(1, MOST_RANKS + 1) if common % degree == 0)
+def degrees(built: nn.Module, graph: Graph, plan: Plan, prefix: str, start: int) -> tuple[int, ...]:
+    """Every degree that the sizes allow, read off the plan's per-rank program at the degree `start`; 1 alone where that is
+    not right.
+    """
+    if not (plan.tp or plan.head_tp):
+        return (1,)
+    assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
+    try:
+        ran = propagate(graph, trace_local(built, assigned, start), assigned, start)
+    except (IndivisibleError, TraceError):
+        return (1,)
+    return (1,) if ran.stuck else degrees_within(limits(ran, assigned)).legal
 
 
 def sharded_fraction(graph: Graph, plan: Plan, prefix: str) -> float:

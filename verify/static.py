@@ -42,13 +42,14 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int) -> tuple[Finding, ..
     try:
         graph = trace(built)
     except TraceError as error:
-        return (_not_traced(error),)
+        return (not_traced(error),)
     subject = Subject(built, graph, base_prefix(built))
     styles = plan.styles(subject.prefix)
     return with_fix(subject, styles, tp, check_tensor(subject, styles, tp))
 
 
-def _not_traced(error: TraceError) -> Finding:
+def not_traced(error: TraceError) -> Finding:
+    """The finding of a single-device program that could not be recorded."""
     return Finding(
         "TP210",
         Severity.UNDECIDED,

@@ -1,5 +1,6 @@
 """One op, two programs: from the placements of the inputs to those of the outputs, or the reason why there is none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import assert_never
@@ -126,6 +127,8 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
             and i not in partial
         ):
             return _one_whole(whole, placements, i, sharded)
+    if any(whole.shapes[i][p.dim] % degree for i, p in sharded.items()) and _grouped(whole, sharded):
+        return _uneven_groups(whole, placements, degree)
     shards = next(iter(blocks))
     summed = all(letter not in output for output in meaning.outputs)
     if not summed:
@@ -135,6 +138,21 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
     if partial != meaning.added:
         return _not_linear(whole, placements, partial or meaning.added)
     return tuple(P for _ in meaning.outputs)
+
+
+def _grouped(whole: Call, sharded: Mapping[int, Shard]) -> bool:
+    """Whether operands have different sizes of one sharded dim: several query heads to a key head."""
+    return len({whole.shapes[i][placement.dim] for i, placement in sharded.items()}) > 1
+
+
+def _uneven_groups(whole: Call, placements: Placements, degree: int) -> Problem:
+    return Problem(
+        "TP201",
+        f"{name(whole)} pairs groups that do not divide over {degree} ranks",
+        "a shorter part of one operand no longer meets its own group of the other",
+        _shown(placements),
+        f"sizes that divide by {degree}",
+    )
 
 
 def _only_partial(
@@ -209,10 +227,21 @@ def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shar
         if before * size > outer:
             if outer % before:
                 return None
-            blocks = outer // before
-            return Shard(dim, blocks) if size % (blocks * degree) == 0 else None
+            found = Shard(dim, outer // before)
+            even = size % (found.blocks * degree) == 0
+            return found if even or keeps_dim(shape, result, placement, found) else None
         before *= size
     return None
+
+
+def keeps_dim(shape: Shape, result: Shape, before: Placement, after: Placement) -> bool:
+    """Whether a reshape leaves a plainly sharded dim as it is, so that the last rank's part may be shorter."""
+    return (
+        isinstance(before, Shard)
+        and isinstance(after, Shard)
+        and before.blocks == after.blocks == 1
+        and shape[before.dim] == result[after.dim]
+    )
 
 
 def _reshape(whole: Call, placement: Placement, degree: int) -> Placements | Problem:

@@ -16,7 +16,7 @@ from planner.ir.placement import Shard, local_shape
 from planner.ir.plan import generic
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
-from planner.sharding.propagate import Stuck, explain_failure, propagate
+from planner.sharding.propagate import Propagation, Stuck, explain_failure, propagate
 
 UNDECIDED = {"TP210", "TP211"}
 
@@ -36,6 +36,19 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     Forward faults hide backward ones: gradients are looked at once the forward is right.
     """
     assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
+    ran = relate(subject, assigned, degree)
+    return check_relation(ran, assigned) if isinstance(ran, Propagation) else ran
+
+
+def check_relation(ran: Propagation, assigned: Assigned) -> tuple[Finding, ...]:
+    """Findings of two programs that are related: what was not used, and the gradients."""
+    if unseen := _never_used(ran.local, assigned):
+        return unseen
+    return _once(tuple(_of_gradient(fault) for fault in nearest(ran, gradient_faults(ran, assigned))))
+
+
+def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | tuple[Finding, ...]:
+    """The two programs of one plan at one degree, related, or what forbids it."""
     try:
         local = trace_local(subject.model, assigned, degree)
     except IndivisibleError as error:
@@ -43,11 +56,7 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     except TraceError as error:
         return (_local_failure(subject.graph, assigned, error, degree),)
     ran = propagate(subject.graph, local, assigned, degree)
-    if ran.stuck:
-        return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck))
-    if unseen := _never_used(local, assigned):
-        return unseen
-    return _once(tuple(_of_gradient(fault) for fault in nearest(ran, gradient_faults(ran, assigned))))
+    return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck)) if ran.stuck else ran
 
 
 def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:

@@ -1,0 +1,110 @@
+"""At which tensor-parallel degrees a plan is right, and what forbids the others. No torch here."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from planner.ir.findings import Place
+
+MOST_RANKS = 1024
+"""Degrees are told up to this many ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One thing that bounds the degree: a sharded dim, or (with `size` None) a fault that no size explains.
+
+    Attributes:
+        size: how many elements the ranks share, counted in one packed block.
+        even: whether every rank must hold equally many; else the last may hold fewer, but not none (as torch's `chunk` cuts).
+        what: the size in words, such as `8 parts of 128 (num_key_value_heads)`; of a fault, its message.
+        place: the entry that shards it, and where.
+    """
+
+    size: int | None
+    even: bool
+    what: str
+    place: Place
+
+    def allows(self, degree: int) -> bool:
+        """Whether this dim can be split over so many ranks."""
+        if self.size is None:
+            return degree == 1
+        if self.even:
+            return self.size % degree == 0
+        return -(-self.size // degree) * (degree - 1) < self.size
+
+    @property
+    def reason(self) -> str:
+        """One clause: what, and why it bounds the degree."""
+        if self.size is None:
+            return self.what
+        return f"{self.what}: " + ("every rank needs equally many" if self.even else "every rank needs one at least")
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """The exact set of legal degrees up to `MOST_RANKS`, and for every other degree the limit that forbids it."""
+
+    legal: tuple[int, ...]
+    forbidden: Mapping[int, Limit]
+
+    def why_not(self, degree: int) -> Limit | None:
+        """What forbids a degree; None where it is legal."""
+        return self.forbidden.get(degree)
+
+    @cached_property
+    def limits(self) -> tuple[tuple[Limit, tuple[int, ...]], ...]:
+        """Every limit that forbids a degree with the degrees it forbids, the one of the smallest degree first."""
+        by: dict[Limit, list[int]] = {}
+        for degree, limit in sorted(self.forbidden.items()):
+            by.setdefault(limit, []).append(degree)
+        return tuple((limit, tuple(degrees)) for limit, degrees in by.items())
+
+    def sentence(self) -> str:
+        """`degrees: 1, 2, 4, 8; 3, 5-7 and more are forbidden by ENTRY: REASON`."""
+        parts = [f"degrees: {', '.join(map(str, self.legal)) if len(self.legal) < 20 else spans(self.legal)}"]
+        for limit, degrees in self.limits:
+            entry = limit.place.entry or limit.place.module or "the model"
+            parts.append(f"{_few(degrees)} forbidden by {entry}: {limit.reason}")
+        return "; ".join(parts)
+
+
+def degrees_within(limits: tuple[Limit, ...], faults: Mapping[int, Limit] | None = None) -> Degrees:
+    """The degrees that every limit allows, less those at which a fault was found.
+
+    Of several limits that forbid a degree, the smallest dim is named: it forbids the most.
+    """
+    tightest = sorted(limits, key=lambda limit: (limit.size is not None, limit.size or 0, not limit.even))
+    forbidden = dict(faults or {})
+    for degree in range(2, MOST_RANKS + 1):
+        against = next((limit for limit in tightest if not limit.allows(degree)), None)
+        if against is not None and degree not in forbidden:
+            forbidden[degree] = against
+    return Degrees(tuple(d for d in range(1, MOST_RANKS + 1) if d not in forbidden), forbidden)
+
+
+def spans(degrees: tuple[int, ...]) -> str:
+    """Ascending numbers with runs drawn together: `1-3, 5`."""
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in _runs(degrees))
+
+
+def _runs(degrees: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    first = last = None
+    for degree in degrees:
+        if first is None or last is None:
+            first = last = degree
+        elif degree == last + 1:
+            last = degree
+        else:
+            yield first, last
+            first = last = degree
+    if first is not None and last is not None:
+        yield first, last
+
+
+def _few(degrees: tuple[int, ...]) -> str:
+    if len(degrees) == 1:
+        return f"{degrees[0]} is"
+    shown = ", ".join(map(str, degrees[:3]))
+    return f"{shown} and {len(degrees) - 3} more are" if len(degrees) > 3 else f"{shown} are"
