@@ -31,9 +31,9 @@ def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
 
 def _last_line(suggested: Suggested) -> str:
     verdict = suggested.report.verdict
-    degrees = ", ".join(map(str, suggested.degrees)) or "none"
     how = f"{verdict.value} at tp {suggested.tp} ({verdict_sentence(verdict)})"
-    return f"{suggested.model}: {how}; degrees {degrees}; {share(suggested.sharded_fraction)} of the bytes sharded."
+    part = share(suggested.sharded_fraction)
+    return f"{suggested.model}: {how}; {part} of the bytes sharded; degrees {'; '.join(suggested.degrees.clauses())}."
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

@@ -133,7 +133,7 @@ def _as_written(limit: Limit, prefix: str) -> Limit:
 
 
 def _named(limit: Limit, config: PretrainedConfig) -> Limit:
-    """With the name of its size in the config, where only one field has that value."""
+    """With the name of its size in the config, where no more than two fields have that value."""
     numbers = {key: value for key, value in config.get_text_config().to_dict().items() if type(value) is int}
     names = [key for key, value in numbers.items() if value == limit.size]
-    return replace(limit, what=f"{limit.what} ({names[0]})") if len(names) == 1 else limit
+    return replace(limit, what=f"{limit.what} ({' or '.join(names)})") if 1 <= len(names) <= 2 else limit

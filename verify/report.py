@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from planner.ir.degrees import Degrees
 from planner.ir.findings import Finding, Severity, Verdict
 
 
@@ -28,11 +29,12 @@ class LevelResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All levels of one plan at one layout."""
+    """All levels of one plan at one layout; `degrees`, where asked for, are all at which the plan is right."""
 
     model: str
     levels: tuple[LevelResult, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    degrees: Degrees | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -9,6 +9,7 @@ from launch.answers import EXIT_CODES, Answer, UndecidedError
 from launch.console import Progress, only_results_on_stdout, print_result
 from launch.model import Model, read_model
 from launch.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, degree, settings
+from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Severity
 from planner.ir.plan import Plan
 from verify.environment import environment
@@ -59,7 +60,9 @@ def answer(
     loaded = read_model(model, progress)
     with progress.step(f"inferring a plan for {loaded.title}"):
         suggestion = _infer(loaded)
-    degree = tp or next((degree for degree in sorted(suggestion.degrees) if degree > 1), 2)
+    with progress.step("finding the legal degrees"):
+        degrees = _degrees(loaded, suggestion.plan)
+    degree = tp or next((degree for degree in degrees.legal if degree > 1), 2)
     with progress.step(f"proving it at tp {degree}"):
         proof = _proof_of_suggestion(loaded, suggestion.plan, degree)
     suggested = Suggested(
@@ -67,7 +70,7 @@ def answer(
         config_class=type(loaded.config).__name__,
         model_class=loaded.model_class.__name__,
         plan=suggestion.plan,
-        degrees=suggestion.degrees,
+        degrees=degrees,
         sharded_fraction=suggestion.sharded_fraction,
         tp=degree,
         report=Report(loaded.title, (proof,), environment()),
@@ -88,6 +91,12 @@ def _infer(loaded: "Loaded") -> "Suggestion":
         raise UndecidedError(
             f"{loaded.title}: the forward cannot be run without data, so nothing can be inferred{where}: {error}"
         ) from error
+
+
+def _degrees(loaded: "Loaded", plan: Plan) -> Degrees:
+    from verify.degrees import legal_degrees
+
+    return legal_degrees(loaded, plan)
 
 
 def _proof_of_suggestion(loaded: "Loaded", plan: Plan, degree: int) -> LevelResult:

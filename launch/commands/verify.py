@@ -24,6 +24,7 @@ from launch.options import (
     settings,
     speaks,
 )
+from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Place, Severity, Verdict, as_written
 from planner.ir.plan import Plan
 from verify.environment import environment
@@ -133,7 +134,10 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
     model = build(loaded)
     plan = given if given is not None else carried_plan(loaded, model)
     levels, skipped = _levels(request, loaded, model, plan, progress)
-    report = Report(loaded.title, _contradiction_named(levels), environment())
+    degrees = (
+        _degrees(loaded, plan) if any(level.level == "proof" for level in levels) and request.layout.tp > 1 else None
+    )
+    report = Report(loaded.title, _contradiction_named(levels), environment(), degrees)
     if request.form is ReportFormat.JSON:
         text = report_json(report)
     else:
@@ -182,6 +186,12 @@ def _prove(loaded: "Loaded", model: "nn.Module", plan: Plan, layout: Layout) -> 
     began = perf_counter()
     stages = _stages(model, plan)
     return replace(proof, findings=(*proof.findings, *stages), seconds=proof.seconds + perf_counter() - began)
+
+
+def _degrees(loaded: "Loaded", plan: Plan) -> Degrees:
+    from verify.degrees import legal_degrees
+
+    return legal_degrees(loaded, plan)
 
 
 def _stages(model: "nn.Module", plan: Plan) -> tuple[Finding, ...]:

@@ -61,13 +61,17 @@ class Degrees:
             by.setdefault(limit, []).append(degree)
         return tuple((limit, tuple(degrees)) for limit, degrees in by.items())
 
-    def sentence(self) -> str:
-        """`degrees: 1, 2, 4, 8; 3, 5-7 and more are forbidden by ENTRY: REASON`."""
-        parts = [f"degrees: {', '.join(map(str, self.legal)) if len(self.legal) < 20 else spans(self.legal)}"]
-        for limit, degrees in self.limits:
-            entry = limit.place.entry or limit.place.module or "the model"
-            parts.append(f"{_few(degrees)} forbidden by {entry}: {limit.reason}")
-        return "; ".join(parts)
+    def listed(self) -> str:
+        """The legal degrees in words."""
+        return (", ".join(map(str, self.legal)) if len(self.legal) < 20 else spans(self.legal)) or "none"
+
+    def clauses(self) -> tuple[str, ...]:
+        """The legal degrees, then what forbids the others: `3, 5, 6 and 1015 more are forbidden by ENTRY: REASON`."""
+        return (self.listed(), *(f"{_few(against)} forbidden by {_whose(limit)}" for limit, against in self.limits))
+
+
+def _whose(limit: Limit) -> str:
+    return f"{limit.place.entry or limit.place.module or 'the model'}: {limit.reason}"
 
 
 def degrees_within(limits: tuple[Limit, ...], faults: Mapping[int, Limit] | None = None) -> Degrees:

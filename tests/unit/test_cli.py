@@ -16,6 +16,7 @@ from launch.cli import run
 from launch.commands.verify import Layout, layout
 from launch.job import Rank, this_rank
 from launch.model import read_plan
+from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Severity, Verdict
 from planner.ir.plan import Plan, TpEntry
 from verify.report import LevelResult
@@ -173,6 +174,7 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
         return LevelResult("proof", 0.1)
 
     monkeypatch.setattr(suggesting, "_infer", lambda _: Suggested())
+    monkeypatch.setattr(suggesting, "_degrees", lambda *_: Degrees((1, 4), {}))
     monkeypatch.setattr(verify.static, "prove", prove)
 
 

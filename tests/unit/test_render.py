@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from planner.ir.degrees import Degrees, Limit, degrees_within
 from planner.ir.findings import Fault, Finding, Fix, Place, Severity, Source
 from planner.ir.plan import Edit, Plan, PpEntry, TpEntry, plan_from_json
 from verify.environment import environment
@@ -71,7 +72,7 @@ SUGGESTED = Suggested(
     config_class="LlamaConfig",
     model_class="LlamaForCausalLM",
     plan=PLAN,
-    degrees=(1, 2, 4, 8),
+    degrees=degrees_within((Limit(8, even=True, what="8 parts of 128", place=Place("layers.*.self_attn.k_proj")),)),
     sharded_fraction=0.987654321,
     tp=2,
     report=Report("llama", (LevelResult("proof", 1.0),), {}),
@@ -112,7 +113,7 @@ def test_without_an_edit_the_catalogue_says_what_to_do() -> None:
 
 def test_the_keys_of_a_report() -> None:
     data = json.loads(report_json(REPORT))
-    assert set(data) == {"verdict", "levels", "findings", "environment"}
+    assert set(data) == {"verdict", "levels", "findings", "environment", "degrees", "forbidden"}
     assert data["verdict"] == "refuted"
     assert data["levels"] == {
         "proof": {"verdict": "refuted", "seconds": 1.234},
@@ -128,7 +129,7 @@ def test_the_keys_of_a_report() -> None:
 
 def test_the_keys_of_a_suggestion() -> None:
     data = json.loads(suggestion_json(SUGGESTED))
-    keys = {"model", "plan", "degrees", "verdict", "findings", "unplanned", "sharded_fraction"}
+    keys = {"model", "plan", "degrees", "forbidden", "verdict", "findings", "unplanned", "sharded_fraction"}
     assert set(data) == keys
     assert data["verdict"] == "proved"
     assert plan_from_json(data).to_json() == PLAN.to_json()
@@ -153,7 +154,7 @@ def test_the_python_runs_and_is_the_plan() -> None:
 
 @pytest.mark.parametrize("plan", [Plan(), Plan(pp=PLAN.pp)])
 def test_an_empty_part_is_left_out(plan: Plan) -> None:
-    text = suggestion_python(Suggested("m", "C", "M", plan, (), 0.0, 2, Report("m", ())))
+    text = suggestion_python(Suggested("m", "C", "M", plan, Degrees((1,), {}), 0.0, 2, Report("m", ())))
     assert "_tp_plan = " not in text
     assert "{\n}" not in text
     assert "No tensor-parallel entry was found" in text

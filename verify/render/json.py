@@ -2,6 +2,7 @@
 
 import json
 
+from planner.ir.degrees import Degrees, spans
 from planner.ir.findings import Finding, Fix
 from verify.catalogue import name_of
 from verify.render.suggestion import Suggested
@@ -16,6 +17,8 @@ def report_json(report: Report) -> str:
             "levels": {level.level: _level(level) for level in report.levels},
             "findings": [finding_json(finding) for finding in report.findings],
             "environment": dict(report.environment),
+            "degrees": list(report.degrees.legal) if report.degrees else None,
+            "forbidden": _forbidden(report.degrees) if report.degrees else None,
         }
     )
 
@@ -26,7 +29,8 @@ def suggestion_json(suggested: Suggested) -> str:
         {
             "model": suggested.model,
             "plan": suggested.plan.to_json(),
-            "degrees": list(suggested.degrees),
+            "degrees": list(suggested.degrees.legal),
+            "forbidden": _forbidden(suggested.degrees),
             "verdict": suggested.report.verdict.value,
             "findings": [finding_json(finding) for finding in suggested.report.findings],
             "unplanned": dict(suggested.plan.unplanned),
@@ -51,6 +55,21 @@ def finding_json(finding: Finding) -> dict[str, object]:
         "fault": finding.fault.value,
         "fix": _fix(finding.fix) if finding.fix else None,
     }
+
+
+def _forbidden(degrees: Degrees) -> list[dict[str, object]]:
+    """What forbids the degrees that are not legal: `degrees` as spans, such as `3, 5-7`; `size` is null for a fault."""
+    return [
+        {
+            "degrees": spans(against),
+            "entry": limit.place.entry,
+            "module": limit.place.module,
+            "source": str(limit.place.source) if limit.place.source else None,
+            "size": limit.size,
+            "reason": limit.reason,
+        }
+        for limit, against in degrees.limits
+    ]
 
 
 def _fix(fix: Fix) -> dict[str, object]:

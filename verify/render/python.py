@@ -29,7 +29,7 @@ def suggestion_python(suggested: Suggested) -> str:
 
 def _head(suggested: Suggested) -> str:
     report, plan = suggested.report, suggested.plan
-    degrees = ", ".join(map(str, suggested.degrees)) or "none"
+    degrees = suggested.degrees.listed()
     part = share(suggested.sharded_fraction)
     lines = [
         f"Plan of {suggested.model}: {report.verdict} at tp {suggested.tp}.",

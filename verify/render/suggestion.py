@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+from planner.ir.degrees import Degrees
 from planner.ir.plan import Plan
 from verify.report import Report
 
 
 @dataclass(frozen=True, slots=True)
 class Suggested:
-    """`degrees` are the legal tensor-parallel degrees; `sharded_fraction` is the share of parameter bytes sharded.
+    """`degrees` are the legal tensor-parallel degrees, and what forbids the others; `sharded_fraction` is the share of
+    parameter bytes sharded.
 
     `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the
     parts of the plan belong.
@@ -18,7 +20,7 @@ class Suggested:
     config_class: str
     model_class: str
     plan: Plan
-    degrees: tuple[int, ...]
+    degrees: Degrees
     sharded_fraction: float
     tp: int
     report: Report

@@ -15,7 +15,12 @@ def report_text(report: Report, *, layout: str, skipped: str = "") -> str:
     """The whole report. `layout` says the degrees; `skipped` says why a level that was asked for did not run."""
     head = f"{report.model} at {layout}: {report.verdict}"
     levels = "\n".join(_level(level) for level in report.levels) + (f"\n  {skipped}" if skipped else "")
-    blocks = [head, levels, *(finding_text(finding) for finding in report.findings)]
+    degrees = (
+        _part("degrees", "\n".join(report.degrees.clauses()))
+        if report.degrees and len(report.degrees.legal) > 1
+        else ""
+    )
+    blocks = [head, levels, degrees, *(finding_text(finding) for finding in report.findings)]
     return "\n\n".join(filter(None, blocks))
 
 
