@@ -3,6 +3,7 @@
 import inspect
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -58,6 +59,7 @@ def _file_of(kind: type) -> str | None:
         return None
 
 
+@cache
 def relative(name: str) -> str:
     """A file name without anything of this machine: from its package on, or the bare name."""
     path = Path(name)

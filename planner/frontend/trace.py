@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
-from torch.utils.hooks import RemovableHandle
 
 from planner.frontend.modes import Dispatch, Functions
 from planner.frontend.modules import layer_kinds, module_table
@@ -67,7 +66,6 @@ class Tracing:
         self.outputs_of: dict[str, Any] = {}
         self.repeats: dict[str, str] = {}
         self.calls: list[ModuleCall | None] = []
-        self.open: list[tuple[str, int, tuple[tuple[str, int], ...]]] = []
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
         """Run the forward and return its graph."""
@@ -106,14 +104,11 @@ class Tracing:
 
     def _forward(self, inputs: Mapping[str, Any]) -> object:
         recorder = self.recorder
-        handles = [handle for module in self.model.modules() for handle in self._watch(module)]
         restore = [self._run_once_per_kind(module) for module in self.model.modules() if id(module) in self.kinds]
         try:
-            with torch.no_grad(), _plain_experts(self.model), Functions(recorder), Dispatch(recorder):
+            with torch.no_grad(), _plain_experts(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
                 return self.model(**_without_cache(self.model), **inputs)
         finally:
-            for handle in handles:
-                handle.remove()
             for undo in restore:
                 undo()
 
@@ -126,23 +121,35 @@ class Tracing:
             entry = entry.tb_next
         return found
 
-    def _watch(self, module: nn.Module) -> Iterator[RemovableHandle]:
-        """Keep the stack of running modules, and note what each call was given and gave."""
-        path, recorder = self.paths[id(module)], self.recorder
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Keep the stack of running modules, and note what each call was given and gave.
 
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        Every call of a module passes here, as in `torch.fx.Tracer`: hooks would have to be put on each of thousands of modules,
+        of which those of repeated layers never run.
+        """
+        original, recorder = nn.Module.__call__, self.recorder
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = self.paths.get(id(module))
+            if path is None:
+                return original(module, *args, **kwargs)
             recorder.stack.append(module)
-            self.open.append((path, len(self.calls), self._arguments(module, args, kwargs)))
+            position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
             self.calls.append(None)
+            try:
+                output = original(module, *args, **kwargs)
+            finally:
+                recorder.stack.pop()
+                made = tuple(recorder.number(t) for t in tree_flatten(output)[0] if isinstance(t, Tensor))
+                self.calls[position] = ModuleCall(path, arguments, made)
+            return output
 
-        def leave(_: nn.Module, __: tuple[Any, ...], output: object) -> None:
-            recorder.stack.pop()
-            name, position, arguments = self.open.pop()
-            made = tuple(recorder.number(t) for t in tree_flatten(output)[0] if isinstance(t, Tensor))
-            self.calls[position] = ModuleCall(name, arguments, made)
-
-        yield module.register_forward_pre_hook(enter, with_kwargs=True)
-        yield module.register_forward_hook(leave, always_call=True)
+        nn.Module.__call__ = call  # type: ignore[method-assign]  # for the time of one forward
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
 
     def _arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

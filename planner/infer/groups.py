@@ -26,7 +26,7 @@ class Atom:
     parent: "Atom | None" = None
     factors: "tuple[Atom, ...]" = ()
     blocks: "tuple[Dim, ...]" = ()
-    locks: list["Lock"] = field(default_factory=list)
+    locks: dict["Lock", None] = field(default_factory=dict)
     sums: list[int] = field(default_factory=list)
 
 
@@ -66,9 +66,9 @@ def lock(dim: Dim, reason: Lock) -> None:
     """Forbid splitting any part of a dim."""
     for atom in leaves(dim):
         if reason not in atom.locks:
-            atom.locks.append(reason)
-        for block in atom.blocks:
-            lock(block, reason)
+            atom.locks[reason] = None
+            for block in atom.blocks:
+                lock(block, reason)
 
 
 @dataclass
@@ -194,16 +194,17 @@ def _merge(a: Atom, b: Atom, position: int) -> None:
         lock((a,), reason)
         lock((b,), reason)
         return
+    added = tuple(b.locks if a.blocks else a.locks)  # the blocks have those of their own atom already
     b.parent = a
     a.blocks = blocks
     _inherit(a, b)
-    for reason in a.locks:
+    for reason in added if blocks else ():
         for block in blocks:
             lock(block, reason)
 
 
 def _inherit(a: Atom, b: Atom) -> None:
-    a.locks += [reason for reason in b.locks if reason not in a.locks]
+    a.locks |= b.locks
     a.sums += b.sums
 
 
@@ -214,7 +215,7 @@ def _split(atom: Atom, sizes: tuple[int, ...], position: int) -> bool:
         reason = Lock(position, "a dim that is cut into blocks is also split into factors")
         lock((atom,), reason)
         return False
-    atom.factors = tuple(Atom(size, locks=list(atom.locks), sums=list(atom.sums)) for size in sizes)
+    atom.factors = tuple(Atom(size, locks=dict(atom.locks), sums=list(atom.sums)) for size in sizes)
     return True
 
 
@@ -281,7 +282,7 @@ def _into_blocks(atom: Atom, bounds: set[int], position: int) -> bool:
         borders = sorted({0, atom.size} | bounds)
         if len(borders) == 2:
             return True
-        atom.blocks = tuple((Atom(b - a, locks=list(atom.locks), sums=list(atom.sums)),) for a, b in pairwise(borders))
+        atom.blocks = tuple((Atom(b - a, locks=dict(atom.locks), sums=list(atom.sums)),) for a, b in pairwise(borders))
         return True
     made: list[Dim] = []
     start = 0

@@ -11,7 +11,7 @@ def locked(groups: Groups, module: Module) -> str:
         for dim in groups.dims.get(number, ()):
             for atom in inner_leaves(dim):
                 if atom.locks:
-                    lock = atom.locks[0]
+                    lock = next(iter(atom.locks))
                     where = f" ({groups.graph.ops[lock.position].source})" if lock.position >= 0 else ""
                     return f"{lock.why}{where}"
     return "too small for a collective of its own"

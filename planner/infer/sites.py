@@ -7,9 +7,10 @@ and keywords of a returned object.
 
 import ast
 import inspect
-import textwrap
-from collections.abc import Iterator
+import linecache
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import nn
 
@@ -45,14 +46,44 @@ def _methods(owner: type[nn.Module]) -> tuple[ast.FunctionDef, ...]:
     for kind in owner.__mro__:
         if kind in (nn.Module, object) or kind.__module__.startswith(("torch.", "transformers.modeling_utils")):
             continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for node in tree.body[0].body if tree.body and isinstance(tree.body[0], ast.ClassDef) else []:
+        for node in _class_body(kind):
             if isinstance(node, ast.FunctionDef):
                 found.setdefault(node.name, node)
     return tuple(sorted(found.values(), key=lambda function: function.name != "forward"))
+
+
+def _class_body(kind: type) -> list[ast.stmt]:
+    """The statements of a class; empty where its source is not at hand."""
+    try:
+        file = inspect.getsourcefile(kind)
+    except TypeError:  # a class of no file
+        return []
+    if file is None:
+        return []
+    linecache.checkcache(file)
+    return _classes("".join(linecache.getlines(file))).get(kind.__qualname__, [])
+
+
+@lru_cache(maxsize=64)
+def _classes(source: str) -> Mapping[str, list[ast.stmt]]:
+    """The bodies of a file's classes by qualified name. A file is parsed once, not once a class: it may be long."""
+    found: dict[str, list[ast.stmt]] = {}
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(prefix + node.name, node.body)
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef):
+                visit(node.body, f"{prefix}{node.name}.<locals>.")
+            elif isinstance(node, ast.If | ast.Try | ast.With):
+                visit(node.body, prefix)
+
+    try:
+        visit(ast.parse(source).body, "")
+    except SyntaxError:
+        return {}
+    return found
 
 
 def _is_child(node: ast.AST, child: str) -> bool:
