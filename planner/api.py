@@ -50,7 +50,7 @@ def suggest(model: Loaded | str) -> Suggestion:
     built = build(loaded)
     graph = trace(built)
     prefix = base_prefix(built)
-    inference = infer_tp(graph, prober(built, graph, prefix))
+    inference = infer_tp(graph, prober(built, graph, prefix), prefix)
     pipeline, head_pipeline = infer_pipeline(built, graph)
     plan = replace(
         _split_by_owner(inference, prefix, in_config=reads_config_plan(built)), pp=pipeline, head_pp=head_pipeline

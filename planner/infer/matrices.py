@@ -1,6 +1,7 @@
 """Large matrices on their own: split by row, with the lookups summed or the output gathered."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from math import prod
 
 from planner.infer.groups import Groups
@@ -9,8 +10,11 @@ from planner.ir.graph import Graph, Module
 from planner.ir.plan import TpEntry, generic
 
 WORTH_SHARE = 0.01
+"""From this share of all parameters on, a matrix is worth a collective of its own, and so is a block of matrices together."""
 WORTH_ELEMENTS = 1 << 26
-"""A matrix is worth a collective of its own from this share of all parameters on, or from this many elements."""
+"""So is a matrix of this many elements."""
+WORTH_IN_BLOCK = 1 / 32
+"""In a block that is worth it, every matrix of this share of the block is split."""
 
 
 def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Mapping[str, str]) -> list[list[TpEntry]]:
@@ -18,35 +22,50 @@ def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Map
     graph = groups.graph
     looked_up = {op.inputs[0] for op in graph.ops if op.target.endswith("embedding") and op.inputs}
     total = sum(prod(value.shape) for value in graph.values if value.name is not None)
+    matrices = _matrices(graph, planned)
+    weights, blocks = _elements(graph, matrices)
     proposals: dict[int, list[TpEntry]] = {}
-    seen: set[str] = set()
+    for pattern, (module, weight) in matrices.items():
+        block = blocks[_block(pattern)]
+        tied = weight in looked_up and _times_used(graph, weight) > 1
+        alone = weights[pattern] >= WORTH_SHARE * total or prod(graph.values[weight].shape) >= WORTH_ELEMENTS
+        if tied or alone or (block >= WORTH_SHARE * total and weights[pattern] >= WORTH_IN_BLOCK * block):
+            reason = reasons.get(pattern) or locked(groups, module)
+            entry = _on_its_own(module, looked_up, weight, reason)
+            if entry is not None:
+                proposals.setdefault(weight, []).append(entry)
+    return list(proposals.values())
+
+
+def _matrices(graph: Graph, planned: Mapping[str, TpEntry]) -> dict[str, tuple[Module, int]]:
+    """The first module of every pattern that has no entry and one matrix, with that matrix."""
+    found: dict[str, tuple[Module, int]] = {}
     for module in graph.modules:
         pattern = generic(module.path)
         weights = [number for _, number in module.parameters if len(graph.values[number].shape) == 2]
-        if pattern in planned or pattern in seen or len(weights) != 1:
-            continue
-        seen.add(pattern)
-        tied = weights[0] in looked_up and _times_used(graph, weights[0]) > 1
-        if (
-            tied
-            or _weight(graph, pattern) >= WORTH_SHARE * total
-            or prod(graph.values[weights[0]].shape) >= WORTH_ELEMENTS
-        ):
-            reason = reasons.get(pattern) or locked(groups, module)
-            entry = _on_its_own(module, looked_up, weights[0], reason)
-            if entry is not None:
-                proposals.setdefault(weights[0], []).append(entry)
-    return list(proposals.values())
+        if pattern not in planned and len(weights) == 1:
+            found.setdefault(pattern, (module, weights[0]))
+    return found
+
+
+def _block(pattern: str) -> str:
+    return pattern.rpartition(".")[0]
+
+
+def _elements(graph: Graph, patterns: Collection[str]) -> tuple[Counter[str], Counter[str]]:
+    """Elements of all parameters, by pattern and by the block that patterns share."""
+    weights: Counter[str] = Counter()
+    for module in graph.modules:
+        if (pattern := generic(module.path)) in patterns:
+            weights[pattern] += sum(prod(graph.values[number].shape) for _, number in module.parameters)
+    blocks: Counter[str] = Counter()
+    for pattern, count in weights.items():
+        blocks[_block(pattern)] += count
+    return weights, blocks
 
 
 def _times_used(graph: Graph, number: int) -> int:
     return sum(number == own for module in graph.modules for _, own in module.parameters)
-
-
-def _weight(graph: Graph, pattern: str) -> int:
-    """Elements of all parameters under one pattern."""
-    found = (m for m in graph.modules if generic(m.path) == pattern)
-    return sum(prod(graph.values[number].shape) for module in found for _, number in module.parameters)
 
 
 def _on_its_own(module: Module, looked_up: set[int], weight: int, reason: str) -> TpEntry | None:

@@ -9,7 +9,7 @@
 5. Large matrices that are left are split with their output gathered.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -20,6 +20,7 @@ from planner.infer.probe import Probe, Verdict
 from planner.infer.reasons import locked
 from planner.ir.graph import Graph
 from planner.ir.plan import TpEntry, generic, join
+from planner.sharding.assign import automatic
 from planner.sharding.gradients import GradientFault
 
 
@@ -35,18 +36,19 @@ class Inference:
 Prober: TypeAlias = Callable[[Mapping[str, str], int], Probe]
 
 
-def infer_tp(graph: Graph, probe: Prober) -> Inference:
+def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
     """Infer the plan of a traced model.
 
     Args:
         graph: the single-device program.
         probe: runs a proposal (entry -> style, degree) as a per-rank program and says where it breaks.
+        base_prefix: where the head model holds its base model.
     """
     groups = infer_groups(graph)
     result = Inference()
     reasons: dict[str, str] = {}
     without_style: dict[str, str] = {}
-    _add_whole_matrices(groups, result, probe, reasons, tables=True)
+    _add_tables(groups, result, probe, reasons, set(automatic(graph, base_prefix)))
     tables = dict(result.entries)
     candidates = _consistent(find_candidates(groups, without_style), result, reasons)
     while True:
@@ -58,7 +60,7 @@ def infer_tp(graph: Graph, probe: Prober) -> Inference:
             break
         candidates = _without(candidates, left, reasons)
     reasons = without_style | reasons
-    _add_whole_matrices(groups, result, probe, reasons, tables=False)
+    _add_gathered(groups, result, probe, reasons)
     result.unplanned = _unplanned(groups, result, reasons)
     return result
 
@@ -140,19 +142,34 @@ def probe_degree(sizes: Iterable[int]) -> int:
     return max((2, 3, 5, 7), key=lambda degree: (sum(size % degree == 0 for size in sizes), -degree))
 
 
-def _add_whole_matrices(
-    groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str], *, tables: bool
-) -> None:
-    """Split large matrices on their own, one proposal at a time, where the probe agrees.
-
-    With `tables`, those that are looked up by row, and the heads tied to them; else linear layers, their output gathered.
+def _add_tables(groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str], unasked: Set[str]) -> None:
+    """Split the tables that are looked up by row, and the heads tied to them. Those of `unasked` the client splits without an
+    entry: where that is wrong, they get the entry that keeps them whole.
     """
+    proposals = [p for p in large_leftovers(groups, result.entries, reasons) if _looked_up(p)]
+    proposals.sort(key=lambda entries: not any(entry.pattern in unasked for entry in entries))
+    _add_agreed(proposals, result, probe, reasons, unasked)
+
+
+def _add_gathered(groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str]) -> None:
+    """Split the linear layers that are worth it by themselves, their output gathered."""
+    proposals = [p for p in large_leftovers(groups, result.entries, reasons) if not _looked_up(p)]
+    _add_agreed(proposals, result, probe, reasons)
+
+
+def _looked_up(entries: Iterable[TpEntry]) -> bool:
+    return any(entry.style == "embedding_rowwise" for entry in entries)
+
+
+def _add_agreed(
+    proposals: list[list[TpEntry]],
+    result: Inference,
+    probe: Prober,
+    reasons: dict[str, str],
+    unasked: Set[str] = frozenset(),
+) -> None:
+    """All proposals together where the probe agrees, else one at a time."""
     degree = probe_degree(result.sizes or [2])
-    proposals = [
-        entries
-        for entries in large_leftovers(groups, result.entries, reasons)
-        if any(entry.style == "embedding_rowwise" for entry in entries) is tables
-    ]
     together = [entry for entries in proposals for entry in entries]
     if not together or probe(_styles((*result.entries.values(), *together)), degree).verdict is Verdict.RIGHT:
         result.entries |= {entry.pattern: entry for entry in together}
@@ -161,9 +178,12 @@ def _add_whole_matrices(
         found = probe(_styles((*result.entries.values(), *entries)), degree)
         if found.verdict is Verdict.RIGHT:
             result.entries |= {entry.pattern: entry for entry in entries}
-        else:
-            for entry in entries:
-                reasons.setdefault(entry.pattern, found.reason)
+            continue
+        for entry in entries:
+            reasons.setdefault(entry.pattern, found.reason)
+            if entry.pattern in unasked:
+                because = f"kept whole, for the client splits it where no entry stands: {found.reason}"
+                result.entries[entry.pattern] = TpEntry(entry.pattern, "replicate", because)
 
 
 def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | None:

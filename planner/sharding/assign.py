@@ -25,7 +25,7 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     them.
     """
     if styles:
-        styles = {**dict.fromkeys(_automatic(graph, base_prefix), "embedding_rowwise"), **styles}
+        styles = {**dict.fromkeys(automatic(graph, base_prefix), "embedding_rowwise"), **styles}
     modules: dict[str, tuple[Style, str]] = {}
     parameters: dict[str, tuple[Placement, str]] = {}
     for module in graph.modules:
@@ -41,8 +41,8 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     return Assigned(modules, parameters)
 
 
-def _automatic(graph: Graph, base_prefix: str) -> list[str]:
-    """The embeddings that get a style without an entry: `embed_tokens` of every model in the tree, but not of the head."""
+def automatic(graph: Graph, base_prefix: str) -> list[str]:
+    """Patterns of the embeddings that get a style without an entry: `embed_tokens` of every model but the head."""
     found = []
     for module in graph.modules:
         embedding = graph.module_of.get(join(module.path, "embed_tokens"))

@@ -36,6 +36,7 @@ CASES = (
     Case("view merge", lambda a: a.reshape(a.shape[0], -1), ((2, 6, 4),)),
     Case("view merge outer", lambda a: a.reshape(-1, a.shape[-1]), ((2, 6, 4),)),
     Case("flatten all", lambda a: a.reshape(-1), ((2, 12),)),
+    Case("complex", lambda a: torch.view_as_real(torch.view_as_complex(a)), ((12, 6, 2),)),
     Case("transpose", lambda a: a.transpose(0, 1), ((4, 12),)),
     Case("permute", lambda a: a.permute(2, 0, 1), ((2, 4, 6),)),
     Case("unsqueeze", lambda a: a.unsqueeze(1), ((4, 6),)),

@@ -36,6 +36,20 @@ def transpose(call: Call) -> Semantics:
     return Einsum((tuple(names),), (tuple(swapped),), linear=_ONE)
 
 
+@rule("aten.view_as_complex")
+def pairs_as_complex(call: Call) -> Semantics:
+    """The last dim, of two, becomes one complex number."""
+    names = _names(len(call.shapes[0]))
+    return Einsum((names,), (names[:-1],), frozenset({names[-1] or ""}), _ONE, why_locked="a pair is one number")
+
+
+@rule("aten.view_as_real")
+def complex_as_pairs(call: Call) -> Semantics:
+    """A complex number becomes a last dim of two."""
+    names = _names(len(call.shapes[0]))
+    return Einsum((names,), ((*names, None),), linear=_ONE)
+
+
 @rule("aten.unsqueeze")
 def unsqueeze(call: Call) -> Semantics:
     """A new dim of size one."""
