@@ -49,14 +49,23 @@ Question = Callable[[PreTrainedModel, Inputs, Observed], None]
 
 
 def observe(
-    model: PreTrainedModel, inputs: Inputs, *, into: Observed, exact: bool = True, asked_of: Observed | None = None
+    model: PreTrainedModel,
+    inputs: Inputs,
+    *,
+    into: Observed,
+    exact: bool = True,
+    asked_of: Observed | None = None,
+    enough: Callable[[Observed], bool] | None = None,
 ) -> Observed:
     """Ask everything of one model; what it raises passes through, with `into` saying how far it came.
 
     `exact` computes in float64 throughout. With `asked_of`, the answers of the single-device model, only what that one
-    could answer is asked; without, a model that cannot answer one of the lesser questions is not asked it.
+    could answer is asked; without, a model that cannot answer one of the lesser questions is not asked it. Nothing more
+    is asked once the answers are `enough`.
     """
     for stage, ask in _QUESTIONS.items():
+        if enough is not None and enough(into):
+            break
         if asked_of is not None and stage in asked_of.unasked:
             continue
         into.stage = stage

@@ -1,6 +1,7 @@
 """What each rank does: build both models, ask the same of both, compare. Needs an initialised process group."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -37,13 +38,33 @@ class _Progress:
     """What was compared before the first question."""
 
 
-def check(case: Case, *, rank: int, device: torch.device) -> Outcome:
-    """One case on this rank. An exception becomes this rank's failure; nothing is raised."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The single-device model of a case and its answers, which do not depend on the plan."""
+
+    single: PreTrainedModel
+    want: Observed
+
+
+def known(case: Case, *, device: torch.device) -> Known:
+    """Ask the single-device model of a twin once, for many plans; what it raises passes through."""
+    single = single_device(case, device)
+    return Known(single, observe(single, inputs(single, seed=case.seed), into=Observed()))
+
+
+def check(case: Case, *, rank: int, device: torch.device, before: Known | None = None, hasty: bool = False) -> Outcome:
+    """One case on this rank. An exception becomes this rank's failure; nothing is raised.
+
+    With the single-device answers of `before` they are not asked again. A hasty check ends with the first answer that is
+    wrong, and saves nothing.
+    """
     progress = _Progress()
     try:
         if case.pp > 1:
             return _check_pipeline(case, rank=rank, device=device, progress=progress)
-        return _check_tensor(case, rank=rank, device=device, progress=progress)
+        if before is not None:
+            progress.single, progress.want = before.single, before.want
+        return _check_tensor(case, rank=rank, device=device, progress=progress, hasty=hasty)
     except Exception as error:  # whatever the model, the client or the plan makes it raise is the result
         at = progress.observed
         stage, module = (at.stage, at.inside) if at and at.stage not in ("loading", "done") else (progress.stage, "")
@@ -51,11 +72,12 @@ def check(case: Case, *, rank: int, device: torch.device) -> Outcome:
         return _outcome(case, progress, rank=rank, failure=failure)
 
 
-def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
-    progress.single = single = single_device(case, device)
+def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Progress, hasty: bool = False) -> Outcome:
+    single = progress.single or single_device(case, device)
     asked = inputs(single, seed=case.seed)
-    progress.observed = progress.want
-    observe(single, asked, into=progress.want, exact=not case.weights)
+    if progress.single is None:
+        progress.single, progress.observed = single, progress.want
+        observe(single, asked, into=progress.want, exact=not case.weights)
     if case.weights:
         progress.limits = _limits(case, single, asked, progress.want)
     progress.observed, progress.sharded, progress.stage = None, True, "loading the sharded model"
@@ -68,10 +90,18 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
     model = sharded_model(case, single.state_dict())
     progress.before = weights(model, single)
     progress.observed = Observed()
-    observe(model, asked, into=progress.observed, exact=not case.weights, asked_of=progress.want)
+    enough = partial(_wrong_already, progress) if hasty else None
+    observe(model, asked, into=progress.observed, exact=not case.weights, asked_of=progress.want, enough=enough)
+    if hasty:
+        return _outcome(case, progress, rank=rank)
     progress.stage = "saving the sharded model"
     progress.before += saved(model, single, case.loaded, rank=rank)
     return _outcome(case, progress, rank=rank)
+
+
+def _wrong_already(progress: _Progress, got: Observed) -> bool:
+    answers = compared(got, progress.want, progress.limits)
+    return any(not one.right for one in (*progress.before, *answers))
 
 
 def _limits(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -> Limits:

@@ -1,0 +1,95 @@
+"""Ranks as threads say what real ranks say: the same verdict, the same findings, the same errors."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from launch.api import confirm_cases
+from planner.api import suggest
+from planner.frontend.load import base_prefix, build, load
+from planner.frontend.twin import twin
+from planner.ir.findings import Verdict
+from planner.ir.plan import Edit, Plan
+from verify.dynamic.cases import Case
+from verify.dynamic.compare import LIMIT
+from verify.dynamic.threads import GoneError, Threads
+from verify.report import LevelResult
+
+
+def _cases(name: str, edits: list[tuple[str, str | None, str | None]], *, tp: int = 2) -> list[Case]:
+    """The suggested plan of a model, and one plan per edit of it."""
+    loaded = load(name)
+    plan = suggest(loaded).plan
+    prefix = base_prefix(build(loaded))
+    small = twin(loaded, tp=tp)
+    plans: list[Plan] = [plan, *(plan.edited(Edit(f"{prefix}.{key}", old, new), prefix) for key, old, new in edits)]
+    return [Case(small, each, tp) for each in plans]
+
+
+EDITS: list[tuple[str, str | None, str | None]] = [
+    ("layers.*.self_attn.o_proj", "rowwise", None),  # cannot run: the shapes do not fit
+    ("layers.*.mlp.gate_proj", "colwise", "colwise_gather_output"),  # cannot run either
+    ("layers.*.mlp.down_proj", "rowwise", "packed_rowwise"),  # a wrong forward
+    ("layers.*.input_layernorm", None, "replicated_with_grad_allreduce"),  # wrong gradients only
+    ("layers.*.mlp", None, "all_reduce"),  # a right result, summed twice
+]
+
+
+def _shown(result: LevelResult) -> tuple[Verdict, list[str], list[str | None]]:
+    findings = result.findings
+    return result.verdict, [finding.code for finding in findings], [finding.place.entry for finding in findings]
+
+
+def test_threads_agree_with_real_ranks() -> None:
+    cases = (*_cases("llama", EDITS), *_cases("qwen2_moe", [("layers.*.mlp.experts", "moe_tp_experts", None)]))
+    threads = confirm_cases(cases, engine="inprocess")
+    real = confirm_cases(cases)
+    assert [_shown(result) for result in threads] == [_shown(result) for result in real]
+    assert [result.verdict for result in real[:2]] == [Verdict.CONFIRMED, Verdict.REFUTED]
+    for mine, theirs in zip(threads, real, strict=True):
+        assert mine.measures.keys() == theirs.measures.keys()
+        for what, error in theirs.measures.items():
+            assert mine.measures[what] == pytest.approx(error, rel=1e-6, abs=LIMIT), what
+
+
+def test_a_rank_that_is_gone_is_not_waited_for() -> None:
+    def work(rank: int) -> str:
+        try:
+            if rank == 1:
+                raise KeyError("gone")
+            dist.all_reduce(torch.ones(1))
+        except (KeyError, GoneError) as error:
+            return type(error).__name__
+        return "reduced"
+
+    with Threads(3) as threads:
+        assert threads.run(work) == ["GoneError", "KeyError", "GoneError"]
+        assert threads.run(lambda rank: rank) == [0, 1, 2]
+
+
+def test_different_collectives_are_an_error_on_every_rank() -> None:
+    def work(rank: int) -> str:
+        try:
+            if rank:
+                dist.all_reduce(torch.ones(2))
+            else:
+                dist.broadcast(torch.ones(2), src=0)
+        except RuntimeError as error:
+            return str(error)
+        return "agreed"
+
+    with Threads(2) as threads:
+        answers = threads.run(work)
+    assert all("different collectives" in answer for answer in answers), answers
+
+
+def test_work_that_never_ends_is_left_behind() -> None:
+    def work(rank: int) -> None:
+        while rank == 0:
+            dist.all_reduce(torch.ones(1))
+        dist.barrier()
+        while True:
+            dist.all_reduce(torch.ones(1))
+
+    with Threads(2) as threads, pytest.raises(TimeoutError, match="not every rank ended"):
+        threads.run(work, timeout=0.5)
