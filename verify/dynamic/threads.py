@@ -149,7 +149,10 @@ class _Seat(threading.local):
 _SEAT = _Seat()
 
 
-_Base: type = object if TYPE_CHECKING else dist.ProcessGroup  # torch types its overloads, of which it calls one each
+if TYPE_CHECKING:
+    _Base = object  # torch types its overloads, of which it calls one each
+else:
+    _Base = dist.ProcessGroup
 _Tensors: TypeAlias = list[torch.Tensor]
 
 
@@ -157,12 +160,12 @@ class _Group(_Base):
     """A process group whose collectives copy between the tensors of threads."""
 
     def __init__(self, name: str, at: int, members: int) -> None:
-        super().__init__(at, members)
+        super().__init__(at, members)  # type: ignore[call-arg]  # see above
         self.name, self.at, self.members, self.seat = name, at, members, _SEAT.rank
 
     def _meet(self, collective: _Collective, arguments: object) -> Work:
         _SEAT.table.meet(self, collective, arguments)
-        work: Work = private.ret_work(arguments)  # type: ignore[no-untyped-call]  # torch's own is untyped
+        work: Work = private.ret_work(arguments)
         return work
 
     def size(self) -> int:
@@ -180,7 +183,8 @@ class _Group(_Base):
 
     allreduce_coalesced = allreduce
 
-    def barrier(self, *_: object) -> Work:
+    def barrier(self, opts: object = None) -> Work:
+        del opts  # torch gives it by name
         return self._meet(_made(private.AllReduce, AllreduceOptions().reduceOp), [torch.ones(1)])
 
     def allgather(self, outputs: list[_Tensors], inputs: _Tensors, *_: object) -> Work:
