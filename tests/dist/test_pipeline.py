@@ -9,11 +9,13 @@ from torch import nn
 
 from launch.api import confirm_cases
 from planner.frontend.load import base_prefix, build, carried_plan, load
+from planner.frontend.trace import trace
 from planner.frontend.twin import twin
+from planner.infer.pp import infer_pipeline
 from planner.ir.findings import Verdict
 from planner.ir.plan import Plan, PpEntry
-from verify.dynamic.cases import Case
-from verify.dynamic.stages import Layout, drop, layout_of, untie
+from verify.dynamic.cases import Case, Schedule, Staging
+from verify.dynamic.stages import Layout, dealt, drop, layout_of, untie
 from verify.report import LevelResult
 
 pytestmark = pytest.mark.timeout(200)
@@ -104,6 +106,41 @@ def test_stages_of_tensor_parallel_ranks() -> None:
         assert max(result.measures.values()) < 1e-12
 
 
+STAGINGS = {
+    "1F1B": ("llama", Staging(Schedule.ONE_F_ONE_B)),
+    "interleaved, tied": ("gemma2", Staging(Schedule.INTERLEAVED, rounds=2)),
+    "uneven, interleaved": ("mixtral", Staging(Schedule.INTERLEAVED, 2, (2, 3, 6))),
+}
+FAULTS = {"a layer too much": Staging(overlap=1), "a layer too few": Staging(overlap=-1, bounds=(3,))}
+
+
+@pytest.fixture(scope="module")
+def staged_otherwise() -> dict[str, LevelResult]:
+    """Other schedules and other cuts."""
+    found = {name: (model, staging) for name, (model, staging) in STAGINGS.items()}
+    found |= {name: ("llama", staging) for name, staging in FAULTS.items()}
+    cases = {}
+    for name, (model, staging) in found.items():
+        base, head = infer_pipeline(built := build(load(model)), trace(built))
+        small = twin(load(model), tp=1, pp=2 * staging.rounds)
+        cases[name] = Case(small, Plan(pp=base, head_pp=head), 1, 2, staging=staging)
+    return asked(cases)
+
+
+@pytest.mark.parametrize("name", STAGINGS)
+def test_other_schedules_and_cuts_are_confirmed(staged_otherwise: Mapping[str, LevelResult], name: str) -> None:
+    result = staged_otherwise[name]
+    assert result.verdict is Verdict.CONFIRMED
+    assert set(result.measures) == QUANTITIES
+    assert max(result.measures.values()) < 1e-12
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_layer_too_much_or_too_few_is_refuted(staged_otherwise: Mapping[str, LevelResult], name: str) -> None:
+    assert staged_otherwise[name].verdict is Verdict.REFUTED
+    assert staged_otherwise[name].findings[0].code == "DY501"
+
+
 MIXES = ("plain", "skip", "late", "between", "outside", "again")
 
 
@@ -133,10 +170,20 @@ def test_what_cannot_cross_is_measured_not_believed(mixes: Mapping[str, LevelRes
 
 
 def test_layers_are_split_evenly_and_each_has_one_stage() -> None:
-    layout = Layout(("embed",), "layers", 7, ("norm", "head"))
-    assert [list(layout.own(stage, 3)) for stage in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
-    assert layout.absent(0, 3) == ("layers.2", "layers.3", "layers.4", "layers.5", "layers.6", "norm", "head")
-    assert layout.absent(2, 3) == ("embed", "layers.0", "layers.1", "layers.2", "layers.3")
+    layout = Layout(("embed",), "layers", 7, ("norm", "head"), dealt(7, 3))
+    assert [list(chunk) for chunk in layout.chunks] == [[0, 1], [2, 3], [4, 5, 6]]
+    assert layout.absent(0) == ("layers.2", "layers.3", "layers.4", "layers.5", "layers.6", "norm", "head")
+    assert layout.absent(2) == ("embed", "layers.0", "layers.1", "layers.2", "layers.3")
+
+
+def test_layers_are_split_where_the_bounds_say() -> None:
+    assert dealt(7, 3, bounds=(1, 6)) == (range(1), range(1, 6), range(6, 7))
+
+
+@pytest.mark.parametrize("bounds", [(3,), (3, 3), (5, 2), (3, 7)])
+def test_bounds_that_leave_a_stage_empty_are_refused(bounds: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="make no 3 pipeline stages"):
+        dealt(7, 3, bounds=bounds)
 
 
 def test_fewer_layers_than_stages_is_refused() -> None:

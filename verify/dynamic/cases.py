@@ -25,6 +25,28 @@ class Applied(StrEnum):
     OURS = "shardproof's own application of the styles"
 
 
+class Schedule(StrEnum):
+    """The schedules of `torch.distributed.pipelining` that stages are run by; only the last takes several chunks a rank."""
+
+    GPIPE = "GPipe"
+    ONE_F_ONE_B = "1F1B"
+    INTERLEAVED = "interleaved 1F1B"
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """How a pipeline is cut and run: `bounds` are the first layers of chunks 1, 2, ..., an even split where there are none;
+    chunk `c` lies on rank `c % pp`, and every rank holds `rounds` of them.
+
+    `overlap` layers more than its own each chunk runs at its end (-1: one less); anything but 0 is a fault to be found.
+    """
+
+    schedule: Schedule = Schedule.GPIPE
+    rounds: int = 1
+    bounds: tuple[int, ...] = ()
+    overlap: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One run: `loaded` is the twin (it pickles, once its module is imported), `plan` the plan under test.
@@ -40,6 +62,7 @@ class Case:
     seed: int = 0
     weights: bool = False
     applied: Applied = Applied.CLIENT
+    staging: Staging = Staging()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ enters a layer, so that nothing of the model's preamble is applied twice; all el
 What a stage sends is taken where it would enter a layer that the stage lacks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise, starmap
 
 import torch
 from torch import nn
@@ -26,46 +27,65 @@ _WRITES = ("update", "update_conv_state", "update_recurrent_state")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which modules go where; names as the head model sees them."""
+    """Which modules go where, names as the head model sees them; `chunks` are the layers of each stage."""
 
     before: tuple[str, ...]
     layers: str
     depth: int
     after: tuple[str, ...]
+    chunks: tuple[range, ...]
 
     @property
     def named(self) -> tuple[str, ...]:
         """Every module that some stage does without."""
         return (*self.before, *self._layers(range(self.depth)), *self.after)
 
-    def own(self, stage: int, stages: int) -> range:
-        """The layers of one stage: contiguous and even, the longer ranges last."""
-        return range(stage * self.depth // stages, (stage + 1) * self.depth // stages)
-
-    def absent(self, stage: int, stages: int) -> tuple[str, ...]:
+    def absent(self, stage: int) -> tuple[str, ...]:
         """What one stage does without."""
-        own = self.own(stage, stages)
-        elsewhere = self._layers(number for number in range(self.depth) if number not in own)
+        elsewhere = self._layers(number for number in range(self.depth) if number not in self.chunks[stage])
         return (
             *(self.before if stage > 0 else ()),
             *elsewhere,
-            *(self.after if stage < stages - 1 else ()),
+            *(self.after if stage < len(self.chunks) - 1 else ()),
         )
 
-    def cut(self, stage: int, stages: int) -> Cut:
-        """The cut before a stage; there is none before the first."""
-        return Cut(self.layers, self.own(stage, stages)[0], self.before)
+    def cuts(self, stage: int) -> tuple[Cut | None, Cut | None]:
+        """The cuts before and after a stage; there is none before the first and after the last."""
+        own, last = self.chunks[stage], len(self.chunks) - 1
+        start = Cut(self.layers, own.start, self.before) if stage > 0 else None
+        return start, Cut(self.layers, own.stop, self.before) if stage < last else None
 
     def layer(self, number: int) -> str:
         """The name of one layer."""
         return f"{self.layers}.{number}"
 
-    def _layers(self, numbers: Sequence[int] | Iterator[int]) -> tuple[str, ...]:
+    def _layers(self, numbers: Iterable[int]) -> tuple[str, ...]:
         return tuple(map(self.layer, numbers))
 
 
+def dealt(depth: int, stages: int, *, bounds: Sequence[int] = (), overlap: int = 0) -> tuple[range, ...]:
+    """The layers of each stage: contiguous, from each of `bounds` on, else even with the longer ranges last.
+
+    `ValueError` where a stage would be left without a layer.
+    """
+    starts = (0, *bounds) if bounds else tuple(stage * depth // stages for stage in range(stages))
+    chunks = tuple(starmap(range, pairwise((*starts, depth))))
+    if len(chunks) != stages or not all(chunks):
+        raise ValueError(
+            f"{depth} layers cut before {', '.join(map(str, starts[1:]))} make no {stages} pipeline stages."
+        )
+    return (*(range(chunk.start, chunk.stop + overlap) for chunk in chunks[:-1]), chunks[-1])
+
+
 def layout_of(
-    model: nn.Module, base: Sequence[PpEntry], head: Sequence[PpEntry], *, base_prefix: str, stages: int
+    model: nn.Module,
+    base: Sequence[PpEntry],
+    head: Sequence[PpEntry],
+    *,
+    base_prefix: str,
+    stages: int,
+    bounds: Sequence[int] = (),
+    overlap: int = 0,
 ) -> Layout:
     """The layout that a pipeline plan asks for; `ValueError` where it names no such pipeline."""
     modules = {name: _module(model, name) for name in (join(base_prefix, entry.module) for entry in base)}
@@ -85,6 +105,7 @@ def layout_of(
         layers=stacks[0],
         depth=len(stack),
         after=(*order[at + 1 :], *(entry.module for entry in head)),
+        chunks=dealt(len(stack), stages, bounds=bounds, overlap=overlap),
     )
 
 
@@ -203,7 +224,6 @@ class Between:
     """A stage's place among the others: its number, and what passes the cuts on both of its sides."""
 
     stage: int
-    stages: int
     receives: Crossing
     sends: Crossing
 
@@ -226,7 +246,7 @@ class Stage(nn.Module):
         self.model = model
         self.layout = layout
         self.receives, self.sends = place.receives, place.sends
-        self.first, self.last = place.stage == 0, place.stage == place.stages - 1
+        self.first, self.last = place.stage == 0, place.stage == len(layout.chunks) - 1
         self.record = Record()
         self.inputs: Mapping[str, object] = {}
         self.cache: Cache | None = None
@@ -235,10 +255,10 @@ class Stage(nn.Module):
         self._sent: dict[int, torch.Tensor] = {}
         self._entered: set[int] = set()
         self._calls: dict[str, Iterator[Call]] = {}
-        self._own = layout.own(place.stage, place.stages)
-        for number in range(self._own[0], layout.depth):
+        self._own = layout.chunks[place.stage]
+        for number in range(self._own.start, layout.depth):
             self._watch_entrances(number)
-        for name in layout.absent(place.stage, place.stages):
+        for name in layout.absent(place.stage):
             vars(model.get_submodule(name))["forward"] = self._answer(name)
 
     def forward(self, *received: torch.Tensor, **inputs: object) -> torch.Tensor | tuple[torch.Tensor, ...]:

@@ -126,7 +126,7 @@ def _check_pipeline(case: Case, *, rank: int, device: torch.device, progress: _P
 
     state = single_device(case, device).state_dict()
     progress.stage, progress.sharded = "pipeline", True
-    return Outcome(rank, check_pipeline(case.loaded, state, case.plan, case.tp, case.pp))
+    return Outcome(rank, check_pipeline(case, state))
 
 
 def _outcome(case: Case, progress: _Progress, *, rank: int, failure: Failure | None = None) -> Outcome:
