@@ -55,7 +55,7 @@ def suggest(model: Loaded | str) -> Suggestion:
     plan = replace(
         _split_by_owner(inference, prefix, in_config=reads_config_plan(built)), pp=pipeline, head_pp=head_pipeline
     )
-    plan = replace(plan, ep=infer_ep(graph, plan.tp, prefix))
+    plan = replace(plan, ep=infer_ep(graph, prefix))
     legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
     return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, graph.notes)
 

@@ -8,6 +8,7 @@ from planner.frontend.load import Loaded, base_prefix, build, load
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.plan import Plan
+from verify.checks.experts import check_experts
 from verify.checks.plan import check_plan
 from verify.checks.tensor import Subject, check_tensor
 from verify.fixes import with_fix
@@ -45,7 +46,8 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int) -> tuple[Finding, ..
         return (not_traced(error),)
     subject = Subject(built, graph, base_prefix(built))
     styles = plan.styles(subject.prefix)
-    return with_fix(subject, styles, tp, check_tensor(subject, styles, tp))
+    experts = check_experts(graph, plan, subject.prefix, tp)
+    return (*with_fix(subject, styles, tp, check_tensor(subject, styles, tp)), *experts)
 
 
 def not_traced(error: TraceError) -> Finding:

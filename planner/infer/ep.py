@@ -1,28 +1,24 @@
 """Expert-parallel plans: whole experts on each rank instead of a slice of every expert."""
 
-from collections.abc import Sequence
-
 from planner.ir.graph import Graph
 from planner.ir.plan import TpEntry, generic, join
+from planner.sharding.experts import dispatch_fault, stacked
 
 
-def infer_ep(graph: Graph, tp: Sequence[TpEntry], base_prefix: str) -> tuple[TpEntry, ...]:
-    """Entries for every module of stacked experts: one that the tensor plan reduces as such, all of whose parameters share
-    a leading dim of experts. Keys are relative to the base model.
-    """
-    reduced = {entry.pattern for entry in tp if entry.style == "moe_tp_experts"}
+def infer_ep(graph: Graph, base_prefix: str) -> tuple[TpEntry, ...]:
+    """Entries for every module of stacked experts that tokens can be sent to. Keys are relative to the base model."""
     entries: dict[str, TpEntry] = {}
+    inside = base_prefix + "." if base_prefix else ""
     for module in graph.modules:
-        pattern = generic(module.path).removeprefix(base_prefix + "." if base_prefix else "")
-        shapes = [graph.values[number].shape for _, number in module.parameters]
-        if pattern not in reduced or pattern in entries or not shapes:
+        pattern = generic(module.path).removeprefix(inside)
+        if pattern in entries or not module.path.startswith(inside) or stacked(graph, module) is None:
             continue
-        if min(map(len, shapes)) < 2 or len({shape[0] for shape in shapes}) > 1:
+        if module.repeats is not None or dispatch_fault(graph, module) is not None:
             continue
         for local, _ in module.parameters:
             name = join(pattern, local)
-            entries[name] = TpEntry(name, "grouped_gemm", f"{shapes[0][0]} experts stacked along its first dim")
-        entries[pattern] = TpEntry(
-            pattern, "ep_dispatch_experts", "tokens are sent to the rank that holds their expert"
-        )
+            because = f"{stacked(graph, module)} experts stacked along its first dim"
+            entries[name] = TpEntry(name, "grouped_gemm", because)
+        because = "tokens are sent to the rank that holds their expert"
+        entries[pattern] = TpEntry(pattern, "ep_dispatch_experts", because)
     return tuple(entries.values())

@@ -1,0 +1,50 @@
+"""Expert-parallel plans: inferred from the experts' own computation, and checked against what the dispatch asks."""
+
+from dataclasses import replace
+
+import pytest
+
+from planner.frontend.load import build, carried_plan, load
+from planner.frontend.trace import trace
+from planner.infer.ep import infer_ep
+from planner.ir.plan import Plan, TpEntry
+from verify.checks.experts import check_experts
+
+
+@pytest.mark.parametrize("model", ["mixtral", "gpt_oss"])
+def test_the_plan_by_hand_is_found_and_right(model: str) -> None:
+    loaded = load(model)
+    built = build(loaded)
+    graph = trace(built)
+    carried = carried_plan(loaded, built)
+    assert {e.pattern: e.style for e in infer_ep(graph, "model")} == {e.pattern: e.style for e in carried.ep}
+    assert check_experts(graph, carried, "model", 2) == ()
+
+
+MIXTRAL = tuple(
+    TpEntry(f"layers.*.mlp.experts{name}", style)
+    for name, style in ((".gate_up_proj", "grouped_gemm"), (".down_proj", "grouped_gemm"), ("", "ep_dispatch_experts"))
+)
+
+
+@pytest.mark.parametrize(
+    ("entries", "degree", "code", "words"),
+    [
+        (MIXTRAL[:2], 2, "TP214", "no tokens are sent"),
+        (MIXTRAL[1:], 2, "TP214", "gate_up_proj stays whole"),
+        (MIXTRAL, 3, "TP201", "8 experts"),
+    ],
+)
+def test_half_a_plan_is_refuted(entries: tuple[TpEntry, ...], degree: int, code: str, words: str) -> None:
+    graph = trace(build(load("mixtral", overrides={"num_hidden_layers": "2"})))
+    (finding,) = check_experts(graph, Plan(ep=entries), "model", degree)
+    assert finding.code == code
+    assert words in finding.message
+
+
+def test_experts_that_run_all_at_once_are_not_dispatched() -> None:
+    graph = trace(build(load("llama4_text", overrides={"num_hidden_layers": "2"})))
+    assert infer_ep(graph, "model") == ()
+    entries = tuple(replace(e, pattern=e.pattern.replace("mlp", "feed_forward")) for e in MIXTRAL)
+    (finding,) = check_experts(graph, Plan(ep=entries), "model", 2)
+    assert "hidden states, expert ids and routing weights" in finding.message

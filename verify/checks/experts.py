@@ -1,0 +1,81 @@
+"""Is the expert plan right? Every module that tokens are sent to must keep to the contract of the dispatch.
+
+The dispatch itself is the client's code; what it asks of a module, and from where that is known, is in
+`planner.sharding.experts`.
+"""
+
+from collections.abc import Iterator
+
+from planner.ir.findings import Finding, Place, Severity
+from planner.ir.graph import Graph, Module
+from planner.ir.plan import Plan, generic, join
+from planner.sharding.experts import dispatch_fault, stacked
+
+DISPATCH, STACKED = "ep_dispatch_experts", "grouped_gemm"
+
+
+def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[Finding, ...]:
+    """Findings TP201 and TP214 of the expert-parallel entries, at this many ranks."""
+    styles = {join(prefix, entry.pattern): entry.style for entry in plan.ep}
+    called = {call.module for call in graph.calls}
+    found: list[Finding] = []
+    seen: set[str] = set()
+    # A repeated layer is not called again: the first of its kind stands for it.
+    for module in sorted(graph.modules, key=lambda module: module.path not in called):
+        pattern = generic(module.path)
+        if pattern not in seen:
+            seen.add(pattern)
+            found += list(_module_findings(graph, module, pattern, styles, degree))[:1]
+    return tuple(found)
+
+
+def _module_findings(
+    graph: Graph, module: Module, pattern: str, styles: dict[str, str], degree: int
+) -> Iterator[Finding]:
+    own = {join(pattern, local): styles.get(join(pattern, local)) for local, _ in module.parameters}
+    by_expert = [name for name, style in own.items() if style == STACKED]
+    if styles.get(pattern) != DISPATCH:
+        if by_expert:
+            yield _finding(
+                module,
+                by_expert[0],
+                "no tokens are sent to the ranks that hold these experts",
+                f"{by_expert[0]}: {STACKED}",
+                f"{pattern}: {DISPATCH} beside it",
+            )
+        return
+    fault = dispatch_fault(graph, module)
+    if fault is not None:
+        yield _finding(module, pattern, fault, "an entry for experts that tokens cannot be sent to", "no such entry")
+    for name, style in own.items():
+        if style != STACKED:
+            yield _finding(
+                module, pattern, f"{name} stays whole", f"{name}: {style or 'no entry'}", f"{name}: {STACKED}"
+            )
+    count = stacked(graph, module) or 0
+    if count % degree:
+        yield _indivisible(module, pattern, count, degree)
+
+
+def _finding(module: Module, entry: str, message: str, found: str, needed: str) -> Finding:
+    return Finding(
+        "TP214",
+        Severity.ERROR,
+        f"Tokens cannot be dispatched to the experts of {module.path}: {message}.",
+        Place(entry, module.path),
+        why="a rank that holds E / t experts is sent the tokens that chose one of them, and nothing else",
+        found=found,
+        needed=needed,
+    )
+
+
+def _indivisible(module: Module, entry: str, count: int, degree: int) -> Finding:
+    return Finding(
+        "TP201",
+        Severity.ERROR,
+        f"The {count} experts of {module.path} do not divide over {degree} ranks.",
+        Place(entry, module.path),
+        why="every rank holds as many experts as any other",
+        found=str(count),
+        needed=f"a multiple of {degree}",
+    )
