@@ -15,6 +15,7 @@ import typer
 from launch.answers import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
 from launch.commands.explain import explain
 from launch.commands.suggest import suggest
+from launch.commands.undo import undo
 from launch.commands.verify import verify
 from launch.console import print_result, say
 from launch.job import this_rank
@@ -50,6 +51,7 @@ def root(
 
 app.command()(suggest)
 app.command()(verify)
+app.command()(undo)
 app.command()(explain)
 
 

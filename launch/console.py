@@ -53,6 +53,11 @@ class Progress:
 
     quiet: bool = False
 
+    def note(self, sentence: str) -> None:
+        """What a reader should know beside the result."""
+        if not self.quiet:
+            say(sentence)
+
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
         """One step, shown while it lasts."""

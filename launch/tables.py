@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from verify.difference import Backed, Difference
 from verify.render.suggestion import Suggested
 from verify.render.text import finding_text, share, verdict_sentence
 
@@ -22,11 +23,40 @@ def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
         console.print(_table(("entry", "style", *(["because"] if why else [])), entries))
     if plan.unplanned:
         console.print(_table(("left whole", "because"), list(plan.unplanned.items())))
+    if suggested.differences is not None:
+        _show_differences(console, suggested.differences)
     for note in suggested.notes:
         console.print(f"note: {note}", markup=False)
     for finding in suggested.report.findings:
         console.print(finding_text(finding) + "\n", markup=False, soft_wrap=True)
     console.print(_last_line(suggested), markup=False, soft_wrap=True)
+
+
+def _show_differences(console: Console, differences: Sequence[Difference]) -> None:
+    if not differences:
+        console.print("The model's own plan has no entry that differs.")
+        return
+    rows = [
+        (f"{found.attribute}\n  {found.key}", found.first or "-", found.second or "-", _backed(found))
+        for found in differences
+    ]
+    console.print(_table(("entry", "the model's own", "suggested", "what the proof backs"), rows))
+
+
+def _backed(found: Difference) -> str:
+    """The verdict on one difference; `by` are the findings on the model's own entry among the suggested ones."""
+    by = f" (by {', '.join(found.codes)})" if found.codes else ""
+    match found.backed:
+        case Backed.BOTH:
+            return "both"
+        case Backed.FIRST:
+            return "the model's own"
+        case Backed.SECOND:
+            return f"suggested; the model's own is refuted{by}"
+        case Backed.TOGETHER:
+            return f"either, but only among its own plan's entries{by}"
+        case Backed.OPEN:
+            return f"not decided{by}"
 
 
 def _last_line(suggested: Suggested) -> str:

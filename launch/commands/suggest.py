@@ -12,6 +12,7 @@ from launch.options import DebugOption, ModelArgument, QuietOption, SetOption, T
 from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Severity
 from planner.ir.plan import Plan
+from verify.difference import Difference
 from verify.environment import environment
 from verify.render.json import suggestion_json
 from verify.render.python import suggestion_python
@@ -38,26 +39,42 @@ def suggest(
         int | None,
         typer.Option(parser=degree, metavar="N", help="Degree to prove at.", show_default="least legal above 1"),
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put the model's own plan beside it, with a verdict on each difference.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the plan into the model's classes, and print the diff instead.")
+    ] = False,
+    allow_installed: Annotated[
+        bool, typer.Option("--allow-installed", help="Let --write change the files of an installed package.")
+    ] = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Infer a plan from the model's computation, prove it, and print it, ready to paste."""
+    progress = Progress(quiet)
     with only_results_on_stdout(debug=debug):
-        wanted = Model(model, settings(set_), trust_remote_code)
-        result, suggested = answer(wanted, progress=Progress(quiet), form=form, tp=tp)
+        loaded = read_model(Model(model, settings(set_), trust_remote_code), progress)
+        result, suggested = answer(loaded, progress=progress, form=form, tp=tp, compared=compare)
         if not quiet:
             from launch.tables import show_suggestion
 
             show_suggestion(suggested, why=why)
+        if write:
+            result = _write(loaded, suggested, progress, allow_installed=allow_installed)
     print_result(result.text)
     raise typer.Exit(result.code)
 
 
 def answer(
-    model: Model, *, progress: Progress, form: PlanFormat = PlanFormat.PYTHON, tp: int | None = None
+    loaded: "Loaded",
+    *,
+    progress: Progress,
+    form: PlanFormat = PlanFormat.PYTHON,
+    tp: int | None = None,
+    compared: bool = False,
 ) -> tuple[Answer, Suggested]:
-    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1."""
-    loaded = read_model(model, progress)
+    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1; `compared` with the model's own."""
     with progress.step(f"inferring a plan for {loaded.title}"):
         suggestion = _infer(loaded)
     with progress.step("finding the legal degrees"):
@@ -75,9 +92,34 @@ def answer(
         tp=degree,
         report=Report(loaded.title, (proof,), environment()),
         notes=suggestion.notes,
+        differences=_differences(loaded, suggestion, degree, progress) if compared else None,
     )
     text = suggestion_json(suggested) if form is PlanFormat.JSON else suggestion_python(suggested)
     return Answer(text, EXIT_CODES[suggested.report.verdict]), suggested
+
+
+def _differences(loaded: "Loaded", suggestion: "Suggestion", degree: int, progress: Progress) -> tuple[Difference, ...]:
+    from planner.frontend.load import build, carried_plan
+    from verify.compare import compare
+
+    with progress.step(f"comparing it with the plan that {loaded.title} carries"):
+        model = build(loaded)
+        return compare(model, suggestion.graph, carried_plan(loaded, model), suggestion.plan, tp=degree)
+
+
+def _write(loaded: "Loaded", suggested: Suggested, progress: Progress, *, allow_installed: bool) -> Answer:
+    """Only a plan that is proved is written."""
+    from launch.authoring import write_plan
+    from planner.frontend.load import build
+
+    code = EXIT_CODES[suggested.report.verdict]
+    if code:
+        progress.note(f"nothing was written: the plan is {suggested.report.verdict}.")
+        return Answer("", code)
+    written = write_plan(loaded, build(loaded), suggested.plan, allow_installed=allow_installed)
+    for sentence in written.notes:
+        progress.note(sentence)
+    return Answer(written.diff.rstrip("\n"), 0)
 
 
 def _infer(loaded: "Loaded") -> "Suggestion":

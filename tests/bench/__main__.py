@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import mutants, pipelines
+from tests.bench import mutants, pipelines, write
 from tests.bench.zoo import bench as zoo
 
-BENCHMARKS = {"mutants": mutants.main, "pipelines": pipelines.main}
+BENCHMARKS = {"mutants": mutants.main, "pipelines": pipelines.main, "write": write.main}
 
 
 def main(arguments: list[str]) -> int:

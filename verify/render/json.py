@@ -5,6 +5,7 @@ import json
 from planner.ir.degrees import Degrees, spans
 from planner.ir.findings import Finding, Fix
 from verify.catalogue import name_of
+from verify.difference import Backed, Difference
 from verify.render.suggestion import Suggested
 from verify.report import LevelResult, Report
 
@@ -25,6 +26,7 @@ def report_json(report: Report) -> str:
 
 def suggestion_json(suggested: Suggested) -> str:
     """What `plan suggest --format json` prints; `plan verify --plan` reads it."""
+    compared = {} if suggested.differences is None else {"differences": list(map(_difference, suggested.differences))}
     return _text(
         {
             "model": suggested.model,
@@ -36,6 +38,7 @@ def suggestion_json(suggested: Suggested) -> str:
             "unplanned": dict(suggested.plan.unplanned),
             "sharded_fraction": round(suggested.sharded_fraction, 6),
         }
+        | compared
     )
 
 
@@ -70,6 +73,26 @@ def _forbidden(degrees: Degrees) -> list[dict[str, object]]:
         }
         for limit, against in degrees.limits
     ]
+
+
+def _difference(difference: Difference) -> dict[str, object]:
+    return {
+        "attribute": difference.attribute,
+        "key": difference.key,
+        "own": difference.first,
+        "suggested": difference.second,
+        "backed": _BACKED[difference.backed],
+        "codes": list(difference.codes),
+    }
+
+
+_BACKED = {
+    Backed.BOTH: "both",
+    Backed.FIRST: "own",
+    Backed.SECOND: "suggested",
+    Backed.TOGETHER: "neither alone",
+    Backed.OPEN: "not decided",
+}
 
 
 def _fix(fix: Fix) -> dict[str, object]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from planner.ir.degrees import Degrees
 from planner.ir.plan import Plan
+from verify.difference import Difference
 from verify.report import Report
 
 
@@ -13,7 +14,7 @@ class Suggested:
     parameter bytes sharded.
 
     `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the
-    parts of the plan belong.
+    parts of the plan belong. `differences` are those of the model's own plan (the first) from this one, where asked for.
     """
 
     model: str
@@ -25,3 +26,4 @@ class Suggested:
     tp: int
     report: Report
     notes: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] | None = None
