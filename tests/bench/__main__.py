@@ -7,12 +7,12 @@ from pathlib import Path
 from tests.bench import mutants, pipelines, write
 from tests.bench.zoo import bench as zoo
 
-BENCHMARKS = {"mutants": mutants.main, "pipelines": pipelines.main, "write": write.main}
+BENCHMARKS = {"pipelines": pipelines.main, "write": write.main}
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("name", choices=(*BENCHMARKS, "zoo"))
+    parser.add_argument("name", choices=(*BENCHMARKS, "mutants", "zoo"))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
     )
@@ -20,12 +20,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--levels", default="proof,run", help="zoo: proof, run, or both")
     parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo: measure these again")
-    parser.add_argument("--page", type=Path, default=None, help="zoo: also write the page that the docs show")
+    parser.add_argument("--page", type=Path, default=None, help="zoo, mutants: also write the page of the docs")
+    parser.add_argument("--limit", type=int, default=0, help="mutants: at most this many of each plan")
+    parser.add_argument("--seed", type=int, default=0, help="mutants: which ones, under a limit")
+    parser.add_argument(
+        "--time", type=float, default=0.0, help="mutants: start no further type after this many seconds"
+    )
+    parser.add_argument("--only", default="", help="mutants: those whose name contains this, again")
     given = parser.parse_args(arguments)
     types = tuple(filter(None, given.types.split(",")))
     if given.name == "zoo":
         levels = tuple(given.levels.split(","))
         return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
+    if given.name == "mutants":
+        options = mutants.Options(given.tp, given.limit, given.seed, given.time, given.only)
+        return mutants.main(types, given.out or Path("mutants.jsonl"), options=options, page_at=given.page)
     return BENCHMARKS[given.name](types, given.out or Path(f"{given.name}.json"), tp=given.tp)
 
 

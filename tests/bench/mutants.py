@@ -1,150 +1,206 @@
-"""How sharp and how sound the proof is: mutants of right plans, judged by the proof and by real ranks.
+"""How sharp and how sound the proof is: mutants of right plans, judged by the proof and by a run.
 
-A mutant is *equivalent* where real ranks confirm it. The table counts, per operator: refuted by the proof, undecided, caught
-by the run only, equivalent and proved, and the two that must be zero: false proofs (proved, and the run refutes) and false
-accusations (refuted, and the run confirms).
+The bases are plans that are right: the suggested one, and the one that the model carries, each confirmed by a run with
+everything compared. A mutant is *equivalent* where its run is right too. Counted, per operator and per type: refuted by the
+proof (and how many of those findings name a mutated entry), equivalent, not decided by the proof, and the two that must be
+zero: false proofs (proved, and the run refutes) and false accusations (refuted, and the run says right).
+
+One JSON line a mutant, so that an interrupted sweep goes on where it stopped.
 """
 
 import json
-from collections import Counter
+import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from launch.api import confirm_cases
 from planner.api import suggest
-from planner.frontend.load import Loaded, LoadError, base_prefix, build, load
+from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried_plan, load, reads_config_plan
 from planner.frontend.trace import TraceError
 from planner.frontend.twin import TwinError, twin
-from planner.ir.findings import Severity
+from planner.ir.findings import Finding, Severity
 from planner.ir.plan import Plan, TpEntry
+from tests.bench.mutants_table import Judged, page, table
 from tests.bench.types import causal_types
-from tests.mutants.operators import Mutant, mutants
+from tests.mutants.operators import Mutant, Styles, mutants
+from verify.checks.plan import check_plan
+from verify.checks.tensor import Subject, check_tensor
 from verify.dynamic.cases import Case
+from verify.dynamic.inprocess import InProcess
+from verify.dynamic.verdicts import findings_of
+from verify.fixes import with_fix
 from verify.report import LevelResult
-from verify.static import prove
 
-BATCH = 24
+ODD = "tests.zoo.odd_models:"
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One mutant's outcome."""
+class Options:
+    """`limit` mutants a base, chosen by `seed`, operators in turn; `time` seconds in all (0: no end); `only` part of a name."""
 
-    model: str
-    operator: str
-    entry: str
-    proof: str
-    run: str
-    codes: tuple[str, ...]
-    named: bool
-
-    @property
-    def outcome(self) -> str:
-        """The class it is counted in.
-
-        A key that matches nothing changes nothing in a run, and is wrong all the same: the client refuses it from a user.
-        """
-        if self.proof == "refuted" and "PL102" in self.codes:
-            return "refuted"
-        match self.proof, self.run:
-            case "proved", "refuted":
-                return "false proof"
-            case "refuted", "confirmed":
-                return "false accusation"
-            case "refuted", _:
-                return "refuted"
-            case "proved", _:
-                return "equivalent"
-            case _:
-                return "undecided"
+    tp: int = 2
+    limit: int = 0
+    seed: int = 0
+    time: float = 0.0
+    only: str = ""
 
 
-def plan_of(styles: dict[str, str], prefix: str, like: Plan) -> Plan:
-    """Styles with the head model's keys as a plan, the pipeline of another kept."""
-    inside = f"{prefix}." if prefix else ""
-    base = tuple(TpEntry(key.removeprefix(inside), style) for key, style in styles.items() if key.startswith(inside))
-    head = tuple(TpEntry(key, style) for key, style in styles.items() if not key.startswith(inside))
-    return Plan(tp=base, head_tp=head, pp=like.pp, head_pp=like.head_pp)
+@dataclass(frozen=True)
+class _Judge:
+    """One model, traced once, with a small twin; `small` runs on the ranks of this process."""
+
+    name: str
+    subject: Subject
+    small: Loaded
+    reads_config: bool
+    ranks: InProcess
+    tp: int
+
+    def plan(self, styles: Styles) -> Plan:
+        """Styles with the head model's keys as a plan."""
+        inside = f"{self.subject.prefix}." if self.subject.prefix else ""
+        base = [key for key in styles if self.reads_config and key.startswith(inside)]
+        return Plan(
+            tp=tuple(TpEntry(key.removeprefix(inside), styles[key]) for key in base),
+            head_tp=tuple(TpEntry(key, style) for key, style in styles.items() if key not in base),
+        )
+
+    def proof(self, plan: Plan) -> LevelResult:
+        """As `verify.static.prove`, on the trace that is there; keys as the head model has them."""
+        began = monotonic()
+        findings = check_plan(self.subject.model, plan, self.tp)
+        if not any(finding.severity is not Severity.WARNING for finding in findings):
+            styles = plan.styles(self.subject.prefix)
+            findings += with_fix(self.subject, styles, self.tp, check_tensor(self.subject, styles, self.tp))
+        return LevelResult("proof", monotonic() - began, findings)
+
+    def run(self, plan: Plan, *, hasty: bool) -> LevelResult:
+        """Ranks as threads, on the twin."""
+        began = monotonic()
+        case = Case(self.small, plan, self.tp)
+        findings = findings_of(case, self.ranks.check(case, hasty=hasty))
+        return LevelResult("run", monotonic() - began, findings)
+
+    def judged(self, base: str, mutant: Mutant) -> Judged:
+        """One mutant, proved and run."""
+        plan = self.plan(mutant.styles)
+        proof, run = self.proof(plan), self.run(plan, hasty=True)
+        return _row(self.name, base, mutant, proof, run)
 
 
-def judge(name: str, *, tp: int) -> Iterator[Judged]:
-    """Every mutant of one type's suggested plan."""
-    loaded = load(name)
-    model = build(loaded)
-    prefix = base_prefix(model)
-    suggestion = suggest(loaded)
-    found = list(mutants(suggestion.graph, suggestion.plan.styles(prefix)))
-    small = twin(loaded, tp=tp)
-    for start in range(0, len(found), BATCH):
-        batch = found[start : start + BATCH]
-        plans = [plan_of(dict(mutant.styles), prefix, suggestion.plan) for mutant in batch]
-        proofs = [prove(loaded, plan, tp=tp) for plan in plans]
-        runs = _runs(small, plans, tp)
-        for mutant, proof, run in zip(batch, proofs, runs, strict=True):
-            yield _judged(name, mutant, prefix, proof, run)
-
-
-def _runs(small: Loaded, plans: list[Plan], tp: int) -> list[LevelResult]:
-    return list(confirm_cases(tuple(Case(small, plan, tp, 1) for plan in plans), timeout=600.0))
-
-
-def _judged(name: str, mutant: Mutant, prefix: str, proof: LevelResult, run: LevelResult) -> Judged:
+def _row(model: str, base: str, mutant: Mutant, proof: LevelResult, run: LevelResult) -> Judged:
     errors = [finding for finding in proof.findings if finding.severity is Severity.ERROR]
-    entry = mutant.entry.removeprefix(f"{prefix}." if prefix else "")
     return Judged(
-        model=name,
+        model=model,
+        base=base,
         operator=mutant.operator,
-        entry=entry,
+        mutant=mutant.name,
         proof=proof.verdict.value,
         run=run.verdict.value,
-        codes=tuple(finding.code for finding in (*proof.findings, *run.findings)),
-        named=any(finding.place.entry == entry for finding in errors),
+        codes=tuple(finding.code for finding in proof.findings),
+        run_codes=tuple(finding.code for finding in run.findings),
+        said=_said(proof),
+        run_said=_said(run),
+        named=any(_names(finding, mutant) for finding in errors),
+        seconds=(round(proof.seconds, 3), round(run.seconds, 3)),
     )
 
 
-def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
-    """Judge all mutants of these types, print the table, write JSON; exit 1 on a false proof or accusation."""
-    console = Console(stderr=True)
-    known: dict[str, list[dict[str, object]]] = json.loads(out.read_text()) if out.exists() else {}
-    for name in track(types or causal_types(), description="mutants", console=console):
-        if name in known:
+def _said(result: LevelResult) -> str:
+    return result.findings[0].message[:300] if result.findings else ""
+
+
+def _names(finding: Finding, mutant: Mutant) -> bool:
+    """The entry at fault, or the one that mends it, is one of those that were changed."""
+    fixed = {edit.pattern for edit in finding.fix.edits} if finding.fix else set()
+    return bool({finding.place.entry, *fixed} & set(mutant.entries))
+
+
+def _bases(judge: _Judge, loaded: Loaded, suggested: Plan) -> Iterator[tuple[Judged, dict[str, str]]]:
+    """The plans to mutate, each with what the proof and the run say of it."""
+    prefix = judge.subject.prefix
+    plans = {"suggested": suggested, "upstream": carried_plan(loaded, judge.subject.model)}
+    seen: list[dict[str, str]] = []
+    for base, plan in plans.items():
+        styles = plan.styles(prefix)
+        if not styles or styles in seen:
             continue
-        try:
-            known[name] = [_row(judged) for judged in judge(name, tp=tp)]
-        except (LoadError, TraceError, TwinError, ValueError) as error:
-            known[name] = []
-            console.print(f"{name}: not judged: {error}")
-        out.write_text(json.dumps(known, indent=1))
-    rows = [row for name in known for row in known[name]]
-    Console().print(_table(rows))
-    return int(any(row["outcome"] in ("false proof", "false accusation") for row in rows))
+        seen.append(styles)
+        own = judge.plan(styles)
+        yield _row(judge.name, base, Mutant("base", (), styles), judge.proof(own), judge.run(own, hasty=False)), styles
 
 
-def _row(judged: Judged) -> dict[str, object]:
-    return {
-        "operator": judged.operator,
-        "entry": judged.entry,
-        "proof": judged.proof,
-        "run": judged.run,
-        "codes": list(judged.codes),
-        "named": judged.named,
-        "outcome": judged.outcome,
-    }
+def judge_type(name: str, *, options: Options, known: set[tuple[str, str]], ranks: InProcess) -> Iterator[Judged]:
+    """Every mutant of one model's right plans that is not `known` yet, bases first."""
+    loaded = load(name)
+    model, suggestion = build(loaded), suggest(loaded)
+    subject = Subject(model, suggestion.graph, base_prefix(model))
+    judge = _Judge(name, subject, twin(loaded, tp=options.tp), reads_config_plan(model), ranks, options.tp)
+    for row, styles in _bases(judge, loaded, suggestion.plan):
+        if (row.base, row.mutant) not in known:
+            yield row
+        if row.run != "confirmed":
+            continue
+        for mutant in chosen(list(mutants(subject.graph, styles)), options, salt=f"{name} {row.base}"):
+            if (row.base, mutant.name) not in known:
+                yield judge.judged(row.base, mutant)
 
 
-OUTCOMES = ("refuted", "equivalent", "undecided", "false proof", "false accusation")
+def chosen(found: list[Mutant], options: Options, *, salt: str) -> list[Mutant]:
+    """At most `limit`, one of each operator in turn; those of a smaller limit are among those of a larger one."""
+    found = [mutant for mutant in found if options.only in mutant.name]
+    random.Random(f"{options.seed} {salt}").shuffle(found)
+    turns: dict[str, int] = {}
+    order: list[tuple[int, Mutant]] = []
+    for mutant in found:
+        turns[mutant.operator] = turn = turns.get(mutant.operator, -1) + 1
+        order.append((turn, mutant))
+    ordered = [mutant for _, mutant in sorted(order, key=lambda each: each[0])]
+    return ordered[: options.limit or None]
 
 
-def _table(rows: list[dict[str, object]]) -> Table:
-    table = Table("operator", *OUTCOMES, "entry named", title=f"{len(rows)} mutants")
-    for operator in [*sorted({str(row["operator"]) for row in rows}), "all"]:
-        mine = [row for row in rows if operator in ("all", row["operator"])]
-        counts = Counter(str(row["outcome"]) for row in mine)
-        named = sum(bool(row["named"]) for row in mine if row["outcome"] == "refuted")
-        table.add_row(operator, *(str(counts[outcome]) for outcome in OUTCOMES), f"{named}/{counts['refuted']}")
-    return table
+def read(path: Path) -> list[Judged]:
+    """The rows of a file; of a mutant that is there twice, the last."""
+    rows: dict[tuple[str, str, str], Judged] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        row = Judged(**json.loads(line))
+        rows[row.model, row.base, row.mutant] = replace(row, codes=tuple(row.codes), run_codes=tuple(row.run_codes))
+    return list(rows.values())
+
+
+def main(types: tuple[str, ...], out: Path, *, options: Options, page_at: Path | None = None) -> int:
+    """Judge mutants of these types, print the table, write JSON lines; exit 1 on a false proof or accusation."""
+    console, began = Console(stderr=True), monotonic()
+    names = types or (*causal_types(), *odd_models())
+    for name in track(names, description="mutants", console=console):
+        if options.time and monotonic() - began > options.time:
+            break
+        known = set() if options.only else {(row.base, row.mutant) for row in read(out) if row.model == name}
+        with InProcess(options.tp) as ranks, out.open("a") as lines:
+            try:
+                for row in judge_type(name, options=options, known=known, ranks=ranks):
+                    lines.write(json.dumps(asdict(row)) + "\n")
+                    lines.flush()
+                    if options.only or row.outcome in ("false proof", "false accusation"):
+                        console.print(f"{name}: {row.outcome}: {row.base} {row.mutant}: {row.said} | {row.run_said}")
+            except (LoadError, TraceError, TwinError, ValueError, TimeoutError) as error:
+                console.print(f"{name}: not judged: {error}")
+    rows = read(out)
+    Console().print(table(rows))
+    if page_at is not None:
+        page_at.write_text(page(rows))
+    return int(any(row.outcome in ("false proof", "false accusation") for row in rows))
+
+
+def odd_models() -> tuple[str, ...]:
+    """The models with meaningless names that the tests have."""
+    from tests.zoo import odd_models as odd
+
+    return tuple(f"{ODD}{name}" for name in vars(odd) if name.startswith("Odd") and name not in _NO_MODELS)
+
+
+_NO_MODELS = ("OddConfig", "OddForCausalLM")
