@@ -6,6 +6,7 @@ they returned a new value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from planner.frontend.recorder import Recorder
+from planner.frontend.shapes import remembered
 
 WHOLE: Mapping[object, str] = {
     F.linear: "linear",
@@ -68,7 +70,7 @@ class Functions(TorchFunctionMode):
         with recorder.silent():
             args, kwargs = _to_meta(args, kwargs)
         with recorder.attempt(target, args, kwargs):
-            result = SHAPED.get(target, func)(*args, **kwargs)
+            result = remembered(SHAPED.get(target, func), args, kwargs)
         if target == "rmatmul":
             target, args = "matmul", (args[1], args[0])
         if target == "embedding":
@@ -100,7 +102,7 @@ class Dispatch(TorchDispatchMode):
         target = ALSO.get(target, target)
         args, kwargs = _to_meta(args, kwargs)
         with recorder.attempt(target, args, kwargs):
-            result = UNSEEN[target](*args, **kwargs) if _unseen(target, args) else func(*args, **kwargs)
+            result = self._result(func, target, args, kwargs)
         if target == "aten._to_copy" and isinstance(result, Tensor) and result.dtype == args[0].dtype:
             target = "aten.clone"
         if target in SAME and isinstance(result, Tensor):
@@ -119,6 +121,11 @@ class Dispatch(TorchDispatchMode):
                 recorder.view_of[id(view)] = args[0]
         return result
 
+    def _result(self, func: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _unseen(target, args):
+            return UNSEEN[target](*args, **kwargs)
+        return remembered(func, args, kwargs) if _makes_new(func) else func(*args, **kwargs)
+
     def _mutate(self, tensor: Tensor, result: object) -> None:
         recorder = self.recorder
         if not (isinstance(result, Tensor) and result is tensor):
@@ -134,6 +141,12 @@ class Dispatch(TorchDispatchMode):
         if above is not None:
             self.recorder.record("view_write", (above, tensor), {}, above)
             self._mutate_base(above)
+
+
+@cache
+def _makes_new(func: Any) -> bool:
+    """Whether an op neither writes to an argument nor returns a view of one."""
+    return all(slot.alias_info is None for slot in (*func._schema.arguments, *func._schema.returns))
 
 
 def _known_index(index: Tensor) -> Tensor | int:

@@ -1,6 +1,6 @@
 """The module tree as data, and which layers of a stack are of one kind."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -27,17 +27,36 @@ def layer_kinds(model: nn.Module) -> dict[int, object]:
     """For each member of a `ModuleList` with siblings: what makes it the same kind of layer as another.
 
     Two members are of one kind where class, parameter shapes and plain attributes agree all the way down. An integer
-    attribute that equals the position in every member (a layer index) is not counted.
+    attribute that counts the members (a layer index) only has to be there.
     """
     kinds: dict[int, object] = {}
     for stack in model.modules():
         if isinstance(stack, nn.ModuleList) and len(stack) > 1:
             described = [_description(member) for member in stack]
-            indices = {key for key in described[0] if all(d.get(key) == i for i, d in enumerate(described))}
+            names = {name for description in described for name in description}
+            indices = {name for name in names if _counts(name, described)}
             for member, description in zip(stack, described, strict=True):
-                kept = tuple((key, value) for key, value in description.items() if key not in indices)
+                kept = tuple((key, None if key in indices else value) for key, value in description.items())
                 kinds[id(member)] = (id(stack), kept)
     return kinds
+
+
+def _counts(name: str, described: Sequence[Mapping[str, object]]) -> bool:
+    """Whether an attribute is a member's position, grows by the same step from each position to the next, or is a factor that
+    no two members share.
+    """
+    factors = [number for each in described if type(number := each.get(name)) is float]
+    if len(factors) == len(described) > 2 and len(set(factors)) == len(factors):
+        return min(factors) > 0 or max(factors) < 0
+    found = [(at, number) for at, each in enumerate(described) if type(number := each.get(name)) is int]
+    if len(found) < sum(name in each for each in described):
+        return False
+    if all(number == at for at, number in found):
+        return True
+    (x, first), (y, last) = found[0], found[-1]
+    return (
+        len(found) > 2 and first != last and all((n - first) * (y - x) == (last - first) * (at - x) for at, n in found)
+    )
 
 
 def _description(module: nn.Module) -> dict[str, object]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from planner.frontend.load import build, load
 from planner.frontend.local import trace_local
+from planner.frontend.shapes import remembered
 from planner.frontend.trace import TraceError, Tracing, trace
 from planner.ir.graph import Graph, graph_from_json
 from planner.sharding.assign import assign
@@ -124,3 +125,26 @@ def test_a_local_trace_gives_the_model_back() -> None:
     assert any(op.target == "tp.reduce" for op in local.ops)
     assert {name: tuple(p.shape) for name, p in model.named_parameters()} == before
     assert trace(model) == graph
+
+
+@pytest.mark.parametrize("numbers", [[2, 4, 6], [0.1, 0.2, 0.4]], ids=["a step", "a factor of each its own"])
+def test_a_number_that_counts_the_layers_is_no_kind(numbers: list[float]) -> None:
+    model = build(load("llama", overrides={"num_hidden_layers": "3"}))
+    for layer, number in zip(model.model.layers, numbers, strict=True):  # type: ignore[union-attr, arg-type]  # a ModuleList
+        layer.self_attn.order = number
+    assert trace(model).module_of["model.layers.2"].repeats == "model.layers.0"
+
+
+def test_a_number_that_switches_something_on_is_a_kind() -> None:
+    model = build(load("llama", overrides={"num_hidden_layers": "3"}))
+    for layer, number in zip(model.model.layers, [0.0, 0.5, 0.7], strict=True):  # type: ignore[union-attr, arg-type]
+        layer.self_attn.order = number
+    assert trace(model).module_of["model.layers.1"].repeats is None
+
+
+def test_a_remembered_result_is_that_of_the_same_dtype() -> None:
+    ids = torch.empty(3, 4, dtype=torch.long, device="meta")
+    for _ in range(2):
+        assert remembered(torch.ops.aten.add.Tensor, (ids, 1), {}).dtype is torch.long
+        assert remembered(torch.ops.aten.add.Tensor, (ids, 1.0), {}).dtype is torch.float32
+        assert remembered(torch.ops.aten.add.Tensor, (ids.t(), 1), {}).stride() == ids.t().stride()
