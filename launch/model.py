@@ -12,6 +12,7 @@ from planner.ir.plan import Plan, PlanError, plan_from_json
 
 if TYPE_CHECKING:
     from planner.frontend.load import Loaded
+    from verify.backends.dialect import Dialect
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,16 @@ def read_model(model: Model, progress: Progress) -> "Loaded":
         from planner.frontend.load import load
 
         return load(model.reference, overrides=model.overrides, trust_remote_code=model.trust_remote_code)
+
+
+def read_dialect(name: str) -> "Dialect":
+    """The dialect of a client. `MisuseError` where there is none of this name."""
+    from verify.backends.registry import find_dialect
+
+    try:
+        return find_dialect(name)
+    except ValueError as error:
+        raise MisuseError(str(error)) from error
 
 
 def read_plan(path: Path) -> Plan:

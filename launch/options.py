@@ -32,6 +32,17 @@ class ReportFormat(StrEnum):
 FormatOption = Annotated[ReportFormat, typer.Option("--format", help="What to print on stdout.")]
 
 
+ForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="CLIENT",
+        help="Whose reading of the plan: transformers, vllm, sglang, tgi, torchtitan or deepspeed, or one version, as vllm@0.24.",
+        show_default="transformers",
+    ),
+]
+
+
 def degree(text: str) -> int:
     """A number of ranks."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):

@@ -22,7 +22,8 @@ class Example:
 
     With `model` (a Transformers model type, `overrides` applied) it can be checked: `plan` changes that model's own
     plan entry by entry (None removes one), keys as the head model sees them, or is all of the plan where `alone`;
-    `degree` is the number of ranks. `code` is a piece of modeling code, to be read.
+    `degree` is the number of ranks, `stages` of pipeline stages; `client` reads the plan in its dialect. `code` is a piece of
+    modeling code, to be read.
     """
 
     note: str
@@ -32,6 +33,8 @@ class Example:
     alone: bool = False
     degree: int = 2
     code: str = ""
+    client: str = ""
+    stages: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,9 @@ def snippet(example: Example) -> str:
         return example.code
     changed = "\n".join(_entry(pattern, style) for pattern, style in example.plan)
     given = "".join(f" --set {key}={value}" for key, value in example.overrides)
-    head = f"# plan verify {example.model} --tp {example.degree}{given}"
+    pipeline = f" --pp {example.stages}" if example.stages > 1 else ""
+    reader = f" --for {example.client}" if example.client else ""
+    head = f"# plan verify {example.model} --tp {example.degree}{pipeline}{reader}{given}"
     if not example.plan:
         return f"{head}\n# with no plan at all" if example.alone else f"{head}\n# with the model's own plan"
     whole = "with these entries only" if example.alone else "with the model's own plan, but"

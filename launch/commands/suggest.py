@@ -1,5 +1,6 @@
 """`plan suggest MODEL`: infer a plan, prove it, print it."""
 
+import json
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,8 +8,8 @@ import typer
 
 from launch.answers import EXIT_CODES, Answer, UndecidedError
 from launch.console import Progress, only_results_on_stdout, print_result
-from launch.model import Model, read_model
-from launch.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, degree, settings
+from launch.model import Model, read_dialect, read_model
+from launch.options import DebugOption, ForOption, ModelArgument, QuietOption, SetOption, TrustOption, degree, settings
 from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Severity
 from planner.ir.plan import Plan
@@ -22,11 +23,14 @@ from verify.report import LevelResult, Report
 if TYPE_CHECKING:
     from planner.api import Suggestion
     from planner.frontend.load import Loaded
+    from verify.backends.dialect import Dialect
 
 
 class PlanFormat(StrEnum):
     PYTHON = "python"
     JSON = "json"
+    OVERRIDES = "overrides"
+    """The keys of config.json, and of vLLM's hf_overrides: a plan that needs no change of code."""
 
 
 def suggest(
@@ -48,6 +52,7 @@ def suggest(
     allow_installed: Annotated[
         bool, typer.Option("--allow-installed", help="Let --write change the files of an installed package.")
     ] = False,
+    for_: ForOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -55,7 +60,7 @@ def suggest(
     progress = Progress(quiet)
     with only_results_on_stdout(debug=debug):
         loaded = read_model(Model(model, settings(set_), trust_remote_code), progress)
-        result, suggested = answer(loaded, progress=progress, form=form, tp=tp, compared=compare)
+        result, suggested = answer(loaded, progress=progress, form=form, tp=tp, compared=compare, client=for_)
         if not quiet:
             from launch.tables import show_suggestion
 
@@ -73,29 +78,59 @@ def answer(
     form: PlanFormat = PlanFormat.PYTHON,
     tp: int | None = None,
     compared: bool = False,
+    client: str | None = None,
 ) -> tuple[Answer, Suggested]:
-    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1; `compared` with the model's own."""
+    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1; for a client, in its dialect; `compared` with
+    the model's own.
+    """
+    dialect = read_dialect(client) if client is not None else None
     with progress.step(f"inferring a plan for {loaded.title}"):
         suggestion = _infer(loaded)
     with progress.step("finding the legal degrees"):
         degrees = _degrees(loaded, suggestion.plan)
     degree = tp or next((degree for degree in degrees.legal if degree > 1), 2)
     with progress.step(f"proving it at tp {degree}"):
-        proof = _proof_of_suggestion(loaded, suggestion.plan, degree)
+        if dialect is None:
+            plan, losses = suggestion.plan, suggestion.notes[:0]
+            proof = _proof_of_suggestion(loaded, plan, degree)
+        else:
+            plan, proof, losses = _compiled(loaded, suggestion.plan, dialect, degree)
     suggested = Suggested(
         model=loaded.title,
         config_class=type(loaded.config).__name__,
         model_class=loaded.model_class.__name__,
-        plan=suggestion.plan,
+        plan=plan,
         degrees=degrees,
         sharded_fraction=suggestion.sharded_fraction,
         tp=degree,
         report=Report(loaded.title, (proof,), environment()),
-        notes=suggestion.notes,
+        notes=(*suggestion.notes, *losses),
         differences=_differences(loaded, suggestion, degree, progress) if compared else None,
     )
-    text = suggestion_json(suggested) if form is PlanFormat.JSON else suggestion_python(suggested)
-    return Answer(text, EXIT_CODES[suggested.report.verdict]), suggested
+    return Answer(_text(suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
+
+
+def _text(suggested: Suggested, form: PlanFormat) -> str:
+    match form:
+        case PlanFormat.PYTHON:
+            return suggestion_python(suggested)
+        case PlanFormat.JSON:
+            return suggestion_json(suggested)
+        case PlanFormat.OVERRIDES:
+            whole = suggested.plan.to_json()
+            return json.dumps({key: whole[key] for key in ("base_model_tp_plan", "base_model_pp_plan") if whole[key]})
+
+
+def _compiled(
+    loaded: "Loaded", plan: Plan, dialect: "Dialect", degree: int
+) -> tuple[Plan, LevelResult, tuple[str, ...]]:
+    """The plan in a client's words, its proof, and what was given up."""
+    from verify.backends.compile import compile_for
+
+    compiled = compile_for(dialect, loaded, plan, tp=degree)
+    losses = tuple(f"{parent or 'the base model'}: {why}" for parent, why in compiled.losses.items())
+    reach = (f"it reaches {dialect.name} by {dialect.reach}",) if dialect.reach else ()
+    return compiled.plan, compiled.proof, (*losses, *reach)
 
 
 def _differences(loaded: "Loaded", suggestion: "Suggestion", degree: int, progress: Progress) -> tuple[Difference, ...]:

@@ -11,10 +11,11 @@ import typer
 from launch.answers import EXIT_CODES, Answer, MisuseError
 from launch.console import Progress, only_results_on_stdout, print_result
 from launch.job import this_rank
-from launch.model import Model, read_model, read_plan
+from launch.model import Model, read_dialect, read_model, read_plan
 from launch.options import (
     DebugOption,
     FormatOption,
+    ForOption,
     ModelArgument,
     QuietOption,
     ReportFormat,
@@ -65,6 +66,7 @@ class Verification:
     levels: tuple[Level, ...] = ()
     form: ReportFormat = ReportFormat.TEXT
     timeout: float = 300.0
+    client: str | None = None
 
 
 def verify(
@@ -83,6 +85,7 @@ def verify(
         list[Level] | None,
         typer.Option(help="What to verify by; repeatable.", show_default="proof, then run unless it is refuted"),
     ] = None,
+    for_: ForOption = None,
     form: FormatOption = ReportFormat.TEXT,
     set_: SetOption = None,
     trust_remote_code: TrustOption = False,
@@ -102,6 +105,7 @@ def verify(
             levels=tuple(dict.fromkeys(level or ())),
             form=form,
             timeout=timeout,
+            client=for_,
         )
         result = answer(request, progress=Progress(quiet or not speaks()))
     if speaks():
@@ -133,10 +137,12 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
     loaded = read_model(request.model, progress)
     model = build(loaded)
     plan = given if given is not None else carried_plan(loaded, model)
-    levels, skipped = _levels(request, loaded, model, plan, progress)
-    degrees = (
-        _degrees(loaded, plan) if any(level.level == "proof" for level in levels) and request.layout.tp > 1 else None
-    )
+    if request.client is None:
+        levels, skipped = _levels(request, loaded, model, plan, progress)
+    else:
+        levels, skipped = _for_client(request, loaded, plan, progress), ""
+    proved = request.client is None and any(level.level == "proof" for level in levels)
+    degrees = _degrees(loaded, plan) if proved and request.layout.tp > 1 else None
     report = Report(loaded.title, _contradiction_named(levels), environment(), degrees)
     if request.form is ReportFormat.JSON:
         text = report_json(report)
@@ -144,6 +150,18 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
         text = report_text(report, layout=str(request.layout), skipped=skipped)
         text += f"\n\n{report.verdict.value}: {verdict_sentence(report.verdict)}"
     return Answer(text, EXIT_CODES[report.verdict])
+
+
+def _for_client(request: Verification, loaded: "Loaded", plan: Plan, progress: Progress) -> tuple[LevelResult, ...]:
+    """The proof in one client's dialect; a run on ranks here would be Transformers' own."""
+    from verify.backends.proof import prove_for
+
+    dialect = read_dialect(request.client or "")
+    if Level.RUN in request.levels:
+        raise MisuseError(f"--level run is Transformers' own runtime, which says nothing of {dialect.client}.")
+    layout = request.layout
+    with progress.step(f"proving the plan of {loaded.title} at {layout} for {dialect.name}"):
+        return (prove_for(dialect, loaded, plan, tp=layout.tp, pp=layout.pp),)
 
 
 def _levels(

@@ -88,7 +88,8 @@ def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree:
         output = original(*args, **kwargs)
         if style.after is not After.NOTHING and not isinstance(output, Tensor):
             raise HookError(f"{style.name} takes a tensor, and this module gives a {type(output).__name__}")
-        return after(recorder, output, width)
+        size = -(-output.shape[-1] // degree) if style.after is After.SPLIT else width
+        return after(recorder, output, size)
 
     module.forward = forward
 
@@ -143,6 +144,10 @@ def _routing(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[An
     return (hidden, *routing)
 
 
+def _gather(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[Any, ...]:
+    return (_emit(recorder, "tp.gather", args[0], _last(args[0], args[0].shape[-1] * degree)), *args[1:])
+
+
 def _nothing(recorder: Recorder, value: Any, number: int) -> Any:
     return value
 
@@ -156,10 +161,12 @@ _BEFORE: Mapping[Before, Callable[[Recorder, tuple[Any, ...], int], tuple[Any, .
     Before.REDUCE_ROUTING_GRADIENTS: _routing,
     Before.DIVIDE: _first_arg("tp.divide"),
     Before.TAKE_SEQUENCE: _first_arg("tp.sequence"),
+    Before.GATHER: _gather,
 }
 
 _AFTER: Mapping[After, Callable[[Recorder, Tensor, int], Any]] = {
     After.NOTHING: _nothing,
     After.GATHER: lambda recorder, out, width: _emit(recorder, "tp.gather", out, _last(out, width)),
     After.REDUCE: lambda recorder, out, width: _emit(recorder, "tp.reduce", out),
+    After.SPLIT: lambda recorder, out, width: _emit(recorder, "tp.split", out, _last(out, width)),
 }

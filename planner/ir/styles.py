@@ -41,6 +41,7 @@ class Before(StrEnum):
     REDUCE_ROUTING_GRADIENTS = "take R; all-reduce the gradients of the hidden states and of the routing weights"
     DIVIDE = "divide by the degree"
     TAKE_SEQUENCE = "take this rank's S(1)"
+    GATHER = "all-gather S(-1)"
 
 
 class After(StrEnum):
@@ -49,6 +50,7 @@ class After(StrEnum):
     NOTHING = "nothing"
     GATHER = "all-gather S(-1)"
     REDUCE = "all-reduce P(sum)"
+    SPLIT = "keep this rank's S(-1)"
     REDUCE_ROPE_GRADIENT = "all-reduce the gradient of the last qk_rope_head_dim features"
 
 

@@ -8,6 +8,8 @@ from planner.frontend.load import base_prefix, build, carried_plan, load
 from planner.ir.findings import Finding, Severity
 from planner.ir.plan import Edit, Plan
 from planner.ir.styles import STYLES
+from verify.backends.proof import prove_for
+from verify.backends.registry import find_dialect
 from verify.catalogue import FAMILIES, Example, Registry, Rule, explain, find, overview, rules, snippet
 from verify.static import prove
 
@@ -15,6 +17,7 @@ CONTRACT = {
     *("PL101", "PL102", "PL103", "PL104", "PL105"),
     *(f"TP2{number:02}" for number in range(1, 14)),
     *("PP301", "PP302", "PP303", "PP304"),
+    *("BE411", "BE412", "BE414", "BE415", "BE416", "BE417", "BE431", "BE432"),
     *("DY501", "DY502", "DY503", "DY504", "DY505", "DY506", "DY507"),
 }
 EXAMPLES = [
@@ -108,6 +111,9 @@ def findings_of(example: Example) -> tuple[Finding, ...]:
     loaded = load(example.model, overrides={"num_hidden_layers": "2", **dict(example.overrides)})
     model = build(loaded)
     plan = plan_of(example, carried_plan(loaded, model), base_prefix(model))
+    if example.client:
+        dialect = find_dialect(example.client)
+        return prove_for(dialect, loaded, plan, tp=example.degree, pp=example.stages).findings
     return prove(loaded, plan, tp=example.degree).findings
 
 

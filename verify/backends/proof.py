@@ -1,0 +1,163 @@
+"""The proof in a dialect: the plan as the client reads it, proved by the same rules as any plan."""
+
+from dataclasses import replace
+from time import perf_counter
+
+from torch import nn
+
+from planner.frontend.load import Loaded, base_prefix, build
+from planner.frontend.trace import TraceError, trace
+from planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from planner.ir.graph import Op
+from planner.ir.placement import R, Shard
+from planner.ir.plan import Plan, generic
+from planner.sharding.propagate import Propagation
+from verify.backends.dialect import Dialect, Reader
+from verify.backends.reading import Reading, read
+from verify.backends.stages import check_stages
+from verify.checks.plan import check_plan
+from verify.checks.tensor import Subject, check_relation, relate
+from verify.report import LevelResult
+
+
+def prove_for(dialect: Dialect, loaded: Loaded, plan: Plan, *, tp: int = 2, pp: int = 1) -> LevelResult:
+    """Prove or refute a plan at a layout, as one client reads it.
+
+    Raises:
+        ValueError: a degree is below 1.
+        LoadError: the model cannot be built.
+    """
+    if tp < 1 or pp < 1:
+        raise ValueError(f"a degree is at least 1, got tp {tp}, pp {pp}.")
+    started = perf_counter()
+    built = build(loaded)
+    findings = _findings(dialect, loaded, built, plan, tp, pp)
+    prefix = base_prefix(built)
+    return LevelResult("proof", perf_counter() - started, tuple(as_written(finding, prefix) for finding in findings))
+
+
+def _findings(dialect: Dialect, loaded: Loaded, built: nn.Module, plan: Plan, tp: int, pp: int) -> tuple[Finding, ...]:
+    form = check_plan(built, plan, tp) if dialect.reader is Reader.TRANSFORMERS else ()
+    refused = _degree_refused(dialect, loaded, tp)
+    if refused or any(finding.severity is Severity.ERROR for finding in form):
+        return form + refused
+    repeated = _with_repeated_heads(dialect, loaded, tp)
+    model = built if repeated is None else build(repeated)
+    try:
+        graph = trace(model)
+    except TraceError as error:
+        return (*form, _not_traced(error))
+    subject = Subject(model, graph, base_prefix(model))
+    stages = check_stages(dialect, subject, plan) if pp > 1 else ()
+    return form + (_of_ranks(dialect, subject, plan, tp) if tp > 1 else ()) + stages
+
+
+def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[Finding, ...]:
+    reading = read(dialect, subject, plan, tp)
+    if reading.settled:
+        return reading.findings
+    ran = relate(subject, reading.assigned, tp)
+    if not isinstance(ran, Propagation):
+        return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
+    heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()
+    # Only a client that trains has gradients to get wrong.
+    rest = check_relation(ran, reading.assigned) if dialect.hooks_gradients or not heads else ()
+    kept = tuple(finding for finding in rest if dialect.hooks_gradients or finding.code not in ("TP207", "TP208"))
+    return reading.findings + heads + kept
+
+
+def _in_words_of(dialect: Dialect, reading: Reading, finding: Finding) -> Finding:
+    """A finding of the effective layout, with what the client did where it did it without the plan."""
+    style = reading.decided.get(finding.place.module or "")
+    if style is None:
+        return finding
+    return replace(finding, why=f"{finding.why} ({dialect.name} makes this module {style} by itself)")
+
+
+def _degree_refused(dialect: Dialect, loaded: Loaded, tp: int) -> tuple[Finding, ...]:
+    """Head counts that an engine divides: query heads always, key-value heads where it does not repeat them."""
+    if tp == 1 or not dialect.local_heads:
+        return ()
+    text = loaded.config.get_text_config()
+    if text.model_type in dialect.whole_attention:
+        return ()
+    heads = getattr(text, "num_attention_heads", None)
+    kv = getattr(text, "num_key_value_heads", None) or heads
+    if not isinstance(heads, int) or not isinstance(kv, int):
+        return ()
+    repeated = dialect.repeats_kv and kv < tp and tp % kv == 0
+    # TGI and vLLM up to 0.25 keep a single key-value head whole; SGLang divides it.
+    single = kv == 1 and dialect.client != "sglang"
+    for name, count in (("query", heads), ("key-value", kv)):
+        if count % tp and not (name == "key-value" and (repeated or single)):
+            return (
+                Finding(
+                    "BE414",
+                    Severity.ERROR,
+                    f"{dialect.name} divides {count} {name} heads by {tp} ranks, which does not come out even.",
+                    why=f"every rank gets an attention of whole heads ({dialect.cites[0]})",
+                    found=f"{count} {name} heads, {tp} ranks",
+                    needed="a degree that divides the heads",
+                ),
+            )
+    return ()
+
+
+def _with_repeated_heads(dialect: Dialect, loaded: Loaded, tp: int) -> Loaded | None:
+    """The same model with every key-value head repeated until there is one for each rank, where the client does that.
+
+    Both compute the same: a group of query heads is cut into groups that share a copy of their head.
+    """
+    config = loaded.config
+    kv = getattr(config.get_text_config(), "num_key_value_heads", None)
+    if not dialect.repeats_kv or not isinstance(kv, int) or kv >= tp or kv == 0 or tp % kv:
+        return None
+    changed = type(config).from_dict(config.to_dict())
+    changed.get_text_config().num_key_value_heads = tp
+    changed._attn_implementation = config._attn_implementation
+    return replace(loaded, config=changed)
+
+
+def _local_heads(dialect: Dialect, subject: Subject, ran: Propagation) -> tuple[Finding, ...]:
+    """Attention whose query, key or value is not this rank's heads: the client would read them as if they were."""
+    found: dict[str, Finding] = {}
+    config = getattr(subject.model, "config", None)
+    whole = config is not None and config.get_text_config().model_type in dialect.whole_attention
+    for pair in ran.pairs:
+        if pair.local.target != "attention" or pair.whole is None:
+            continue
+        for name, number in zip(("query", "key", "value"), pair.local.inputs, strict=False):
+            placement = ran.placements.get(number, R)
+            wanted = R if whole else Shard(1)
+            single = ran.local.values[number].shape[1] == 1 and name != "query" and not whole
+            if placement != wanted and not single:
+                found.setdefault(
+                    generic(pair.local.module), _not_local(dialect, pair.local, name, str(placement), whole)
+                )
+    return tuple(found.values())
+
+
+def _not_local(dialect: Dialect, op: Op, name: str, placement: str, whole: bool) -> Finding:
+    return Finding(
+        "BE415",
+        Severity.ERROR,
+        f"{dialect.name} takes the {name} of {op.module} as {'all heads' if whole else 'this rank heads alone'}, "
+        f"and gets {placement}.",
+        Place(module=op.module, source=op.source),
+        why="the client's attention reshapes what it is given to its own number of heads, without a check",
+        found=placement,
+        needed="R" if whole else "S(1): projections split by heads (colwise), without a gather",
+    )
+
+
+def _not_traced(error: TraceError) -> Finding:
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"the forward could not be traced: {error}",
+        Place(None, error.module or None, error.source),
+        why="what was not traced is not proved",
+        found=str(error),
+        needed="a forward that runs on meta tensors",
+        fault=Fault.MODEL,
+    )
