@@ -156,7 +156,7 @@ def test_a_last_norm_outside_the_pipeline_plan_is_done_by_every_stage() -> None:
     without = Plan(tp=plan.tp, pp=plan.pp[:-1])
     loaded, _ = small("llama")
     found = prove_for(find_dialect("vllm"), loaded, without, tp=1, pp=2).findings
-    assert [(finding.code, finding.place.module) for finding in found] == [("BE432", "norm")]
+    assert [(finding.code, finding.place.module) for finding in found] == [("BE432", "model.norm")]
 
 
 @pytest.mark.parametrize("client", ["vllm", "sglang"])
