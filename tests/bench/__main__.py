@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import mutants, pipelines, write
+from tests.bench import configs, mutants, pipelines, write
 from tests.bench.zoo import bench as zoo
 
-BENCHMARKS = {"pipelines": pipelines.main, "write": write.main}
+BENCHMARKS = {"configs": configs.main, "pipelines": pipelines.main, "write": write.main}
 
 
 def main(arguments: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
     )
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
-    parser.add_argument("--tp", type=int, default=2)
+    parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
     parser.add_argument("--levels", default="proof,run", help="zoo: proof, run, or both")
     parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo: measure these again")
     parser.add_argument("--page", type=Path, default=None, help="zoo, mutants: also write the page of the docs")
@@ -32,10 +32,11 @@ def main(arguments: list[str]) -> int:
     if given.name == "zoo":
         levels = tuple(given.levels.split(","))
         return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
+    degree = given.tp or (8 if given.name == "configs" else 2)
     if given.name == "mutants":
-        options = mutants.Options(given.tp, given.limit, given.seed, given.time, given.only)
+        options = mutants.Options(degree, given.limit, given.seed, given.time, given.only)
         return mutants.main(types, given.out or Path("mutants.jsonl"), options=options, page_at=given.page)
-    return BENCHMARKS[given.name](types, given.out or Path(f"{given.name}.json"), tp=given.tp)
+    return BENCHMARKS[given.name](types, given.out or Path(f"{given.name}.json"), tp=degree)
 
 
 if __name__ == "__main__":
