@@ -10,6 +10,7 @@ from rich.table import Table
 from verify.difference import Backed, Difference
 from verify.render.suggestion import Suggested
 from verify.render.text import finding_text, share, verdict_sentence
+from verify.render.why import explanation_text
 
 
 def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
@@ -21,7 +22,9 @@ def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
     entries = [(entry.pattern, entry.style, entry.because) for entry in (*plan.tp, *plan.head_tp)]
     if entries:
         console.print(_table(("entry", "style", *(["because"] if why else [])), entries))
-    if plan.unplanned:
+    if suggested.explanation is not None:
+        console.print(explanation_text(suggested.explanation) + "\n", markup=False, soft_wrap=True)
+    elif plan.unplanned:
         console.print(_table(("left whole", "because"), list(plan.unplanned.items())))
     if suggested.differences is not None:
         _show_differences(console, suggested.differences)

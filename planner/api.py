@@ -9,13 +9,16 @@ from planner.frontend.load import Loaded, base_prefix, build, load, reads_config
 from planner.frontend.local import IndivisibleError, trace_local
 from planner.frontend.trace import TraceError, trace
 from planner.infer.ep import infer_ep
+from planner.infer.patches import find_patches
 from planner.infer.pp import infer_pipeline
 from planner.infer.probe import prober
 from planner.infer.tp import Inference, infer_tp, probe_degree
+from planner.infer.why import explain
 from planner.ir.degrees import degrees_within
 from planner.ir.graph import Graph
 from planner.ir.placement import Shard
 from planner.ir.plan import Plan, TpEntry
+from planner.ir.why import Explanation
 from planner.sharding.assign import assign
 from planner.sharding.limits import limits
 from planner.sharding.propagate import propagate
@@ -34,13 +37,15 @@ class Suggestion:
     sharded_fraction: float
     graph: Graph
     notes: tuple[str, ...] = ()
+    explanation: Explanation | None = None
 
 
-def suggest(model: Loaded | str) -> Suggestion:
+def suggest(model: Loaded | str, *, why: bool = False) -> Suggestion:
     """Infer the plan of a model from its computation.
 
     Args:
         model: a loaded model, or a reference (a model type, a config.json, a checkpoint folder, a Hub id, `file.py:Class`).
+        why: explain it too: groups, what stays whole, patches of the modeling code that would change that.
 
     Raises:
         LoadError: the reference names no model.
@@ -57,7 +62,15 @@ def suggest(model: Loaded | str) -> Suggestion:
     )
     plan = replace(plan, ep=infer_ep(graph, prefix))
     legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
-    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, graph.notes)
+    explanation = _explanation(built, graph, inference, plan, prefix) if why else None
+    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, graph.notes, explanation)
+
+
+def _explanation(built: nn.Module, graph: Graph, inference: Inference, plan: Plan, prefix: str) -> Explanation | None:
+    if inference.groups is None:
+        return None
+    patches = find_patches(built, graph, inference, prefix)
+    return replace(explain(inference, plan.styles(prefix), prefix), patches=patches)
 
 
 def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Plan:

@@ -38,7 +38,9 @@ def suggest(
     set_: SetOption = None,
     trust_remote_code: TrustOption = False,
     form: Annotated[PlanFormat, typer.Option("--format", help="What to print on stdout.")] = PlanFormat.PYTHON,
-    why: Annotated[bool, typer.Option("--why", help="Show the reason of every entry on stderr.")] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="Say why: reasons, groups of dims, what stays whole, patches.")
+    ] = False,
     tp: Annotated[
         int | None,
         typer.Option(parser=degree, metavar="N", help="Degree to prove at.", show_default="least legal above 1"),
@@ -60,7 +62,7 @@ def suggest(
     progress = Progress(quiet)
     with only_results_on_stdout(debug=debug):
         loaded = read_model(Model(model, settings(set_), trust_remote_code), progress)
-        result, suggested = answer(loaded, progress=progress, form=form, tp=tp, compared=compare, client=for_)
+        result, suggested = answer(loaded, progress=progress, form=form, tp=tp, compared=compare, client=for_, why=why)
         if not quiet:
             from launch.tables import show_suggestion
 
@@ -79,13 +81,14 @@ def answer(
     tp: int | None = None,
     compared: bool = False,
     client: str | None = None,
+    why: bool = False,
 ) -> tuple[Answer, Suggested]:
     """Infer a plan, and prove it at `tp`, or at the least legal degree above 1; for a client, in its dialect; `compared` with
     the model's own.
     """
     dialect = read_dialect(client) if client is not None else None
     with progress.step(f"inferring a plan for {loaded.title}"):
-        suggestion = _infer(loaded)
+        suggestion = _infer(loaded, why=why)
     with progress.step("finding the legal degrees"):
         degrees = _degrees(loaded, suggestion.plan)
     degree = tp or next((degree for degree in degrees.legal if degree > 1), 2)
@@ -106,6 +109,7 @@ def answer(
         report=Report(loaded.title, (proof,), environment()),
         notes=(*suggestion.notes, *losses),
         differences=_differences(loaded, suggestion, degree, progress) if compared else None,
+        explanation=suggestion.explanation,
     )
     return Answer(_text(suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
 
@@ -157,12 +161,12 @@ def _write(loaded: "Loaded", suggested: Suggested, progress: Progress, *, allow_
     return Answer(written.diff.rstrip("\n"), 0)
 
 
-def _infer(loaded: "Loaded") -> "Suggestion":
+def _infer(loaded: "Loaded", *, why: bool) -> "Suggestion":
     from planner.api import suggest as infer
     from planner.frontend.trace import TraceError
 
     try:
-        return infer(loaded)
+        return infer(loaded, why=why)
     except TraceError as error:
         where = f" at {error.source}" if error.source else ""
         raise UndecidedError(

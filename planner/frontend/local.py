@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from planner.frontend.recorder import Recorder
 from planner.frontend.trace import Tracing, example_inputs
+from planner.ir.findings import Source
 from planner.ir.graph import Graph
 from planner.ir.placement import Placement, R, Shard, local_shape
 from planner.ir.styles import After, Before, Style
@@ -30,8 +31,17 @@ class IndivisibleError(ValueError):
         self.parameter, self.entry, self.placement, self.shape, self.degree = parameter, entry, placement, shape, degree
 
 
-def trace_local(model: nn.Module, assigned: Assigned, degree: int, inputs: Mapping[str, Any] | None = None) -> Graph:
+def trace_local(
+    model: nn.Module,
+    assigned: Assigned,
+    degree: int,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    unfixed: Mapping[Source, int] | None = None,
+) -> Graph:
     """Record one rank's program. The model is changed for the time of the trace, and given back as it was.
+
+    With `unfixed`, views at these source lines leave this dim (counted from the end, so negative) open.
 
     Raises:
         IndivisibleError: a parameter does not divide; see its fields.
@@ -42,6 +52,7 @@ def trace_local(model: nn.Module, assigned: Assigned, degree: int, inputs: Mappi
     try:
         _shrink(model, assigned, degree)
         tracing = Tracing(model)
+        tracing.recorder.unfixed = unfixed or {}
         for path, (style, _) in assigned.modules.items():
             if style.before is not Before.NOTHING or style.after is not After.NOTHING:
                 hooked.append(model.get_submodule(path))

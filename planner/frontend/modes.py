@@ -66,6 +66,8 @@ class Functions(TorchFunctionMode):
             args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
         target = WHOLE.get(func)
         if target is None:
+            if recorder.unfixed and func in (Tensor.view, Tensor.reshape):
+                args = self._unfixed(args)
             return func(*args, **kwargs)
         with recorder.silent():
             args, kwargs = _to_meta(args, kwargs)
@@ -82,6 +84,20 @@ class Functions(TorchFunctionMode):
             args = (args[0], *args[1])
         recorder.record(target, args, kwargs, result)
         return result
+
+    def _unfixed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A view as it would be with one size left open: what a patch suggestion tries."""
+        recorder = self.recorder
+        here = recorder.sources.here(recorder.stack[-1] if recorder.stack else None)
+        sizes = list(args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:])
+        dim = recorder.unfixed.get(here) if here is not None else None
+        if dim is None or not -len(sizes) <= dim < 0 or sizes[dim] == -1 or not all(type(n) is int for n in sizes):
+            return args
+        if -1 in sizes:
+            open_ = sizes.index(-1)
+            sizes[open_] = args[0].shape[open_]
+        sizes[dim] = -1
+        return (args[0], *sizes)
 
 
 class Dispatch(TorchDispatchMode):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from planner.frontend.source import SourceFinder
+from planner.ir.findings import Source
 from planner.ir.graph import Arg, Op, Ref, Value
 
 
@@ -27,6 +28,7 @@ class Recorder:
     paused: int = 0
     constants: int = 0
     failed: Op | None = None
+    unfixed: Mapping[Source, int] = field(default_factory=dict)
 
     def number(self, tensor: Tensor, name: str | None = None) -> int:
         """The value number of a tensor; one that was never seen is a constant made outside of the forward."""

@@ -22,6 +22,7 @@ class Candidate:
     entries: tuple[TpEntry, ...]
     size: int
     parameters: frozenset[str]
+    atom: Atom
 
 
 class IllegalError(Exception):
@@ -68,7 +69,7 @@ def _classes(groups: Groups, owners: Mapping[str, tuple[Module, str]]) -> dict[A
         number = groups.graph.parameters[name]
         for position, dim in enumerate(groups.dims.get(number, ())):
             for atom in inner_leaves(dim):
-                blocks = _blocks(dim, atom)
+                blocks = blocks_of(dim, atom)
                 if not atom.locks and blocks is not None:
                     found.setdefault(atom, []).append(_Use(name, module, local, Shard(position, blocks)))
     return found
@@ -84,14 +85,14 @@ def inner_leaves(dim: Dim) -> list[Atom]:
     return list(found)
 
 
-def _blocks(dim: Dim, wanted: Atom) -> int | None:
+def blocks_of(dim: Dim, wanted: Atom) -> int | None:
     """How many packed blocks of `dim` a shard along `wanted` has; None where the blocks are unequal or lack it."""
     before = 1
     for atom in leaves(dim):
         if root(atom) is wanted:
             return before
         if atom.blocks:
-            inner = [_blocks(block, wanted) for block in atom.blocks]
+            inner = [blocks_of(block, wanted) for block in atom.blocks]
             sizes = {size_of(block) // count for block, count in zip(atom.blocks, inner, strict=True) if count}
             if all(inner) and len(sizes) == 1:
                 return before * sum(count or 0 for count in inner)
@@ -112,7 +113,7 @@ def _candidate(groups: Groups, atom: Atom, uses: list[_Use]) -> Candidate:
     except _OpenError as illegal:
         entries = _closed_together(groups, atom, members) or _refuse(illegal)
     by_pattern = {entry.pattern: entry for entry in entries}
-    return Candidate(tuple(by_pattern.values()), atom.size, frozenset(use.name for use in uses))
+    return Candidate(tuple(by_pattern.values()), atom.size, frozenset(use.name for use in uses), atom)
 
 
 class _OpenError(IllegalError):

@@ -8,6 +8,7 @@ from torch import nn
 
 from planner.frontend.local import IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
+from planner.ir.findings import Source
 from planner.ir.graph import Graph
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
@@ -30,13 +31,15 @@ class Probe:
     gradients: tuple[GradientFault, ...] = ()
 
 
-def prober(model: nn.Module, graph: Graph, base_prefix: str) -> Callable[[Mapping[str, str], int], Probe]:
+def prober(
+    model: nn.Module, graph: Graph, base_prefix: str, unfixed: Mapping[Source, int] | None = None
+) -> Callable[[Mapping[str, str], int], Probe]:
     """A probe for one meta model, whose single-device program is `graph`."""
 
     def probe(styles: Mapping[str, str], degree: int) -> Probe:
         assigned = assign(graph, styles, base_prefix=base_prefix)
         try:
-            local = trace_local(model, assigned, degree)
+            local = trace_local(model, assigned, degree, unfixed=unfixed)
         except IndivisibleError as error:
             return Probe(Verdict.WRONG, str(error), error.parameter.rpartition(".")[0], error.entry)
         except TraceError as error:

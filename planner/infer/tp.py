@@ -31,6 +31,9 @@ class Inference:
     entries: dict[str, TpEntry] = field(default_factory=dict)
     unplanned: dict[str, str] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
+    refused: list[Candidate] = field(default_factory=list)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    groups: Groups | None = None
 
 
 Prober: TypeAlias = Callable[[Mapping[str, str], int], Probe]
@@ -45,7 +48,7 @@ def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
         base_prefix: where the head model holds its base model.
     """
     groups = infer_groups(graph)
-    result = Inference()
+    result = Inference(groups=groups)
     reasons: dict[str, str] = {}
     without_style: dict[str, str] = {}
     _add_tables(groups, result, probe, reasons, set(automatic(graph, base_prefix)))
@@ -61,7 +64,7 @@ def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
         candidates = _without(candidates, left, reasons)
     reasons = without_style | reasons
     _add_gathered(groups, result, probe, reasons)
-    result.unplanned = _unplanned(groups, result, reasons)
+    result.reasons, result.unplanned = reasons, _unplanned(groups, result, reasons)
     return result
 
 
@@ -100,6 +103,7 @@ def _settle(candidates: list[Candidate], result: Inference, probe: Prober, reaso
         if found.verdict is Verdict.RIGHT:
             return chosen
         blamed = _blamed(chosen, found)
+        result.refused.append(blamed)
         for entry in blamed.entries:
             reasons.setdefault(entry.pattern, found.reason)
         chosen = [c for c in chosen if c is not blamed and not _shares(c, blamed)]

@@ -193,6 +193,31 @@ class Relu(nn.Module):
         return self.tt(F.relu(self.up_(x)))
 
 
+class Turned(nn.Module):
+    """A weight that is kept as `[in, out]`."""
+
+    def __init__(self, outs: int, ins: int) -> None:
+        super().__init__()
+        self.outs, self.ins = outs, ins
+        self.w = nn.Parameter(torch.randn(ins, outs) / ins**0.5)
+        self.b = nn.Parameter(torch.zeros(outs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.b, x.view(-1, x.shape[-1]), self.w).view(*x.shape[:-1], self.outs)
+
+
+class TurnedPair(nn.Module):
+    """Two matrices, both turned."""
+
+    def __init__(self, config: OddConfig) -> None:
+        super().__init__()
+        self.pp = Turned(config.inner, config.width)
+        self.qq = Turned(config.width, config.inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.qq(F.gelu(self.pp(x)))
+
+
 class Halves(nn.Module):
     """Gate and up in one matrix, one after the other."""
 
@@ -323,6 +348,7 @@ OddInterleaved = _odd("OddInterleaved", Interleaved, Pairs)
 OddGrouped = _odd("OddGrouped", Grouped, Scaled)
 OddPaired = _odd("OddPaired", Paired, Relu)
 OddSunk = _odd("OddSunk", Sunk, Relu)
+OddTurned = _odd("OddTurned", Plain, TurnedPair)
 OddListed = _odd("OddListed", Plain, Listed)
 
 

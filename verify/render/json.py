@@ -7,6 +7,7 @@ from planner.ir.findings import Finding, Fix
 from verify.catalogue import name_of
 from verify.difference import Backed, Difference
 from verify.render.suggestion import Suggested
+from verify.render.why import explanation_json
 from verify.report import LevelResult, Report
 
 
@@ -37,6 +38,7 @@ def suggestion_json(suggested: Suggested) -> str:
             "findings": [finding_json(finding) for finding in suggested.report.findings],
             "unplanned": dict(suggested.plan.unplanned),
             "sharded_fraction": round(suggested.sharded_fraction, 6),
+            **(explanation_json(suggested.explanation) if suggested.explanation is not None else {}),
         }
         | compared
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from planner.ir.degrees import Degrees
 from planner.ir.plan import Plan
+from planner.ir.why import Explanation
 from verify.difference import Difference
 from verify.report import Report
 
@@ -27,3 +28,4 @@ class Suggested:
     report: Report
     notes: tuple[str, ...] = ()
     differences: tuple[Difference, ...] | None = None
+    explanation: Explanation | None = None
