@@ -167,13 +167,13 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
     import verify.static
 
     class Suggested:
-        plan, degrees, sharded_fraction, notes = wanted, (1, 4), 0.5, ("a note",)
+        plan, degrees, sharded_fraction, notes, explanation = wanted, (1, 4), 0.5, ("a note",), None
 
     def prove(_: object, plan: Plan, *, tp: int) -> LevelResult:
         assert (plan, tp) == (wanted, 4)
         return LevelResult("proof", 0.1)
 
-    monkeypatch.setattr(suggesting, "_infer", lambda _: Suggested())
+    monkeypatch.setattr(suggesting, "_infer", lambda _, *, why: Suggested())
     monkeypatch.setattr(suggesting, "_degrees", lambda *_: Degrees((1, 4), {}))
     monkeypatch.setattr(verify.static, "prove", prove)
 
