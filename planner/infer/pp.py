@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from planner.frontend.load import base_prefix
+from planner.frontend.stacks import layer_stack, members
 from planner.frontend.trace import TraceError, example_inputs, trace
 from planner.infer.sites import Site, call_sites
 from planner.ir.graph import Graph, ModuleCall
@@ -35,7 +36,7 @@ def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...],
     flow = _Flow(masked, stream(masked), given(masked))
     stack = _stack(model, masked)
     base, head = [], []
-    for path in _on_the_path(flow, stack):
+    for path in _on_the_path(model, flow, stack):
         entry = _entry(model, flow, path)
         if prefix and not path.startswith(prefix + "."):
             head.append(entry)
@@ -71,41 +72,42 @@ def _with_mask(model: nn.Module, graph: Graph) -> Graph:
 
 def _stack(model: nn.Module, graph: Graph) -> str:
     """The path of the module list that holds most of the parameters that ran: the layers."""
-    ran = {call.module for call in graph.calls}
-    best, most = "", 0
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and any(f"{path}.{name}" in ran for name, _ in module.named_children()):
-            weight = sum(parameter.numel() for parameter in module.parameters())
-            if weight > most:
-                best, most = path, weight
-    return best
+    ran = {call.module.rpartition(".")[0] for call in graph.calls}
+    lists = (path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and path in ran)
+    return layer_stack(model, lists) or ""
 
 
-def _on_the_path(flow: _Flow, stack: str) -> list[str]:
+def _on_the_path(model: nn.Module, flow: _Flow, stack: str) -> list[str]:
     """Children of every module from the root down to the layers' owner, in the order they first ran, whose results carry
-    the stream. A module that holds the layers is opened, not listed.
+    the stream. A module that holds the layers is opened, not listed; one that runs on both sides of the layers is left to
+    every stage.
     """
     parts = stack.split(".")[:-1]
     opened = {".".join(parts[:count]) for count in range(len(parts) + 1)}
-    found: dict[str, None] = {}
-    for call in flow.graph.calls:
-        path = _listed(call.module, opened, stack)
+    found: dict[str, list[int]] = {}
+    for position, call in enumerate(flow.graph.calls):
+        path = _listed(model, call.module, opened)
         if path is not None and any(number in flow.stream for number in call.outputs):
-            found.setdefault(path, None)
-    return list(found)
+            found.setdefault(path, []).append(position)
+    layers = found.get(stack, [0])
+    return [path for path, at in found.items() if path == stack or not at[0] < layers[0] <= layers[-1] < at[-1]]
 
 
-def _listed(module: str, opened: set[str], stack: str) -> str | None:
-    """The child that a call belongs to: the module itself, or the stack whose member it is."""
+def _listed(model: nn.Module, module: str, opened: set[str]) -> str | None:
+    """The child that a call belongs to: the module itself, or the module list whose member it is."""
     owner = module.rpartition(".")[0]
-    if owner == stack and stack:
-        return stack
-    return module if module and module not in opened and owner in opened else None
+    if not module or module in opened:
+        return None
+    if owner in opened:
+        return module
+    is_list = owner and isinstance(model.get_submodule(owner), nn.ModuleList)
+    return owner if is_list and owner.rpartition(".")[0] in opened else None
 
 
 def _entry(model: nn.Module, flow: _Flow, path: str) -> PpEntry:
     owner, _, child = path.rpartition(".")
-    calls = [call for call in flow.graph.calls if call.module == path or call.module.rpartition(".")[0] == path]
+    ran = set(members(model, path))
+    calls = [call for call in flow.graph.calls if call.module in ran]
     sites = call_sites(type(model.get_submodule(owner)), child)
     module = model.get_submodule(calls[0].module)
     inputs = dict.fromkeys(name for call in calls for name in _inputs(flow, module, call, sites))

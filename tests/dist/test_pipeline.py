@@ -15,7 +15,7 @@ from planner.infer.pp import infer_pipeline
 from planner.ir.findings import Verdict
 from planner.ir.plan import Plan, PpEntry
 from verify.dynamic.cases import Case, Schedule, Staging
-from verify.dynamic.stages import Layout, dealt, drop, layout_of, untie
+from verify.dynamic.stages import Layout, dealt, drop, layout_of, moved, untie
 from verify.report import LevelResult
 
 pytestmark = pytest.mark.timeout(200)
@@ -89,7 +89,7 @@ def test_a_wrong_order_is_refuted(results: Mapping[str, LevelResult], name: str)
     ("name", "message"),
     [
         ("no such module", "The pipeline plan names 'model.blocks', but LlamaForCausalLM has no such module."),
-        ("no layers", "A pipeline plan must name exactly one ModuleList, the layers; this one names none."),
+        ("no layers", "A pipeline plan must name the ModuleList of the layers; this one names none."),
     ],
 )
 def test_a_plan_that_makes_no_pipeline_is_refused(results: Mapping[str, LevelResult], name: str, message: str) -> None:
@@ -178,6 +178,12 @@ def test_layers_are_split_evenly_and_each_has_one_stage() -> None:
 
 def test_layers_are_split_where_the_bounds_say() -> None:
     assert dealt(7, 3, bounds=(1, 6)) == (range(1), range(1, 6), range(6, 7))
+
+
+def test_an_even_split_moves_to_the_cuts_that_are_possible() -> None:
+    assert moved(dealt(8, 3), (1, 2, 7)) == (range(2), range(2, 7), range(7, 8))
+    assert moved(dealt(8, 3), (5, 6, 7)) == (range(5), range(5, 6), range(6, 8))
+    assert moved(dealt(8, 3), (4,)) == dealt(8, 3)
 
 
 @pytest.mark.parametrize("bounds", [(3,), (3, 3), (5, 2), (3, 7)])

@@ -3,12 +3,14 @@
 Nothing here infers: what ran, what carries the hidden states, and what is live across a cut, is read from the trace.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 
 from torch import nn
 
 from planner.frontend.load import base_prefix
+from planner.frontend.stacks import layer_stack
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.graph import Graph
 from planner.ir.live import Cut, Live, Role, live_across, stream
@@ -16,8 +18,12 @@ from planner.ir.plan import Plan, PpEntry, join
 from verify.checks.pipeline_names import check_names
 
 
-def check_pp(model: nn.Module, graph: Graph, plan: Plan) -> tuple[Finding, ...]:
-    """Findings PP301 to PP304 of a pipeline plan, or PL104 where there is none."""
+def check_pp(model: nn.Module, graph: Graph, plan: Plan, *, bounds: Sequence[int] = ()) -> tuple[Finding, ...]:
+    """Findings PP301 to PP304 of a pipeline plan, or PL104 where there is none.
+
+    `bounds` are the layers that the stages after the first begin with; where none are given, a cut that no stage can be
+    made at is a warning as long as there are others.
+    """
     prefix = base_prefix(model)
     entries = [(join(prefix, entry.module), entry) for entry in plan.pp] + [(e.module, e) for e in plan.head_pp]
     modules = dict(model.named_modules())
@@ -25,20 +31,29 @@ def check_pp(model: nn.Module, graph: Graph, plan: Plan) -> tuple[Finding, ...]:
     if missing or not plan.pp:
         found = tuple(missing) or (_no_plan(),)
     else:
-        found = tuple(_of_the_keys(modules, graph, [path for path, _ in entries]))
-        found = found or tuple(_not_listed(graph, entries)) or tuple(_of_the_cuts(modules, graph, entries))
-        found = found or tuple(check_names(modules, entries))
+        found = tuple(_of_the_keys(model, graph, [path for path, _ in entries]))
+        found = (
+            found or tuple(_not_listed(modules, graph, entries)) or tuple(_of_the_cuts(model, graph, entries, bounds))
+        )
+        if all(finding.severity is Severity.WARNING for finding in found):
+            found += tuple(check_names(modules, entries))
     return tuple(as_written(finding, prefix) for finding in found)
 
 
-def _of_the_keys(modules: Mapping[str, nn.Module], graph: Graph, keys: list[str]) -> list[Finding]:
+def _runs(modules: Mapping[str, nn.Module], path: str, call: str) -> bool:
+    """Whether a call is of a key's module, or of a member of its list."""
+    return call == path or (call.rpartition(".")[0] == path and isinstance(modules[path], nn.ModuleList))
+
+
+def _of_the_keys(model: nn.Module, graph: Graph, keys: list[str]) -> list[Finding]:
     """Every module once, in order, the layers as one list."""
-    members = [key for key in keys if isinstance(modules.get(key.rpartition(".")[0]), nn.ModuleList)]
-    if members:
-        return [_member(members[0])]
-    found = [*_twice(keys), *_order(graph, keys), *_dropped(graph, keys)]
-    stacks = [key for key in keys if isinstance(modules[key], nn.ModuleList)]
-    return found or ([] if len(stacks) == 1 else [_no_single_stack(stacks)])
+    modules = dict(model.named_modules())
+    owners = [key for key in keys if isinstance(modules.get(key.rpartition(".")[0]), nn.ModuleList)]
+    if owners:
+        return [_member(owners[0])]
+    stack = layer_stack(model, keys)
+    found = [*_twice(keys), *_order(graph, keys), *_dropped(graph, keys, stack or "")]
+    return found or ([] if stack else [_no_stack()])
 
 
 def _no_plan() -> Finding:
@@ -106,15 +121,15 @@ def _twice(keys: list[str]) -> list[Finding]:
     return []
 
 
-def _no_single_stack(stacks: list[str]) -> Finding:
+def _no_stack() -> Finding:
     return Finding(
         "PP304",
         Severity.UNDECIDED,
-        f"the pipeline plan names {len(stacks)} lists of layers, and only a plan with one is checked",
-        Place(entry=stacks[0] if stacks else None),
-        why="stages are cut from one list of layers",
-        found=", ".join(stacks) or "none",
-        needed="one ModuleList",
+        "the pipeline plan names no list of layers",
+        Place(),
+        why="stages are cut from a list of layers",
+        found="none",
+        needed="the ModuleList that holds the layers",
     )
 
 
@@ -138,8 +153,11 @@ def _order(graph: Graph, keys: list[str]) -> list[Finding]:
     return []
 
 
-def _dropped(graph: Graph, keys: list[str]) -> list[Finding]:
-    """Modules with parameters whose result carries the hidden states, beside a key, that no key covers."""
+def _dropped(graph: Graph, keys: list[str], stack: str) -> list[Finding]:
+    """Modules with parameters whose result carries the hidden states, beside a key, that no key covers.
+
+    One that runs on both sides of the layers is on every stage: no key can say so.
+    """
     flow = stream(graph)
     scopes = {key.rpartition(".")[0] for key in keys}
     beside = {
@@ -150,7 +168,13 @@ def _dropped(graph: Graph, keys: list[str]) -> list[Finding]:
         if (child := _child(call.module, scope)) and not any(_holds(child, key) for key in keys)
     }
     owned = {child for child in beside for m in graph.modules if m.parameters and _holds(child, m.path)}
-    return [_drop(child) for child in beside if child in owned]
+    return [_drop(child) for child in beside if child in owned and not _on_both_sides(graph, child, stack)]
+
+
+def _on_both_sides(graph: Graph, child: str, stack: str) -> bool:
+    ran = [at for at, call in enumerate(graph.calls) if _holds(child, call.module)]
+    layers = [at for at, call in enumerate(graph.calls) if call.module.startswith(f"{stack}.")]
+    return bool(ran and layers) and ran[0] < layers[0] and layers[-1] < ran[-1]
 
 
 def _child(module: str, scope: str) -> str:
@@ -176,11 +200,11 @@ def _drop(path: str) -> Finding:
     )
 
 
-def _not_listed(graph: Graph, entries: list[tuple[str, PpEntry]]) -> list[Finding]:
+def _not_listed(modules: Mapping[str, nn.Module], graph: Graph, entries: list[tuple[str, PpEntry]]) -> list[Finding]:
     flow = stream(graph)
     found = []
     for path, entry in entries:
-        calls = [c for c in graph.calls if c.module == path or c.module.rpartition(".")[0] == path]
+        calls = [call for call in graph.calls if _runs(modules, path, call.module)]
         takes = any(number in flow for call in calls for _, number in call.arguments)
         if (takes and not entry.inputs) or not entry.outputs:
             found.append(
@@ -198,37 +222,65 @@ def _not_listed(graph: Graph, entries: list[tuple[str, PpEntry]]) -> list[Findin
 
 
 def _of_the_cuts(
-    modules: Mapping[str, nn.Module], graph: Graph, entries: list[tuple[str, PpEntry]]
+    model: nn.Module, graph: Graph, entries: list[tuple[str, PpEntry]], bounds: Sequence[int]
 ) -> Iterator[Finding]:
     """What some cut between the layers would have to carry and cannot, or does not."""
     keys = [path for path, _ in entries]
-    at = next(place for place, key in enumerate(keys) if isinstance(modules[key], nn.ModuleList))
-    stack, entry = entries[at]
-    layers = modules[stack]
+    stack = layer_stack(model, keys)
+    assert stack is not None
+    at, layers = keys.index(stack), model.get_submodule(stack)
     assert isinstance(layers, nn.ModuleList)
+    live = {number: live_across(graph, Cut(stack, number, tuple(keys[:at]))) for number in range(1, len(layers))}
+    missed = {number: first for number, values in live.items() if (first := _first_missed(values))}
+    yield from _forbidden(graph, stack, missed, bounds, free=len(missed) < len(live))
     sent: dict[str, Live] = {}
-    missed: dict[tuple[str, str], Finding] = {}
-    for number in range(1, len(layers)):
-        for live in live_across(graph, Cut(stack, number, tuple(keys[:at]))):
-            if live.role is Role.SENT:
-                sent |= {entrance.argument: live for entrance in live.entrances if entrance.argument not in sent}
-            elif live.role is Role.MISSED:
-                finding = _miss(graph, live, stack, number)
-                missed.setdefault((finding.found, finding.place.module or ""), finding)
-    yield from missed.values()
+    for number, values in live.items():
+        for value in values if number not in missed else ():
+            sent |= {entry.argument: value for entry in value.entrances if entry.argument not in sent}
     if len(layers):
-        yield from _unnamed(graph, stack, entry, sent, list(signature(type(layers[0]).forward).parameters)[1:])
+        parameters = list(signature(type(layers[0]).forward).parameters)[1:]
+        yield from _unnamed(graph, stack, entries[at][1], sent, parameters)
+
+
+def _first_missed(values: Iterable[Live]) -> Live | None:
+    return next((value for value in values if value.role is Role.MISSED), None)
+
+
+def _forbidden(
+    graph: Graph, stack: str, missed: Mapping[int, Live], bounds: Sequence[int], *, free: bool
+) -> Iterator[Finding]:
+    """Cuts that no stage can be made at: wrong where one is asked for, or where no other is left; else a warning each."""
+    if not missed:
+        return
+    asked = [number for number in missed if number in bounds]
+    if not free or asked:
+        number = asked[0] if asked else next(iter(missed))
+        yield _miss(graph, missed[number], stack, str(number))
+    elif not bounds:
+        first = next(iter(missed.values()))
+        yield replace(_miss(graph, first, stack, spans(list(missed))), severity=Severity.WARNING)
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Numbers in ascending order, with runs as ranges: 1, 19 to 34."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join(" to ".join(map(str, run)) for run in found)
 
 
 def _made_in(graph: Graph, live: Live) -> str:
     return graph.values[live.value].name or "" if live.made is None else graph.ops[live.made].module
 
 
-def _miss(graph: Graph, live: Live, stack: str, number: int) -> Finding:
+def _miss(graph: Graph, live: Live, stack: str, number: str) -> Finding:
     used = graph.ops[live.used]
     module = used.module
     if live.made == live.used:
-        layer = Cut(stack, number).number(module)
+        layer = Cut(stack, 0).number(module)
         module = module if layer is None else f"{stack}.{layer}"
         what, found = f"{module} runs again behind it", "a module of an earlier stage"
     else:

@@ -1,6 +1,7 @@
 """A pipeline plan on real ranks: logits, loss, gradients and cached decoding of its stages against one device's."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -9,15 +10,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
-from planner.frontend.load import Loaded, base_prefix
+from planner.frontend.load import base_prefix
+from planner.ir.graph import Graph
 from verify.dynamic.cases import Case, Schedule
 from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
 from verify.dynamic.exact import Wide
 from verify.dynamic.pipeline_answers import Answers, answers, batch, steps, uncached
-from verify.dynamic.pipeline_cuts import Crossing, crossing, traced
+from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, traced
 from verify.dynamic.reference import State, reference_model, with_plan
 from verify.dynamic.schedules import Seat, exchange, microbatches, scheduled
-from verify.dynamic.stages import Between, Layout, Stage, drop, layout_of, untie
+from verify.dynamic.stages import Between, Layout, Stage, dealt, drop, layout_of, moved, untie
 
 
 def check_pipeline(case: Case, state: State) -> tuple[Comparison, ...]:
@@ -25,20 +27,13 @@ def check_pipeline(case: Case, state: State) -> tuple[Comparison, ...]:
     device = _device()
     single = reference_model(case.loaded, device)
     single.load_state_dict(state)
-    prefix, staging = base_prefix(single), case.staging
+    staging = case.staging
     stages, count = case.pp * staging.rounds, microbatches(staging.schedule, case.pp)
-    layout = layout_of(
-        single,
-        case.plan.pp,
-        case.plan.head_pp,
-        base_prefix=prefix,
-        stages=stages,
-        bounds=staging.bounds,
-        overlap=staging.overlap,
-    )
+    graph = traced(case.loaded)
+    layout = _layout(case, single, graph, stages)
     mesh = init_device_mesh(device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
     seat = Seat(stages, mesh)
-    own = tuple(_stage(case, state, layout, place, seat) for place in _places(case.loaded, single, layout, seat))
+    own = tuple(_stage(case, state, layout, place, seat) for place in _places(graph, single, layout, seat))
     ids, mask = batch(single, count)
     with Wide():  # not around the building of models: their float32 buffers are to be the same
         want = answers(single, layout, ids, mask, count)
@@ -47,9 +42,18 @@ def check_pipeline(case: Case, state: State) -> tuple[Comparison, ...]:
         return (*compared, *_gradients(own, want, ids, single, seat, staging.schedule))
 
 
-def _places(loaded: Loaded, single: nn.Module, layout: Layout, seat: Seat) -> list[Between]:
+def _layout(case: Case, single: nn.Module, graph: Graph | None, stages: int) -> Layout:
+    """The layout that is asked for; an even one avoids cuts that no stage can be made at."""
+    plan, staging = case.plan, case.staging
+    layout = layout_of(single, plan.pp, plan.head_pp, base_prefix=base_prefix(single), stages=stages)
+    if staging.bounds or staging.overlap:
+        return replace(layout, chunks=dealt(layout.depth, stages, bounds=staging.bounds, overlap=staging.overlap))
+    cuts = possible(graph, layout.layers, layout.depth, layout.before)
+    return replace(layout, chunks=moved(layout.chunks, cuts))
+
+
+def _places(graph: Graph | None, single: nn.Module, layout: Layout, seat: Seat) -> list[Between]:
     """What passes the cuts before and after each of this rank's stages."""
-    graph = traced(loaded)
     found = []
     for stage in seat.own:
         start, end = (crossing(graph, cut, single) if cut is not None else Crossing() for cut in layout.cuts(stage))

@@ -86,4 +86,8 @@ def _decode_alone(single: PreTrainedModel, layout: Layout, ids: torch.Tensor, wa
         given.append(output[0])
         want.steps.append(record)
     decoded, recomputed = torch.cat(given, dim=1), torch.cat(want.logits)
+    if (
+        decoded.shape != recomputed.shape
+    ):  # a model that does not decode token by token: there is nothing to ask of stages
+        return
     want.decoded = recomputed if relative_error(decoded, recomputed) <= LIMIT else decoded

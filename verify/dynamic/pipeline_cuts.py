@@ -34,6 +34,15 @@ def traced(loaded: Loaded) -> Graph | None:
         return None
 
 
+def possible(graph: Graph | None, stack: str, depth: int, before: tuple[str, ...]) -> tuple[int, ...]:
+    """The layers that a stage can begin with, by the trace: every one where there is none, or where it says of none."""
+    every = tuple(range(1, depth))
+    if graph is None:
+        return every
+    roles = {cut: {live.role for live in live_across(graph, Cut(stack, cut, before))} for cut in every}
+    return tuple(cut for cut in every if Role.MISSED not in roles[cut]) or every
+
+
 def crossing(graph: Graph | None, cut: Cut, model: nn.Module) -> Crossing:
     """What a cut carries: by the trace, or without one the first argument of the layer at the cut.
 

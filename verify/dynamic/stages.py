@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import Cache
 
+from planner.frontend.stacks import layer_stack, members
 from planner.ir.live import Cut, Entrance, Live
 from planner.ir.plan import PpEntry, join
 from verify.dynamic.compare import whole
@@ -77,6 +78,18 @@ def dealt(depth: int, stages: int, *, bounds: Sequence[int] = (), overlap: int =
     return (*(range(chunk.start, chunk.stop + overlap) for chunk in chunks[:-1]), chunks[-1])
 
 
+def moved(chunks: Sequence[range], cuts: Sequence[int]) -> tuple[range, ...]:
+    """The same number of chunks, each begun at the nearest of `cuts` (ascending); as they are where there are too few."""
+    depth, starts = chunks[-1].stop, list[int]()
+    for number, chunk in enumerate(chunks[1:], 2):
+        later = [cut for cut in cuts if cut > (starts[-1] if starts else 0)]
+        free = later[: len(later) - (len(chunks) - number)]
+        if not free:
+            return tuple(chunks)
+        starts.append(min(free, key=lambda cut: abs(cut - chunk.start)))
+    return dealt(depth, len(chunks), bounds=starts)
+
+
 def layout_of(
     model: nn.Module,
     base: Sequence[PpEntry],
@@ -84,28 +97,26 @@ def layout_of(
     *,
     base_prefix: str,
     stages: int,
-    bounds: Sequence[int] = (),
-    overlap: int = 0,
 ) -> Layout:
     """The layout that a pipeline plan asks for; `ValueError` where it names no such pipeline."""
     modules = {name: _module(model, name) for name in (join(base_prefix, entry.module) for entry in base)}
-    stacks = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
-    if len(stacks) != 1:
-        names = ", ".join(map(repr, stacks)) or "none"
-        raise ValueError(f"A pipeline plan must name exactly one ModuleList, the layers; this one names {names}.")
-    stack, order = modules[stacks[0]], list(modules)
-    assert isinstance(stack, nn.ModuleList)
-    if len(stack) < stages:
-        raise ValueError(f"{stacks[0]} holds {len(stack)} layers, too few for {stages} pipeline stages.")
+    stack = layer_stack(model, modules)
+    if stack is None:
+        raise ValueError("A pipeline plan must name the ModuleList of the layers; this one names none.")
     for entry in head:
         _module(model, entry.module)
-    at = order.index(stacks[0])
+    order, layers = list(modules), modules[stack]
+    assert isinstance(layers, nn.ModuleList)
+    if len(layers) < stages:
+        raise ValueError(f"{stack} holds {len(layers)} layers, too few for {stages} pipeline stages.")
+    at = order.index(stack)
+    after = (*order[at + 1 :], *(entry.module for entry in head))
     return Layout(
-        before=tuple(order[:at]),
-        layers=stacks[0],
-        depth=len(stack),
-        after=(*order[at + 1 :], *(entry.module for entry in head)),
-        chunks=dealt(len(stack), stages, bounds=bounds, overlap=overlap),
+        before=tuple(name for path in order[:at] for name in members(model, path)),
+        layers=stack,
+        depth=len(layers),
+        after=tuple(name for path in after for name in members(model, path)),
+        chunks=dealt(len(layers), stages),
     )
 
 
