@@ -173,7 +173,7 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
         assert (plan, tp) == (wanted, 4)
         return LevelResult("proof", 0.1)
 
-    monkeypatch.setattr(suggesting, "_infer", lambda _, *, why: Suggested())
+    monkeypatch.setattr(suggesting, "_infer", lambda *_, **__: Suggested())
     monkeypatch.setattr(suggesting, "_degrees", lambda *_: Degrees((1, 4), {}))
     monkeypatch.setattr(verify.static, "prove", prove)
 
