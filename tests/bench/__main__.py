@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import configs, mutants, pipelines, write
+from tests.bench import configs, mutants, pipelines, speed, write
 from tests.bench.zoo import bench as zoo
 
-BENCHMARKS = {"configs": configs.main, "pipelines": pipelines.main, "write": write.main}
+BENCHMARKS = {"configs": configs.main, "pipelines": pipelines.main, "speed": speed.main, "write": write.main}
 
 
 def main(arguments: list[str]) -> int:

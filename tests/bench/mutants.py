@@ -23,7 +23,7 @@ from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried
 from planner.frontend.trace import TraceError
 from planner.frontend.twin import TwinError, twin
 from planner.ir.findings import Finding, Severity
-from planner.ir.plan import Plan, TpEntry
+from planner.ir.plan import Plan, TpEntry, generic
 from tests.bench.mutants_table import Judged, page, table
 from tests.bench.types import causal_types
 from tests.mutants.operators import Mutant, Styles, mutants
@@ -139,12 +139,15 @@ def judge_type(name: str, *, options: Options, known: set[tuple[str, str]], rank
     loaded = load(name)
     model, suggestion = build(loaded), suggest(loaded)
     subject = Subject(model, suggestion.graph, base_prefix(model))
+    names = {generic(path) for path, _ in (*model.named_modules(), *model.named_parameters())}
     judge = _Judge(name, subject, twin(loaded, tp=options.tp), reads_config_plan(model), ranks, options.tp)
     for row, styles in _bases(judge, loaded, suggestion.plan):
         if (row.base, row.mutant) not in known:
             yield row
         if row.run != "confirmed":
             continue
+        # Keys for layers that this config does not have are no part of what is mutated.
+        styles = {key: style for key, style in styles.items() if key in names}
         for mutant in chosen(list(mutants(subject.graph, styles)), options, salt=f"{name} {row.base}"):
             if (row.base, mutant.name) not in known:
                 yield judge.judged(row.base, mutant)
