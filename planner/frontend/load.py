@@ -4,18 +4,26 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from planner.frontend.code import (
     FILE_PACKAGE,
@@ -218,8 +226,11 @@ def _config_class(fields: Fields, *, name: str) -> type[PreTrainedConfig]:
 
 
 def _paired(config: PreTrainedConfig, fields: Fields, *, name: str) -> _Pair:
-    """The config with its class: what `architectures` says, else the causal language model, else the base model."""
-    model_class = _architecture(fields) or _mapped(type(config))
+    """The config with its class: what `architectures` says, else the model that generates text, else the base model."""
+    generates: list[Any] = [AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForImageTextToText, AutoModel]
+    if getattr(config, "is_encoder_decoder", False):  # its causal language model is the decoder alone
+        generates.sort(key=lambda auto: auto is not AutoModelForSeq2SeqLM)
+    model_class = _architecture(fields) or _mapped(type(config), generates)
     if model_class is None:
         kind = type(config).__name__
         raise LoadError(f"{name}: AutoModelForCausalLM and AutoModel know no {kind}; give package.module:Class.")
@@ -230,8 +241,8 @@ def _paired(config: PreTrainedConfig, fields: Fields, *, name: str) -> _Pair:
     return config, model_class
 
 
-def _mapped(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
-    for auto in (AutoModelForCausalLM, AutoModel):
+def _mapped(config_class: type[PreTrainedConfig], autos: Sequence[Any]) -> type[PreTrainedModel] | None:
+    for auto in autos:
         try:
             entry: object = auto._model_mapping.get(config_class, None)
         except (ImportError, ValueError):  # the mapping names a class that this installation does not have

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.frontend.inputs import example_inputs
 from planner.frontend.recorder import Recorder
-from planner.frontend.trace import Tracing, example_inputs
+from planner.frontend.trace import Tracing
 from planner.ir.findings import Source
 from planner.ir.graph import Graph
 from planner.ir.placement import Placement, R, Shard, local_shape

@@ -62,6 +62,13 @@ class Functions(TorchFunctionMode):
         if func in ANSWERS and args and isinstance(args[0], Tensor) and args[0].is_meta:
             recorder.note("the branch taken does not depend on data here; one representative path was traced")
             return ANSWERS[func](args[0])
+        if (
+            func in (Tensor.split, torch.split, torch.functional.split)
+            and len(args) > 1
+            and isinstance(args[1], list | tuple)
+            and args[0].is_meta
+        ):
+            args = (args[0], _parts(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0)), *args[2:])
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Tensor) and args[0].is_meta:
             args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
         target = WHOLE.get(func)
@@ -170,6 +177,14 @@ def _known_index(index: Tensor) -> Tensor | int:
     return 0 if index.is_meta and index.dim() == 0 and index.dtype != torch.bool else index
 
 
+def _parts(tensor: Tensor, sizes: Sequence[int], dim: int) -> Sequence[int]:
+    """Part sizes that were read off data are all zero here: parts of equal size, the last with the rest, stand for them."""
+    total = tensor.shape[dim]
+    if not sizes or any(sizes):
+        return sizes
+    return [total // len(sizes)] * (len(sizes) - 1) + [total - total // len(sizes) * (len(sizes) - 1)]
+
+
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 0:
         raise ValueError("one_hot without num_classes depends on data")
@@ -243,6 +258,7 @@ def _zeros(tensor: Tensor) -> Any:
 
 ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
     Tensor.item: _zero,
+    Tensor.__contains__: lambda tensor: False,
     Tensor.__bool__: lambda tensor: False,
     Tensor.__int__: lambda tensor: 0,
     Tensor.__index__: lambda tensor: 0,

@@ -4,14 +4,17 @@ Repeated layers run once per kind: a later layer of the same kind, called alike,
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from planner.frontend.inputs import attempts, example_inputs, take, taken
 from planner.frontend.modes import Dispatch, Functions
 from planner.frontend.modules import layer_kinds, module_table
 from planner.frontend.recorder import Recorder
@@ -33,25 +36,29 @@ class TraceError(RuntimeError):
         self.failed = failed
 
 
-def example_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """The inputs of a trace: token ids, batch 3, sequence 17 (sizes that no model's own dims are likely to have)."""
-    name = getattr(model, "main_input_name", "input_ids")
-    if name != "input_ids":
-        raise TraceError(f"{type(model).__name__} takes {name!r}, and only token models are traced", "", None)
-    return {"input_ids": torch.empty((3, 17), dtype=torch.long, device="meta")}
-
-
 def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     """Record one forward of a meta-device model.
 
     Args:
         model: every parameter on the meta device, in eval mode.
-        inputs: keyword arguments of the forward, tensors on meta; by default `example_inputs`.
+        inputs: keyword arguments of the forward, tensors on meta; by default the fullest of `planner.frontend.inputs` that the
+            model takes.
 
     Raises:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
-    return Tracing(model).run(inputs if inputs is not None else example_inputs(model))
+    if inputs is not None or taken(model) is not None:
+        return Tracing(model).run(inputs if inputs is not None else example_inputs(model))
+    failed: TraceError | None = None
+    for attempt, given in enumerate(attempts(model)):
+        try:
+            graph = Tracing(model).run(given)
+        except TraceError as error:
+            failed = failed if failed is not None and "input_ids" not in given else error
+        else:
+            take(model, attempt)
+            return graph
+    raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images", "", None)
 
 
 class Tracing:
@@ -106,7 +113,7 @@ class Tracing:
         recorder = self.recorder
         restore = [self._run_once_per_kind(module) for module in self.model.modules() if id(module) in self.kinds]
         try:
-            with torch.no_grad(), _plain_experts(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
+            with torch.no_grad(), _plainly(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
                 return self.model(**_without_cache(self.model), **inputs)
         finally:
             for undo in restore:
@@ -195,24 +202,37 @@ class Tracing:
         return undo
 
 
+_PLAIN: Mapping[str, object] = {"_experts_implementation": "eager", "use_cache": False}
+"""Config fields held at these values: fused expert kernels hide the computation, and want real data types; a cache is no part
+of it."""
+
+
 @contextmanager
-def _plain_experts(model: nn.Module) -> Iterator[None]:
-    """Experts in the modeling file's own words: fused expert kernels hide the computation, and want real data types."""
+def _plainly(model: nn.Module) -> Iterator[None]:
+    """The forward in the modeling file's own words, and without checks of data that is not there."""
     configs = {
         id(config): config for config in (getattr(m, "config", None) for m in model.modules()) if config is not None
     }
-    held = [
-        (config, config._experts_implementation)
-        for config in configs.values()
-        if hasattr(config, "_experts_implementation")
-    ]
-    for config, _ in held:
-        config._experts_implementation = "eager"
+    held = [(c, name, getattr(c, name)) for c in configs.values() for name in _PLAIN if hasattr(c, name)]
+    checks, validated = os.environ.get(_UNCHECKED), Distribution._validate_args
+    for config, name, _ in held:
+        setattr(config, name, _PLAIN[name])
+    os.environ[_UNCHECKED] = "1"
+    Distribution.set_default_validate_args(False)
     try:
         yield
     finally:
-        for config, implementation in held:
-            config._experts_implementation = implementation
+        for config, name, value in held:
+            setattr(config, name, value)
+        Distribution.set_default_validate_args(validated)
+        if checks is None:
+            del os.environ[_UNCHECKED]
+        else:
+            os.environ[_UNCHECKED] = checks
+
+
+_UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+"""Transformers' own switch for its checks of data (5.23.0, utils/import_utils.py, `torch_compilable_check`)."""
 
 
 def _without_cache(model: nn.Module) -> dict[str, bool]:

@@ -12,9 +12,10 @@ from inspect import signature
 import torch
 from torch import nn
 
+from planner.frontend.inputs import example_inputs
 from planner.frontend.load import base_prefix
 from planner.frontend.stacks import layer_stack, members
-from planner.frontend.trace import TraceError, example_inputs, trace
+from planner.frontend.trace import TraceError, trace
 from planner.infer.sites import Site, call_sites
 from planner.ir.graph import Graph, ModuleCall
 from planner.ir.live import given, stream
