@@ -1,7 +1,7 @@
 """The script that `launch.torchrun` starts: torch's elastic launcher, with the ranks forked after the imports.
 
-Usage: python -P elastic.py DIRECTORY. Reads `request` there, writes one outcome file per case and rank, and
-`deaths.json`.
+Usage: python -P elastic.py DIRECTORY. Reads `start` there; the ranks answer `request-0`, `request-1`, ... as they come,
+with one outcome file per case and rank, until there is an `end`; `deaths.json` says which rank ended, and how.
 It ends itself and all its ranks when its standard input closes: that is when the process that started it is gone.
 """
 
@@ -11,6 +11,8 @@ import shutil
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,33 +24,39 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.utils import logging
 
 from launch.ranks import Seat, surrounding
-from launch.request import read_request
+from launch.request import Request, Start, read_request, read_start
 from verify.dynamic.outcome import Outcome
+
+POLL = 0.01
+"""Seconds between two looks for the next request."""
 
 
 def main(directory: Path) -> None:
     """Run the ranks; the process group of this process is its own, so that it can be ended whole."""
-    request = read_request(directory)
     threading.Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
-    logs = directory / "logs"
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=request.ranks,
-        run_id=directory.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="fork",
-        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
-    )
     try:
-        elastic_launch(config, serve)(str(directory))
+        elastic_launch(_config(read_start(directory), directory), serve)(str(directory))
     except ChildFailedError as error:
         deaths = {rank: [death.timestamp, death.exitcode] for rank, death in error.failures.items()}
         (directory / "deaths.json").write_text(json.dumps(deaths))
         sys.exit(1)
+
+
+def _config(start: Start, directory: Path) -> LaunchConfig:
+    nodes = start.nodes
+    return LaunchConfig(
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
+        nproc_per_node=start.ranks // nodes.count,
+        run_id=directory.name if nodes.count == 1 else "shardproof",
+        rdzv_backend="c10d",
+        rdzv_endpoint=nodes.endpoint,
+        rdzv_configs={} if nodes.count == 1 else {"is_host": nodes.this == 0},
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+        logs_specs=DefaultLogsSpecs(log_dir=str(directory / "logs"), redirects=Std.ALL),
+    )
 
 
 def serve(directory: str) -> None:
@@ -57,17 +65,40 @@ def serve(directory: str) -> None:
         signal.signal(inherited, signal.SIG_DFL)
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    request = read_request(Path(directory))
     world = surrounding()
     assert world is not None, "torch's launcher sets RANK and WORLD_SIZE"
-    seat = Seat(world, timeout=request.timeout)
-    for number, case in enumerate(request.cases):
-        path = Path(directory) / f"outcome-{number}-{world.rank}.json"
-        outcomes = seat.answer(case, number, heard=partial(_write, path))
-        if len(outcomes) < world.size:
-            sys.stdout.flush()
-            os._exit(1)  # not sys.exit: a collective may be stuck, and joining its threads would wait for it
+    seat = Seat(world, timeout=read_start(Path(directory)).timeout)
+    for request in _requests(Path(directory)):
+        for number, case in enumerate(request.cases, request.first):
+            path = Path(directory) / f"outcome-{number}-{world.rank}.json"
+            outcomes = seat.answer(case, number, heard=partial(_write, path))
+            if world.local_rank == 0:
+                _write_of_other_nodes(Path(directory), number, outcomes)
+            if len(outcomes) < world.size:
+                sys.stdout.flush()
+                os._exit(1)  # not sys.exit: a collective may be stuck, and joining its threads would wait for it
     assert not dist.is_initialized()
+
+
+def _requests(directory: Path) -> Iterator[Request]:
+    number = 0
+    while True:
+        if (request := read_request(directory, number)) is not None:
+            number += 1
+            yield request
+        elif (directory / "end").exists():
+            return
+        else:
+            time.sleep(POLL)
+
+
+def _write_of_other_nodes(directory: Path, number: int, outcomes: dict[int, Outcome]) -> None:
+    """The process that asked reads its own machine's files only."""
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    first = int(os.environ["GROUP_RANK"]) * local
+    for rank, outcome in outcomes.items():
+        if not first <= rank < first + local:
+            _write(directory / f"outcome-{number}-{rank}.json", outcome)
 
 
 def _write(path: Path, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ waits for it in vain.
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -23,6 +23,10 @@ from verify.dynamic.worker import check
 
 GRACE = 10.0
 """Seconds a failed rank waits to hear whether the others failed too, before it ends the group."""
+
+
+PATIENCE = 0.8
+"""Share of a case's time that a collective may wait: a rank that waits in vain can then still say so in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Seat:
     def __init__(self, world: World, *, timeout: float) -> None:
         self.world = world
         self.timeout = timedelta(seconds=timeout)
+        self.patience = timedelta(seconds=PATIENCE * timeout)
         self.device, self.backend = device_and_backend(world)
         self.store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=self.timeout))
         self.store.set_timeout(self.timeout)
@@ -93,10 +98,12 @@ class Seat:
         """
         store = PrefixStore(f"case{number}", self.store)
         dist.init_process_group(
-            self.backend, store=store, rank=self.world.rank, world_size=self.world.size, timeout=self.timeout
+            self.backend, store=store, rank=self.world.rank, world_size=self.world.size, timeout=self.patience
         )
+        began = time.process_time()
         with quiet():
             mine = check(case, rank=self.world.rank, device=self.device)
+        mine = replace(mine, cpu_seconds=time.process_time() - began)
         heard(mine)
         store.set(f"outcome{self.world.rank}", mine.dumps())
         outcomes = self._gather(store, mine)

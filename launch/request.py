@@ -1,4 +1,4 @@
-"""What a run is asked, as a file: the cases, and the modules that must be imported before they unpickle."""
+"""What ranks are asked, as files: how they are started, the cases, and the modules that cases need to unpickle."""
 
 import importlib
 import importlib.util
@@ -15,23 +15,61 @@ from verify.dynamic.cases import Case
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Cases for one group of `ranks` processes; `timeout` is in seconds, for one case."""
+class Nodes:
+    """The machines of one group of ranks: how many, which of them this is, and `host:port` where they meet."""
 
-    cases: tuple[Case, ...]
+    count: int = 1
+    this: int = 0
+    endpoint: str = "localhost:0"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One group of `ranks` processes, the same number on every node; `timeout` is in seconds, for one case."""
+
     ranks: int
     timeout: float
+    nodes: Nodes = Nodes()
+
+    def __post_init__(self) -> None:
+        if self.ranks % self.nodes.count:
+            raise ValueError(f"{self.ranks} ranks do not divide over {self.nodes.count} nodes.")
 
 
-def write_request(directory: Path, request: Request) -> None:
-    """Into the directory, readable by this user only as the directory is."""
-    modules = {name: _file(name) for case in request.cases for name in _modules(case)}
-    (directory / "request").write_bytes(pickle.dumps((modules, pickle.dumps(request))))
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Cases to be answered one after the other; `first` numbers the first of them in the life of the group."""
+
+    cases: tuple[Case, ...]
+    first: int
 
 
-def read_request(directory: Path) -> Request:
+def write_start(directory: Path, start: Start) -> None:
+    """Into the directory, which only this user can read."""
+    (directory / "start").write_bytes(pickle.dumps(start))
+
+
+def read_start(directory: Path) -> Start:
     """As written by the process that started this one; its pickles are no more foreign than its own code."""
-    modules, request = pickle.loads((directory / "request").read_bytes())
+    found = pickle.loads((directory / "start").read_bytes())
+    assert isinstance(found, Start)
+    return found
+
+
+def write_request(directory: Path, number: int, request: Request) -> None:
+    """The `number`th request of a group; whole or not at all, since the ranks wait for it."""
+    modules = {name: _file(name) for case in request.cases for name in _modules(case)}
+    part = directory / f"request-{number}.part"
+    part.write_bytes(pickle.dumps((modules, pickle.dumps(request))))
+    part.rename(part.with_suffix(""))
+
+
+def read_request(directory: Path, number: int) -> Request | None:
+    """The `number`th request, or None as long as there is none."""
+    path = directory / f"request-{number}"
+    if not path.exists():
+        return None
+    modules, request = pickle.loads(path.read_bytes())
     init_hf_modules()
     for name, file in modules.items():
         _import(name, file)

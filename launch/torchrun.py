@@ -1,4 +1,6 @@
-"""Starting ranks on this machine, and leaving nothing behind: no process, no port, no file, also after Ctrl-C."""
+"""Ranks on this machine that stay up between cases, and leave nothing behind: no process, no port, no file, also after
+Ctrl-C.
+"""
 
 import json
 import os
@@ -8,19 +10,25 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
-from launch.request import Request, write_request
+from launch.ranks import GRACE
+from launch.request import Request, Start, write_request, write_start
+from verify.dynamic.cases import Case
 from verify.dynamic.outcome import Outcome, outcome_from
 
 _SCRIPT = Path(__file__).with_name("elastic.py")
 _ROOT = Path(__file__).parents[1]
 _PATIENCE = 5.0
 """Seconds between asking the launcher to end its ranks and ending them all."""
+_STARTING = 60.0
+"""Seconds that ranks may take to start, beside the time limit of their first case."""
+_POLL = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +45,83 @@ class Death:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What came back: per case the outcome of each rank that answered, the first death, and whether time ran out.
+class Answer:
+    """What came back for one case: the outcome of each rank that answered, the first death, whether time ran out.
 
     `complaint` is the last line that the launcher wrote, for the case that no rank ever started.
     """
 
-    outcomes: tuple[dict[int, Outcome], ...]
+    outcomes: dict[int, Outcome]
+    seconds: float
     death: Death | None = None
     timed_out: bool = False
     complaint: str = ""
 
 
-def run_cases(request: Request, *, limit: float) -> Run:
-    """Start the ranks, wait at most `limit` seconds, and read what they answered. Nothing outlives this call."""
-    with _directory() as directory:
-        write_request(directory, request)
-        log = directory / "launcher.log"
-        with log.open("wb") as written, _started(directory, written.fileno()) as process:
-            timed_out = False
-            try:
-                process.wait(limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-        return _read(directory, request, timed_out=timed_out)
+class Ranks(AbstractContextManager["Ranks"]):
+    """A warm group of ranks. It starts with the first question, and again after a case that ended its ranks."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self._life = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory = Path()
+        self._requests = self._asked = 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and kind is None:
+            (self._directory / "end").touch()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE)
+        self._stop()
+
+    def ask(self, cases: tuple[Case, ...]) -> Iterator[Answer]:
+        """One answer per case, in order; after one that is not complete, the ranks are ended and no more come."""
+        begun = time.monotonic()
+        allowed = self.start.timeout + GRACE + (_STARTING if self._process is None else 0.0)
+        if self._process is None:
+            self._begin()
+        first, self._asked = self._asked, self._asked + len(cases)
+        write_request(self._directory, self._requests, Request(cases, first))
+        self._requests += 1
+        for number in range(first, first + len(cases)):
+            answer = self._wait(number, begun, begun + allowed)
+            if len(answer.outcomes) < self.start.ranks:
+                self._stop()
+                yield answer
+                return
+            begun, allowed = time.monotonic(), self.start.timeout + GRACE
+            yield answer
+
+    def _wait(self, number: int, begun: float, end: float) -> Answer:
+        assert self._process is not None
+        while True:
+            over = self._process.poll() is not None  # before the files: those of ranks that are gone are there
+            late = time.monotonic() > end
+            outcomes = _outcomes(self._directory, number, self.start.ranks, anyway=over or late)
+            seconds = time.monotonic() - begun
+            if len(outcomes) == self.start.ranks:
+                return Answer(outcomes, seconds)
+            if over or late:
+                return Answer(outcomes, seconds, _first_death(self._directory), late and not over, self._complaint())
+            time.sleep(_POLL)
+
+    def _complaint(self) -> str:
+        lines = (self._directory / "launcher.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def _begin(self) -> None:
+        self._requests = self._asked = 0
+        self._directory = self._life.enter_context(_directory())
+        write_start(self._directory, self.start)
+        log = self._life.enter_context((self._directory / "launcher.log").open("wb"))
+        self._process = self._life.enter_context(_started(self._directory, log.fileno()))
+
+    def _stop(self) -> None:
+        self._process = None
+        self._life.close()
 
 
 @contextmanager
@@ -137,13 +198,12 @@ def _exit(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _read(directory: Path, request: Request, *, timed_out: bool) -> Run:
-    outcomes = []
-    for number in range(len(request.cases)):
-        files = directory.glob(f"outcome-{number}-*.json")
-        outcomes.append({found.rank: found for found in (outcome_from(file.read_text()) for file in files)})
-    complaint = (directory / "launcher.log").read_text(errors="replace").strip().splitlines()[-1:]
-    return Run(tuple(outcomes), _first_death(directory), timed_out, complaint[0] if complaint else "")
+def _outcomes(directory: Path, number: int, ranks: int, *, anyway: bool) -> dict[int, Outcome]:
+    """What the ranks answered to one case: nothing before all have, unless `anyway`."""
+    files = list(directory.glob(f"outcome-{number}-*.json"))
+    if len(files) < ranks and not anyway:
+        return {}
+    return {found.rank: found for found in (outcome_from(file.read_text()) for file in files)}
 
 
 def _first_death(directory: Path) -> Death | None:

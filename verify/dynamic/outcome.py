@@ -15,6 +15,8 @@ from verify.dynamic.compare import Comparison
 from verify.dynamic.localize import Divergence
 
 _ANOTHER = re.compile(r"gloo/|NCCL|Connection (closed|reset|refused)|Timed out waiting|Broken pipe")
+_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE)
+_OURS = Path(__file__).parents[2]
 _ROOTS = ("site-packages", "dist-packages")
 
 
@@ -22,7 +24,8 @@ _ROOTS = ("site-packages", "dist-packages")
 class Failure:
     """An exception on a rank: what was being asked, what was raised, in which module, on which line of modeling code.
 
-    `sharded` is false where the single-device model itself raised; `when` is seconds since the epoch.
+    `sharded` is false where the single-device model itself raised; `ours` where the code that raised is shardproof's;
+    `when` is seconds since the epoch.
     """
 
     stage: str
@@ -32,6 +35,12 @@ class Failure:
     source: Source | None
     sharded: bool
     when: float
+    ours: bool = False
+
+    @property
+    def limit(self) -> bool:
+        """Whether this machine was too small for the run."""
+        return self.kind in ("MemoryError", "OutOfMemoryError") or bool(_MEMORY.search(self.message))
 
     @property
     def heard_of(self) -> bool:
@@ -48,7 +57,7 @@ class Outcome:
     """One rank's answer to one case.
 
     `refused` is what autograd refused of the model's own code, which was worked around; `unasked` are the questions that
-    the single-device model could not answer, with its error.
+    the single-device model could not answer, with its error. `cpu_seconds` is this rank's own computing time.
     """
 
     rank: int
@@ -57,6 +66,7 @@ class Outcome:
     divergence: Divergence | None = None
     refused: Failure | None = None
     unasked: Mapping[str, str] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
 
     def dumps(self) -> str:
         """As JSON."""
@@ -74,6 +84,7 @@ def outcome_from(text: str) -> Outcome:
         divergence=Divergence(**divergence) if divergence else None,
         refused=_failure(data["refused"]),
         unasked=data["unasked"],
+        cpu_seconds=data["cpu_seconds"],
     )
 
 
@@ -88,16 +99,33 @@ def failure_of(error: BaseException, *, stage: str, module: str, sharded: bool) 
     through."""
     lines = str(error).strip().splitlines() or [""]
     message = lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
-    return Failure(stage, type(error).__name__, message, module, modeling_line(error), sharded, time.time())
+    kind = type(error).__name__
+    return Failure(stage, kind, message, module, modeling_line(error), sharded, time.time(), _is_ours(error))
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the innermost frame that is not of torch or Python itself is in shardproof."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if any(path.is_relative_to(_OURS / package) for package in ("planner", "verify", "launch")):
+            return True
+        if not _below_all(path):
+            return False
+    return False
+
+
+def _below_all(path: Path) -> bool:
+    """Torch, Python's own library, and what has no file: whoever called them is responsible."""
+    standard = path.is_relative_to(sysconfig.get_path("stdlib")) and not any(root in path.parts for root in _ROOTS)
+    return standard or not path.exists() or any((root, "torch") in zip(path.parts, path.parts[1:]) for root in _ROOTS)
 
 
 def modeling_line(error: BaseException) -> Source | None:
     """The innermost frame in a file of modeling code (`modeling_*.py`, or the user's own), as a relative path."""
-    ours = Path(__file__).parents[2]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         library = any(root in path.parts for root in _ROOTS) or path.is_relative_to(sysconfig.get_path("stdlib"))
-        own = any(path.is_relative_to(ours / package) for package in ("planner", "verify", "launch"))
+        own = any(path.is_relative_to(_OURS / package) for package in ("planner", "verify", "launch"))
         model = path.name.startswith("modeling_") and path.parent.name != "transformers"
         if model or not (library or own or not path.exists()):
             return Source(relative(path), frame.lineno or 0)
