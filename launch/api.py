@@ -1,144 +1,210 @@
 """Level 2 from Python: real ranks against the single-device model."""
 
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal, TypeAlias
 
 from launch.ranks import Seat, World, adopt, surrounding
-from launch.request import Request
-from launch.torchrun import Run, run_cases
+from launch.request import Nodes, Start
+from launch.torchrun import Answer, Ranks
 from planner.frontend.load import Loaded, load
 from planner.frontend.twin import TwinError, twin
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.plan import Plan
 from verify.dynamic.cases import Case
+from verify.dynamic.diagnose import diagnosed
 from verify.dynamic.inprocess import InProcess
 from verify.dynamic.outcome import Outcome
-from verify.dynamic.verdicts import findings_of, measures_of
+from verify.dynamic.verdicts import findings_of, measures_of, written
 from verify.report import LevelResult
 
-
-def confirm(
-    loaded_or_reference: Loaded | str, plan: Plan, *, tp: int = 1, pp: int = 1, timeout: float = 300.0
-) -> LevelResult:
-    """Run a plan on `tp * pp` real ranks and compare with the single-device model, on a twin in float64.
-
-    Inside a torchrun or Slurm job its ranks are used, and every rank gets the same result; else ranks are started
-    here and
-    ended before this returns. `timeout` is in seconds. `ValueError` where the layout is no layout, or not that of
-    the job.
-    """
-    world = surrounding()
-    _check_layout(tp, pp, world)
-    began = time.monotonic()
-    if tp > 1 and not (plan.tp or plan.head_tp):
-        return _result(began, (_nothing_planned(),))
-    loaded = load(loaded_or_reference) if isinstance(loaded_or_reference, str) else loaded_or_reference
-    try:
-        case = Case(twin(loaded, tp=tp, pp=pp), plan, tp, pp)
-    except TwinError as error:
-        return _result(began, (_undecided("DY504", str(error), "no model that is small enough to run"),))
-    if world is not None:
-        return _in_job(case, world, began, timeout)
-    return confirm_cases((case,), timeout=timeout)[0]
-
-
+Ask = Callable[[Case], Answer]
 Engine: TypeAlias = Literal["ranks", "inprocess"]
 
 
-def confirm_cases(
-    cases: tuple[Case, ...], *, timeout: float = 300.0, engine: Engine = "ranks"
-) -> tuple[LevelResult, ...]:
-    """Several cases of the same number of ranks, in one start: the ranks stay up, each case has its own process group.
+def confirm(
+    loaded_or_reference: Loaded | str,
+    plan: Plan,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    ep: int = 1,
+    weights: bool = False,
+    timeout: float = 300.0,
+    nodes: Nodes | None = None,
+) -> LevelResult:
+    """Run a plan on `tp * pp` real ranks and compare with the single-device model.
 
-    With `engine="inprocess"` the ranks are threads of this process: quicker, for tensor-parallel cases of twins on the CPU.
+    Inside a torchrun or Slurm job its ranks are used, and every rank gets the same result; else ranks are started
+    here (with `nodes`, this machine's share of them) and ended before this returns. A refuted plan is run again, for a
+    fix and for whose fault it is.
+
+    Args:
+        loaded_or_reference: a loaded model or a reference to one.
+        plan: the plan under test.
+        tp: ranks on the tensor-parallel axis.
+        pp: pipeline stages.
+        ep: ranks over which the experts are split, on the same ranks as `tp`: 1, or `tp`.
+        weights: run the real checkpoint in its own dtype, instead of a twin in float64.
+        timeout: seconds for one case.
+        nodes: the machines, where there are several; every one runs the same call.
+
+    Raises:
+        ValueError: the layout is no layout, or not that of the job; or there is no checkpoint to run.
+        LoadError: the reference names no model.
+    """
+    world = surrounding()
+    _check_layout(tp, pp, ep, world)
+    began = time.monotonic()
+    if (tp > 1 and not (plan.tp or plan.head_tp)) or (ep > 1 and not plan.ep):
+        return LevelResult("run", time.monotonic() - began, (_nothing_planned(ep),))
+    loaded = load(loaded_or_reference) if isinstance(loaded_or_reference, str) else loaded_or_reference
+    if weights and loaded.checkpoint is None:
+        raise ValueError(f"{loaded.title} has no checkpoint to run; give a checkpoint folder, or run its twin.")
+    try:
+        case = Case(loaded if weights else twin(loaded, tp=tp, pp=pp), plan, tp, pp, ep, weights=weights)
+    except TwinError as error:
+        finding = _undecided("DY504", str(error), "no model that is small enough to run")
+        return LevelResult("run", time.monotonic() - began, (finding,))
+    with _answering(case, world, timeout, nodes) as ask:
+        result = _result(case, ask(case), timeout)
+        findings = diagnosed(case, result.findings, lambda other: _decided(other, ask(other), timeout))
+    return LevelResult("run", time.monotonic() - began, written(case, findings), result.measures)
+
+
+def confirm_cases(
+    cases: tuple[Case, ...], *, timeout: float = 300.0, diagnose: bool = False
+) -> tuple[LevelResult, ...]:
+    """Several cases of the same number of ranks, in one warm group: each case has its own process group in it.
 
     `timeout` is in seconds, for one case. A case that ends the ranks (one killed, one that never answers) costs a new
-    start for the cases after it.
+    start for the cases after it. With `diagnose`, what is refuted is run again, as by `confirm`.
+
+    With `engine="inprocess"` the ranks are threads of this process: quicker, for tensor-parallel cases of twins on the CPU.
     """
+    if not cases:
+        return ()
     if engine == "inprocess":
-        return _in_process(cases, timeout)
+        return tuple(_written(case, result) for case, result in zip(cases, _in_process(cases, timeout), strict=True))
     results: list[LevelResult] = []
-    while len(results) < len(cases):
-        began = time.monotonic()
-        left = cases[len(results) :]
-        ranks = left[0].tp * left[0].pp
-        run = run_cases(Request(left, ranks, timeout), limit=timeout * len(left))
-        whole = [outcomes for outcomes in run.outcomes if len(outcomes) == ranks]
-        seconds = (time.monotonic() - began) / max(len(whole), 1)
-        for case, outcomes in zip(left, whole, strict=False):
-            results.append(LevelResult("run", seconds, findings_of(case, outcomes), measures_of(outcomes)))
-        if len(whole) < len(left):
-            results.append(LevelResult("run", seconds, _incomplete(left[len(whole)], run, len(whole), timeout)))
-    return tuple(results)
+    with Ranks(Start(cases[0].tp * cases[0].pp, timeout)) as ranks:
+        ask = _asking(ranks)
+        while len(results) < len(cases):
+            for case, answer in zip(cases[len(results) :], ranks.ask(cases[len(results) :]), strict=False):
+                result = _result(case, answer, timeout)
+                results.append(result)
+        if diagnose:
+            results = [_diagnosed(case, result, ask, timeout) for case, result in zip(cases, results, strict=True)]
+    return tuple(_written(case, result) for case, result in zip(cases, results, strict=True))
 
 
-def _in_process(cases: tuple[Case, ...], timeout: float) -> tuple[LevelResult, ...]:
+def _written(case: Case, result: LevelResult) -> LevelResult:
+    return LevelResult(result.level, result.seconds, written(case, result.findings), result.measures)
+
+
+def _in_process(cases: tuple[Case, ...], timeout: float) -> list[LevelResult]:
     """One after the other; ranks that did not answer in time are left behind, and new ones go on."""
     results: list[LevelResult] = []
     while len(results) < len(cases):
         with InProcess(cases[0].tp) as ranks, suppress(TimeoutError):
             for case in cases[len(results) :]:
                 began = time.monotonic()
-                results.append(_result(began, _missing(case, {}, None, timed_out=True, timeout=timeout)))
+                results.append(_result(case, Answer({}, timeout, timed_out=True), timeout))
                 outcomes = ranks.check(case, timeout=timeout)
-                seconds = time.monotonic() - began
-                results[-1] = LevelResult("run", seconds, findings_of(case, outcomes), measures_of(outcomes))
-    return tuple(results)
+                results[-1] = _result(case, Answer(outcomes, time.monotonic() - began), timeout)
+    return results
 
 
-def _in_job(case: Case, world: World, began: float, timeout: float) -> LevelResult:
+def _diagnosed(case: Case, result: LevelResult, ask: Ask, timeout: float) -> LevelResult:
+    began = time.monotonic()
+    findings = diagnosed(case, result.findings, lambda other: _decided(other, ask(other), timeout))
+    return LevelResult("run", result.seconds + time.monotonic() - began, findings, result.measures)
+
+
+@contextmanager
+def _answering(case: Case, world: World | None, timeout: float, nodes: Nodes | None) -> Iterator[Ask]:
+    """What answers one case at a time: the ranks of the job around, or ranks that are started here."""
+    if world is not None:
+        yield _seated(world, timeout)
+        return
+    start = Start(case.tp * case.pp, timeout, nodes or Nodes())
+    with Ranks(start) as ranks:
+        yield _asking(ranks)
+
+
+def _asking(ranks: Ranks) -> Ask:
+    return lambda case: next(iter(list(ranks.ask((case,)))))
+
+
+def _seated(world: World, timeout: float) -> Ask:
+    """Every rank of the job asks and answers at once, and all hear the same. After a rank was lost, none answers."""
     adopt(world)
     seat = Seat(world, timeout=timeout)
-    outcomes = seat.answer(case, 0, heard=_unheard)
-    if len(outcomes) < world.size:
-        return _result(began, _missing(case, outcomes, None, timed_out=True, timeout=timeout))
-    return LevelResult("run", time.monotonic() - began, findings_of(case, outcomes), measures_of(outcomes))
+    number = 0
+    lost = False
+
+    def ask(case: Case) -> Answer:
+        nonlocal number, lost
+        began = time.monotonic()
+        outcomes = {} if lost else seat.answer(case, number, heard=_unheard)
+        number += 1
+        lost = len(outcomes) < world.size
+        return Answer(outcomes, time.monotonic() - began, timed_out=lost)
+
+    return ask
 
 
 def _unheard(_: Outcome) -> None:
     """In somebody else's job the other ranks hear an outcome through the store, and nobody else needs it."""
 
 
-def _check_layout(tp: int, pp: int, world: World | None) -> None:
+def _check_layout(tp: int, pp: int, ep: int, world: World | None) -> None:
     if tp < 1 or pp < 1:
         raise ValueError(f"tp and pp must be at least 1, not {tp} and {pp}.")
     if tp * pp < 2:
         raise ValueError("A run needs at least 2 ranks: give tp or pp of 2 or more.")
+    if ep not in (1, tp) or (ep > 1 and pp > 1):
+        raise ValueError(f"ep must be 1 or tp ({tp}), without stages: the experts lie on the tensor-parallel ranks.")
     if world is not None and tp * pp != world.size:
         raise ValueError(f"tp {tp} x pp {pp} makes {tp * pp} ranks, but this job has {world.size}.")
 
 
-def _incomplete(case: Case, run: Run, number: int, timeout: float) -> tuple[Finding, ...]:
-    death = str(run.death) if run.death else None
-    outcomes = run.outcomes[number]
-    if not outcomes and death is None and not run.timed_out:
-        return (_undecided("DY504", f"the launcher ended before any rank answered: {run.complaint}", "no rank ran"),)
-    return _missing(case, outcomes, death, timed_out=run.timed_out, timeout=timeout)
+def _result(case: Case, answer: Answer, timeout: float) -> LevelResult:
+    if len(answer.outcomes) == case.tp * case.pp:
+        measures = measures_of(case, answer.outcomes)
+        return LevelResult("run", answer.seconds, findings_of(case, answer.outcomes), measures)
+    return LevelResult("run", answer.seconds, _incomplete(case, answer, timeout))
 
 
-def _missing(
-    case: Case, outcomes: dict[int, Outcome], death: str | None, *, timed_out: bool, timeout: float
-) -> tuple[Finding, ...]:
+def _decided(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ...] | None:
+    """The findings of one case, or None where it was not decided."""
+    findings = _result(case, answer, timeout).findings
+    return None if any(finding.severity is Severity.UNDECIDED for finding in findings) else findings
+
+
+def _incomplete(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ...]:
     """Not every rank answered: a rank's own exception is the first cause, else its death, else the time."""
+    outcomes = answer.outcomes
+    if not outcomes and answer.death is None and not answer.timed_out:
+        message = f"the launcher ended before any rank answered: {answer.complaint}"
+        return (_undecided("DY504", message, "no rank ran"),)
     failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.failure and not outcome.failure.heard_of}
     if failed:
         return findings_of(case, failed)
-    if death is not None and not timed_out:
-        return (_undecided("DY504", f"{death} before it answered", "a rank that is gone compares nothing"),)
+    if answer.death is not None and not answer.timed_out and answer.death.rank not in outcomes:
+        message = f"{answer.death} before it answered"
+        return (_undecided("DY504", message, "a rank that is gone compares nothing"),)
     silent = ", ".join(str(rank) for rank in range(case.tp * case.pp) if rank not in outcomes)
     return (_undecided("DY505", f"no answer from rank {silent} in {timeout:g} s", "nothing was compared in time"),)
 
 
-def _nothing_planned() -> Finding:
+def _nothing_planned(ep: int) -> Finding:
+    kind = "expert" if ep > 1 else "tensor"
     return Finding(
-        "PL104", Severity.UNDECIDED, "the plan has no tensor-parallel entry: there is nothing to run", Place()
+        "PL104", Severity.UNDECIDED, f"the plan has no {kind}-parallel entry: there is nothing to run", Place()
     )
 
 
 def _undecided(code: str, message: str, why: str) -> Finding:
     return Finding(code, Severity.UNDECIDED, message, Place(), why, fault=Fault.OURS)
-
-
-def _result(began: float, findings: tuple[Finding, ...]) -> LevelResult:
-    return LevelResult("run", time.monotonic() - began, findings)

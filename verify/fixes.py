@@ -45,9 +45,8 @@ def _fix(
     subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...], finding: Finding
 ) -> Fix | None:
     best: tuple[int, Edit] | None = None
-    edits = (edit for pattern in _suspects(subject, finding) for edit in _edits(subject, styles, pattern, finding.code))
-    for edit in islice(edits, TRIES):
-        left = check_tensor(subject, _edited(styles, edit), degree)
+    for edit in islice(edits(subject, styles, finding), TRIES):
+        left = check_tensor(subject, edited(styles, edit), degree)
         if not left:
             return Fix(str(edit), (edit,), PROVED)
         if (best is None or len(left) < best[0]) and len(left) < len(findings) and not _has(left, finding):
@@ -55,6 +54,12 @@ def _fix(
     if best is None:
         return None
     return Fix(str(best[1]), (best[1],), f"the edited plan no longer has this finding; {best[0]} others remain")
+
+
+def edits(subject: Subject, styles: Mapping[str, str], finding: Finding) -> Iterator[Edit]:
+    """Edits of one entry that may mend a finding, likeliest first; none of them has been tried."""
+    for pattern in _suspects(subject, finding):
+        yield from _edits(subject, styles, pattern, finding.code)
 
 
 def _suspects(subject: Subject, finding: Finding) -> Iterator[str]:
@@ -75,7 +80,8 @@ def _has(findings: tuple[Finding, ...], finding: Finding) -> bool:
     return any(other.code == finding.code and other.place.entry == finding.place.entry for other in findings)
 
 
-def _edited(styles: Mapping[str, str], edit: Edit) -> dict[str, str]:
+def edited(styles: Mapping[str, str], edit: Edit) -> dict[str, str]:
+    """The styles after one edit."""
     kept = {pattern: style for pattern, style in styles.items() if pattern != edit.pattern}
     return kept if edit.new is None else {**kept, edit.pattern: edit.new}
 
@@ -85,7 +91,8 @@ def _edits(subject: Subject, styles: Mapping[str, str], pattern: str, code: str)
     and those that the siblings have, then the others, then none.
     """
     have = styles.get(pattern)
-    if code in EXTRA and have is not None:
+    extra = have is not None and (code in EXTRA or have == "all_reduce")
+    if extra:
         yield Edit(pattern, have, None)
     siblings = [style for other, style in styles.items() if other.rpartition(".")[0] == pattern.rpartition(".")[0]]
     family = _family(have)
@@ -94,9 +101,9 @@ def _edits(subject: Subject, styles: Mapping[str, str], pattern: str, code: str)
     )
     asked = [style for style in ASKED.get(code, ()) if style != have]
     for style in dict.fromkeys((*asked, *likely)):
-        if style != have and _applies(subject, pattern, style):
+        if style != have and style in STYLES and _applies(subject, pattern, style):
             yield Edit(pattern, have, style)
-    if have is not None and code not in EXTRA:
+    if have is not None and not extra:
         yield Edit(pattern, have, None)
 
 

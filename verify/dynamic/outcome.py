@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from verify.dynamic.localize import Divergence
 _ANOTHER = re.compile(r"gloo/|NCCL|Connection (closed|reset|refused)|Timed out waiting|Broken pipe")
 _MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE)
 _OURS = Path(__file__).parents[2]
+_AROUND = ("exact.py", "application.py", "collectives.py")
+"""Files of ours that stand around every operation of a model, and are on the way to whatever it raises."""
 _ROOTS = ("site-packages", "dist-packages")
 
 
@@ -104,9 +107,17 @@ def failure_of(error: BaseException, *, stage: str, module: str, sharded: bool) 
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the innermost frame that is not of torch or Python itself is in shardproof."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    """Whether the innermost frame that is not of torch or Python itself is in shardproof.
+
+    A `ValueError` that shardproof raises itself is a plan or a model that it refuses.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(_OURS / "verify"):
+        return False
+    for frame in reversed(frames):
         path = Path(frame.filename)
+        if path.parent == Path(__file__).parent and path.name in _AROUND:
+            continue
         if any(path.is_relative_to(_OURS / package) for package in ("planner", "verify", "launch")):
             return True
         if not _below_all(path):
@@ -117,7 +128,7 @@ def _is_ours(error: BaseException) -> bool:
 def _below_all(path: Path) -> bool:
     """Torch, Python's own library, and what has no file: whoever called them is responsible."""
     standard = path.is_relative_to(sysconfig.get_path("stdlib")) and not any(root in path.parts for root in _ROOTS)
-    return standard or not path.exists() or any((root, "torch") in zip(path.parts, path.parts[1:]) for root in _ROOTS)
+    return standard or not path.exists() or any((root, "torch") in pairwise(path.parts) for root in _ROOTS)
 
 
 def modeling_line(error: BaseException) -> Source | None:

@@ -11,31 +11,46 @@ from verify.dynamic.cases import Case
 from verify.dynamic.compare import Comparison
 from verify.dynamic.localize import Divergence, entry_of
 from verify.dynamic.outcome import Failure, Outcome, worst
+from verify.dynamic.saved import SAVED
 
-_OUR_LIMITS = ("MemoryError", "OutOfMemoryError", "TimeoutError")
 _MOST = 4
 """Gradient findings: one fault spreads to every gradient upstream of it."""
 
 
-def measures_of(outcomes: Mapping[int, Outcome]) -> dict[str, float]:
-    """The largest relative error of each kind of comparison."""
+def measures_of(case: Case, outcomes: Mapping[int, Outcome]) -> dict[str, float]:
+    """The largest relative error of each kind of comparison, in the order they were made.
+
+    What the client alone gets wrong is no measure of the plan; it is in the findings.
+    """
+    styles = case.plan.styles(base_prefix(build(case.loaded)))
     largest: dict[str, float] = {}
     for comparison in worst(outcomes).values():
-        largest[comparison.what] = max(largest.get(comparison.what, 0.0), comparison.error)
+        if not _clients_accumulation(case, comparison, styles):
+            largest[comparison.what] = max(largest.get(comparison.what, 0.0), comparison.error)
     return largest
 
 
 def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, ...]:
-    """What the ranks' outcomes mean for the plan."""
+    """What the ranks' outcomes mean for the plan; entries as the head model sees them."""
     model = build(case.loaded)
     styles = case.plan.styles(base_prefix(model))
     refused = next((outcome.refused for outcome in outcomes.values() if outcome.refused), None)
     wrong = [comparison for comparison in worst(outcomes).values() if not comparison.right]
     divergence = next((outcome.divergence for outcome in outcomes.values() if outcome.divergence), None)
+    found = [*_wrong(case, wrong, styles, divergence)]
     failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
-    failed = [_failure(failures, case, styles, model)] if failures else []
-    found = (*_wrong(case, wrong, styles, divergence), *failed, *([_refusal(refused)] if refused else []))
-    return tuple(as_written(finding, base_prefix(model)) for finding in found)
+    if failures and not wrong:  # what is raised after a wrong answer is a consequence of it
+        found.append(_failure(failures, case, styles, model))
+    if refused:
+        found.append(_refusal(refused))
+    unasked = next((outcome.unasked for outcome in outcomes.values() if outcome.unasked), {})
+    return (*found, *(_unasked(stage, error) for stage, error in unasked.items()))
+
+
+def written(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Findings with their keys as the plan's own file has them."""
+    prefix = base_prefix(build(case.loaded))
+    return tuple(as_written(finding, prefix) for finding in findings)
 
 
 def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str], model: nn.Module) -> Finding:
@@ -51,14 +66,16 @@ def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str]
 
 def failure_finding(who: str, failure: Failure, entry: str | None) -> Finding:
     """A rank that raised: the plan's fault, unless the single-device model raised too, or it was a limit of this
-    machine."""
-    ours = failure.kind in _OUR_LIMITS or failure.heard_of
+    machine, another rank's end, or our own code.
+    """
+    ours = failure.limit or failure.kind == "TimeoutError" or failure.heard_of or failure.ours
     decided = failure.sharded and not ours
     fault = Fault.PLAN if decided else Fault.OURS if ours else Fault.MODEL
+    blame = "an error in shardproof itself: " if failure.ours and not (failure.limit or failure.heard_of) else ""
     return Finding(
         code="DY504",
         severity=Severity.ERROR if decided else Severity.UNDECIDED,
-        message=f"{who} failed in {failure.stage}: {failure.kind}: {failure.message}",
+        message=f"{blame}{who} failed in {failure.stage}: {failure.kind}: {failure.message}",
         place=Place(entry, failure.module or None, failure.source),
         why="the per-rank program cannot run" if decided else "nothing was compared",
         found=failure.kind,
@@ -67,15 +84,27 @@ def failure_finding(who: str, failure: Failure, entry: str | None) -> Finding:
     )
 
 
+def _unasked(stage: str, error: str) -> Finding:
+    return Finding(
+        code="DY504",
+        severity=Severity.WARNING,
+        message=f"{stage} was not compared: the single-device model itself raises {error.strip().splitlines()[0][:200]}",
+        why="what one device cannot do has nothing to be compared with",
+        fault=Fault.MODEL,
+    )
+
+
 def _wrong(
     case: Case, wrong: Sequence[Comparison], styles: dict[str, str], divergence: Divergence | None
 ) -> tuple[Finding, ...]:
     """Weights before outputs before decode before gradients: each is a consequence of the ones before it."""
     kinds: dict[str, list[Comparison]] = {code: [] for code in ("DY506", "DY501", "DY503", "DY502")}
+    lost = [comparison for comparison in wrong if comparison.what == SAVED]
     for comparison in wrong:
-        kinds[_code(comparison.what)].append(comparison)
-    if kinds["DY506"]:
-        return tuple(_weight(comparison, styles) for comparison in kinds["DY506"][:_MOST])
+        if comparison.what != SAVED:
+            kinds[_code(comparison.what)].append(comparison)
+    if kinds["DY506"] or (lost and len(lost) == len(wrong)):
+        return tuple(_weight(comparison, styles) for comparison in [*kinds["DY506"], *lost][:_MOST])
     if kinds["DY501"]:
         return (_output(kinds["DY501"], divergence),)
     if kinds["DY503"]:
@@ -90,7 +119,8 @@ def _code(what: str) -> str:
 
 def _output(wrong: Sequence[Comparison], divergence: Divergence | None) -> Finding:
     worst_one = max(wrong, key=lambda comparison: comparison.error)
-    names = ", ".join(f"{comparison.what} by {comparison.error:.1e}" for comparison in wrong)
+    largest = {one.what: max(other.error for other in wrong if other.what == one.what) for one in wrong}
+    names = ", ".join(f"{what} by {error:.1e}" for what, error in largest.items())
     where = f"; the first module to differ is {divergence.module}" if divergence else ""
     return Finding(
         code="DY501",
@@ -104,17 +134,16 @@ def _output(wrong: Sequence[Comparison], divergence: Divergence | None) -> Findi
 
 
 def _decode(wrong: Sequence[Comparison], divergence: Divergence | None) -> Finding:
-    error = max(comparison.error for comparison in wrong)
+    names = ", ".join(dict.fromkeys(comparison.what for comparison in wrong))
+    worst_one = max(wrong, key=lambda comparison: comparison.error)
     return Finding(
         code="DY503",
         severity=Severity.ERROR,
-        message=(
-            f"decoding through the cache differs from the single-device model by {error:.1e}, the full forward does not"
-        ),
+        message=f"decoding through the cache differs from the single-device model ({names}), the full forward does not",
         place=_place(divergence, wrong[0].place),
         why="the cache of a rank must hold the keys and values of its own heads, at the global layer index",
-        found=f"relative error {error:.1e}",
-        needed=f"at most {wrong[0].limit:.0e}",
+        found=f"relative error {worst_one.error:.1e}" if worst_one.limit else "other tokens",
+        needed=f"at most {worst_one.limit:.0e}" if worst_one.limit else "the same tokens",
     )
 
 
@@ -123,10 +152,11 @@ def _place(divergence: Divergence | None, module: str) -> Place:
 
 
 def _weight(comparison: Comparison, styles: dict[str, str]) -> Finding:
+    how = "saved from the ranks" if comparison.what == SAVED else "put together from the ranks' shards"
     return Finding(
         code="DY506",
         severity=Severity.ERROR,
-        message=f"{comparison.place}, put together from the ranks' shards, is not the parameter that was loaded",
+        message=f"{comparison.place}, {how}, is not the parameter that was loaded",
         place=Place(entry_of(comparison.place, styles), comparison.place.rpartition(".")[0] or None),
         why="the shards of a parameter must be its parts, each once",
         found=f"relative error {comparison.error:.1e}",

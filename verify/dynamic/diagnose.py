@@ -1,0 +1,93 @@
+"""After a refutation: an edit that mends the plan, and whose fault it is; both by running again.
+
+An edit is offered only after ranks agreed with it. Where no edit does, the same plan is applied a second time, from the
+style data alone (`verify.dynamic.application`): where that is right, the client is to blame.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from planner.frontend.load import base_prefix, build
+from planner.frontend.trace import TraceError, trace
+from planner.ir.findings import Fault, Finding, Fix, Severity
+from planner.ir.plan import Edit
+from verify.checks.tensor import Subject, check_tensor
+from verify.dynamic.cases import Applied, Case
+from verify.fixes import edited, edits
+
+Findings = tuple[Finding, ...]
+Run = Callable[[Case], Findings | None]
+"""What a run of one case finds; None where it was not decided."""
+
+TRIES = 6
+"""Edits run on ranks."""
+PROOFS = 40
+"""Edits looked at in the search for those; the proof puts the likely ones first."""
+RUN_AGREED = "ranks with the edited plan agreed"
+
+
+def diagnosed(case: Case, findings: Findings, run: Run) -> Findings:
+    """The findings, the first error with what running again showed of it; as they are where it is none of the plan's."""
+    position = next((n for n, found in enumerate(findings) if _is_the_plans(found)), None)
+    if position is None or case.pp > 1 or case.ep > 1:
+        return findings
+    fix = _mending(case, findings[position], run)
+    if fix is not None:
+        first = findings[position]
+        place = replace(first.place, entry=fix.edits[0].pattern)
+        return (*findings[:position], replace(first, fix=fix, place=place), *findings[position + 1 :])
+    own = run(replace(case, applied=Applied.OURS))
+    if own is None or any(_is_the_plans(found) for found in own):
+        return findings
+    return tuple(_the_clients(found) if _is_the_plans(found) else found for found in findings)
+
+
+def _is_the_plans(finding: Finding) -> bool:
+    return finding.severity is Severity.ERROR and finding.fault is Fault.PLAN
+
+
+def _the_clients(finding: Finding) -> Finding:
+    why = f"{finding.why}; a second application of the same plan, from the meaning of its styles alone, is right"
+    return replace(finding, fault=Fault.CLIENT, why=why)
+
+
+def _mending(case: Case, finding: Finding, run: Run) -> Fix | None:
+    prefix = base_prefix(build(case.loaded))
+    for edit in islice(_likely(case, finding), TRIES):
+        again = run(replace(case, plan=case.plan.edited(edit, prefix)))
+        if again is not None and not any(found.severity is Severity.ERROR for found in again):
+            return Fix(str(edit), (edit,), RUN_AGREED)
+    return None
+
+
+def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
+    """Edits that may mend the finding: those that the proof accepts, at the places that it and the run point to."""
+    model = build(case.loaded)
+    try:
+        subject = Subject(model, trace(model), base_prefix(model))
+    except TraceError:
+        return
+    styles = case.plan.styles(subject.prefix)
+    wrong = check_tensor(subject, styles, case.tp)
+    pointed = [found for found in wrong if found.severity is Severity.ERROR]
+    tried = dict.fromkeys(islice(_by_turns(subject, styles, [finding, *pointed]), PROOFS))
+    accepted: list[Edit] = []
+    for edit in tried:
+        left = check_tensor(subject, edited(styles, edit), case.tp)
+        if not left:
+            yield edit
+        elif len(left) < len(wrong):
+            accepted.append(edit)
+    yield from accepted
+
+
+def _by_turns(subject: Subject, styles: Mapping[str, str], findings: Sequence[Finding]) -> Iterator[Edit]:
+    """The edits of every finding, one of each in turn."""
+    left = [edits(subject, styles, finding) for finding in findings]
+    while left:
+        for one in list(left):
+            if (edit := next(one, None)) is None:
+                left.remove(one)
+            else:
+                yield edit
