@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
     parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
-    parser.add_argument("--levels", default="proof,run", help="zoo: proof, run, or both")
+    parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
     parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo: measure these again")
     parser.add_argument("--page", type=Path, default=None, help="zoo, mutants: also write the page of the docs")
     parser.add_argument("--limit", type=int, default=0, help="mutants: at most this many of each plan")

@@ -1,6 +1,6 @@
 """What is measured of one type, in a process of its own: reads requests as lines on stdin, answers each with one line.
 
-A request is `{"row": ROW, "level": "proof" | "run"}`, the answer the row with what was found.
+A request is `{"row": ROW, "level": "proof" | "run" | "ranks"}`, the answer the row with what was found.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from planner.api import Suggestion, sharded_fraction, suggest
 from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried_plan, load
@@ -104,8 +104,8 @@ def _upstream(loaded: Loaded, suggestion: Suggestion, degrees: tuple[int, ...]) 
     return _with_proofs(Judged(fraction, plan.to_json()), loaded, plan, degrees)
 
 
-def ran(row: Row) -> Row:
-    """The plans of a proved row on real ranks, all that have one degree in one start."""
+def ran(row: Row, engine: Literal["inprocess", "ranks"]) -> Row:
+    """The plans of a proved row on ranks that are threads or processes, all that have one degree in one start."""
     from launch.api import confirm_cases  # only here: proofs need no launcher
     from verify.dynamic.cases import Case
 
@@ -115,7 +115,7 @@ def ran(row: Row) -> Row:
             small = twin(load(row.name), tp=degree)
             plans = {key: judged for key in ("mine", "upstream") if (judged := getattr(row, key)) and _any(judged)}
             cases = tuple(Case(small, plan_from_json(judged.plan), degree, 1) for judged in plans.values())
-            results = confirm_cases(cases, timeout=PATIENCE * len(cases))
+            results = confirm_cases(cases, timeout=PATIENCE, engine=engine)
             for (key, judged), result in zip(plans.items(), results, strict=True):
                 row = replace(row, **{key: _judged(judged, "run", degree, result)})  # type: ignore[arg-type]  # a field's name
     except (LoadError, TwinError, ValueError) as error:
@@ -135,7 +135,10 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         row = row_of(request["row"])
-        answer = proved(row.name) if request["level"] == "proof" else ran(row)
+        if request["level"] == "proof":
+            answer = proved(row.name)
+        else:
+            answer = ran(row, "ranks" if request["level"] == "ranks" else "inprocess")
         answers.write(answer.line() + "\n")
         answers.flush()
 

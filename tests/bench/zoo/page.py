@@ -70,7 +70,7 @@ def page(rows: Sequence[Row]) -> str:
         "`python -m tests.bench zoo --page docs/zoo.md`; do not edit by hand.",
         "",
         "*Sharded* is the share of parameter bytes that a plan splits. Verdicts are those of the proof (full size) and of the",
-        "run (real ranks, on a small twin in float64) at the degrees shown. Seconds are of processor time on one thread,",
+        "run (ranks on a small twin in float64) at the degrees shown. Seconds are of processor time on one thread,",
         "without imports.",
         "",
         "| measure | number |",
