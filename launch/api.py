@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal, TypeAlias
 
+from launch.job import Nodes
 from launch.ranks import Seat, World, adopt, surrounding
-from launch.request import Nodes, Start
+from launch.request import Start
 from launch.torchrun import Answer, Ranks
 from planner.frontend.load import Loaded, load
 from planner.frontend.twin import TwinError, twin
@@ -74,7 +75,7 @@ def confirm(
 
 
 def confirm_cases(
-    cases: tuple[Case, ...], *, timeout: float = 300.0, diagnose: bool = False
+    cases: tuple[Case, ...], *, timeout: float = 300.0, engine: Engine = "ranks", diagnose: bool = False
 ) -> tuple[LevelResult, ...]:
     """Several cases of the same number of ranks, in one warm group: each case has its own process group in it.
 

@@ -1,4 +1,4 @@
-"""Whether this process is one rank of a job that somebody else started."""
+"""Where ranks are: whether this process is one of a job that somebody else started, and on which machines ours run."""
 
 import os
 from collections.abc import Mapping
@@ -29,3 +29,12 @@ def this_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
     if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return Rank(int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]))
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The machines of one group of ranks: how many, which of them this is, and `host:port` where they meet."""
+
+    count: int = 1
+    this: int = 0
+    endpoint: str = "localhost:0"

@@ -5,22 +5,14 @@ import importlib.util
 import inspect
 import pickle
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers.dynamic_module_utils import init_hf_modules
 
+from launch.job import Nodes
 from planner.frontend.code import FILE_PACKAGE
 from verify.dynamic.cases import Case
-
-
-@dataclass(frozen=True, slots=True)
-class Nodes:
-    """The machines of one group of ranks: how many, which of them this is, and `host:port` where they meet."""
-
-    count: int = 1
-    this: int = 0
-    endpoint: str = "localhost:0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +21,7 @@ class Start:
 
     ranks: int
     timeout: float
-    nodes: Nodes = Nodes()
+    nodes: Nodes = field(default_factory=Nodes)
 
     def __post_init__(self) -> None:
         if self.ranks % self.nodes.count:

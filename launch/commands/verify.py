@@ -10,7 +10,7 @@ import typer
 
 from launch.answers import EXIT_CODES, Answer, MisuseError
 from launch.console import Progress, only_results_on_stdout, print_result
-from launch.job import this_rank
+from launch.job import Nodes, this_rank
 from launch.model import Model, read_dialect, read_model, read_plan
 from launch.options import (
     DebugOption,
@@ -50,10 +50,12 @@ class Layout:
 
     tp: int = 1
     pp: int = 1
+    ep: int = 1
 
     def __str__(self) -> str:
         parts = [f"tp {self.tp}"] if self.tp > 1 or self.pp == 1 else []
-        return " x ".join([*parts, *([f"pp {self.pp}"] if self.pp > 1 else [])])
+        more = [f"{axis} {size}" for axis, size in (("pp", self.pp), ("ep", self.ep)) if size > 1]
+        return " x ".join([*parts, *more])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Verification:
     form: ReportFormat = ReportFormat.TEXT
     timeout: float = 300.0
     client: str | None = None
+    weights: bool = False
+    nodes: Nodes | None = None
 
 
 def verify(
@@ -92,6 +96,18 @@ def verify(
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Time limit of a run; its ranks are ended after it.")
     ] = 300.0,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Run the checkpoint's own weights in their dtype, instead of a twin.")
+    ] = False,
+    ep: Annotated[
+        int | None,
+        typer.Option(parser=degree, metavar="N", help="Ranks that share the experts: all of --tp.", show_default="1"),
+    ] = None,
+    nnodes: Annotated[int, typer.Option(min=1, metavar="N", help="Machines that run this command together.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, metavar="N", help="Which of them this is, from 0.")] = 0,
+    rdzv_endpoint: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where they meet: the first machine.", show_default="this machine")
+    ] = "",
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -101,11 +117,13 @@ def verify(
         request = Verification(
             model=Model(model, settings(set_), trust_remote_code),
             plan_file=plan,
-            layout=layout(tp, pp, ranks=rank.world if rank else None),
+            layout=layout(tp, pp, ep=ep, ranks=rank.world if rank else None),
             levels=tuple(dict.fromkeys(level or ())),
             form=form,
             timeout=timeout,
             client=for_,
+            weights=weights,
+            nodes=machines(nnodes, node_rank, rdzv_endpoint),
         )
         result = answer(request, progress=Progress(quiet or not speaks()))
     if speaks():
@@ -113,12 +131,18 @@ def verify(
     raise typer.Exit(result.code)
 
 
-def layout(tp: int | None, pp: int | None, *, ranks: int | None) -> Layout:
-    """The degrees: what is given; else 2 tensor-parallel ranks alone, and inside a job of `ranks` all of them."""
+def layout(tp: int | None, pp: int | None, *, ranks: int | None, ep: int | None = None) -> Layout:
+    """The degrees: what is given; else 2 tensor-parallel ranks alone, and inside a job of `ranks` all of them.
+
+    Experts lie on the tensor-parallel ranks, so `ep` alone gives `tp` too.
+    """
+    tp = tp or ep
     if ranks is None:
-        chosen = Layout(tp or (1 if pp else 2), pp or 1)
+        chosen = Layout(tp or (1 if pp else 2), pp or 1, ep or 1)
     else:
-        chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1)
+        chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1, ep or 1)
+    if chosen.ep not in (1, chosen.tp) or (chosen.ep > 1 and chosen.pp > 1):
+        raise MisuseError(f"experts lie on the tensor-parallel ranks: give --ep {chosen.tp}, without stages, or none.")
     if chosen.tp * chosen.pp == 1:
         raise MisuseError("one rank is the single-device model itself; give --tp or --pp of 2 or more.")
     if ranks is not None and chosen.tp * chosen.pp != ranks:
@@ -127,6 +151,17 @@ def layout(tp: int | None, pp: int | None, *, ranks: int | None) -> Layout:
             f"{chosen} needs {need} ranks, and this job has {ranks}; start {need}, or give other degrees."
         )
     return chosen
+
+
+def machines(count: int, this: int, endpoint: str) -> Nodes | None:
+    """The machines that run this command together; None for this one alone."""
+    if count == 1:
+        return None
+    if not endpoint:
+        raise MisuseError("several machines need a place to meet: give --rdzv-endpoint HOST:PORT of the first.")
+    if this >= count:
+        raise MisuseError(f"--node-rank {this} is none of {count} machines; they count from 0.")
+    return Nodes(count, this, endpoint)
 
 
 def answer(request: Verification, *, progress: Progress) -> Answer:
@@ -228,7 +263,18 @@ def _run(loaded: "Loaded", plan: Plan, request: Verification) -> LevelResult:
     from launch.api import confirm
 
     layout = request.layout
-    return confirm(loaded, plan, tp=layout.tp, pp=layout.pp, timeout=request.timeout)
+    if request.weights and loaded.checkpoint is None:
+        raise MisuseError(f"{loaded.title} has no weights; give a checkpoint folder or a GGUF file, or drop --weights.")
+    return confirm(
+        loaded,
+        plan,
+        tp=layout.tp,
+        pp=layout.pp,
+        ep=layout.ep,
+        weights=request.weights,
+        timeout=request.timeout,
+        nodes=request.nodes,
+    )
 
 
 def _contradiction_named(levels: tuple[LevelResult, ...]) -> tuple[LevelResult, ...]:

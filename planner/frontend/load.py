@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from planner.frontend.code import (
     FILE_PACKAGE,
@@ -43,7 +44,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MODEL_KEYS = ("AutoModelForCausalLM", "AutoModel")
 _FORMS = (
-    "a Transformers model type, a config.json, a checkpoint folder, a Hub id, file.py:Class or package.module:Class"
+    "a Transformers model type, a config.json, a checkpoint folder, a GGUF file, a Hub id, file.py:Class or "
+    "package.module:Class"
 )
 
 Fields: TypeAlias = Mapping[str, object]
@@ -116,6 +118,8 @@ def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Fo
     if not reference.strip():
         raise LoadError(f"The reference is empty; give {_FORMS}.")
     is_type = reference in CONFIG_MAPPING
+    if path.suffix == ".gguf":
+        return _from_gguf(path, overrides, name=reference)
     if reference.endswith(".json") or (path.is_file() and path.suffix != ".py" and not is_type):
         return _from_config_file(path, overrides, trusted, name=reference)
     if reference.endswith(".py"):
@@ -142,6 +146,18 @@ def _from_folder(path: Path, overrides: Mapping[str, str], trusted: bool, *, nam
         raise LoadError(f"{name}: this folder holds no config.json; give the folder of a checkpoint, or {_FORMS}.")
     config, model_class, _ = _from_config_file(file, overrides, trusted, name=name)
     return config, model_class, path
+
+
+def _from_gguf(path: Path, overrides: Mapping[str, str], *, name: str) -> _Found:
+    """A GGUF file: its metadata hold the config, and it is its own checkpoint."""
+    if not path.is_file():
+        raise LoadError(f"{path}: there is no such file; give the path of a GGUF file.")
+    try:
+        fields: Fields = load_gguf_checkpoint(str(path))["config"]
+    except Exception as error:  # the reader raises whatever a damaged file makes it raise
+        raise LoadError(f"{path}: this GGUF file cannot be read ({reason(error)}).") from error
+    config = configure(_config_class(fields, name=name), fields, overrides, name=name)
+    return *_paired(config, fields, name=name), path
 
 
 def _from_cache(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from verify.dynamic.boundaries import Crossing
-from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
+from verify.dynamic.compare import LIMIT, Comparison, floor, relative_error, whole
 from verify.dynamic.questions import Observed
 
 Limits = Mapping[tuple[str, str], float]
@@ -95,7 +95,7 @@ def _gradients(got: Observed, want: Observed, limits: Limits) -> list[Comparison
             continue
         largest = max((float(gradient.abs().max()) for gradient in gradients.values() if gradient.numel()), default=0.0)
         for name, gradient in gradients.items():
-            error = relative_error(got.gradients[what][name], gradient, floor=FLOOR * largest)
+            error = relative_error(got.gradients[what][name], gradient, floor=floor(gradient.dtype) * largest)
             found.append(_comparison(what, error, limits, name))
     return found
 

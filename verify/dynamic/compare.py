@@ -13,6 +13,11 @@ FLOOR = 1e-6
 bias under softmax) is nothing but rounding, and has no scale of its own."""
 
 
+def floor(dtype: torch.dtype) -> float:
+    """That scale for a dtype: `FLOOR` for float64, as many units of rounding and at most a tenth for others."""
+    return FLOOR if dtype is torch.float64 else min(0.1, 1e4 * torch.finfo(dtype).eps)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One compared quantity: `error` and `limit` are relative, `place` is a module or parameter path."""
