@@ -21,7 +21,7 @@ from verify.dynamic.cases import Case
 from verify.dynamic.outcome import Outcome, outcome_from
 from verify.dynamic.worker import check
 
-GRACE = 10.0
+GRACE = 5.0
 """Seconds a failed rank waits to hear whether the others failed too, before it ends the group."""
 
 

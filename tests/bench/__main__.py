@@ -4,10 +4,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import configs, mutants, pipelines, speed, write
+from tests.bench import configs, faults, localize, mutants, pipelines, speed, weights, write
 from tests.bench.zoo import bench as zoo
 
-BENCHMARKS = {"configs": configs.main, "pipelines": pipelines.main, "speed": speed.main, "write": write.main}
+BENCHMARKS = {
+    "configs": configs.main,
+    "faults": faults.main,
+    "localize": localize.main,
+    "pipelines": pipelines.main,
+    "speed": speed.main,
+    "weights": weights.main,
+    "write": write.main,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -7,17 +7,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from launch.api import confirm
-from planner.frontend.load import Loaded, build, carried_plan, load
+from launch.api import confirm_cases
+from planner.frontend.load import build, carried_plan, load
+from planner.frontend.twin import twin
 from planner.ir.findings import Severity, Verdict
 from planner.ir.plan import Plan
-from tests.dist import faulty
+from tests.dist.faulty import Fault, faulty
+from verify.dynamic.cases import Case
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,36 +39,45 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
-def test_a_killed_rank_is_named_and_nothing_stays() -> None:
-    began = time.monotonic()
-    result = confirm(Loaded("killed", faulty.KilledConfig(), faulty.Killed), llama_plan(), tp=2, timeout=60)
-    assert time.monotonic() - began < 40
-    assert result.verdict is Verdict.NOT_PROVED
-    assert result.findings[0].code == "DY504"
-    assert result.findings[0].message == "rank 1 was killed by SIGKILL before it answered"
-    assert not left_over()
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What is said first, and how it counts: code, severity, words of the message."""
+
+    code: str
+    severity: Severity
+    words: str
 
 
-def test_a_rank_that_never_answers_runs_out_of_time() -> None:
-    result = confirm(Loaded("stuck", faulty.StuckConfig(), faulty.Stuck), llama_plan(), tp=2, timeout=15)
-    assert result.findings[0].code == "DY505"
-    assert result.findings[0].severity is Severity.UNDECIDED
-    assert not left_over()
+EXPECTED = {
+    Fault.RAISES: Expected("DY504", Severity.ERROR, "rank 1 failed in forward: RuntimeError: this rank has had enough"),
+    Fault.IS_KILLED: Expected("DY504", Severity.UNDECIDED, "rank 1 was killed by SIGKILL before it answered"),
+    Fault.STOPS: Expected("DY505", Severity.UNDECIDED, "no answer from rank 1 in"),
+    Fault.HITS_A_LIMIT: Expected("DY504", Severity.UNDECIDED, "rank 1 failed in forward: RuntimeError"),
+    Fault.CALLS_ONE_MORE: Expected("DY505", Severity.UNDECIDED, "waited in vain in a collective"),
+}
 
 
-def test_a_rank_that_raises_alone_is_the_first_cause() -> None:
-    result = confirm(Loaded("lonely", faulty.LonelyConfig(), faulty.Lonely), llama_plan(), tp=2, timeout=60)
-    assert result.verdict is Verdict.REFUTED
-    assert result.findings[0].message.startswith("rank 1 failed in forward: RuntimeError: rank 1 has had enough")
+def test_the_first_cause_is_said_and_the_next_case_is_not_spoilt() -> None:
+    """One warm group, a right case after every fault."""
+    plan, right = llama_plan(), load("llama")
+    cases = []
+    for fault in EXPECTED:
+        cases += [Case(twin(faulty(fault), tp=2), plan, tp=2), Case(twin(right, tp=2), plan, tp=2)]
+    results = confirm_cases(tuple(cases), timeout=20)
+    for expected, result, after in zip(EXPECTED.values(), results[::2], results[1::2], strict=True):
+        first = result.findings[0]
+        assert (first.code, first.severity) == (expected.code, expected.severity)
+        assert expected.words in first.message
+        assert after.verdict is Verdict.CONFIRMED
     assert not left_over()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_stays_when_the_command_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "from launch.api import confirm; from tests.dist import faulty; from tests.dist.test_faults import llama_plan;"
-        "from planner.frontend.load import Loaded;"
-        "confirm(Loaded('stuck', faulty.StuckConfig(), faulty.Stuck), llama_plan(), tp=2, timeout=100)"
+        "from launch.api import confirm; from tests.dist.faulty import Fault, faulty;"
+        "from tests.dist.test_faults import llama_plan;"
+        "confirm(faulty(Fault.LOOPS), llama_plan(), tp=2, timeout=100)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     wait_until(lambda: list(tmp_path.glob("shardproof-*/logs/*/*/1")) != [], seconds=60)

@@ -55,13 +55,31 @@ def written(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str], model: nn.Module) -> Finding:
     """The first failure; where all ranks failed alike, which of them was first is chance, and is not said."""
-    failures = {rank: failure for rank, failure in failures.items() if not failure.heard_of} or failures
+    if all(failure.heard_of for failure in failures.values()):
+        return _deadlock(failures)
+    failures = {rank: failure for rank, failure in failures.items() if not failure.heard_of}
     alike = len(failures) == case.tp * case.pp and len({(f.stage, f.kind) for f in failures.values()}) == 1
     rank = min(failures) if alike else min(failures, key=lambda rank: failures[rank].when)
     first = failures[rank]
     owners = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
     entry = entry_of(first.module, styles) or (generic(first.module) if first.module in owners else None)
     return failure_finding("every rank" if alike else f"rank {rank}", first, entry)
+
+
+def _deadlock(failures: Mapping[int, Failure]) -> Finding:
+    """Every rank that answered only waited for the others: nobody raised, and nobody is known to have ended."""
+    first = failures[min(failures)]
+    ranks = " and ".join(str(rank) for rank in sorted(failures))
+    return Finding(
+        code="DY505",
+        severity=Severity.UNDECIDED,
+        message=f"in {first.stage}, rank {ranks} waited in vain in a collective: {first.message}",
+        place=Place(None, first.module or None, first.source),
+        why="ranks that issue different collectives wait for each other; so do ranks of which one is very slow",
+        found=", ".join(f"rank {rank} in {failure.stage}" for rank, failure in sorted(failures.items())),
+        needed="the same collectives, in the same order, on every rank",
+        fault=Fault.OURS,
+    )
 
 
 def failure_finding(who: str, failure: Failure, entry: str | None) -> Finding:

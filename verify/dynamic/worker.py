@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from planner.frontend.load import base_prefix
@@ -105,14 +106,22 @@ def _wrong_already(progress: _Progress, got: Observed) -> bool:
 
 
 def _limits(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -> Limits:
-    """How far this model's answers move when its weights move by one rounding, with a margin."""
+    """How far this model's answers move when its weights move by one rounding, with a margin; the first rank tries."""
+    shared: list[Limits] = [{}]
+    if dist.get_rank() == 0:
+        shared[0] = _moved(case, single, asked, want)
+    dist.broadcast_object_list(shared, src=0, device=single.device)
+    return shared[0]
+
+
+def _moved(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -> Limits:
     state = {name: value.clone() for name, value in single.state_dict().items()}
     moved = []
     for seed in range(PERTURBATIONS):
         single.load_state_dict(perturbed(single, seed=seed))
         answers = observe(single, asked, into=Observed(), exact=False, asked_of=want)
         moved.append(compared(answers, want, {}, streams=_streams(case, single)))
-        single.load_state_dict(state)
+    single.load_state_dict(state)
     return limits_of(moved, factor=SAFETY, least=SAFETY * torch.finfo(single.dtype).eps)
 
 
