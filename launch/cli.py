@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from launch.answers import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
+from launch.commands.check import check
 from launch.commands.explain import explain
 from launch.commands.suggest import suggest
 from launch.commands.undo import undo
@@ -52,6 +53,7 @@ def root(
 app.command()(suggest)
 app.command()(verify)
 app.command()(undo)
+app.command()(check)
 app.command()(explain)
 
 

@@ -15,7 +15,7 @@ from planner.sharding.assign import Assigned, assign
 from verify.backends.dialect import Dialect, Reader, Unknown, first_match
 from verify.backends.fused import fusions, is_linear
 from verify.backends.source import forward_tree
-from verify.backends.torchtitan import NAMES
+from verify.backends.torchtitan import NAMES, PROJECTIONS
 from verify.checks.tensor import Subject
 
 GATHERED_NORM = Style("norm of the gathered input", before=Before.GATHER, after=After.SPLIT)
@@ -218,7 +218,8 @@ def _by_names(dialect: Dialect, subject: Subject) -> Reading:
         style = next((s for name, s in NAMES if module.path.endswith(f".{name}")), None)
         if style is not None and is_linear(module):
             layout[module.path] = style
-    if not layout:
+    paths = [module.path for module in subject.graph.modules]
+    if not all(any(path.endswith(f".self_attn.{name}") for path in paths for name in names) for names in PROJECTIONS):
         return Reading(Assigned({}, {}), (_no_known_names(dialect),))
     return Reading(_laid_out(subject.graph, layout))
 

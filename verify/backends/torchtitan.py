@@ -35,7 +35,5 @@ NAMES: tuple[tuple[str, str], ...] = (
 )
 """Paths in a layer, and what torchtitan does with them; the client's own table, not ours."""
 
-WHOLE = ("self_attn.q_a_proj", "self_attn.q_a_layernorm", "self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm",
-         "self_attn.q_norm", "self_attn.k_norm", "self_attn.v_norm", "input_layernorm", "post_attention_layernorm",
-         "pre_feedforward_layernorm", "post_feedforward_layernorm")  # fmt: skip
-"""Paths in a layer that it keeps whole."""
+PROJECTIONS = (("q_proj", "q_a_proj"), ("k_proj", "kv_a_proj_with_mqa"), ("v_proj", "kv_a_proj_with_mqa"))
+"""Of each, an attention must have one: it raises otherwise."""

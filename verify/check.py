@@ -1,0 +1,113 @@
+"""`check`: everything that stands between a model and a client, but the numbers."""
+
+from collections.abc import Sequence
+from time import perf_counter
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from planner.frontend.load import Loaded, base_prefix, build, carried_plan, load
+from planner.frontend.trace import TraceError, trace
+from planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from planner.ir.graph import Graph
+from planner.ir.plan import Plan
+from verify.backends.dialect import Dialect, Reader
+from verify.backends.proof import prove_for
+from verify.backends.registry import find_dialect
+from verify.contract.attention import attention_modules, check_attention
+from verify.contract.config import check_folder, check_places
+from verify.contract.keywords import lost_keywords
+from verify.contract.processor import check_processor_class, processor_class
+from verify.environment import environment
+from verify.report import LevelResult, Report
+
+KEYWORDS = {
+    "vllm": ("attention_instances",),
+    "sglang": ("attention_instances", "forward_batch"),
+    "tgi": ("kv_cache", "slots", "cu_seqlen_prefill", "block_tables"),
+    "transformers": ("the attention's keyword arguments",),
+}
+"""What a client passes to its attention through the base model's `**kwargs`; vLLM up to 0.25, and it asks it of models still."""
+
+OWN_ATTENTION = ("vllm", "sglang", "tgi")
+"""Clients that put an attention of their own behind the interface."""
+
+
+def check(
+    model: Loaded | str,
+    backends: Sequence[str] = ("transformers", "vllm", "sglang", "tgi", "torchtitan"),
+    *,
+    plan: Plan | None = None,
+) -> Report:
+    """Lint the contract of a model with each client: a level a client, findings BE4xx and those of the plan's form.
+
+    Args:
+        model: a loaded model or a reference to one.
+        backends: names of clients, with a version or without (`vllm@0.24`).
+        plan: the plan to be read in each dialect; by default the one that the model carries.
+
+    Raises:
+        ValueError: a client that is not known.
+        LoadError: the reference names no model.
+    """
+    dialects = [find_dialect(name) for name in backends]
+    loaded = load(model) if isinstance(model, str) else model
+    built = build(loaded)
+    given = plan if plan is not None else carried_plan(loaded, built)
+    graph, untraced = _traced(built)
+    common = _common(loaded)
+    levels = [_level(dialect, loaded, built, graph, given, (*common, *untraced)) for dialect in dialects]
+    return Report(loaded.title, tuple(levels), environment())
+
+
+def _traced(model: nn.Module) -> tuple[Graph | None, tuple[Finding, ...]]:
+    try:
+        return trace(model), ()
+    except TraceError as error:
+        place = Place(module=error.module or None, source=error.source)
+        message = f"the forward could not be traced, so attention outside the interface is not looked for: {error}"
+        return None, (Finding("TP210", Severity.UNDECIDED, message, place, fault=Fault.MODEL),)
+
+
+def _common(loaded: Loaded) -> tuple[Finding, ...]:
+    """Of the config and the processor: alike for every client."""
+    found = check_folder(loaded.checkpoint) if loaded.checkpoint is not None else []
+    found += check_places(loaded.model_class, loaded.config)
+    processor = processor_class(loaded.config)
+    return (*found, *(check_processor_class(processor) if processor is not None else ()))
+
+
+def _level(
+    dialect: Dialect, loaded: Loaded, built: nn.Module, graph: Graph | None, plan: Plan, common: tuple[Finding, ...]
+) -> LevelResult:
+    began = perf_counter()
+    prefix = base_prefix(built)
+    found = [*common]
+    if dialect.client in KEYWORDS:
+        decoder = _decoder(built, prefix)
+        paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
+        found += lost_keywords(built, paths, prefix, KEYWORDS[dialect.client])
+        if dialect.client in OWN_ATTENTION:
+            found += check_attention(built, graph, paths, dialect.client, decoder)
+    found += _of_the_plan(dialect, loaded, plan)
+    written = tuple(as_written(finding, prefix) for finding in _once(found))
+    return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)
+
+
+def _decoder(model: nn.Module, prefix: str) -> str:
+    """The path of the language model: engines put their attention there, and leave vision and audio towers as they are."""
+    base = model.get_submodule(prefix)
+    text = base.get_decoder() if isinstance(base, PreTrainedModel) else base
+    return next((path for path, module in model.named_modules() if module is text), prefix)
+
+
+def _of_the_plan(dialect: Dialect, loaded: Loaded, plan: Plan) -> tuple[Finding, ...]:
+    """The plan's findings in a dialect at two ranks."""
+    if not plan.tp and not plan.head_tp and dialect.reader is not Reader.NAMES:
+        # A model without a plan is no fault of its contract: `plan suggest` writes one.
+        return ()
+    return prove_for(dialect, loaded, plan, tp=2).findings
+
+
+def _once(findings: Sequence[Finding]) -> list[Finding]:
+    return list({(f.code, f.message, str(f.place)): f for f in findings}.values())
