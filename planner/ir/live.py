@@ -157,7 +157,7 @@ def _uses(
 ) -> Iterator[tuple[int, int, Role]]:
     """The ops that meet what comes from before the cut: those of the layers after it, and those on their results."""
     entered = {(entry.layer, value) for value, entries in entrances.items() for entry in entries}
-    hidden = _Hidden(graph)
+    hidden = Hidden(graph)
     for position, op in enumerate(graph.ops[start:], start):
         layer = cut.number(op.module)
         if cut.lacks(op.module):  # behind the cut only where it runs again, on what a later layer gave
@@ -172,7 +172,7 @@ def _uses(
                 yield position, value, Role.RECOMPUTED
 
 
-class _Hidden(dict[str, tuple[int, ...]]):
+class Hidden(dict[str, tuple[int, ...]]):
     """What a layer reads that is none of its arguments (keys and values that an earlier layer left in a dictionary), by the
     layer. One that stands in the graph as a `repeat` reads what the layer reads that it repeats.
     """

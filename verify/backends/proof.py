@@ -12,8 +12,9 @@ from planner.ir.graph import Op
 from planner.ir.placement import R, Shard
 from planner.ir.plan import Plan, generic
 from planner.sharding.propagate import Propagation
-from verify.backends.dialect import Dialect, Reader
+from verify.backends.dialect import Dialect, Pipeline, Reader
 from verify.backends.reading import Reading, read
+from verify.backends.stage_programs import check_even_stages
 from verify.backends.stages import check_stages
 from verify.checks.plan import check_plan
 from verify.checks.tensor import Subject, check_relation, relate
@@ -49,6 +50,8 @@ def _findings(dialect: Dialect, loaded: Loaded, built: nn.Module, plan: Plan, tp
         return (*form, _not_traced(error))
     subject = Subject(model, graph, base_prefix(model))
     stages = check_stages(dialect, subject, plan) if pp > 1 else ()
+    if pp > 1 and dialect.pipeline is Pipeline.EVEN:
+        stages += check_even_stages(dialect, loaded, pp)
     return form + (_of_ranks(dialect, subject, plan, tp) if tp > 1 else ()) + stages
 
 

@@ -1,0 +1,112 @@
+"""Value numbering over several graphs: two values have the same number where the same computation made them.
+
+Layers are single steps here: what a layer gives is named by the layer and by what it was given, whatever ran inside. So the
+program of a pipeline stage, with some layers absent, can be held against the whole program.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+from planner.ir.graph import Arg, Graph, ModuleCall, Ref
+from planner.ir.live import Hidden
+
+
+@dataclass(slots=True)
+class Numbers:
+    """The numbers given so far, shared by all graphs that are compared; `names` tells what a number stands for."""
+
+    of: dict[Hashable, int] = field(default_factory=dict)
+
+    def number(self, step: Hashable) -> int:
+        """The number of a step, a new one where it was never seen."""
+        return self.of.setdefault(step, len(self.of))
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A graph's values by number. `made` maps a number to the position of the op that first made it, outside of layers."""
+
+    graph: Graph
+    number: Mapping[int, int]
+    made: Mapping[int, int]
+
+
+def numbered(
+    graph: Graph, numbers: Numbers, *, stack: str, own: range | None = None, given: Mapping[str, int] | None = None
+) -> Numbered:
+    """Number all values of a graph.
+
+    Args:
+        graph: the program.
+        numbers: shared by the programs that are compared.
+        stack: the path of the list of layers.
+        own: the layers that are there; all of them by default. Others are no steps: what they give is what they were given.
+        given: inputs of the graph whose number is known from elsewhere (what a stage received).
+    """
+    return _Numbering(graph, numbers, stack, own).run(given or {})
+
+
+class _Numbering:
+    def __init__(self, graph: Graph, numbers: Numbers, stack: str, own: range | None) -> None:
+        self.graph, self.numbers, self.stack, self.own = graph, numbers, stack, own
+        self.found: dict[int, int] = {}
+        self.made: dict[int, int] = {}
+        self.hidden = Hidden(graph)
+        self.layer_of: dict[int, tuple[ModuleCall, int, int]] = {}
+        calls: dict[str, int] = {}
+        for call in graph.calls:
+            layer = self._layer(call.module)
+            if layer is None or call.module != f"{stack}.{layer}" or (own is not None and layer not in own):
+                continue
+            turn = calls[call.module] = calls.get(call.module, -1) + 1
+            given = {value for _, value in call.arguments}
+            for place, value in enumerate(call.outputs):
+                if value not in given:
+                    self.layer_of.setdefault(value, (call, turn, place))
+
+    def run(self, given: Mapping[str, int]) -> Numbered:
+        graph, numbers = self.graph, self.numbers
+        for name, value in graph.inputs:
+            self.found[value] = given[name] if name in given else numbers.number(("input", name))
+        for value, kind in enumerate(graph.values):
+            if kind.name is not None:
+                self.found[value] = numbers.number(("named", kind.name))
+        for position, op in enumerate(graph.ops):
+            step = (op.target, self._args(op.args), tuple((key, self._args((arg,))) for key, arg in op.kwargs))
+            layer = self._layer(op.module)
+            if op.target == "repeat" and layer is not None and self.own is not None and layer not in self.own:
+                self.found[op.outputs[0]] = self._of(op.inputs[0])  # an identity that stands for an absent layer
+                continue
+            inside = (layer,) if layer is not None else ()
+            for place, value in enumerate(op.outputs):
+                if value in self.layer_of:
+                    continue
+                self.found[value] = numbers.number((*step, *inside, place))
+                if layer is None:
+                    self.made.setdefault(self.found[value], position)
+        for value in self.layer_of:
+            self._of(value)
+        return Numbered(graph, self.found, self.made)
+
+    def _layer(self, module: str) -> int | None:
+        inside = f"{self.stack}."
+        head = module[len(inside) :].partition(".")[0] if module.startswith(inside) else ""
+        return int(head) if head.isdigit() else None
+
+    def _of(self, value: int) -> int:
+        if value not in self.found:
+            call, turn, place = self.layer_of[value]
+            arguments = tuple((name, self._of(number)) for name, number in call.arguments)
+            read = tuple(self._of(number) for number in self.hidden[call.module] if number in self.found)
+            self.found[value] = self.numbers.number(("layer", call.module, turn, place, arguments, read))
+        return self.found[value]
+
+    def _args(self, args: tuple[Arg, ...]) -> tuple[Hashable, ...]:
+        return tuple(
+            ("value", self._of(arg.value))
+            if isinstance(arg, Ref)
+            else self._args(arg)
+            if isinstance(arg, tuple)
+            else (type(arg).__name__, arg)
+            for arg in args
+        )
