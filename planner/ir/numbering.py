@@ -7,7 +7,7 @@ program of a pipeline stage, with some layers absent, can be held against the wh
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
-from planner.ir.graph import Arg, Graph, ModuleCall, Ref
+from planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref
 from planner.ir.live import Hidden
 
 
@@ -46,6 +46,19 @@ def numbered(
     return _Numbering(graph, numbers, stack, own).run(given or {})
 
 
+def _neutral(op: Op) -> bool:
+    """Whether an op gives what it was given: a multiplier of one, an addend of zero, a copy."""
+    match op.target, op.args[1:], op.kwargs:
+        case (("aten.mul" | "aten.div"), (float() | int() as factor,), ()):
+            return factor == 1
+        case (("aten.add" | "aten.sub"), (float() | int() as addend,), ()):
+            return addend == 0
+        case (("aten.clone" | "aten.contiguous" | "aten.alias" | "aten.detach"), (), ()):
+            return True
+        case _:
+            return False
+
+
 class _Numbering:
     def __init__(self, graph: Graph, numbers: Numbers, stack: str, own: range | None) -> None:
         self.graph, self.numbers, self.stack, self.own = graph, numbers, stack, own
@@ -72,6 +85,9 @@ class _Numbering:
             if kind.name is not None:
                 self.found[value] = numbers.number(("named", kind.name))
         for position, op in enumerate(graph.ops):
+            if _neutral(op) and isinstance(first := op.args[0], Ref):
+                self.found[op.outputs[0]] = self._of(first.value)
+                continue
             step = (op.target, self._args(op.args), tuple((key, self._args((arg,))) for key, arg in op.kwargs))
             layer = self._layer(op.module)
             if op.target == "repeat" and layer is not None and self.own is not None and layer not in self.own:

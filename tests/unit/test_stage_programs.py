@@ -12,8 +12,11 @@ from verify.backends.stage_programs import _cut, check_even_stages
 from verify.backends.transformers import TRANSFORMERS
 
 
+SCALED = {"granite": {"embedding_multiplier": "12.0"}}
+
+
 def found(name: str, stages: int = 2) -> list[Finding]:
-    return list(check_even_stages(TRANSFORMERS, load(name), stages))
+    return list(check_even_stages(TRANSFORMERS, load(name, overrides=SCALED.get(name, {})), stages))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
@@ -34,6 +37,10 @@ def test_stages_that_are_the_whole_program_in_parts(name: str) -> None:
 def test_what_the_runtime_does_wrong_is_named_and_is_its_own_fault(name: str, message: str) -> None:
     (finding,) = found(name)
     assert (finding.code, finding.fault, finding.message) == ("BE433", Fault.CLIENT, message)
+
+
+def test_a_multiplier_of_one_that_is_applied_again_changes_nothing() -> None:
+    assert not check_even_stages(TRANSFORMERS, load("granite"), 2)
 
 
 def test_the_same_program_has_the_same_numbers_and_a_changed_one_has_not() -> None:

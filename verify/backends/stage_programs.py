@@ -14,7 +14,8 @@ from torch import nn
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
 from planner.frontend.load import Loaded, base_prefix, build
-from planner.frontend.trace import TraceError, example_inputs, trace
+from planner.frontend.inputs import example_inputs
+from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
 from planner.ir.numbering import Numbered, Numbers, numbered
@@ -73,7 +74,7 @@ class _Comparison:
         if first:
             return ids
         value = next(iter(ids.values()))
-        width: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator,assignment]  # a config
+        width: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]  # a config
         dtype = next(model.parameters()).dtype
         return {"inputs_embeds": torch.empty((*value.shape[:2], width), dtype=dtype, device="meta")}
 

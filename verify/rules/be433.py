@@ -19,9 +19,9 @@ register(
             Example(
                 note="Granite multiplies the embeddings before its layers, and so again on every stage.",
                 model="granite",
+                overrides=(("embedding_multiplier", "12.0"),),
                 client="transformers",
                 stages=2,
-                alone=True,
             ),
         ),
         valid=(
