@@ -27,6 +27,8 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 class ReportFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
+    SARIF = "sarif"
+    HTML = "html"
 
 
 FormatOption = Annotated[ReportFormat, typer.Option("--format", help="What to print on stdout.")]

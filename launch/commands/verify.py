@@ -25,11 +25,14 @@ from launch.options import (
     settings,
     speaks,
 )
+from launch.sources import excerpt, located
 from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Place, Severity, Verdict, as_written
 from planner.ir.plan import Plan
 from verify.environment import environment
+from verify.render.html import report_html
 from verify.render.json import report_json
+from verify.render.sarif import report_sarif
 from verify.render.text import report_text, verdict_sentence
 from verify.report import LevelResult, Report
 
@@ -179,12 +182,25 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
     proved = request.client is None and any(level.level == "proof" for level in levels)
     degrees = _degrees(loaded, plan) if proved and request.layout.tp > 1 else None
     report = Report(loaded.title, _contradiction_named(levels), environment(), degrees)
-    if request.form is ReportFormat.JSON:
-        text = report_json(report)
-    else:
-        text = report_text(report, layout=str(request.layout), skipped=skipped)
-        text += f"\n\n{report.verdict.value}: {verdict_sentence(report.verdict)}"
-    return Answer(text, EXIT_CODES[report.verdict])
+    return Answer(_shown(report, request, model, plan, skipped), EXIT_CODES[report.verdict])
+
+
+def _shown(report: Report, request: Verification, model: "nn.Module", plan: Plan, skipped: str) -> str:
+    layout = str(request.layout)
+    match request.form:
+        case ReportFormat.JSON:
+            return report_json(report)
+        case ReportFormat.SARIF:
+            name = request.plan_file.name if request.plan_file else None
+            return report_sarif(report, located=located, plan_file=name)
+        case ReportFormat.HTML:
+            from verify.picture import picture
+
+            drawn = picture(model, plan, tp=request.layout.tp, pp=request.layout.pp)
+            return report_html(report, drawn, layout=layout, excerpt=excerpt)
+        case ReportFormat.TEXT:
+            text = report_text(report, layout=layout, skipped=skipped)
+            return f"{text}\n\n{report.verdict.value}: {verdict_sentence(report.verdict)}"
 
 
 def _for_client(request: Verification, loaded: "Loaded", plan: Plan, progress: Progress) -> tuple[LevelResult, ...]:

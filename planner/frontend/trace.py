@@ -114,7 +114,7 @@ class Tracing:
         restore = [self._run_once_per_kind(module) for module in self.model.modules() if id(module) in self.kinds]
         try:
             with torch.no_grad(), _plainly(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
-                return self.model(**_without_cache(self.model), **inputs)
+                return self.model(**(_without_cache(self.model) | dict(inputs)))
         finally:
             for undo in restore:
                 undo()

@@ -1,0 +1,67 @@
+"""The collectives that one rank issues, read off its program: what, where, and how many elements. No torch.
+
+A hook of a style is one op `tp.*` (`planner.frontend.local`); what it does on real ranks is `transformers/distributed/
+tensor_parallel.py` (5.23.0): `tp.reduce` sums forward, `tp.gather` gathers forward, `tp.enter`, `tp.rope` sum the gradient.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+
+from planner.ir.graph import Graph, Op, Ref
+
+
+class Kind(StrEnum):
+    ALL_REDUCE = "all-reduce"
+    ALL_GATHER = "all-gather"
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One call of a collective by one rank: `elements` is what the rank puts in."""
+
+    kind: Kind
+    module: str
+    elements: int
+    dtype: str
+    backward: bool = False
+
+
+def collectives(local: Graph) -> tuple[Collective, ...]:
+    """All that one call of the model issues, in order; those of the backward pass after it. Repeated layers count again."""
+    owned = [(op, found) for op in local.ops for found in _of(local, op)]
+    return tuple(_spread(local, owned))
+
+
+def _spread(local: Graph, owned: list[tuple[Op, Collective]]) -> Iterator[Collective]:
+    """A layer that repeats another issues what that one issued."""
+    for op in local.ops:
+        yield from (found for owner, found in owned if owner is op)
+        if op.target == "repeat":
+            first = local.module_of[op.module].repeats
+            assert first is not None
+            for _, found in owned:
+                if found.module == first or found.module.startswith(f"{first}."):
+                    module = op.module + found.module.removeprefix(first)
+                    yield Collective(found.kind, module, found.elements, found.dtype, found.backward)
+
+
+def _of(local: Graph, op: Op) -> Iterator[Collective]:
+    match op.target, op.args:
+        case "tp.reduce", (Ref(number), *_):
+            yield _collective(local, op, number, Kind.ALL_REDUCE)
+        case "tp.gather", (Ref(number), *_):
+            yield _collective(local, op, number, Kind.ALL_GATHER)
+        case "tp.enter", (Ref(number), *_):
+            yield _collective(local, op, number, Kind.ALL_REDUCE, backward=True)
+        case "tp.rope", (Ref(number), int(width)) if width:
+            value = local.values[number]
+            yield Collective(Kind.ALL_REDUCE, op.module, prod(value.shape[:-1]) * width, value.dtype, backward=True)
+        case _:
+            return
+
+
+def _collective(local: Graph, op: Op, number: int, kind: Kind, *, backward: bool = False) -> Collective:
+    value = local.values[number]
+    return Collective(kind, op.module, prod(value.shape), value.dtype, backward)

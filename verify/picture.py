@@ -1,0 +1,105 @@
+"""What a plan does to a model, as data to be drawn: every module with its placement, its collectives, and the stages' bytes."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+from planner.frontend.load import base_prefix
+from planner.frontend.local import HookError, IndivisibleError, trace_local
+from planner.frontend.trace import TraceError, trace
+from planner.ir.graph import Graph
+from planner.ir.placement import R, local_shape
+from planner.ir.plan import Plan, generic, join
+from planner.sharding.assign import Assigned, assign
+from planner.sharding.collectives import collectives
+from verify.drawing import Box, Picture, Stage
+
+
+def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int) -> Picture:
+    """The plan drawn on a model that is on the meta device; the collectives are missing where a rank's program fails."""
+    graph, prefix = trace(model), base_prefix(model)
+    assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
+    issued = _issued(model, assigned, tp)
+    sizes = {module.path: _bytes(graph, assigned, module.path, tp) for module in graph.modules}
+    boxes = tuple(
+        Box(
+            module.path,
+            module.kind,
+            assigned.modules[module.path][0].name if module.path in assigned.modules else "",
+            _placements(graph, assigned, module.path),
+            *sizes[module.path],
+            tuple(issued.get(module.path, ())),
+            module.repeats,
+        )
+        for module in graph.modules
+    )
+    return Picture(boxes, _stages(graph, plan, prefix, {path: local for path, (_, local) in sizes.items()}, pp), tp, pp)
+
+
+def _issued(model: nn.Module, assigned: Assigned, tp: int) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    try:
+        local = trace_local(model, assigned, tp)
+    except (TraceError, IndivisibleError, HookError):
+        return found
+    for one in collectives(local):
+        found.setdefault(one.module, []).append(
+            f"{one.kind} of {one.elements:,}{' (backward)' if one.backward else ''}"
+        )
+    return found
+
+
+def _bytes(graph: Graph, assigned: Assigned, path: str, tp: int) -> tuple[int, int]:
+    """Of a module's own parameters: all, and one rank's. A dim that does not divide counts as the largest part."""
+    whole = local = 0
+    for name, number in graph.module_of[path].parameters:
+        value = graph.values[number]
+        size = _width(value.dtype)
+        whole += prod(value.shape) * size
+        placement = assigned.parameters.get(join(path, name), (R, ""))[0]
+        try:
+            shape = local_shape(value.shape, placement, tp)
+        except ValueError:
+            shape = value.shape
+        local += prod(shape) * size
+    return whole, local
+
+
+def _width(dtype: str) -> int:
+    """Bytes of one element, from the dtype's name."""
+    digits = "".join(letter for letter in dtype.partition("_")[0] if letter.isdigit())
+    return max(int(digits or 8) // 8, 1)
+
+
+def _placements(graph: Graph, assigned: Assigned, path: str) -> tuple[tuple[str, str], ...]:
+    names = [name for name, _ in graph.module_of[path].parameters]
+    return tuple((name, str(assigned.parameters.get(join(path, name), (R, ""))[0])) for name in names)
+
+
+def _stages(graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp: int) -> tuple[Stage, ...]:
+    """The layers evenly, what the plan lists before them on the first stage and after them on the last."""
+    paths = [join(prefix, entry.module) for entry in plan.pp] + [entry.module for entry in plan.head_pp]
+    members = {path: [p for p in graph.module_of if p.rpartition(".")[0] == path] for path in paths}
+    stack = next((path for path in paths if graph.module_of.get(path) and _is_list(graph, path)), None)
+    if stack is None or pp == 1:
+        return (Stage("all modules", (), sum(local.values())),)
+
+    def below(path: str) -> int:
+        return sum(size for name, size in local.items() if name == path or name.startswith(f"{path}."))
+
+    layers = members[stack]
+    bounds = [number * len(layers) // pp for number in range(pp + 1)]
+    at = paths.index(stack)
+    stages = []
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        ends = (paths[:at] if number == 0 else []) + (paths[at + 1 :] if number == pp - 1 else [])
+        held = [*layers[start:end], *ends]
+        name = f"{generic(stack)} {start} to {end - 1}" if end > start else "no layer"
+        stages.append(Stage(name, tuple(ends), sum(map(below, held))))
+    return tuple(stages)
+
+
+def _is_list(graph: Graph, path: str) -> bool:
+    return "ModuleList" in graph.module_of[path].bases
