@@ -20,7 +20,9 @@ STYLES_TO_TRY = (
     "embedding_rowwise",
     "moe_tp_experts",
 )
-TRIES = 30
+LAST_RESORTS = ("colwise_gather_output", "rowwise_split_input")
+TRIED_OPS = 30_000
+"""How much is traced again in search of a fix, in operators: small models get more tries than large ones."""
 
 
 def with_fix(
@@ -45,7 +47,7 @@ def _fix(
     subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...], finding: Finding
 ) -> Fix | None:
     best: tuple[int, Edit] | None = None
-    for edit in islice(edits(subject, styles, finding), TRIES):
+    for edit in islice(edits(subject, styles, finding), max(TRIED_OPS // len(subject.graph.ops), 8)):
         left = check_tensor(subject, edited(styles, edit), degree)
         if not left:
             return Fix(str(edit), (edit,), PROVED)
@@ -56,13 +58,19 @@ def _fix(
     return Fix(str(best[1]), (best[1],), f"the edited plan no longer has this finding; {best[0]} others remain")
 
 
-def edits(subject: Subject, styles: Mapping[str, str], finding: Finding) -> Iterator[Edit]:
-    """Edits of one entry that may mend a finding, likeliest first; none of them has been tried."""
-    for pattern in _suspects(subject, finding):
-        yield from _edits(subject, styles, pattern, finding.code)
+def edits(subject: Subject, styles: Mapping[str, str], finding: Finding) -> tuple[Edit, ...]:
+    """Edits of one entry that may mend a finding, likeliest first; none of them has been tried.
+
+    Gathering and splitting mend much, at the price of a collective: they come last, unless the code asks for them.
+    """
+    found = (
+        edit for entry in _suspects(subject, styles, finding) for edit in _edits(subject, styles, entry, finding.code)
+    )
+    asked = ASKED.get(finding.code, ())
+    return tuple(sorted(found, key=lambda edit: edit.new in LAST_RESORTS and edit.new not in asked))
 
 
-def _suspects(subject: Subject, finding: Finding) -> Iterator[str]:
+def _suspects(subject: Subject, styles: Mapping[str, str], finding: Finding) -> Iterator[str]:
     """The finding's own entry, then every module with parameters near where the relation broke."""
     given = finding.place.entry
     owners = [m.path for m in subject.graph.modules if m.parameters and m.repeats is None]
@@ -70,10 +78,20 @@ def _suspects(subject: Subject, finding: Finding) -> Iterator[str]:
         yield given
         # A parameter's entry lays it out; its module's entry says what is done with the result.
         yield from {given.rpartition(".")[0]} & {generic(path) for path in owners}
+        yield from (pattern for pattern in styles if pattern.rpartition(".")[0] == given)
+        yield from _tied(subject, given)
     module = finding.place.module or ""
     scope = module if any(path.startswith(f"{module}.") for path in owners) else module.rpartition(".")[0]
     near = dict.fromkeys(generic(path) for path in owners if path.startswith(f"{scope}."))
     yield from (pattern for pattern in near if pattern != given and scope)
+
+
+def _tied(subject: Subject, pattern: str) -> Iterator[str]:
+    """The modules that hold the same parameter as those of a pattern."""
+    numbers = {n for m in subject.graph.modules if generic(m.path) == pattern for _, n in m.parameters}
+    for module in subject.graph.modules:
+        if generic(module.path) != pattern and any(number in numbers for _, number in module.parameters):
+            yield generic(module.path)
 
 
 def _has(findings: tuple[Finding, ...], finding: Finding) -> bool:
@@ -115,6 +133,7 @@ ASKED: Mapping[str, tuple[str, ...]] = {
     "TP207": ("replicated_with_grad_allreduce", "mla_kv_a_proj"),
     "TP212": ("colwise_gather_output", "embedding_rowwise"),
     "TP213": ("packed_colwise", "colwise_gather_output"),
+    "TP215": ("local_params",),
 }
 """Styles that mend a code where anything does."""
 

@@ -21,7 +21,7 @@ from planner.sharding.assign import Assigned
 
 
 class HookError(TypeError):
-    """A style's hook on a module whose output is no tensor: the client's hook raises there too."""
+    """A style's hook on a module that is not called, or does not answer, with a tensor: the client's hook raises there too."""
 
 
 class IndivisibleError(ValueError):
@@ -98,10 +98,11 @@ def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree:
     def forward(*args: Any, **kwargs: Any) -> Any:
         args = before(recorder, args, degree)
         output = original(*args, **kwargs)
-        if style.after is not After.NOTHING and not isinstance(output, Tensor):
+        if style.after is After.NOTHING or output is None:
+            return output
+        if not isinstance(output, Tensor):
             raise HookError(f"{style.name} takes a tensor, and this module gives a {type(output).__name__}")
-        size = -(-output.shape[-1] // degree) if style.after is After.SPLIT else width
-        return after(recorder, output, size)
+        return after(recorder, output, -(-output.shape[-1] // degree) if style.after is After.SPLIT else width)
 
     module.forward = forward
 
@@ -136,21 +137,30 @@ def _last(tensor: Tensor, size: int) -> tuple[int, ...]:
     return (*tensor.shape[:-1], size)
 
 
+def _first(args: tuple[Any, ...]) -> Tensor:
+    """The positional argument that a hook acts on."""
+    if args and isinstance(args[0], Tensor):
+        return args[0]
+    found = f"a {type(args[0]).__name__} there" if args else "no positional argument"
+    raise HookError(f"the style takes a tensor as the first positional argument, and this call has {found}")
+
+
 def _first_arg(target: str) -> Callable[[Recorder, tuple[Any, ...], int], tuple[Any, ...]]:
     def before(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[Any, ...]:
-        return (_emit(recorder, target, args[0]), *args[1:]) if args and isinstance(args[0], Tensor) else args
+        return (_emit(recorder, target, _first(args)), *args[1:])
 
     return before
 
 
 def _split(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[Any, ...]:
-    width = args[0].shape[-1]
-    return (_emit(recorder, "tp.split", args[0], _last(args[0], -(-width // degree))), *args[1:])
+    tensor = _first(args)
+    width = tensor.shape[-1]
+    return (_emit(recorder, "tp.split", tensor, _last(tensor, -(-width // degree))), *args[1:])
 
 
 def _routing(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[Any, ...]:
-    hidden, *routing = args
-    hidden = _emit(recorder, "tp.enter", hidden)
+    routing = list(args[1:])
+    hidden = _emit(recorder, "tp.enter", _first(args))
     if len(routing) >= 2:
         routing[1] = _emit(recorder, "tp.enter", routing[1])
     return (hidden, *routing)

@@ -54,7 +54,7 @@ def prober(
 
 def _failed(graph: Graph, assigned: Assigned, degree: int, error: TraceError) -> Probe:
     before = error.before
-    stuck = explain_failure(graph, before, error.failed, assigned, degree) if before is not None else None
+    stuck = explain_failure(graph, before, error.failed, assigned, degree)[0] if before is not None else None
     if stuck is not None:
         return _stuck(stuck)
     where = f" ({error.source})" if error.source else ""

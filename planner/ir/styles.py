@@ -40,7 +40,7 @@ class Before(StrEnum):
     TAKE_IDS = "take R; look up this rank's rows only"
     REDUCE_ROUTING_GRADIENTS = "take R; all-reduce the gradients of the hidden states and of the routing weights"
     DIVIDE = "divide by the degree"
-    TAKE_SEQUENCE = "take this rank's S(1)"
+    TAKE_SEQUENCE = "take what comes as S(1), and sum the parameters' gradients over the ranks"
     GATHER = "all-gather S(-1)"
 
 
@@ -54,6 +54,17 @@ class After(StrEnum):
     REDUCE_ROPE_GRADIENT = "all-reduce the gradient of the last qk_rope_head_dim features"
 
 
+class Reach(StrEnum):
+    """Where a module's own sharded parameters can be computed with; elsewhere they meet tensors of another kind, and raise."""
+
+    NOWHERE = "nowhere"
+    """They stay distributed tensors, and so do not meet the plain ones that the forward computes with."""
+    OWN = "own"
+    """In the module's own operators: the hook makes the first input a distributed tensor too."""
+    BELOW = "below"
+    """In the module's forward, what it calls included: the parameters are local tensors for that time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Style:
     """One Transformers style: where the parameters lie, what happens around the forward, and which attribute it needs."""
@@ -63,6 +74,7 @@ class Style:
     before: Before = Before.NOTHING
     after: After = After.NOTHING
     needs: str | None = None
+    reach: Reach = Reach.NOWHERE
     grad_allreduce: bool = False
     expert_parallel: bool = False
 
@@ -85,28 +97,30 @@ class Style:
                 return Shard(1)
 
 
+OWN, BELOW = Reach.OWN, Reach.BELOW
+
 STYLES: dict[str, Style] = {
     style.name: style
     for style in (
-        Style("colwise", Layout.OUTPUT, Before.TAKE_REPLICATED, needs="out_features"),
-        Style("colwise_gather_output", Layout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features"),
-        Style("colwise_rep", Layout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features"),
-        Style("rowwise", Layout.INPUT, Before.TAKE_SHARDED, After.REDUCE, "in_features"),
-        Style("rowwise_split_input", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features"),
-        Style("rowwise_rep", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features"),
-        Style("embedding_rowwise", Layout.FIRST, Before.TAKE_IDS, After.REDUCE),
-        Style("embedding_colwise", Layout.SECOND, Before.NOTHING, After.GATHER, "embedding_dim"),
-        Style("packed_colwise", Layout.PACKED_OUTPUT, Before.TAKE_REPLICATED),
+        Style("colwise", Layout.OUTPUT, Before.TAKE_REPLICATED, needs="out_features", reach=OWN),
+        Style("colwise_gather_output", Layout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features", reach=OWN),
+        Style("colwise_rep", Layout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features", reach=OWN),
+        Style("rowwise", Layout.INPUT, Before.TAKE_SHARDED, After.REDUCE, "in_features", reach=OWN),
+        Style("rowwise_split_input", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features", reach=OWN),
+        Style("rowwise_rep", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features", reach=OWN),
+        Style("embedding_rowwise", Layout.FIRST, Before.TAKE_IDS, After.REDUCE, reach=OWN),
+        Style("embedding_colwise", Layout.SECOND, Before.NOTHING, After.GATHER, "embedding_dim", reach=OWN),
+        Style("packed_colwise", Layout.PACKED_OUTPUT, Before.TAKE_REPLICATED, reach=BELOW),
         Style("packed_rowwise", Layout.PACKED_INPUT),
-        Style("moe_tp_experts", Layout.KEEP, Before.REDUCE_ROUTING_GRADIENTS, After.REDUCE),
+        Style("moe_tp_experts", Layout.KEEP, Before.REDUCE_ROUTING_GRADIENTS, After.REDUCE, reach=BELOW),
         Style("moe_identity_expert", Layout.KEEP, Before.DIVIDE),
         Style("mla_kv_a_proj", Layout.KEEP, after=After.REDUCE_ROPE_GRADIENT),
         Style("replicated_with_grad_allreduce", grad_allreduce=True),
         Style("all_reduce", after=After.REDUCE),
-        Style("local_params"),
-        Style("sequence_parallel", before=Before.TAKE_SEQUENCE),
+        Style("local_params", reach=BELOW),
+        Style("sequence_parallel", before=Before.TAKE_SEQUENCE, grad_allreduce=True),
         Style("replicate"),
         Style("grouped_gemm", Layout.FIRST, expert_parallel=True),
-        Style("ep_dispatch_experts", expert_parallel=True),
+        Style("ep_dispatch_experts", expert_parallel=True, reach=BELOW),
     )
 }

@@ -142,6 +142,8 @@ def _back_hook(state: _Backward, op: Op, position: int) -> None:
             if -1 in roots and _is_float(state, source):
                 state.twice.append(position)
             state.add(source, WHOLE)
+        case "tp.sequence":
+            state.add(source, roots)
         case "tp.rope":
             _back_rope(state, op, source, made)
         case "tp.reduce" | "tp.gather":

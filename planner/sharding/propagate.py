@@ -15,7 +15,8 @@ from planner.ir.plan import generic
 from planner.ir.styles import After, Layout
 from planner.sharding.assign import Assigned
 from planner.sharding.follow import Problem, follow, related
-from planner.sharding.semantics import Call
+from planner.sharding.registry import semantics
+from planner.sharding.semantics import Call, Einsum
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +82,30 @@ def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Pr
     return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, tuple(state.stuck))
 
 
-def explain_failure(whole: Graph, before: Graph, failed: Op | None, assigned: Assigned, degree: int) -> Stuck | None:
-    """Why a local program fails: the first place where it left the relation, or what is wrong with the op that failed."""
+def explain_failure(
+    whole: Graph, before: Graph, failed: Op | None, assigned: Assigned, degree: int
+) -> tuple[Stuck | None, str | None]:
+    """Why a local program fails: the first place where it left the relation, or what is wrong with the op that failed; and
+    the entry behind that op's inputs, for where the rules say nothing."""
     state, pairs = _walk(whole, before, assigned, degree)
     if state.stuck:
-        return state.stuck[0]
+        return state.stuck[0], None
+    if failed is None:
+        return None, None
+    entry = _entry(state, failed)
     position = sum(pair.whole is not None for pair in pairs)
-    if failed is None or position >= len(whole.ops) or whole.ops[position].target != failed.target:
-        return None
+    if position >= len(whole.ops) or whole.ops[position].target != failed.target:
+        return None, entry
     counterpart = whole.ops[position]
     placements = _input_placements(state, failed, counterpart)
     if any(isinstance(placement, Unknown) for placement in placements):
-        return None
+        return None, entry
     found = related(Call(whole, counterpart), Call(before, failed), placements, degree)
-    return _stuck(state, Pair(failed, counterpart, position), found) if isinstance(found, Problem) else None
+    return (
+        (_stuck(state, Pair(failed, counterpart, position), found), entry)
+        if isinstance(found, Problem)
+        else (None, entry)
+    )
 
 
 def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[_State, tuple[Pair, ...]]:
@@ -237,6 +248,9 @@ def _step(state: _State, pair: Pair, whole: Op) -> None:
 def _stuck(state: _State, pair: Pair, problem: Problem) -> Stuck:
     op = pair.local
     blame = op.inputs[problem.blame] if problem.blame is not None else None
+    entry = _entry(state, op)
+    if blame is not None and blame in state.entry_of and blame not in state.local.producer:
+        entry, blame = state.entry_of[blame], None  # a parameter that an entry of its own has placed
     if blame is not None and not isinstance(state.placements.get(blame, R), Replicate):
         blame = None  # it has an entry of its own, which made it what it is
     return Stuck(
@@ -248,7 +262,7 @@ def _stuck(state: _State, pair: Pair, problem: Problem) -> Stuck:
         pair.position,
         op.module,
         op,
-        _entry(state, op),
+        entry,
         blame,
     )
 
@@ -327,11 +341,12 @@ def _hook(state: _State, pair: Pair) -> None:
                 op.module,
                 op,
                 entry,
+                source if op.target == "tp.sharded" and isinstance(placement, Replicate) else None,
             )
         )
         result = Unknown(rule.message)
     else:
-        result = _after_hook(op, placement, ndim)
+        result = _after_hook(state, op, placement, ndim)
     _set(state, made, result, whole, entry)
     if isinstance(result, Unknown) and not isinstance(placement, Unknown) and rule is None:
         state.stuck.append(
@@ -365,8 +380,10 @@ def _wanted(kind: str, placement: Placement, ndim: int) -> bool:
             return isinstance(placement, Partial)
 
 
-def _after_hook(op: Op, placement: Placement, ndim: int) -> Placement:
+def _after_hook(state: _State, op: Op, placement: Placement, ndim: int) -> Placement:
     match op.target:
+        case "tp.sequence":
+            return placement if _keeps_second_dim(state.local, op) else Unknown("a module that mixes the sequence dim")
         case "tp.enter" | "tp.ids" | "tp.reduce" | "tp.gather":
             return R
         case "tp.split" | "tp.sharded":
@@ -377,6 +394,25 @@ def _after_hook(op: Op, placement: Placement, ndim: int) -> Placement:
             return P if isinstance(placement, Replicate) else Unknown("only a whole input can be divided by the degree")
         case _:
             return Unknown(f"no rule for {op.target}")
+
+
+def _keeps_second_dim(local: Graph, hook: Op) -> bool:
+    """Whether a module computes every place of dim 1 by itself: then it makes no difference what the client takes that dim
+    for.
+    """
+    ndim = len(local.values[hook.inputs[0]].shape)
+    inside = [op for op in local.ops if op.module == hook.module and not op.target.startswith("tp.")]
+    below = any(op.module.startswith(f"{hook.module}.") for op in local.ops)
+    return ndim > 1 and not below and all(_is_pointwise_in(Call(local, op), ndim) for op in inside)
+
+
+def _is_pointwise_in(call: Call, ndim: int) -> bool:
+    meaning = semantics(call)
+    if not isinstance(meaning, Einsum):
+        return False
+    letters = {given[1] for given in meaning.inputs if len(given) == ndim}
+    outputs = {made[1] if len(made) == ndim else None for made in meaning.outputs}
+    return len(letters) == 1 and letters == outputs and not letters & meaning.locked
 
 
 def _check_outputs(state: _State) -> None:

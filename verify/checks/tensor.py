@@ -4,19 +4,20 @@ Nothing here infers: the plan is given, and every finding follows from relating 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from planner.frontend.local import HookError, IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
 from planner.ir.findings import Fault, Finding, Place, Severity
-from planner.ir.graph import Graph, Op
+from planner.ir.graph import Arg, Graph, Op
 from planner.ir.placement import Shard, local_shape
 from planner.ir.plan import generic
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
 from planner.sharding.propagate import Propagation, Stuck, explain_failure, propagate
+from planner.sharding.reach import Unreachable, unreachable
 
 UNDECIDED = {"TP210", "TP211"}
 
@@ -55,6 +56,8 @@ def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | t
         return (_indivisible(error),)
     except TraceError as error:
         return (_local_failure(subject.graph, assigned, error, degree),)
+    if apart := unreachable(local, assigned):
+        return _once(tuple(_of_unreachable(found) for found in apart))
     ran = propagate(subject.graph, local, assigned, degree)
     return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck)) if ran.stuck else ran
 
@@ -87,7 +90,8 @@ def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """One finding a fault: kinds of layers repeat the same one."""
     kept: dict[tuple[str, str | None, str], Finding] = {}
     for finding in findings:
-        kept.setdefault((finding.code, finding.place.entry, finding.message), finding)
+        where = str(finding.place.source or finding.message)
+        kept.setdefault((finding.code, finding.place.entry, where), finding)
     return tuple(kept.values())
 
 
@@ -126,9 +130,12 @@ def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: 
             needed="a degree that divides the number of heads or blocks",
         )
     if error.before is not None:
-        stuck = explain_failure(graph, error.before, error.failed, assigned, degree)
+        stuck, behind = explain_failure(graph, error.before, error.failed, assigned, degree)
         if stuck is not None:
             return _of_stuck(error.before, stuck)
+        place = replace(place, entry=behind or entry)
+    if error.failed is not None and error.failed.target in VIEWS and -1 in _sizes(error.failed.args):
+        return _cut_inside(place, error, degree)
     return Finding(
         "TP202",
         Severity.ERROR if near else Severity.UNDECIDED,
@@ -141,13 +148,34 @@ def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: 
     )
 
 
+VIEWS = ("aten.view", "aten.reshape")
+
+
+def _sizes(args: tuple[Arg, ...]) -> tuple[Arg, ...]:
+    """The sizes that a view is given, as one tuple or one by one."""
+    return args[-1] if args and isinstance(args[-1], tuple) else args
+
+
+def _cut_inside(place: Place, error: TraceError, degree: int) -> Finding:
+    """A view that takes its number of heads from the tensor, and does not find a whole number of them."""
+    return Finding(
+        "TP201",
+        Severity.ERROR,
+        f"a rank's part does not fill whole heads or blocks in {error.module or 'the model'}: {error}",
+        place,
+        why="a rank's boundary falls inside a head or a block",
+        found=f"one part of {degree}",
+        needed="a degree that divides the number of heads or blocks, or this projection whole",
+    )
+
+
 def _hook_failure(assigned: Assigned, error: TraceError) -> Finding:
     return Finding(
         "TP202",
         Severity.ERROR,
         f"the style's hook fails on {error.module}: {error.__cause__}",
         Place(assigned.modules[error.module][1], error.module, error.source),
-        why="a collective acts on one tensor",
+        why="a style's hook acts on the first positional argument, or on the output, as one tensor",
         found=str(error.__cause__),
         needed="no entry here, or one on the module that makes the tensor",
     )
@@ -179,11 +207,14 @@ def _of_stuck(local: Graph, stuck: Stuck) -> Finding:
 
 def _missing_entry(local: Graph, stuck: Stuck) -> str | None:
     """The entry of the module behind the operand that should have been another: it has none, or the wrong one."""
-    if stuck.blame is None:
+    owner = _owner(local, stuck.blame) if stuck.blame is not None else None
+    if owner is None:
         return None
-    owner = _owner(local, stuck.blame)
-    inside = owner is not None and (owner == stuck.module or owner.startswith(f"{stuck.module}."))
-    return generic(owner) if owner is not None and inside else None
+    inside = owner == stuck.module or owner.startswith(f"{stuck.module}.")
+    feeds = owner.rpartition(".")[0] == stuck.module.rpartition(".")[0] and "out_features" in dict(
+        local.module_of[owner].numbers
+    )
+    return generic(owner) if inside or feeds else None
 
 
 def _owner(graph: Graph, number: int) -> str | None:
@@ -206,6 +237,21 @@ def _owner(graph: Graph, number: int) -> str | None:
 def _widest(graph: Graph, op: Op) -> int:
     """The operand to follow back: the first that was computed."""
     return next((number for number in op.inputs if number in graph.producer), op.inputs[0])
+
+
+def _of_unreachable(found: Unreachable) -> Finding:
+    owner = found.parameter.rpartition(".")[0]
+    elsewhere = "" if found.op.module == owner else f", outside the forward of {owner}"
+    entry = found.entry if elsewhere else generic(owner)
+    return Finding(
+        "TP215",
+        Severity.ERROR,
+        f"{found.op.target.rpartition('.')[2]} in {found.op.module} uses the sharded {found.parameter}{elsewhere}",
+        Place(entry, found.op.module, found.op.source),
+        why="a sharded parameter is a distributed tensor, and meets plain tensors only where a style makes it local",
+        found="no style that makes it local there",
+        needed=f"local_params on {owner or 'its module'}, or the parameter whole",
+    )
 
 
 def _of_gradient(fault: GradientFault) -> Finding:

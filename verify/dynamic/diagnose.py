@@ -84,7 +84,7 @@ def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
 
 def _by_turns(subject: Subject, styles: Mapping[str, str], findings: Sequence[Finding]) -> Iterator[Edit]:
     """The edits of every finding, one of each in turn."""
-    left = [edits(subject, styles, finding) for finding in findings]
+    left = [iter(edits(subject, styles, finding)) for finding in findings]
     while left:
         for one in list(left):
             if (edit := next(one, None)) is None:

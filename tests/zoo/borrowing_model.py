@@ -1,0 +1,37 @@
+"""A model that calls one projection by keyword and hands the weight of another to a function."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+
+class BorrowingConfig(PretrainedConfig):
+    model_type = "borrowing"
+
+    def __init__(self, **kwargs: object) -> None:
+        self.vocab_size, self.hidden_size, self.num_hidden_layers = 64, 32, 1
+        super().__init__(**kwargs)  # type: ignore[arg-type]  # its fields are untyped
+
+
+class BorrowingForCausalLM(PreTrainedModel):
+    config_class = BorrowingConfig
+
+    def __init__(self, config: BorrowingConfig) -> None:
+        super().__init__(config)
+        self.table = nn.Embedding(64, 32)
+        self.called_by_keyword = nn.Linear(32, 48, bias=False)
+        self.never_called = nn.Linear(32, 48, bias=False)
+        self.down = nn.Linear(48, 32, bias=False)
+        self.up = nn.Linear(32, 48, bias=False)
+        self.down_again = nn.Linear(48, 32, bias=False)
+        self.down_once_more = nn.Linear(48, 32, bias=False)
+        self.head = nn.Linear(32, 64, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]  # it has no annotations
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: object) -> CausalLMOutput:
+        hidden = self.table(input_ids)
+        hidden = hidden + self.down_again(torch.relu(self.up(hidden)))
+        hidden = hidden + self.down(torch.relu(nn.functional.linear(hidden, self.never_called.weight)))
+        hidden = hidden + self.down_once_more(torch.relu(self.called_by_keyword(input=hidden)))
+        return CausalLMOutput(logits=self.head(hidden))
