@@ -17,7 +17,7 @@ from planner.infer.why import explain
 from planner.ir.degrees import degrees_within
 from planner.ir.graph import Graph
 from planner.ir.placement import Shard
-from planner.ir.plan import Plan, TpEntry
+from planner.ir.plan import Plan, TpEntry, join
 from planner.ir.why import Explanation
 from planner.sharding.assign import assign
 from planner.sharding.limits import limits
@@ -60,17 +60,27 @@ def suggest(model: Loaded | str, *, why: bool = False) -> Suggestion:
     plan = replace(
         _split_by_owner(inference, prefix, in_config=reads_config_plan(built)), pp=pipeline, head_pp=head_pipeline
     )
-    plan = replace(plan, ep=infer_ep(graph, prefix))
+    plan = _with_experts(plan, infer_ep(graph, prefix), prefix)
     legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
     explanation = _explanation(built, graph, inference, plan, prefix) if why else None
     return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, graph.notes, explanation)
+
+
+def _with_experts(plan: Plan, ep: tuple[TpEntry, ...], prefix: str) -> Plan:
+    """The plan with its expert plan; what stays whole without that says so."""
+    dispatched = {join(prefix, entry.pattern) for entry in ep}
+    unplanned = {
+        pattern: f"{reason}; the expert plan shards it" if pattern in dispatched else reason
+        for pattern, reason in plan.unplanned.items()
+    }
+    return replace(plan, ep=ep, unplanned=unplanned)
 
 
 def _explanation(built: nn.Module, graph: Graph, inference: Inference, plan: Plan, prefix: str) -> Explanation | None:
     if inference.groups is None:
         return None
     patches = find_patches(built, graph, inference, prefix)
-    return replace(explain(inference, plan.styles(prefix), prefix), patches=patches)
+    return replace(explain(inference, plan.styles(prefix), plan.unplanned, prefix), patches=patches)
 
 
 def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Plan:

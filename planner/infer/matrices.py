@@ -13,8 +13,8 @@ WORTH_SHARE = 0.01
 """From this share of all parameters on, a matrix is worth a collective of its own, and so is a block of matrices together."""
 WORTH_ELEMENTS = 1 << 26
 """So is a matrix of this many elements."""
-WORTH_IN_BLOCK = 1 / 32
-"""In a block that is worth it, every matrix of this share of the block is split."""
+WORTH_IN_BLOCK = 1 / 4096
+"""In a block that is worth it, every matrix of this share of all parameters is split."""
 
 
 def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Mapping[str, str]) -> list[list[TpEntry]]:
@@ -29,7 +29,7 @@ def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Map
         block = blocks[_block(pattern)]
         tied = weight in looked_up and _times_used(graph, weight) > 1
         alone = weights[pattern] >= WORTH_SHARE * total or prod(graph.values[weight].shape) >= WORTH_ELEMENTS
-        if tied or alone or (block >= WORTH_SHARE * total and weights[pattern] >= WORTH_IN_BLOCK * block):
+        if tied or alone or (block >= WORTH_SHARE * total and weights[pattern] >= WORTH_IN_BLOCK * total):
             reason = reasons.get(pattern) or locked(groups, module)
             entry = _on_its_own(module, looked_up, weight, reason)
             if entry is not None:
@@ -38,12 +38,12 @@ def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Map
 
 
 def _matrices(graph: Graph, planned: Mapping[str, TpEntry]) -> dict[str, tuple[Module, int]]:
-    """The first module of every pattern that has no entry and one matrix, with that matrix."""
+    """The first linear layer or table of every pattern that has no entry, with its matrix."""
     found: dict[str, tuple[Module, int]] = {}
     for module in graph.modules:
         pattern = generic(module.path)
         weights = [number for _, number in module.parameters if len(graph.values[number].shape) == 2]
-        if pattern not in planned and len(weights) == 1:
+        if pattern not in planned and len(weights) == 1 and {"Linear", "Embedding"} & set(module.bases):
             found.setdefault(pattern, (module, weights[0]))
     return found
 

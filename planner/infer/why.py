@@ -16,7 +16,7 @@ from planner.ir.why import Explanation, Group, Left, Member, Tie
 from planner.sharding.assign import Assigned, assign
 
 
-def explain(inference: Inference, styles: Mapping[str, str], prefix: str) -> Explanation:
+def explain(inference: Inference, styles: Mapping[str, str], unplanned: Mapping[str, str], prefix: str) -> Explanation:
     """Groups and leftovers of a plan (`styles`: keys as the head model sees them)."""
     if inference.groups is None:
         return Explanation()
@@ -34,7 +34,7 @@ def explain(inference: Inference, styles: Mapping[str, str], prefix: str) -> Exp
         found.setdefault((shown, sharded), Group(atom.size, shown, ties.get(atom, ()), forbids, sharded, reason))
     weight = _elements_by_pattern(graph)
     ordered = sorted(found.values(), key=lambda group: -sum(weight[m.parameter] for m in group.members))
-    return Explanation(tuple(ordered), _left(graph, assigned, inference.unplanned))
+    return Explanation(tuple(ordered), _left(graph, assigned, unplanned))
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,46 @@ ODD = {
 }
 
 
+MIXED = {
+    "OddCubes": {"a": "colwise", "b": "colwise", "c": "colwise", "e": "embedding_rowwise", "one": "moe_tp_experts"},
+    "OddOwnPair": {"l1": "local_params", "l2": "local_params", "two": "moe_tp_experts"},
+    "OddOwnUp": {"m": "colwise", "l1": "packed_colwise", "l2": "rowwise"},
+    "OddLeaning": {"aa": "colwise_gather_output", "dd": "colwise_gather_output", "tt": "rowwise"},
+    "OddDecaying": {"taps": "colwise", "rate": "colwise", "p1": "colwise", "p4": "rowwise", "one": "local_params"},
+    "OddRecalling": {"g1": "colwise", "g4": "colwise", "g5": "rowwise"},
+    "OddPicked": {"w1": "packed_colwise", "w2": "rowwise", "many": "moe_tp_experts", "gu": "packed_colwise"},
+    "OddPickedBiased": {"gu": "packed_colwise", "tt": "rowwise", "aa": "colwise"},
+    "OddStreams": {"gu": "packed_colwise", "tt": "rowwise", "aa": "colwise", "dd": "rowwise"},
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_mixers_experts_and_streams(name: str) -> None:
+    reference = f"tests.zoo.odd_mixers:{name}"
+    suggestion = suggest(reference)
+    styles = {entry.pattern.rpartition(".")[2]: entry.style for entry in suggestion.plan.tp}
+    assert MIXED[name].items() <= styles.items()
+    assert prove(reference, suggestion.plan, tp=2).verdict is Verdict.PROVED
+
+
+def test_experts_with_a_bias_are_left_to_the_expert_plan() -> None:
+    plan = suggest("tests.zoo.odd_mixers:OddPickedBiased").plan
+    assert {entry.pattern.rpartition(".")[2]: entry.style for entry in plan.ep} == {
+        "w1": "grouped_gemm",
+        "w2": "grouped_gemm",
+        "c2": "grouped_gemm",
+        "many": "ep_dispatch_experts",
+    }
+    assert "the expert plan shards it" in plan.unplanned["body.steps.*.two.many"]
+
+
+def test_a_parameter_that_another_module_reads_stays_whole() -> None:
+    plan = suggest("tests.zoo.odd_mixers:OddBorrowed").plan
+    styles = {entry.pattern.rpartition(".")[2]: entry.style for entry in plan.tp}
+    assert "taps" not in styles
+    assert "is read by" in plan.unplanned["body.steps.*.two.held"]
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_models_with_names_that_say_nothing(name: str) -> None:
     reference = f"tests.zoo.odd_models:{name}"
