@@ -23,10 +23,12 @@ from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried
 from planner.frontend.trace import TraceError
 from planner.frontend.twin import TwinError, twin
 from planner.ir.findings import Finding, Severity
-from planner.ir.plan import Plan, TpEntry, generic
+from planner.ir.graph import Graph
+from planner.ir.plan import Plan, TpEntry, generic, join
 from tests.bench.mutants_table import Judged, page, table
 from tests.bench.types import causal_types
-from tests.mutants.operators import Mutant, Styles, mutants
+from tests.mutants.operators import Mutant, Styles, expert_mutants, mutants
+from verify.checks.experts import check_experts
 from verify.checks.plan import check_plan
 from verify.checks.tensor import Subject, check_tensor
 from verify.dynamic.cases import Case
@@ -35,6 +37,7 @@ from verify.dynamic.verdicts import findings_of
 from verify.fixes import with_fix
 from verify.report import LevelResult
 
+BASE = Mutant("base", (), {})
 ODD = "tests.zoo.odd_models:"
 
 
@@ -49,6 +52,21 @@ class Options:
     only: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """A plan to mutate: its styles, and those of its experts where they are what is mutated."""
+
+    name: str
+    styles: dict[str, str]
+    experts: dict[str, str]
+
+    def mutants(self, graph: Graph) -> Iterator[Mutant]:
+        """All of them."""
+        if self.experts:
+            return expert_mutants(graph, self.styles, self.experts)
+        return mutants(graph, self.styles)
+
+
 @dataclass(frozen=True)
 class _Judge:
     """One model, traced once, with a small twin; `small` runs on the ranks of this process."""
@@ -60,13 +78,14 @@ class _Judge:
     ranks: InProcess
     tp: int
 
-    def plan(self, styles: Styles) -> Plan:
+    def plan(self, styles: Styles, experts: Styles) -> Plan:
         """Styles with the head model's keys as a plan."""
         inside = f"{self.subject.prefix}." if self.subject.prefix else ""
         base = [key for key in styles if self.reads_config and key.startswith(inside)]
         return Plan(
             tp=tuple(TpEntry(key.removeprefix(inside), styles[key]) for key in base),
             head_tp=tuple(TpEntry(key, style) for key, style in styles.items() if key not in base),
+            ep=tuple(TpEntry(key.removeprefix(inside), style) for key, style in experts.items()),
         )
 
     def proof(self, plan: Plan) -> LevelResult:
@@ -75,19 +94,25 @@ class _Judge:
         findings = check_plan(self.subject.model, plan, self.tp)
         if not any(finding.severity is not Severity.WARNING for finding in findings):
             styles = plan.styles(self.subject.prefix)
+            findings += check_experts(self.subject.graph, plan, self.subject.prefix, self.tp)
             findings += with_fix(self.subject, styles, self.tp, check_tensor(self.subject, styles, self.tp))
         return LevelResult("proof", monotonic() - began, findings)
 
     def run(self, plan: Plan, *, hasty: bool) -> LevelResult:
         """Ranks as threads, on the twin."""
         began = monotonic()
-        case = Case(self.small, plan, self.tp)
+        case = Case(self.small, plan, self.tp, ep=self.tp if plan.ep else 1)
         findings = findings_of(case, self.ranks.check(case, hasty=hasty))
         return LevelResult("run", monotonic() - began, findings)
 
+    def base(self, base: _Base) -> Judged:
+        """A plan as it is, everything compared."""
+        plan = self.plan(base.styles, base.experts)
+        return _row(self.name, base.name, BASE, self.proof(plan), self.run(plan, hasty=False))
+
     def judged(self, base: str, mutant: Mutant) -> Judged:
         """One mutant, proved and run."""
-        plan = self.plan(mutant.styles)
+        plan = self.plan(mutant.styles, mutant.experts)
         proof, run = self.proof(plan), self.run(plan, hasty=True)
         return _row(self.name, base, mutant, proof, run)
 
@@ -120,37 +145,38 @@ def _names(finding: Finding, mutant: Mutant) -> bool:
     return bool({finding.place.entry, *fixed} & set(mutant.entries))
 
 
-def _bases(judge: _Judge, loaded: Loaded, suggested: Plan) -> Iterator[tuple[Judged, dict[str, str]]]:
-    """The plans to mutate, each with what the proof and the run say of it."""
-    prefix = judge.subject.prefix
-    plans = {"suggested": suggested, "upstream": carried_plan(loaded, judge.subject.model)}
-    seen: list[dict[str, str]] = []
-    for base, plan in plans.items():
+def _bases(suggested: Plan, upstream: Plan, prefix: str) -> Iterator[_Base]:
+    """Each plan once, and each expert-parallel plan with the tensor-parallel one that it comes with."""
+    seen: list[tuple[dict[str, str], dict[str, str]]] = []
+    for name, plan in (("suggested", suggested), ("upstream", upstream)):
         styles = plan.styles(prefix)
-        if not styles or styles in seen:
-            continue
-        seen.append(styles)
-        own = judge.plan(styles)
-        yield _row(judge.name, base, Mutant("base", (), styles), judge.proof(own), judge.run(own, hasty=False)), styles
+        experts = {join(prefix, entry.pattern): entry.style for entry in plan.ep}
+        for base in (_Base(name, styles, {}), _Base(f"{name} experts", styles, experts)):
+            if styles and (base.styles, base.experts) not in seen:
+                seen.append((base.styles, base.experts))
+                yield base
 
 
-def judge_type(name: str, *, options: Options, known: set[tuple[str, str]], ranks: InProcess) -> Iterator[Judged]:
+def judge_type(
+    name: str, *, options: Options, known: dict[tuple[str, str], Judged], ranks: InProcess
+) -> Iterator[Judged]:
     """Every mutant of one model's right plans that is not `known` yet, bases first."""
     loaded = load(name)
     model, suggestion = build(loaded), suggest(loaded)
     subject = Subject(model, suggestion.graph, base_prefix(model))
     names = {generic(path) for path, _ in (*model.named_modules(), *model.named_parameters())}
     judge = _Judge(name, subject, twin(loaded, tp=options.tp), reads_config_plan(model), ranks, options.tp)
-    for row, styles in _bases(judge, loaded, suggestion.plan):
-        if (row.base, row.mutant) not in known:
+    for base in _bases(suggestion.plan, carried_plan(loaded, model), subject.prefix):
+        row = known.get((base.name, BASE.name)) or judge.base(base)
+        if (base.name, BASE.name) not in known:
             yield row
         if row.run != "confirmed":
             continue
         # Keys for layers that this config does not have are no part of what is mutated.
-        styles = {key: style for key, style in styles.items() if key in names}
-        for mutant in chosen(list(mutants(subject.graph, styles)), options, salt=f"{name} {row.base}"):
-            if (row.base, mutant.name) not in known:
-                yield judge.judged(row.base, mutant)
+        present = replace(base, styles={key: style for key, style in base.styles.items() if key in names})
+        for mutant in chosen(list(present.mutants(subject.graph)), options, salt=f"{name} {base.name}"):
+            if (base.name, mutant.name) not in known:
+                yield judge.judged(base.name, mutant)
 
 
 def chosen(found: list[Mutant], options: Options, *, salt: str) -> list[Mutant]:
@@ -182,7 +208,8 @@ def main(types: tuple[str, ...], out: Path, *, options: Options, page_at: Path |
     for name in track(names, description="mutants", console=console):
         if options.time and monotonic() - began > options.time:
             break
-        known = set() if options.only else {(row.base, row.mutant) for row in read(out) if row.model == name}
+        rows = [] if options.only else [row for row in read(out) if row.model == name]
+        known = {(row.base, row.mutant): row for row in rows}
         with InProcess(options.tp) as ranks, out.open("a") as lines:
             try:
                 for row in judge_type(name, options=options, known=known, ranks=ranks):

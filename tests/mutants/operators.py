@@ -5,7 +5,7 @@ embedding, head and gradients, M for experts. An operator may happen to change n
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planner.ir.graph import Graph
 from planner.ir.plan import generic, join
@@ -15,17 +15,24 @@ Styles = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A wrong (or equivalent) plan: the operator, the entries it touched, and all styles (keys as the head model has them)."""
+    """A wrong (or equivalent) plan: the operator, the entries it touched, and all styles (keys as the head model has them).
+
+    `experts` are the expert-parallel styles; none where the plan is a tensor-parallel one only.
+    """
 
     operator: str
     entries: tuple[str, ...]
     styles: Styles
+    experts: Styles = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """A stable name within one plan."""
-        changed = ", ".join(f"{entry}={self.styles.get(entry, 'none')}" for entry in self.entries)
+        changed = ", ".join(f"{entry}={self._style(entry)}" for entry in self.entries)
         return f"{self.operator.partition(' ')[0]} {changed}"
+
+    def _style(self, entry: str) -> str:
+        return self.experts.get(entry) or self.styles.get(entry, "none")
 
 
 REPLACED: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -106,6 +113,28 @@ def mutants(graph: Graph, styles: Styles) -> Iterator[Mutant]:
         if key not in seen:
             seen.add(key)
             yield mutant
+
+
+def expert_mutants(graph: Graph, styles: Styles, experts: Styles) -> Iterator[Mutant]:
+    """Every mutation of the expert-parallel entries of a plan."""
+    modules = _Modules.of(graph)
+    stacked = [entry for entry, style in experts.items() if style == "grouped_gemm"]
+    for entry in stacked:
+        yield Mutant("M3 experts whole on every rank", (entry,), styles, _without(experts, entry))
+        yield Mutant("M5 experts cut, not dealt out", (entry,), styles, {**experts, entry: "packed_colwise"})
+    for entry in (entry for entry, style in experts.items() if style == "ep_dispatch_experts"):
+        own = tuple(other for other in stacked if other.startswith(f"{entry}."))
+        parent = entry.rpartition(".")[0]
+        yield Mutant("M3 experts whole on every rank", own, styles, _without(experts, *own))
+        yield Mutant("M5 no tokens sent", (entry,), styles, _without(experts, entry))
+        yield Mutant(
+            "M5 tokens sent to another module",
+            (entry, parent),
+            styles,
+            {**_without(experts, entry), parent: experts[entry]},
+        )
+        for router in (path for path in modules.owners if path.rpartition(".")[0] == parent and path != entry):
+            yield Mutant("M1 router split", (router,), styles, {**experts, router: "grouped_gemm"})
 
 
 @dataclass(frozen=True, slots=True)

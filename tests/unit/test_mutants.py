@@ -6,7 +6,7 @@ from planner.frontend.load import base_prefix, build, load
 from planner.frontend.trace import trace
 from tests.bench.mutants import Options, chosen
 from tests.bench.mutants_table import OUTCOMES, Judged, page
-from tests.mutants.operators import Mutant, mutants
+from tests.mutants.operators import Mutant, expert_mutants, mutants
 
 STYLES = {
     "model.embed_tokens": "embedding_rowwise",
@@ -45,6 +45,19 @@ def test_a_larger_limit_keeps_what_a_smaller_one_chose(found: list[Mutant]) -> N
     more = chosen(found, Options(limit=20), salt="qwen2")
     assert more[:6] == few and len(more) == 20
     assert len({mutant.operator for mutant in few}) == 6
+
+
+def test_expert_plans_have_mutants_of_their_own() -> None:
+    prefix = "model.layers.*.mlp.experts"
+    experts = {
+        f"{prefix}.gate_up_proj": "grouped_gemm",
+        f"{prefix}.down_proj": "grouped_gemm",
+        prefix: "ep_dispatch_experts",
+    }
+    made = list(expert_mutants(trace(build(load("mixtral"))), STYLES, experts))
+    assert {mutant.operator.split()[0] for mutant in made} == {"M1", "M3", "M5"}
+    assert all(mutant.experts != experts and mutant.styles == STYLES for mutant in made)
+    assert any("model.layers.*.mlp.gate" in mutant.entries for mutant in made)
 
 
 def _judged(proof: str, run: str, *codes: str) -> Judged:
