@@ -30,7 +30,7 @@ def legal_degrees(model: Loaded | str, plan: Plan) -> Degrees:
 
     Args:
         model: a loaded model or a reference to one.
-        plan: hand-written or suggested; its pipeline entries play no part.
+        plan: hand-written or suggested; its pipeline and expert-parallel entries play no part.
 
     Raises:
         LoadError: the reference names no model.

@@ -34,8 +34,18 @@ def _load() -> None:
 
 
 def semantics(call: Call) -> Semantics | None:
-    """What this op does to dims; None where no rule tells. An in-place op follows the rule of its pure form."""
+    """What this op does to dims; None where no rule tells."""
+    target = rule_of(call.op.target)
+    return RULES[target](call) if target is not None else None
+
+
+def rule_of(target: str) -> str | None:
+    """The op under whose name an op's rule stands, if it has one: an in-place op follows the rule of its pure form."""
     _load()
-    target = call.op.target
-    found = RULES.get(target) or RULES.get(target.removesuffix("_"))
-    return found(call) if found is not None else None
+    return next((name for name in (target, target.removesuffix("_")) if name in RULES), None)
+
+
+def ruled() -> frozenset[str]:
+    """Every op that a rule stands under."""
+    _load()
+    return frozenset(RULES)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import torch
@@ -11,6 +12,7 @@ from planner.frontend.trace import Tracing
 from planner.ir.graph import Graph
 from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard
 from planner.sharding.follow import Problem, follow
+from planner.sharding.registry import rule_of
 from planner.sharding.semantics import Call
 
 Function = Callable[..., Tensor]
@@ -41,14 +43,19 @@ def graph_of(function: Function, shapes: tuple[tuple[int, ...], ...]) -> Graph:
 
 
 def placements_of(shape: tuple[int, ...], degree: int) -> Iterator[Placement]:
-    """Every placement that a tensor of this shape can have evenly."""
+    """Every placement that a tensor of this shape can have; the last part of a plain shard may be shorter."""
     yield R
     yield P
     for dim, size in enumerate(shape):
-        if size % degree == 0:
+        if _fills(size, degree):
             yield Shard(dim)
         if size % (2 * degree) == 0:
             yield Shard(dim, blocks=2)
+
+
+def _fills(size: int, degree: int) -> bool:
+    """Whether `chunk` leaves something for every rank."""
+    return -(-size // degree) * (degree - 1) < size
 
 
 def scatter(whole: Tensor, placement: Placement, degree: int, seed: int) -> list[Tensor]:
@@ -71,11 +78,15 @@ def holds(parts: list[Tensor], whole: Tensor, placement: Placement) -> bool:
     """Whether the ranks' results are the whole result placed so."""
     degree = len(parts)
     if isinstance(placement, Partial):
-        return all(p.shape == whole.shape for p in parts) and torch.allclose(torch.stack(parts).sum(0), whole)
-    if isinstance(placement, Shard) and whole.shape[placement.dim] % (placement.blocks * degree):
-        return False
+        return all(p.shape == whole.shape for p in parts) and torch.allclose(
+            torch.stack(parts).sum(0), whole, equal_nan=True
+        )
+    if isinstance(placement, Shard):
+        size = whole.shape[placement.dim]
+        if not _fills(size, degree) or (placement.blocks > 1 and size % (placement.blocks * degree)):
+            return False
     wanted = scatter(whole, placement, degree, 0)
-    return all(p.shape == w.shape and torch.allclose(p, w) for p, w in zip(parts, wanted, strict=True))
+    return all(p.shape == w.shape and torch.allclose(p, w, equal_nan=True) for p, w in zip(parts, wanted, strict=True))
 
 
 @dataclass(frozen=True)
@@ -88,16 +99,27 @@ class Row:
     true: tuple[Placement, ...]
 
 
-def rows(case: Case, degree: int) -> Iterator[Row]:
-    """Every combination of input placements of a one-op case."""
+@cache
+def rows(case: Case, degree: int) -> tuple[Row, ...]:
+    """Every combination of input placements of a one-op case whose per-rank program runs."""
+    return tuple(_rows(case, degree))
+
+
+def rules_of(case: Case) -> frozenset[str]:
+    """The rules that a case goes through."""
+    targets = {op.target for op in graph_of(case.function, case.shapes).ops}
+    return frozenset(name for target in targets if (name := rule_of(target)) is not None)
+
+
+def _rows(case: Case, degree: int) -> Iterator[Row]:
     generator = torch.Generator().manual_seed(7)
     wholes = [torch.randint(-4, 5, shape, generator=generator).double() for shape in case.shapes]
-    result = case.function(*(whole.clone() for whole in wholes))
+    result = case.function(*(whole.clone() for whole in wholes)).double()
     graph = graph_of(case.function, case.shapes)
     for combination in product(*(list(placements_of(shape, degree)) for shape in case.shapes)):
         scattered = [scatter(w, p, degree, i) for i, (w, p) in enumerate(zip(wholes, combination, strict=True))]
         try:
-            parts = [case.function(*(s[rank].clone() for s in scattered)) for rank in range(degree)]
+            parts = [case.function(*(s[rank].clone() for s in scattered)).double() for rank in range(degree)]
             local = graph_of(case.function, tuple(tuple(s[0].shape) for s in scattered))
         except (RuntimeError, ValueError, IndexError):
             continue  # the per-rank program fails by itself: nothing to claim

@@ -92,6 +92,28 @@ def _term(term: str, ndim: int) -> Letters:
     return (*before, *(f"e{position - hidden}" for position in range(hidden)), *after)
 
 
+@rule("aten.linalg_solve_triangular")
+def solve_triangular(call: Call) -> Einsum:
+    """`a[..., n, n] x[..., n, k] = b[..., n, k]` (or `x a = b`): every row hangs on those before it, columns are free."""
+    a, b = call.shapes[0], call.shapes[1]
+    lead = _lead(len(call.results[0]) - 2)
+    left = call.op.arg(3, "left", True) is not False
+    inner: Letters = ("n", "k") if left else ("k", "n")
+
+    def full(shape: tuple[int, ...], other: tuple[int, ...], own: Letters) -> Letters:
+        names = lead[len(lead) - (len(shape) - 2) :] if len(shape) > 2 else ()
+        return (*(n if _pairs(shape, other, p - len(shape)) else None for p, n in enumerate(names)), *own)
+
+    why = "a triangular solve runs along this dim"
+    return Einsum(
+        (full(a, b, ("m", "n")), full(b, a, inner)),
+        ((*lead, *inner),),
+        frozenset({"m", "n"}),
+        (frozenset({1}),),
+        why_locked=why,
+    )
+
+
 @rule("aten.convolution")
 def convolution(call: Call) -> Einsum | None:
     """`x[b, c, ...] * w[o, c / groups, ...]`: with one group `c` is summed over; depthwise, `c` and `o` are one dim."""
@@ -117,7 +139,7 @@ def convolution(call: Call) -> Einsum | None:
     )
 
 
-@rule("aten._grouped_mm", "aten.grouped_mm")
+@rule("aten._grouped_mm")
 def grouped_mm(call: Call) -> Einsum | None:
     """Rows of `x[t, k]` by the expert they belong to, `w[e, k, j]`; the offsets are whole."""
     if len(call.shapes[0]) != 2 or len(call.shapes[1]) != 3:

@@ -126,9 +126,9 @@ def one_hot(call: Call) -> Einsum:
 
 
 @rule(
+    "aten._local_scalar_dense",
     "aten.nonzero",
     "aten.masked_select",
-    "aten.unique",
     "aten._unique2",
     "aten.bincount",
     "aten.histc",

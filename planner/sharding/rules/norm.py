@@ -6,7 +6,7 @@ from planner.sharding.semantics import Call, Einsum, Letters
 _WHY = "a norm over a sharded dim sees only this rank's part"
 
 
-@rule("layer_norm", "rms_norm", "aten.native_layer_norm", "aten._fused_rms_norm")
+@rule("layer_norm", "rms_norm", "aten.native_layer_norm")
 def layer_norm(call: Call) -> Einsum:
     """Over the last dims; weight and bias have these dims."""
     shape = call.shapes[0]

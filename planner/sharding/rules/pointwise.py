@@ -5,13 +5,14 @@ from planner.sharding.semantics import Call, Einsum, Letters
 
 SUMS = ("aten.add", "aten.sub", "aten.rsub")
 PRODUCTS = ("aten.mul",)
-FIRST_ONLY = ("aten.div", "aten.neg", "aten._to_copy", "aten.to", "aten.masked_fill", "aten.expand_as")
-NON_LINEAR = """abs acos acosh addcdiv addcmul atan atan2 asin bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu
-    clamp clamp_max clamp_min clip cos cosh elu eq erf erfc erfinv exp exp2 expm1 floor floor_divide fmod ge gelu glu_jvp gt
-    hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan isneginf isposinf le leaky_relu lerp log log10 log1p log2
-    log_sigmoid_forward logaddexp logical_and logical_not logical_or logical_xor logit lt maximum minimum mish nan_to_num ne
-    pow prelu reciprocal relu relu6 remainder round rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink sqrt square
-    tan tanh threshold trunc xlogy native_dropout bitwise_left_shift bitwise_right_shift""".split()
+FIRST_ONLY = ("aten.div", "aten.neg", "aten._to_copy", "aten.masked_fill")
+NON_LINEAR = """polar __lshift__ __rshift__ _prelu_kernel abs acos acosh addcdiv addcmul atan atan2 asin bernoulli
+    bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min cos cosh elu eq erf erfc
+    erfinv exp exp2 expm1 floor floor_divide fmod ge gelu gt hardshrink hardsigmoid hardswish hardtanh isinf
+    isnan isneginf isposinf le leaky_relu log log10 log1p log2 log_sigmoid_forward logaddexp logical_and
+    logical_not logical_or logical_xor logit lt maximum minimum mish nan_to_num ne pow reciprocal relu remainder
+    round rsqrt sgn sigmoid sign silu sin sinh softplus softshrink sqrt tan tanh threshold trunc xlogy
+    native_dropout bitwise_left_shift bitwise_right_shift""".split()
 
 
 def broadcast(shape: tuple[int, ...], result: tuple[int, ...]) -> Letters:
@@ -61,6 +62,12 @@ def _is_float(call: Call) -> bool:
 def where(call: Call) -> Einsum:
     """Linear in both branches together, the condition whole."""
     return elementwise(call, frozenset({1, 2})) if len(call.shapes) == 3 else elementwise(call)
+
+
+@rule("aten.lerp")
+def lerp(call: Call) -> Einsum:
+    """Linear in both ends together, where the weight between them is a number."""
+    return elementwise(call, frozenset({0, 1})) if len(call.shapes) == 2 else elementwise(call)
 
 
 @rule(*(f"aten.{name}" for name in NON_LINEAR))

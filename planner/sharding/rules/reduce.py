@@ -3,8 +3,8 @@
 from planner.sharding.registry import rule
 from planner.sharding.semantics import Call, Einsum, Letters
 
-ALONG_ONE = """aten._softmax aten.softmax aten._log_softmax aten.cumsum aten.cumprod aten.cummax aten.logcumsumexp aten.sort
-    aten.argsort aten.flip aten.roll aten.glu""".split()
+ALONG_ONE = """aten._softmax aten._log_softmax aten.cumsum aten.cumprod aten.cummax aten.logcumsumexp aten.sort
+    aten.flip aten.roll aten.glu""".split()
 
 
 def reduced_dims(call: Call, *, position: int = 1) -> tuple[int, ...]:
@@ -35,6 +35,13 @@ def total(call: Call) -> Einsum:
     return _reduction(call, locked=False)
 
 
+@rule("aten.count_nonzero")
+def count(call: Call) -> Einsum:
+    """Parts count their own elements, so a count over a sharded dim is a partial sum; a partial sum cannot be counted."""
+    found = _reduction(call, locked=False)
+    return Einsum(found.inputs, found.outputs)
+
+
 @rule("aten.mean")
 def mean(call: Call) -> Einsum:
     """The mean over a dim must see all of it (a rank would divide by its own count); over others it is linear."""
@@ -44,11 +51,11 @@ def mean(call: Call) -> Einsum:
 
 @rule(
     *"""aten.amax aten.amin aten.max aten.min aten.argmax aten.argmin aten.prod aten.any aten.all aten.std aten.var aten.norm
-    aten.linalg_vector_norm aten.logsumexp aten.var_mean aten.std_mean aten.median aten.count_nonzero""".split()
+    aten.linalg_vector_norm aten.logsumexp aten.var_mean aten.std_mean aten.median aten._is_all_true""".split()
 )
 def statistic(call: Call) -> Einsum:
     """Needs the whole dim, and whole values."""
-    if call.op.target == "aten.linalg_vector_norm":
+    if call.op.target in ("aten.linalg_vector_norm", "aten.norm"):
         return _statistic_at(call, 2)
     if call.op.target in ("aten.max", "aten.min") and len(call.shapes) == 2:
         return _pairwise(call)
@@ -82,7 +89,7 @@ def along_one_dim(call: Call) -> Einsum:
     dims = reduced_dims(call)
     if call.op.target == "aten.roll":
         dims = tuple(d % len(shape) for d in call.numbers(2, "dims")) or tuple(range(len(shape)))
-    if call.op.target in ("aten.sort", "aten.argsort") and not call.numbers(1, "dim"):
+    if call.op.target in ("aten.sort", "aten.glu") and not call.numbers(1, "dim"):
         dims = (len(shape) - 1,)
     names: Letters = tuple(f"d{position}" for position in range(len(shape)))
     linear = (frozenset({0}),) if call.op.target in ("aten.cumsum", "aten.flip", "aten.roll") else ()

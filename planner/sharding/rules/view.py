@@ -11,7 +11,7 @@ def _names(count: int) -> Letters:
     return tuple(f"d{position}" for position in range(count))
 
 
-@rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.flatten", "aten.unflatten")
+@rule("aten.view")
 def reshape(call: Call) -> Semantics:
     """Row-major: only the grouping of dims changes."""
     return Reshape()
@@ -24,7 +24,7 @@ def permute(call: Call) -> Semantics:
     return Einsum((names,), (tuple(names[dim] for dim in call.numbers(1, "dims")),), linear=_ONE)
 
 
-@rule("aten.transpose", "aten.t", "aten.swapaxes")
+@rule("aten.transpose", "aten.t")
 def transpose(call: Call) -> Semantics:
     """Two dims exchanged."""
     names = list(_names(len(call.shapes[0])))
@@ -104,7 +104,7 @@ def _lock(call: Call, dim: int, why: str) -> Einsum:
     return Einsum((names,), tuple(kept for _ in call.results), frozenset({f"d{dim}"}), _ONE, why_locked=why)
 
 
-@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unsafe_split")
+@rule("aten.split", "aten.split_with_sizes", "aten.unsafe_split")
 def split(call: Call) -> Semantics:
     """Consecutive stretches of one dim."""
     shape = call.shapes[0]
@@ -124,7 +124,7 @@ def select(call: Call) -> Semantics:
     return Einsum((names,), tuple(kept for _ in call.results), frozenset({f"d{dim}"}), _ONE, why_locked=why)
 
 
-@rule("aten.cat", "aten.concat")
+@rule("aten.cat")
 def concat(call: Call) -> Semantics:
     """The inputs one after the other."""
     return Concat(call.number(1, "dim", 0) % len(call.results[0]))
@@ -153,7 +153,7 @@ def repeat(call: Call) -> Semantics:
     )
 
 
-@rule("aten.constant_pad_nd", "aten.pad", "aten.unfold", "aten.tril", "aten.triu")
+@rule("aten.constant_pad_nd", "aten.unfold", "aten.tril", "aten.triu")
 def border(call: Call) -> Semantics:
     """Dims whose size or pattern depends on their position in the whole are locked; the others pass."""
     shape, result = call.shapes[0], call.results[0]
