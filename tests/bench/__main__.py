@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import configs, faults, localize, mutants, pipelines, speed, weights, write
+from tests.bench import configs, faults, localize, mutants, pipelines, rules, speed, weights, write
 from tests.bench.zoo import bench as zoo
 
 BENCHMARKS = {
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "faults": faults.main,
     "localize": localize.main,
     "pipelines": pipelines.main,
+    "rules": rules.main,
     "speed": speed.main,
     "weights": weights.main,
     "write": write.main,
