@@ -15,6 +15,7 @@ import typer
 from launch.answers import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
 from launch.commands.check import check
 from launch.commands.explain import explain
+from launch.commands.layout import layout
 from launch.commands.suggest import suggest
 from launch.commands.undo import undo
 from launch.commands.verify import verify
@@ -52,6 +53,7 @@ def root(
 
 app.command()(suggest)
 app.command()(verify)
+app.command()(layout)
 app.command()(undo)
 app.command()(check)
 app.command()(explain)

@@ -11,7 +11,6 @@ from planner.ir.numbering import Numbers, numbered
 from verify.backends.stage_programs import _cut, check_even_stages
 from verify.backends.transformers import TRANSFORMERS
 
-
 SCALED = {"granite": {"embedding_multiplier": "12.0"}}
 
 

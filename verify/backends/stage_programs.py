@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
-from planner.frontend.load import Loaded, base_prefix, build
 from planner.frontend.inputs import example_inputs
+from planner.frontend.load import Loaded, base_prefix, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op

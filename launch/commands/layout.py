@@ -1,0 +1,123 @@
+"""`plan layout MODEL --devices N --memory SIZE`: which layouts are legal, what each costs, and how to start the best."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.answers import Answer, UndecidedError
+from launch.console import Progress, only_results_on_stdout, print_result
+from launch.layouts import layouts_json, layouts_text
+from launch.model import Model, read_model, read_plan
+from launch.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, settings
+from planner.ir.plan import Plan
+from planner.search.cost import Load, Machine
+
+if TYPE_CHECKING:
+    from planner.frontend.load import Loaded
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B(?:/s)?")
+
+
+class TableFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class Dtype(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Optimizer(StrEnum):
+    ADAMW = "adamw"
+
+
+_WIDTHS = {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2}
+
+
+def _bytes(text: str) -> float:
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or found[2] not in _UNITS or float(found[1]) <= 0:
+        raise typer.BadParameter(f"a size is a number with a unit, such as 80GiB or 450GB/s, not {text!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def layout(
+    model: ModelArgument,
+    devices: Annotated[int, typer.Option(min=1, metavar="N", help="Devices in all.")],
+    memory: Annotated[float, typer.Option(parser=_bytes, metavar="SIZE", help="Memory of a device, such as 80GiB.")],
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes that they lie in.")] = 1,
+    intra_bw: Annotated[
+        float, typer.Option(parser=_bytes, metavar="RATE", help="Link within a node; ranking only.")
+    ] = "450GB/s",  # type: ignore[assignment]  # typer parses defaults
+    inter_bw: Annotated[
+        float, typer.Option(parser=_bytes, metavar="RATE", help="Link between nodes; ranking only.")
+    ] = "50GB/s",  # type: ignore[assignment]  # typer parses defaults
+    context: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of a sequence.")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences in all.")] = 32,
+    train: Annotated[
+        Optimizer | None, typer.Option(help="For training with this optimizer.", show_default="serving")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of parameters, gradients, moments and cache.")] = Dtype.BFLOAT16,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A plan file.", show_default="the model's own, else a suggestion"),
+    ] = None,
+    form: Annotated[TableFormat, typer.Option("--format", help="What to print on stdout.")] = TableFormat.TEXT,
+    set_: SetOption = None,
+    trust_remote_code: TrustOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Rank the layouts of a model on so many devices: memory and communication of a rank, and the launch commands."""
+    if devices % nodes:
+        raise typer.BadParameter(f"{devices} devices do not lie evenly in {nodes} nodes", param_hint="--nodes")
+    with only_results_on_stdout(debug=debug):
+        machine = Machine(devices, memory, nodes, intra_bw, inter_bw)
+        load = Load(context, batch, _WIDTHS[dtype], train is not None)
+        wanted = Model(model, settings(set_), trust_remote_code)
+        result = answer(wanted, plan, machine, load, form=form, progress=Progress(quiet))
+    print_result(result.text)
+    raise typer.Exit(result.code)
+
+
+def answer(
+    model: Model, plan_file: Path | None, machine: Machine, load: Load, *, form: TableFormat, progress: Progress
+) -> Answer:
+    """The ranked layouts; exit code 1 where none is legal."""
+    given = read_plan(plan_file) if plan_file else None
+    loaded = read_model(model, progress)
+    with progress.step(f"reading what {loaded.title} holds, keeps and sends"):
+        from planner.frontend.load import build
+        from planner.frontend.trace import TraceError
+        from planner.search.measure import measure
+        from planner.search.solve import search
+        from verify.degrees import legal_degrees
+
+        built = build(loaded)
+        try:
+            plan = given or _plan(loaded)
+            degrees = legal_degrees(loaded, plan)
+            facts = measure(built, plan, degrees, context=load.context)
+        except TraceError as error:
+            raise UndecidedError(
+                f"{loaded.title}: the forward cannot be traced, so nothing is known: {error}."
+            ) from error
+    with progress.step(f"searching the layouts of {machine.devices} devices"):
+        found = search(facts, degrees, machine, load)
+    show = layouts_json if form is TableFormat.JSON else layouts_text
+    return Answer(show(loaded.title, found, facts, machine, load), 0 if found.choices else 1)
+
+
+def _plan(loaded: "Loaded") -> Plan:
+    """The model's own plan where it has one for tensors, else the suggestion."""
+    from planner.api import suggest
+    from planner.frontend.load import build, carried_plan
+
+    own = carried_plan(loaded, build(loaded))
+    return own if own.tp or own.head_tp else suggest(loaded).plan

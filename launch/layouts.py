@@ -1,0 +1,157 @@
+"""Ranked layouts as a table for a reader, or as JSON; with the commands that start the best one."""
+
+import json
+
+from planner.search.cost import Facts, Load, Machine
+from planner.search.solve import Choice, Search
+from verify.render.html import size
+
+SHOWN = 12
+"""Layouts in the table; JSON has all of them."""
+
+
+def layouts_text(model: str, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
+    """The table, the reasons against the others, and the commands of the first."""
+    head = (
+        f"{model} on {machine.devices} devices of {size(machine.memory)}, {load.batch} sequences of {load.context} tokens, "
+        f"{'training with AdamW' if load.train else 'serving'}"
+    )
+    parts = [head, _table(found, load)]
+    if not load.train and facts.cache is None:
+        parts.append("cache: not known for this model, and not counted")
+    if found.illegal:
+        parts.append("not legal:\n" + "\n".join(f"  {layout}: {reason}" for layout, reason in _gathered(found)))
+    if found.choices:
+        parts.append(
+            "start the first with:\n"
+            + "\n".join(f"  {line}" for line in commands(model, found.choices[0], machine, load))
+        )
+    else:
+        parts.append("no layout is legal: give more devices or memory, or a smaller batch or context")
+    return "\n\n".join(parts)
+
+
+def _gathered(found: Search) -> list[tuple[str, str]]:
+    """Layouts with one reason on one line."""
+    by: dict[str, list[str]] = {}
+    for layout, reason in found.illegal:
+        by.setdefault(reason, []).append(str(layout))
+    return [
+        (", ".join(names) if len(names) < 4 else f"{', '.join(names[:3])} and {len(names) - 3} more", reason)
+        for reason, names in by.items()
+    ]
+
+
+def _table(found: Search, load: Load) -> str:
+    if not found.choices:
+        return "no legal layout"
+    training = ("gradients", "optimizer") if load.train else ("cache",)
+    rows = [
+        (
+            "",
+            "layout",
+            "layers a stage",
+            "parameters",
+            *training,
+            "activations ~",
+            "in all",
+            "collectives",
+            "per token",
+            "time ~",
+        )
+    ]
+    best = found.choices[0].seconds
+    for choice in found.choices[:SHOWN]:
+        held = choice.held
+        kept = (size(held.gradients), size(held.optimizer)) if load.train else (size(held.cache),)
+        rows.append(
+            (
+                "*" if choice.pareto else "",
+                str(choice.layout),
+                _layers(choice.layers),
+                size(held.parameters),
+                *kept,
+                size(held.activations),
+                size(held.total),
+                str(choice.sent.count),
+                size(choice.sent.bytes_per_token),
+                f"{choice.seconds / best:.2f}",
+            )
+        )
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    more = len(found.choices) - SHOWN
+    note = (
+        "* no other is better in memory and time; ~ estimated, the rest is exact, of the fullest and the busiest rank"
+    )
+    return "\n".join([*lines, *([f"and {more} more (--format json has all)"] if more > 0 else []), note])
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    least, most = min(layers), max(layers)
+    return str(most) if least == most else f"{least}-{most}"
+
+
+def commands(model: str, choice: Choice, machine: Machine, load: Load) -> list[str]:
+    """How each client starts a layout. A client that splits layers evenly is told where it takes a split."""
+    tp, pp, dp = choice.layout.tp, choice.layout.pp, choice.layout.dp
+    per_node = machine.per_node
+    torchrun = f"torchrun --nnodes {machine.nodes} --nproc-per-node {per_node} train.py" + (
+        f"  # from_pretrained(..., distributed_config=DistributedConfig(tp_size={tp}, pp_size={pp}))"
+    )
+    if load.train:
+        return [torchrun]
+    partition = ",".join(map(str, choice.layers)) if len(set(choice.layers)) > 1 else ""
+    vllm = f"vllm serve {model} --model-impl transformers --tensor-parallel-size {tp} --pipeline-parallel-size {pp}"
+    vllm += f" --data-parallel-size {dp}" if dp > 1 else ""
+    vllm += " --distributed-executor-backend ray" if machine.nodes > 1 else ""
+    sglang = (
+        f"python -m sglang.launch_server --model-path {model} --model-impl transformers --tp-size {tp} --pp-size {pp}"
+    )
+    sglang += f" --dp-size {dp}" if dp > 1 else ""
+    sglang += f" --nnodes {machine.nodes} --node-rank $RANK --dist-init-addr $HEAD:5000" if machine.nodes > 1 else ""
+    return [
+        (f"VLLM_PP_LAYER_PARTITION={partition} " if partition else "") + vllm,
+        (f"SGLANG_PP_LAYER_PARTITION={partition} " if partition else "") + sglang,
+        torchrun.replace("train.py", "serve.py"),
+    ]
+
+
+def layouts_json(model: str, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
+    """Everything: sizes in bytes."""
+    return json.dumps(
+        {
+            "model": model,
+            "cache_known": facts.cache is not None,
+            "layouts": [_choice(model, choice, machine, load) for choice in found.choices],
+            "illegal": [
+                {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "reason": reason}
+                for layout, reason in found.illegal
+            ],
+        },
+        indent=2,
+        allow_nan=False,
+    )
+
+
+def _choice(model: str, choice: Choice, machine: Machine, load: Load) -> dict[str, object]:
+    held, layout = choice.held, choice.layout
+    return {
+        "tp": layout.tp,
+        "pp": layout.pp,
+        "dp": layout.dp,
+        "layers": list(choice.layers),
+        "bytes": {
+            "parameters": held.parameters,
+            "gradients": held.gradients,
+            "optimizer": held.optimizer,
+            "cache": held.cache,
+            "activations_estimated": held.activations,
+            "total": held.total,
+        },
+        "collectives": choice.sent.count,
+        "collective_bytes_per_token": choice.sent.bytes_per_token,
+        "seconds_estimated": choice.seconds,
+        "pareto": choice.pareto,
+        "commands": commands(model, choice, machine, load),
+    }

@@ -1,0 +1,199 @@
+"""What one rank holds and sends under a layout: bytes and counts exactly, activations and seconds estimated. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from planner.ir.placement import Placement, local_shape
+from planner.sharding.collectives import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter: its shape, where it lies, and the units (0 before the layers, 1.. the layers, last after) that use it.
+
+    `active` is the share that one token uses: experts that it is not sent to are held, and not read. In the units of
+    `looked_up` it is a table of rows, and nothing is multiplied.
+    """
+
+    shape: tuple[int, ...]
+    placement: Placement
+    units: frozenset[int]
+    active: float = 1.0
+    looked_up: frozenset[int] = frozenset()
+
+    def elements(self, tp: int) -> int:
+        """Of the first rank's part, which is the largest."""
+        return prod(local_shape(self.shape, self.placement, tp))
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """One collective per forward (or backward) of a unit: elements that all ranks have together, for one token."""
+
+    kind: Kind
+    unit: int
+    elements: int
+    backward: bool
+
+    def per_rank(self, tp: int) -> int:
+        """Elements that a rank puts in: its part of what is gathered, all of what is summed."""
+        return -(-self.elements // tp) if self.kind is Kind.ALL_GATHER else self.elements
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model and its plan. Units: 0 is before the layers, `1..depth` the layers, `depth + 1` after them.
+
+    `cache` is elements per layer for one sequence on one device; `split_cache` says for each layer whether ranks share it.
+    """
+
+    parameters: tuple[Parameter, ...]
+    traffic: tuple[Traffic, ...]
+    depth: int
+    hidden: int
+    cache: tuple[int, ...] | None
+    split_cache: tuple[bool, ...] = ()
+
+    @cached_property
+    def _elements(self) -> dict[int, tuple[int, ...]]:
+        return {}
+
+    def elements(self, tp: int) -> tuple[int, ...]:
+        """Of each parameter on one rank."""
+        if tp not in self._elements:
+            self._elements[tp] = tuple(one.elements(tp) for one in self.parameters)
+        return self._elements[tp]
+
+    @cached_property
+    def _of_unit(self) -> tuple[frozenset[int], ...]:
+        numbered = list(enumerate(self.parameters))
+        return tuple(frozenset(at for at, one in numbered if unit in one.units) for unit in range(self.depth + 2))
+
+    def used(self, units: Sequence[int]) -> frozenset[int]:
+        """The numbers of the parameters that these units use, each once."""
+        return frozenset().union(*(self._of_unit[unit] for unit in units))
+
+    @cached_property
+    def flops(self) -> tuple[float, ...]:
+        """Multiply-adds, twice, that one token costs in each unit: every matrix element it uses, once."""
+        found = [0.0] * (self.depth + 2)
+        for parameter in self.parameters:
+            if len(parameter.shape) > 1:
+                for unit in parameter.units - parameter.looked_up:
+                    found[unit] += 2 * prod(parameter.shape) * parameter.active
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Devices and their links: bytes, bytes a second, operations a second. The rates are for ranking only."""
+
+    devices: int
+    memory: float
+    nodes: int = 1
+    intra: float = 450e9
+    inter: float = 50e9
+    reads: float = 2e12
+    operations: float = 400e12
+
+    @property
+    def per_node(self) -> int:
+        """Devices that share the fast link."""
+        return self.devices // self.nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked: sequences and their length in all, bytes of an element, and whether it is trained (with AdamW)."""
+
+    context: int
+    batch: int
+    width: int = 2
+    train: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes on one rank of one stage. All but `activations` are exact."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.parameters + self.gradients + self.optimizer + self.cache + self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Collectives of one rank: how many a forward (and backward, when training) issues, and bytes put in for one token."""
+
+    count: int
+    bytes_per_token: int
+
+
+def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> Held:
+    """On a rank of the stage with these units, of `dp` replicas."""
+    mine = set(units)
+    tensors, sizes = facts.used(units), facts.elements(tp)
+    elements = sum(sizes[at] for at in tensors)
+    sequences = -(-load.batch // dp)
+    kept = sum(_cached(facts, unit - 1, tp) for unit in mine if 0 < unit <= facts.depth)
+    # Per token and layer: a checkpointed input of each layer when training; two layers' worth of states when serving.
+    layers = sum(1 for unit in mine if 0 < unit <= facts.depth)
+    live = layers + 32 if load.train else 16
+    tokens = load.context if load.train else 1
+    return Held(
+        parameters=elements * load.width,
+        gradients=elements * load.width if load.train else 0,
+        # torch.optim.AdamW: two moments like the parameter, and a 4-byte step for each tensor.
+        optimizer=2 * elements * load.width + 4 * len(tensors) if load.train else 0,
+        cache=0 if load.train else kept * sequences * load.width,
+        activations=live * tokens * facts.hidden * load.width * (1 if load.train else sequences),
+    )
+
+
+def _cached(facts: Facts, layer: int, tp: int) -> int:
+    if facts.cache is None:
+        return 0
+    whole = facts.cache[layer] if layer < len(facts.cache) else 0
+    return whole // tp if layer < len(facts.split_cache) and facts.split_cache[layer] else whole
+
+
+def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> Sent:
+    """By tensor parallelism, in a stage with these units; nothing at one rank."""
+    mine = set(units)
+    found = [one for one in facts.traffic if tp > 1 and one.unit in mine and (load.train or not one.backward)]
+    return Sent(len(found), sum(one.per_rank(tp) for one in found) * load.width)
+
+
+def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: Machine, *, tp: int, dp: int) -> float:
+    """A step (one token of every sequence, or one training step), for ranking only.
+
+    Every stage reads its weights and computes; collectives are rings over the slower link they cross; sequences follow each
+    other through the stages, so that `m` of them take `m + stages - 1` turns.
+    """
+    sequences = -(-load.batch // dp)
+    turns = sequences + len(stages) - 1
+    tokens = load.context if load.train else 1
+    slowest, sizes = 0.0, facts.elements(tp)
+    for units in stages:
+        mine = set(units)
+        work = sum(facts.flops[unit] for unit in mine) * tokens / tp * (3 if load.train else 1)
+        weights = sum(sizes[at] * facts.parameters[at].active for at in facts.used(units)) * load.width
+        traffic = sent(facts, units, load, tp=tp)
+        link = machine.intra if tp <= machine.per_node else machine.inter
+        ring = traffic.bytes_per_token * tokens * 2 * (tp - 1) / tp / link + traffic.count * 5e-6
+        hand_on = tokens * facts.hidden * load.width / machine.inter if len(stages) > 1 else 0.0
+        slowest = max(slowest, work / machine.operations + weights / machine.reads / sequences + ring + hand_on)
+    gradients = 0.0
+    if load.train and dp > 1:
+        largest = max(held(facts, units, load, tp=tp, dp=dp).gradients for units in stages)
+        gradients = 2 * (dp - 1) / dp * largest / (machine.intra if tp * dp <= machine.per_node else machine.inter)
+    return turns * slowest + gradients

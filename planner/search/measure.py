@@ -1,0 +1,113 @@
+"""The facts of a model that a search needs, from its trace, one rank's program and the cache it fills."""
+
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+from planner.frontend.cache import cache_elements
+from planner.frontend.load import base_prefix
+from planner.frontend.local import trace_local
+from planner.frontend.trace import trace
+from planner.ir.degrees import Degrees
+from planner.ir.graph import Graph
+from planner.ir.placement import R
+from planner.ir.plan import Plan, join
+from planner.search.cost import Facts, Parameter, Traffic
+from planner.sharding.assign import Assigned, assign
+from planner.sharding.collectives import Kind, collectives
+
+
+def measure(model: nn.Module, plan: Plan, degrees: Degrees, *, context: int) -> Facts:
+    """The facts of a meta-device model under a plan; the rank's program is taken at the least legal degree above 1."""
+    graph, prefix = trace(model), base_prefix(model)
+    assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
+    units = _Units(graph, plan, prefix)
+    degree = next((one for one in degrees.legal if one > 1), 1)
+    whole = cache_elements(model, Assigned({}, {}), 1, context=context)
+    part = cache_elements(model, assigned, degree, context=context) if degree > 1 else whole
+    return Facts(
+        parameters=_parameters(graph, assigned, units),
+        traffic=_traffic(trace_local(model, assigned, degree), units, degree, graph) if degree > 1 else (),
+        depth=units.depth,
+        hidden=_hidden(graph, units),
+        cache=whole,
+        split_cache=tuple(a != b for a, b in zip(whole or (), part or (), strict=False)),
+    )
+
+
+class _Units:
+    """Which unit a module belongs to: by the pipeline plan's order, the layers one by one."""
+
+    def __init__(self, graph: Graph, plan: Plan, prefix: str) -> None:
+        self.listed = [join(prefix, entry.module) for entry in plan.pp] + [entry.module for entry in plan.head_pp]
+        stacks = [path for path in self.listed if "ModuleList" in graph.module_of[path].bases]
+        self.stack = stacks[0] if stacks else None
+        names = [path.rpartition(".") for path in graph.module_of]
+        self.depth = sum(1 for parent, _, name in names if parent == self.stack and name.isdigit()) if stacks else 0
+
+    def of(self, path: str) -> int:
+        """Layers by their number; what the plan lists after them, or what is not in the base model, is after."""
+        if self.stack is not None and path.startswith(f"{self.stack}."):
+            return int(path.removeprefix(f"{self.stack}.").partition(".")[0]) + 1
+        place = next((at for at, name in enumerate(self.listed) if path == name or path.startswith(f"{name}.")), 0)
+        behind = self.stack is not None and place > self.listed.index(self.stack)
+        return self.depth + 1 if behind else 0
+
+
+def _parameters(graph: Graph, assigned: Assigned, units: _Units) -> tuple[Parameter, ...]:
+    """Tied names are one parameter that several units use."""
+    users: dict[int, set[int]] = {}
+    names: dict[int, list[str]] = {}
+    for module in graph.modules:
+        for local, number in module.parameters:
+            users.setdefault(number, set()).add(units.of(module.path))
+            names.setdefault(number, []).append(join(module.path, local))
+    looked_up: dict[int, set[int]] = {}
+    for op in graph.ops:
+        if "embedding" in op.target:
+            looked_up.setdefault(op.inputs[0], set()).add(units.of(op.module))
+    return tuple(
+        Parameter(
+            shape := graph.values[number].shape,
+            next((assigned.parameters[name][0] for name in names[number] if name in assigned.parameters), R),
+            frozenset(used),
+            _active(graph, shape),
+            frozenset(looked_up.get(number, ())),
+        )
+        for number, used in users.items()
+    )
+
+
+def _active(graph: Graph, shape: tuple[int, ...]) -> float:
+    """Of stacked experts, the share that the layer's own choice of the best (`topk` over as many) sends a token to."""
+    if len(shape) < 3:
+        return 1.0
+    shares = [
+        graph.values[op.outputs[0]].shape[-1] / shape[0]
+        for op in graph.ops
+        if "topk" in op.target and op.inputs and graph.values[op.inputs[0]].shape[-1:] == (shape[0],)
+    ]
+    return min(shares, default=1.0)
+
+
+def _traffic(local: Graph, units: _Units, degree: int, graph: Graph) -> tuple[Traffic, ...]:
+    """Per token of the trace; a gather's elements are those of the gathered tensor."""
+    tokens = prod(graph.values[graph.inputs[0][1]].shape)
+    wide = {op.module: prod(local.values[op.outputs[0]].shape) for op in local.ops if op.target == "tp.gather"}
+    found = []
+    for one in collectives(local):
+        elements = one.elements
+        if one.kind is Kind.ALL_GATHER:
+            elements = wide.get(one.module, one.elements * degree)
+        found.append(Traffic(one.kind, units.of(one.module), elements // tokens, one.backward))
+    return tuple(found)
+
+
+def _hidden(graph: Graph, units: _Units) -> int:
+    """The width of what one layer hands to the next."""
+    layers = [f"{units.stack}.{number}" for number in range(units.depth)]
+    outputs = {call.module: call.outputs for call in graph.calls}
+    widths = [graph.values[outputs[layer][0]].shape[-1] for layer in layers if outputs.get(layer)]
+    assert all(a == b for a, b in pairwise(widths))
+    return widths[0] if widths else max(graph.values[number].shape[-1] for _, number in graph.outputs)

@@ -1,0 +1,43 @@
+"""Every layout of so many devices, and for each that is not legal, why. No torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planner.ir.degrees import Degrees
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Ranks on each axis; `tp * pp * dp` devices."""
+
+    tp: int
+    pp: int
+    dp: int
+
+    def __str__(self) -> str:
+        return f"tp {self.tp} x pp {self.pp} x dp {self.dp}"
+
+
+def layouts(devices: int) -> Iterator[Layout]:
+    """All of them, the smallest degrees first."""
+    for tp in divisors(devices):
+        for pp in divisors(devices // tp):
+            yield Layout(tp, pp, devices // tp // pp)
+
+
+def why_not(layout: Layout, *, degrees: Degrees, depth: int, batch: int) -> str | None:
+    """The first reason against a layout; None where there is none."""
+    if layout.tp not in degrees.legal:
+        limit = degrees.why_not(layout.tp)
+        entry = limit.place.entry or limit.place.module if limit else None
+        return f"tp {layout.tp}: {entry or 'the plan'}: {limit.reason if limit else 'more ranks than degrees are told for'}"
+    if layout.pp > max(depth, 1):
+        return f"pp {layout.pp}: there are {depth} layers, and every stage needs one"
+    if layout.dp > batch:
+        return f"dp {layout.dp}: a batch of {batch} leaves replicas without a sequence"
+    return None
+
+
+def divisors(number: int) -> list[int]:
+    """In ascending order."""
+    return [one for one in range(1, number + 1) if number % one == 0]
