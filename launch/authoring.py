@@ -8,12 +8,12 @@ from pathlib import Path
 
 from libcst import ParserSyntaxError
 from torch import nn
-from transformers import PreTrainedModel
 
 from launch.answers import MisuseError
 from launch.rewrite import diff, rewrite, shown
-from planner.frontend.load import Loaded, base_prefix
-from planner.ir.plan import Plan, PpEntry, TpEntry, join
+from planner.frontend.load import Loaded
+from planner.frontend.owners import plan_owners
+from planner.ir.plan import Plan, PpEntry, TpEntry, owner_of
 from verify.render.attributes import Mapped, NoClassError, with_attributes
 
 _REMOTE_CODE = "transformers_modules"
@@ -51,7 +51,7 @@ def changes(loaded: Loaded, model: nn.Module, plan: Plan) -> tuple[Change, ...]:
 
 
 def _wanted(loaded: Loaded, model: nn.Module, plan: Plan) -> Iterator[tuple[type, dict[str, Mapped]]]:
-    owners = _owners(model)
+    owners = plan_owners(model)
     tensor, pipeline = bool(plan.tp or plan.head_tp), bool(plan.pp or plan.head_pp)
     for path, config_class in owners.items():
         attributes: dict[str, Mapped] = {}
@@ -70,36 +70,13 @@ def _wanted(loaded: Loaded, model: nn.Module, plan: Plan) -> Iterator[tuple[type
     yield loaded.model_class, head
 
 
-def _owners(model: nn.Module) -> dict[str, type]:
-    """Paths in the base model -> the config class that speaks for what lies below them."""
-    prefix = base_prefix(model)
-    base = getattr(model, prefix) if prefix else model
-    owners: dict[str, type] = {"": type(base.config)}
-
-    def descend(part: nn.Module, path: str) -> None:
-        for name, child in part.named_children():
-            if isinstance(child, PreTrainedModel):
-                # A config that two of them share is read for both; its entries are those of the outer one.
-                if type(child.config) not in owners.values():
-                    owners[join(path, name)] = type(child.config)
-                descend(child, join(path, name))
-
-    descend(base, "")
-    return owners
-
-
-def _owner_of(key: str, owners: Mapping[str, type]) -> str:
-    inside = [path for path in owners if not path or key.startswith(f"{path}.")]
-    return max(inside, key=len)
-
-
 def _tp(entries: tuple[TpEntry, ...], path: str, owners: Mapping[str, type]) -> dict[str, str]:
-    mine = [entry for entry in entries if _owner_of(entry.pattern, owners) == path]
+    mine = [entry for entry in entries if owner_of(entry.pattern, owners) == path]
     return {entry.pattern.removeprefix(f"{path}."): entry.style for entry in mine}
 
 
 def _pp(entries: tuple[PpEntry, ...], path: str, owners: Mapping[str, type]) -> Mapped:
-    mine = [entry for entry in entries if _owner_of(entry.module, owners) == path]
+    mine = [entry for entry in entries if owner_of(entry.module, owners) == path]
     return {entry.module.removeprefix(f"{path}."): (entry.inputs, entry.outputs) for entry in mine}
 
 

@@ -1,12 +1,14 @@
 """From a model to a plan, in one call."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from torch import nn
 
 from planner.frontend.load import Loaded, base_prefix, build, load, reads_config_plan
 from planner.frontend.local import IndivisibleError, trace_local
+from planner.frontend.owners import plan_owners
 from planner.frontend.trace import TraceError, trace
 from planner.infer.ep import infer_ep
 from planner.infer.patches import find_patches
@@ -30,6 +32,7 @@ class Suggestion:
 
     `degrees` are the tensor-parallel degrees that the sizes allow (`verify.degrees.legal_degrees` says what forbids the
     others); `sharded_fraction` is the share of parameter bytes that the plan shards; `notes` are the assumptions of the trace.
+    `owners` are the config classes that the entries belong to, by path in the base model.
     """
 
     plan: Plan
@@ -38,6 +41,7 @@ class Suggestion:
     graph: Graph
     notes: tuple[str, ...] = ()
     explanation: Explanation | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
 
 
 def suggest(model: Loaded | str, *, why: bool = False) -> Suggestion:
@@ -62,8 +66,9 @@ def suggest(model: Loaded | str, *, why: bool = False) -> Suggestion:
     )
     plan = _with_experts(plan, infer_ep(graph, prefix), prefix)
     legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
+    owners = {path: kind.__name__ for path, kind in plan_owners(built).items()}
     explanation = _explanation(built, graph, inference, plan, prefix) if why else None
-    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, graph.notes, explanation)
+    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, graph.notes, explanation, owners)
 
 
 def _with_experts(plan: Plan, ep: tuple[TpEntry, ...], prefix: str) -> Plan:

@@ -110,6 +110,7 @@ def answer(
         notes=(*suggestion.notes, *losses),
         differences=_differences(loaded, suggestion, degree, progress) if compared else None,
         explanation=suggestion.explanation,
+        owners=suggestion.owners,
     )
     return Answer(_text(suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
 

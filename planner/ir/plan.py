@@ -6,7 +6,7 @@ and `tp_plan`, `pp_plan` (the head class's `_tp_plan`, `_pp_plan`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 _NUMBER = re.compile(r"\.\d+(\.|$)")
@@ -107,6 +107,11 @@ class Plan:
 def join(prefix: str, name: str) -> str:
     """Two dotted names as one; either may be empty."""
     return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def owner_of(key: str, owners: Iterable[str]) -> str:
+    """The longest of these paths that a key lies below; the empty path is above all."""
+    return max((path for path in owners if not path or key.startswith(f"{path}.")), key=len)
 
 
 PLAN_KEYS = ("base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "tp_plan", "pp_plan")

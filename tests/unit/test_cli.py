@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -168,6 +169,7 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
 
     class Suggested:
         plan, degrees, sharded_fraction, notes, explanation = wanted, (1, 4), 0.5, ("a note",), None
+        owners = MappingProxyType({"": "LlamaConfig"})
 
     def prove(_: object, plan: Plan, *, tp: int) -> LevelResult:
         assert (plan, tp) == (wanted, 4)

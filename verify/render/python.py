@@ -1,10 +1,11 @@
 """A plan as Python to paste: the config's attributes and the head class's, each entry with its reason."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
 from textwrap import wrap
 
-from planner.ir.plan import PpEntry, TpEntry
+from planner.ir.plan import Plan, PpEntry, TpEntry, owner_of
 from verify.render.suggestion import Suggested
 from verify.render.text import share
 
@@ -14,17 +15,32 @@ _WIDTH = 110
 def suggestion_python(suggested: Suggested) -> str:
     """Assignments that run as they are; comments say which class each belongs in."""
     plan = suggested.plan
-    base = [
-        _mapping("base_model_tp_plan", _tp_lines(plan.tp)),
-        _mapping("base_model_pp_plan", [line for entry in plan.pp for line in _pp_lines(entry)]),
-        _mapping("base_model_ep_plan", _tp_lines(plan.ep)),
-    ]
+    owners = {"": suggested.config_class} | dict(suggested.owners)
+    parts = [block for path, owner in owners.items() for block in _section(owner, _part(plan, path, owners))]
     head = [
         _mapping("_tp_plan", _tp_lines(plan.head_tp)),
         _mapping("_pp_plan", [line for entry in plan.head_pp for line in _pp_lines(entry)]),
     ]
-    blocks = [_head(suggested), *_section(suggested.config_class, base), *_section(suggested.model_class, head)]
+    blocks = [_head(suggested), *parts, *_section(suggested.model_class, head)]
     return "\n\n".join(blocks)
+
+
+def _part(plan: Plan, path: str, owners: Iterable[str]) -> list[str]:
+    """The attributes of the config that speaks for this path of the base model, keys relative to it."""
+
+    def mine(key: str) -> str | None:
+        return key.removeprefix(f"{path}.") if owner_of(key, owners) == path else None
+
+    tp, ep = (
+        [replace(entry, pattern=key) for entry in entries if (key := mine(entry.pattern))]
+        for entries in (plan.tp, plan.ep)
+    )
+    pp = [replace(entry, module=key) for entry in plan.pp if (key := mine(entry.module))]
+    return [
+        _mapping("base_model_tp_plan", _tp_lines(tp)),
+        _mapping("base_model_pp_plan", [line for entry in pp for line in _pp_lines(entry)]),
+        _mapping("base_model_ep_plan", _tp_lines(ep)),
+    ]
 
 
 def _head(suggested: Suggested) -> str:

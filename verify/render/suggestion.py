@@ -1,6 +1,7 @@
 """What `plan suggest` shows: a plan, its degrees, and what its proof said. Data only: rendering needs no torch."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from planner.ir.degrees import Degrees
 from planner.ir.plan import Plan
@@ -29,3 +30,4 @@ class Suggested:
     notes: tuple[str, ...] = ()
     differences: tuple[Difference, ...] | None = None
     explanation: Explanation | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
