@@ -38,6 +38,7 @@ from verify.fixes import with_fix
 from verify.report import LevelResult
 
 BASE = Mutant("base", (), {})
+GRADIENT = frozenset({"TP207", "TP208"})
 ODD = "tests.zoo.odd_models:"
 
 
@@ -114,7 +115,21 @@ class _Judge:
         """One mutant, proved and run."""
         plan = self.plan(mutant.styles, mutant.experts)
         proof, run = self.proof(plan), self.run(plan, hasty=True)
-        return _row(self.name, base, mutant, proof, run)
+        row = _row(self.name, base, mutant, proof, run)
+        if row.run == "confirmed" and set(row.codes) & GRADIENT and self._silent(plan, mutant):
+            return replace(row, run="not proved", run_said="the gradient is zero on one device: the run sees nothing")
+        return row
+
+    def _silent(self, plan: Plan, mutant: Mutant) -> bool:
+        """Whether nothing that was changed has a gradient at all, on the run's inputs."""
+        parameters = self.subject.graph.parameters
+        near = [name for name in parameters if any(_below(generic(name), entry) for entry in mutant.entries)]
+        silent = {generic(name) for name in self.ranks.silent(Case(self.small, plan, self.tp))}
+        return {generic(name) for name in near} <= silent
+
+
+def _below(name: str, entry: str) -> bool:
+    return name == entry or name.startswith(f"{entry}.")
 
 
 def _row(model: str, base: str, mutant: Mutant, proof: LevelResult, run: LevelResult) -> Judged:

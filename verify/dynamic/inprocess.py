@@ -61,6 +61,11 @@ class InProcess(AbstractContextManager["InProcess"]):
         )
         return dict(enumerate(answers))
 
+    def silent(self, case: Case) -> frozenset[str]:
+        """The parameters whose gradient is zero on one device already: of a wrong one a run sees nothing."""
+        gradients = self._before(case).want.gradients.get("gradient", {})
+        return frozenset(name for name, gradient in gradients.items() if not gradient.any())
+
     def _before(self, case: Case) -> Known:
         if self._known is None or self._known[:2] != (case.loaded, case.seed):
             self._known = (case.loaded, case.seed, known(case, device=_CPU))
