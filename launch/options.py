@@ -38,6 +38,7 @@ ForOption = Annotated[
     str | None,
     typer.Option(
         "--for",
+        "--client",
         metavar="CLIENT",
         help="Whose reading of the plan: transformers, vllm, sglang, tgi, torchtitan or deepspeed, or one version, as vllm@0.24.",
         show_default="transformers",

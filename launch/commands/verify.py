@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 class Level(StrEnum):
     PROOF = "proof"
     RUN = "run"
+    CLIENT = "client"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Verification:
     form: ReportFormat = ReportFormat.TEXT
     timeout: float = 300.0
     client: str | None = None
+    client_python: str | None = None
     weights: bool = False
     nodes: Nodes | None = None
 
@@ -111,6 +113,14 @@ def verify(
     rdzv_endpoint: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where they meet: the first machine.", show_default="this machine")
     ] = "",
+    client_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The interpreter of vLLM's environment, for --level client.",
+            show_default="SHARDPROOF_VLLM_PYTHON",
+        ),
+    ] = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -124,7 +134,8 @@ def verify(
             levels=tuple(dict.fromkeys(level or ())),
             form=form,
             timeout=timeout,
-            client=for_,
+            client=for_ if for_ or Level.CLIENT not in (level or ()) else "vllm",
+            client_python=str(client_python) if client_python else None,
             weights=weights,
             nodes=machines(nnodes, node_rank, rdzv_endpoint),
         )
@@ -210,16 +221,33 @@ def _for_client(request: Verification, loaded: "Loaded", plan: Plan, progress: P
     dialect = read_dialect(request.client or "")
     if Level.RUN in request.levels:
         raise MisuseError(f"--level run is Transformers' own runtime, which says nothing of {dialect.client}.")
+    layout, wanted, results = request.layout, request.levels or (Level.PROOF,), []
+    if Level.PROOF in wanted:
+        with progress.step(f"proving the plan of {loaded.title} at {layout} for {dialect.name}"):
+            results.append(prove_for(dialect, loaded, plan, tp=layout.tp, pp=layout.pp))
+    if Level.CLIENT in wanted:
+        results.append(_served(request, dialect.client, loaded, plan, progress))
+    return tuple(results)
+
+
+def _served(request: Verification, client: str, loaded: "Loaded", plan: Plan, progress: Progress) -> LevelResult:
+    """The client itself; only vLLM runs without a GPU."""
+    from launch.client import confirm_in_vllm
+
+    if client != "vllm":
+        raise MisuseError(f"--level client runs vLLM alone: {client} does not run without a GPU, or is not a server.")
     layout = request.layout
-    with progress.step(f"proving the plan of {loaded.title} at {layout} for {dialect.name}"):
-        return (prove_for(dialect, loaded, plan, tp=layout.tp, pp=layout.pp),)
+    with progress.step(f"serving a twin of {loaded.title} in vLLM at {layout}"):
+        return confirm_in_vllm(
+            loaded, plan, tp=layout.tp, pp=layout.pp, python=request.client_python, timeout=request.timeout
+        )
 
 
 def _levels(
     request: Verification, loaded: "Loaded", model: "nn.Module", plan: Plan, progress: Progress
 ) -> tuple[tuple[LevelResult, ...], str]:
     """The results, and a sentence on a level that was not reached."""
-    layout, wanted = request.layout, request.levels or tuple(Level)
+    layout, wanted = request.layout, request.levels or (Level.PROOF, Level.RUN)
     malformed = _malformed(model, plan, layout)
     results: list[LevelResult] = []
     if Level.PROOF in wanted:

@@ -4,11 +4,25 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import configs, faults, localize, mutants, pipelines, rules, speed, weights, write
+from tests.bench import (
+    configs,
+    drift,
+    engines,
+    faults,
+    localize,
+    mutants,
+    pipelines,
+    rules,
+    speed,
+    weights,
+    write,
+)
 from tests.bench.zoo import bench as zoo
 
 BENCHMARKS = {
     "configs": configs.main,
+    "drift": drift.main,
+    "engines": engines.main,
     "faults": faults.main,
     "localize": localize.main,
     "pipelines": pipelines.main,

@@ -13,11 +13,13 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 from planner.frontend.load import Loaded, build, carried_plan, load
 from planner.ir.findings import Severity, Verdict
 from planner.ir.plan import Edit, Plan
+from tests.clients_page import PAGE
 from verify.backends.compile import compile_for
 from verify.backends.dialect import Dialect, Matching, Unknown, first_match
 from verify.backends.proof import prove_for
 from verify.backends.registry import DIALECTS, clients, find_dialect
 from verify.backends.source import forward_tree, function_tree
+from verify.backends.table import page
 
 SMALL = {"num_hidden_layers": "2"}
 
@@ -185,3 +187,8 @@ def test_source_keeps_the_lines_of_its_file() -> None:
     assert tree.lineno == inspect.getsourcelines(small)[1] + 1
     assert function_tree(len) is None
     assert forward_tree(nn.Linear) is not None
+
+
+def test_the_table_of_clients_is_the_generated_one() -> None:
+    written = PAGE.read_text()
+    assert written == page(), "run: python -m tests.clients_page"
