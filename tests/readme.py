@@ -11,7 +11,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 _SET_UP = re.compile(r"<!-- set-up -->\n```bash\n(.+?)\n```", re.DOTALL)
 _CONSOLE = re.compile(r"```console\n(.+?)```", re.DOTALL)
-_MEASURED = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)? ?s\b|\d\.\d+e[+-]?\d+")
+_MEASURED = re.compile(r" *\d+(\.\d+)?(e[+-]?\d+)? ?s\b| *\d\.\d+e[+-]?\d+")
 
 
 def set_up_commands(text: str) -> list[str]:
