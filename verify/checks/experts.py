@@ -32,13 +32,15 @@ def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[F
 def _module_findings(
     graph: Graph, module: Module, pattern: str, styles: dict[str, str], degree: int
 ) -> Iterator[Finding]:
-    own = {join(pattern, local): styles.get(join(pattern, local)) for local, _ in module.parameters}
-    by_expert = [name for name, style in own.items() if style == STACKED]
+    # A module's entry lays out its parameters too, where they have none of their own.
+    keys = {name: name if name in styles else pattern for name in (join(pattern, own) for own, _ in module.parameters)}
+    own = {name: styles.get(key) for name, key in keys.items()}
+    by_expert = [keys[name] for name, style in own.items() if style == STACKED]
     if styles.get(pattern) != DISPATCH:
         if by_expert:
             yield _finding(
                 module,
-                by_expert[0],
+                pattern if dispatch_fault(graph, module) is None else by_expert[0],
                 "no tokens are sent to the ranks that hold these experts",
                 f"{by_expert[0]}: {STACKED}",
                 f"{pattern}: {DISPATCH} beside it",
@@ -50,7 +52,7 @@ def _module_findings(
     for name, style in own.items():
         if style != STACKED:
             yield _finding(
-                module, pattern, f"{name} stays whole", f"{name}: {style or 'no entry'}", f"{name}: {STACKED}"
+                module, name, f"{name} stays whole", f"{name}: {styles.get(name, 'no entry')}", f"{name}: {STACKED}"
             )
     count = stacked(graph, module) or 0
     if count % degree:
