@@ -1,0 +1,94 @@
+"""What two real ranks hold and send: every collective of one forward and backward, with the elements a rank puts in."""
+
+import multiprocessing
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from verify.dynamic.cases import Case
+from verify.dynamic.reference import sharded_model, single_device
+
+TOKENS = (3, 17)
+
+Recorded = tuple[int, Counter[tuple[str, int]]]
+"""Elements of the parameters on the rank; collectives by kind and elements -> how often."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Collectives as they are called, also from inside DTensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[tuple[str, int]] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented
+        name = func.overloadpacket.__name__
+        if func.namespace in ("c10d", "_c10d_functional", "_c10d_functional_autograd"):
+            if "all_reduce" in name or "allreduce" in name:
+                given = args[0][0] if isinstance(args[0], list | tuple) else args[0]
+                self.found["all-reduce", given.numel()] += 1
+            elif "all_gather" in name or "allgather" in name:
+                given = args[1] if "base" in name else args[0]
+                self.found["all-gather", given.numel()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def record(case: Case) -> list[Recorded]:
+    """By every rank of a case, in processes forked from this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(case.tp)]
+    ranks = [
+        context.Process(target=_rank, args=(case, number, port, pipes[number][1]), daemon=True)
+        for number in range(case.tp)
+    ]
+    for rank in ranks:
+        rank.start()
+    try:
+        answers = [reader.recv() if reader.poll(240) else "no answer" for reader, _ in pipes]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    assert not [answer for answer in answers if isinstance(answer, str)], answers
+    return answers
+
+
+def _rank(case: Case, number: int, port: int, answer: Connection) -> None:
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(case.tp)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        dist.init_process_group("gloo", rank=number, world_size=case.tp)
+        answer.send(_measured(case))
+    except Exception as error:
+        answer.send(f"{type(error).__name__}: {error}")
+
+
+def _measured(case: Case) -> Recorded:
+    reference = single_device(case, torch.device("cpu"))
+    model = sharded_model(case, reference.state_dict())
+    held = sum(_local(parameter).numel() for parameter in model.parameters())
+    call: Callable[..., Any] = model.__call__
+    torch.manual_seed(0)
+    ids = torch.randint(0, 50, TOKENS)
+    with _Recorder() as recorder:
+        call(input_ids=ids, use_cache=False).logits.sum().backward()
+    return held, recorder.found
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter

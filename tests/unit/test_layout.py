@@ -1,0 +1,145 @@
+"""`plan layout`: legal and illegal layouts, exact bytes, the cache, the Pareto set, and what the command prints."""
+
+import json
+
+import pytest
+
+from launch.cli import run
+from planner.frontend.cache import cache_elements
+from planner.frontend.load import base_prefix, build, carried_plan, load
+from planner.frontend.trace import trace
+from planner.ir.degrees import Degrees
+from planner.ir.placement import R, Shard
+from planner.search.cost import Facts, Load, Machine, Parameter, Traffic, held, sent
+from planner.search.solve import search
+from planner.search.space import Layout, layouts, why_not
+from planner.sharding.assign import Assigned, assign
+from planner.sharding.collectives import Kind
+
+Captured = pytest.CaptureFixture[str]
+
+TWO = Degrees((1, 2), {})
+FACTS = Facts(
+    parameters=(
+        Parameter((100, 8), Shard(0), frozenset({0, 5}), looked_up=frozenset({0})),
+        *(Parameter((8, 8), Shard(0), frozenset({layer})) for layer in range(1, 5)),
+        Parameter((8,), R, frozenset({5})),
+    ),
+    traffic=(
+        *(Traffic(Kind.ALL_REDUCE, layer, 8, False) for layer in range(1, 5)),
+        Traffic(Kind.ALL_GATHER, 5, 101, False),
+        Traffic(Kind.ALL_REDUCE, 5, 8, True),
+    ),
+    depth=4,
+    hidden=8,
+    cache=(32, 32, 32, 32),
+    split_cache=(True, True, True, False),
+)
+
+
+def test_every_layout_of_the_devices() -> None:
+    found = list(layouts(12))
+    assert len(found) == len(set(found)) == 18
+    assert all(one.tp * one.pp * one.dp == 12 for one in found)
+
+
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        (Layout(2, 2, 2), None),
+        (Layout(4, 1, 1), "tp 4: the plan: more ranks than degrees are told for"),
+        (Layout(1, 5, 1), "pp 5: there are 4 layers, and every stage needs one"),
+        (Layout(1, 1, 4), "dp 4: a batch of 3 leaves replicas without a sequence"),
+    ],
+)
+def test_why_a_layout_is_not_legal(layout: Layout, reason: str | None) -> None:
+    assert why_not(layout, degrees=TWO, depth=4, batch=3) == reason
+
+
+def test_bytes_of_a_rank() -> None:
+    """By hand: a table of 100 x 8 that is tied, four layers of 8 x 8, a norm of 8, in two bytes each."""
+    whole = held(FACTS, range(6), Load(10, 4), tp=1, dp=2)
+    assert (whole.parameters, whole.gradients, whole.optimizer) == ((800 + 256 + 8) * 2, 0, 0)
+    assert whole.cache == 4 * 32 * 2 * 2
+    half = held(FACTS, range(6), Load(10, 4, train=True), tp=2, dp=1)
+    assert half.parameters == half.gradients == (400 + 128 + 8) * 2
+    assert (half.optimizer, half.cache) == (2 * half.parameters + 4 * 6, 0)
+    last = held(FACTS, [3, 4, 5], Load(10, 4), tp=2, dp=1)
+    assert last.parameters == (400 + 64 + 8) * 2
+    assert last.cache == (16 + 32) * 4 * 2
+
+
+def test_what_a_rank_sends() -> None:
+    serving, training = (sent(FACTS, range(6), Load(10, 4, train=train), tp=2) for train in (False, True))
+    assert (serving.count, serving.bytes_per_token) == (5, (4 * 8 + 51) * 2)
+    assert (training.count, training.bytes_per_token) == (6, (4 * 8 + 51 + 8) * 2)
+    assert sent(FACTS, range(6), Load(10, 4), tp=1).count == 0
+
+
+def test_the_search_keeps_the_memory_and_marks_the_pareto_set() -> None:
+    load_ = Load(10, 4)
+    most = held(FACTS, range(6), load_, tp=1, dp=4).total
+    found = search(FACTS, TWO, Machine(4, most - 1), load_)
+    assert found.choices
+    assert all(choice.held.total < most for choice in found.choices)
+    times = [choice.seconds for choice in found.choices]
+    assert times == sorted(times)
+    for choice in found.choices:
+        better = [o for o in found.choices if o.held.total <= choice.held.total and o.seconds <= choice.seconds]
+        assert choice.pareto == (better == [choice])
+    reasons = dict(found.illegal)
+    assert "memory" in reasons[Layout(1, 1, 4)]
+    assert len(found.choices) + len(found.illegal) == 6
+    assert all(sum(choice.layers) == 4 for choice in found.choices)
+
+
+@pytest.mark.parametrize(("name", "elements"), [("llama", 2 * 2 * 4 * 32), ("deepseek_v3", 2 * (512 + 64))])
+def test_the_cache_is_what_the_model_keeps(name: str, elements: int) -> None:
+    """Per token, of two layers: keys and values of all heads, or the compressed latent, which ranks do not share."""
+    small = {"num_hidden_layers": "2"}
+    if name == "llama":
+        small |= {"hidden_size": "128", "num_attention_heads": "4"}
+    loaded = load(name, overrides=small)
+    model = build(loaded)
+    whole = cache_elements(model, Assigned({}, {}), 1, context=64)
+    assert whole is not None
+    assert sum(whole) == elements * 64
+    prefix = base_prefix(model)
+    assigned = assign(trace(model), carried_plan(loaded, model).styles(prefix), base_prefix=prefix)
+    part = cache_elements(model, assigned, 2, context=64)
+    assert part is not None
+    assert sum(part) * (2 if name == "llama" else 1) == sum(whole)
+
+
+def test_the_command(capsys: Captured) -> None:
+    asked = ["layout", "llama", "--devices", "4", "--memory", "24GiB", "--set", "num_hidden_layers=4", "-q"]
+    assert run([*asked, "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {(one["tp"], one["pp"], one["dp"]) for one in data["layouts"]} == {
+        (one.tp, one.pp, one.dp) for one in layouts(4)
+    }
+    assert all(sum(one["bytes"].values()) == 2 * one["bytes"]["total"] for one in data["layouts"])
+    assert run([*asked, "--train", "adamw"]) == 0
+    out = capsys.readouterr().out
+    assert "training with AdamW" in out
+    assert "torchrun --nnodes 1 --nproc-per-node 4" in out
+
+
+def test_nothing_fits(capsys: Captured) -> None:
+    assert run(["layout", "llama", "--devices", "2", "--memory", "1MB", "--set", "num_hidden_layers=2", "-q"]) == 1
+    assert "no layout is legal: give more devices or memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--devices", "4", "--memory", "lots"],
+            "a size is a number with a unit, such as 80GiB or 450GB/s, not 'lots'",
+        ),
+        (["--devices", "4", "--memory", "80GiB", "--nodes", "3"], "4 devices do not lie evenly in 3 nodes"),
+    ],
+)
+def test_misuse(arguments: list[str], sentence: str, capsys: Captured) -> None:
+    assert run(["layout", "llama", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
