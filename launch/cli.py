@@ -14,6 +14,7 @@ import typer
 
 from launch.answers import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
 from launch.commands.check import check
+from launch.commands.doctor import doctor
 from launch.commands.explain import explain
 from launch.commands.layout import layout
 from launch.commands.suggest import suggest
@@ -55,6 +56,7 @@ app.command()(suggest)
 app.command()(verify)
 app.command()(layout)
 app.command()(undo)
+app.command()(doctor)
 app.command()(check)
 app.command()(explain)
 

@@ -8,7 +8,7 @@ import pytest
 
 MODULES = [
     *("planner", "planner.ir.graph", "planner.ir.plan", "planner.ir.styles", "planner.sharding.registry"),
-    *("verify", "verify.report", "launch", "launch.cli"),
+    *("verify", "verify.report", "launch", "launch.cli", "launch.pytest_plugin"),
 ]
 HEAVY = ("torch", "transformers")
 REPORT = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"

@@ -26,7 +26,7 @@ class _Recorder(TorchDispatchMode):
     """Collectives as they are called, also from inside DTensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.found: Counter[tuple[str, int]] = Counter()
 
     def __torch_dispatch__(
@@ -59,13 +59,14 @@ def record(case: Case) -> list[Recorded]:
     for rank in ranks:
         rank.start()
     try:
-        answers = [reader.recv() if reader.poll(240) else "no answer" for reader, _ in pipes]
+        answers: list[Recorded | str] = [reader.recv() if reader.poll(240) else "no answer" for reader, _ in pipes]
     finally:
         for rank in ranks:
             rank.kill()
             rank.join()
-    assert not [answer for answer in answers if isinstance(answer, str)], answers
-    return answers
+    measured = [answer for answer in answers if not isinstance(answer, str)]
+    assert len(measured) == len(answers), answers
+    return measured
 
 
 def _rank(case: Case, number: int, port: int, answer: Connection) -> None:

@@ -1,0 +1,99 @@
+"""The pytest plugin `shardproof`: one line in a model's tests for each level. Torch loads only when a test asks.
+
+def test_the_plan(shardproof):
+    shardproof.proof("path/to/checkpoint", tp=2)
+    shardproof.run("path/to/checkpoint", tp=2)
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from planner.frontend.load import Loaded
+    from planner.ir.plan import Plan
+    from verify.report import LevelResult
+
+
+class Checks:
+    """What a test may ask; a check that does not hold fails the test with the report that the command prints.
+
+    `model` is a loaded model or a reference as the command takes it; `overrides` are fields of its config; `plan` is by
+    default the one that the model carries.
+    """
+
+    def proof(
+        self,
+        model: "Loaded | str",
+        *,
+        tp: int = 2,
+        plan: "Plan | None" = None,
+        overrides: Mapping[str, str] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """The plan is proved at `tp` ranks."""
+        from verify.static import prove
+
+        loaded, plan = _given(model, plan, overrides, trust_remote_code)
+        _held(loaded, prove(loaded, plan, tp=tp), f"tp {tp}", right="proved")
+
+    def run(
+        self,
+        model: "Loaded | str",
+        *,
+        tp: int = 1,
+        pp: int = 1,
+        plan: "Plan | None" = None,
+        overrides: Mapping[str, str] | None = None,
+        trust_remote_code: bool = False,
+        timeout: float = 300.0,
+    ) -> None:
+        """`tp * pp` real ranks, started for it, compute what one device computes; `timeout` is in seconds."""
+        from launch.api import confirm
+
+        loaded, plan = _given(model, plan, overrides, trust_remote_code)
+        result = confirm(loaded, plan, tp=tp, pp=pp, timeout=timeout)
+        _held(loaded, result, f"tp {tp} x pp {pp}", right="confirmed")
+
+    def written(
+        self,
+        model: "Loaded | str",
+        *,
+        overrides: Mapping[str, str] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """The model carries the plan that would be suggested: `plan suggest --write` would change nothing."""
+        from launch.authoring import changes
+        from planner.api import suggest
+        from planner.frontend.load import build
+
+        loaded, _ = _given(model, None, overrides, trust_remote_code)
+        found = changes(loaded, build(loaded), suggest(loaded).plan)
+        if found:
+            names = ", ".join(f"{change.class_name}.{name}" for change in found for name in change.attributes)
+            pytest.fail(f"{loaded.title}: `plan suggest --write` would change {names}", pytrace=False)
+
+
+def _given(
+    model: "Loaded | str", plan: "Plan | None", overrides: Mapping[str, str] | None, trusted: bool
+) -> "tuple[Loaded, Plan]":
+    from planner.frontend.load import build, carried_plan, load
+
+    loaded = load(model, overrides=overrides, trust_remote_code=trusted) if isinstance(model, str) else model
+    return loaded, carried_plan(loaded, build(loaded)) if plan is None else plan
+
+
+def _held(loaded: "Loaded", result: "LevelResult", layout: str, *, right: str) -> None:
+    if result.verdict == right:
+        return
+    from verify.render.text import report_text
+    from verify.report import Report
+
+    pytest.fail(report_text(Report(loaded.title, (result,)), layout=layout), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def shardproof() -> Checks:
+    """Checks of tensor- and pipeline-parallel plans."""
+    return Checks()
