@@ -39,14 +39,21 @@ def taken(model: nn.Module) -> int | None:
     return _taken.get(model)
 
 
+def token_inputs(model: nn.Module) -> dict[str, int]:
+    """The arguments that take token ids, each with a length of its own in tokens."""
+    names = inspect.signature(model.forward).parameters
+    found = {"input_ids": LENGTH} if "input_ids" in names else {}
+    if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
+        found["decoder_input_ids"] = TARGETS
+    return found
+
+
 def attempts(model: nn.Module) -> list[Inputs]:
     """Inputs to try in order; empty for a model that takes neither tokens nor images."""
     names = inspect.signature(model.forward).parameters
     config = model.config
     assert isinstance(config, PreTrainedConfig)
-    tokens: Inputs = {name: _ids(BATCH, LENGTH) for name in ("input_ids",) if name in names}
-    if "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", False):
-        tokens["decoder_input_ids"] = _ids(BATCH, TARGETS)
+    tokens: Inputs = {name: _ids(BATCH, length) for name, length in token_inputs(model).items()}
     found = [tokens | images for images in _images(config, names)]
     if tokens:
         found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]

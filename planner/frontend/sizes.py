@@ -9,18 +9,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import gcd
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 Fields: TypeAlias = dict[str, object]
 
 _ROLES: tuple[tuple[str, str], ...] = (
-    ("layers", r"(num|n)_(hidden_|decoder_|transformer_)?(layers?|blocks?)|depth"),
+    ("layers", r"(num|n)_(hidden_|decoder_|encoder_|transformer_)?(layers?|blocks?)|depth|(encoder|decoder)_layers"),
+    ("last layers", r"(num_)?\w*shared_layers"),
     ("dense layers", r"first_k_dense\w*|(num|n)_(first_)?dense_layers"),
     ("vocabulary", r"(\w+_)?vocab(ulary)?_size|n_vocab"),
     ("kv heads", r"(num_|n_)?(kv|key_value)_heads?|(num|n)_heads?_kv|multi_query_group_num"),
-    ("heads", r"(num_|n_)?(attention_|attn_|query_|q_)?heads?"),
+    ("heads", r"(num_|n_|encoder_|decoder_)?(attention_|attn_|query_|q_)?heads?"),
     ("rank", r"\w*(lora_)?rank"),
     ("head dim", r"(\w+_)?head_(dim|size|width)|d_(kv|head)|kv_channels"),
+    ("rotary", r"rotary_(n?dims?|emb_dim|size)|rope_dim"),
     ("chosen", r"\w*(per_tok|per_token|top_?k|moe_k)"),
     ("groups", r"n_group|num_expert_groups?"),
     ("chosen groups", r"topk_group"),
@@ -108,7 +110,58 @@ def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Ru
     small |= _counts(numbers, roles)
     small |= depth(small, roles, least=least_layers)
     small |= _numbers_beside_sizes(small, scaled=rung.scaled)
+    small |= _rotary(fields, small, roles)
+    small |= {
+        name: shrunk(part, tp=tp, least_layers=least_layers, rung=rung)
+        for name, part in fields.items()
+        if is_config(part)
+    }
     return small | _scaled_lists(fields, small, roles)
+
+
+def is_config(part: object) -> TypeGuard[Fields]:
+    """Whether a field's value is a config of its own (a text or a vision part), as a mapping."""
+    return isinstance(part, dict) and "model_type" in part
+
+
+def _rotary(fields: Mapping[str, object], small: Mapping[str, object], roles: Mapping[str, str]) -> Fields:
+    """The rotated part of a head: the same share of it, an even number."""
+    name = next((name for name, role in roles.items() if role == "head dim"), None)
+    real, now = _head_dim(fields, name), _head_dim(small, name)
+    return {
+        field: max(2, value * now // real // 2 * 2)
+        for field, value in fields.items()
+        if roles.get(field) == "rotary" and isinstance(value, int) and real and now
+    }
+
+
+_WIDTHS = ("heads", "kv heads", "hidden", "intermediate", None)
+"""Roles of sizes that grow together with a model's width; a size whose name tells nothing is taken for one."""
+
+
+def narrowed(fields: Mapping[str, object], *, tp: int, least_layers: int, factor: int) -> Fields:
+    """The fields with every width divided by one factor, so that whatever relation holds between them still holds.
+
+    A size that the factor does not divide, or that would no longer divide by the degree, stays.
+    """
+    numbers = {name: value for name, value in fields.items() if type(value) is int and value > 0}
+    roles = {name: role for name in numbers if (role := role_of(name))}
+    small: Fields = dict(fields)
+    for name, value in numbers.items():
+        role = roles.get(name)
+        wide = role in _WIDTHS and not _TOKEN.fullmatch(name) and (role is not None or value >= 64)
+        if wide and value % factor == 0 and gcd(value // factor, tp) == gcd(value, tp):
+            small[name] = value // factor
+        elif role == "vocabulary":
+            small[name] = fit(min(100, value), real=value, tp=tp)
+    small |= _counts(numbers, roles)
+    small |= depth(small, roles, least=least_layers)
+    small |= _numbers_beside_sizes(small, scaled=True)
+    return small | {
+        name: narrowed(part, tp=tp, least_layers=least_layers, factor=factor)
+        for name, part in fields.items()
+        if is_config(part)
+    }
 
 
 def _head_sizes(numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int, rung: Rung) -> Fields:
@@ -150,9 +203,17 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
     if name is None or not isinstance(total := fields[name], int):
         return {}
     lists = {key: value for key, value in fields.items() if isinstance(value, list | tuple) and len(value) == total}
+    numbered = {key for key, value in lists.items() if list(value) == list(range(total))}
     periods = [v for k, v in fields.items() if roles.get(k) == "period" and isinstance(v, int) and v <= total]
-    kept = _kept_layers(list(zip(*lists.values(), strict=True)), total, max([least, *periods]))
+    kinds = [value for key, value in lists.items() if key not in numbered]
+    kept = _kept_layers(list(zip(*kinds, strict=True)), total, max([least, *periods]))
     cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
+    cut |= {key: list(range(len(kept))) for key in numbered}
+    for key, role in roles.items():
+        if role == "layers" and isinstance(value := fields[key], int):
+            cut[key] = min(value, len(kept))
+        elif role == "last layers" and isinstance(value := fields[key], int):
+            cut[key] = value * len(kept) // total
     return cut | {name: len(kept)}
 
 
@@ -192,8 +253,17 @@ def _scaled_lists(fields: Mapping[str, object], small: Mapping[str, object], rol
     rope = fields.get("rope_parameters")
     if not (isinstance(rope, dict) and real and now):
         return {}
-    cut = {k: v[: max(1, len(v) * now // real)] for k, v in rope.items() if isinstance(v, list)}
+    cut = {k: _shared_out(v, now, real) for k, v in rope.items() if isinstance(v, list)}
     return {"rope_parameters": rope | cut} if cut else {}
+
+
+def _shared_out(values: list[Any], now: int, real: int) -> list[Any]:
+    """A list with one factor a frequency is cut to as many; sections of the frequencies (integers) are made narrower."""
+    if not all(type(value) is int for value in values) or sum(values) > real:
+        return values[: max(1, len(values) * now // real)]
+    total = max(len(values), sum(values) * now // real)
+    small = [max(1, value * now // real) for value in values]
+    return [small[0] + total - sum(small), *small[1:]]
 
 
 def _head_dim(fields: Mapping[str, object], name: str | None) -> int:

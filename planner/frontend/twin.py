@@ -9,18 +9,22 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from math import gcd
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from planner.frontend.inputs import token_inputs
 from planner.frontend.load import Loaded, build, quiet
-from planner.frontend.sizes import RUNGS, Fields, role_of, shrunk
+from planner.frontend.sizes import RUNGS, Fields, narrowed, role_of, shrunk
 from planner.ir.plan import generic
 
 SMALL = 4_000_000
 """Parameters; a twin by the names of fields is far below."""
+NARROW = 20_000_000
+"""Parameters of a twin whose widths are divided by one factor."""
 LARGEST = 50_000_000
 """Parameters; above it a float64 model and its gradients no longer fit beside each other on a small machine."""
 _TRIALS = 80
@@ -39,9 +43,12 @@ def twin(loaded: Loaded, *, tp: int, pp: int = 1) -> Loaded:
     """
     with quiet():
         kinds = _kinds(loaded)
-        for config in _by_names(loaded.config, tp=tp, pp=pp):
+        for most, config in chain(
+            ((SMALL, config) for config in _by_names(loaded.config, tp=tp, pp=pp)),
+            ((NARROW, config) for config in _by_width(loaded.config, tp=tp, pp=pp)),
+        ):
             small = dataclasses.replace(loaded, config=config, checkpoint=None)
-            if _parameters(small) <= SMALL and runs(small) and (not kinds or _kinds(small) == kinds):
+            if _parameters(small) <= most and (not kinds or _kinds(small) == kinds) and runs(small):
                 return small
         small = dataclasses.replace(loaded, config=_by_trial(loaded, tp=tp, pp=pp), checkpoint=None)
         if _parameters(small) <= LARGEST and runs(small):
@@ -59,7 +66,7 @@ def runs(loaded: Loaded) -> bool:
         model = build(loaded, device="cpu")
         ids = torch.arange(10).reshape(2, 5) % vocabulary(model)
         with torch.no_grad():
-            return bool(torch.isfinite(model(input_ids=ids, use_cache=False)[0]).all())
+            return bool(torch.isfinite(model(**dict.fromkeys(token_inputs(model), ids), use_cache=False)[0]).all())
     except Exception:  # any failure of unknown model code means only that this size is no good
         return False
 
@@ -107,6 +114,15 @@ def _by_names(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrai
         for rung in RUNGS:
             with suppress(Exception):  # a config class may refuse sizes: the next rung
                 yield rebuilt(config, shrunk(fields, tp=tp, least_layers=2 * pp * deeper, rung=rung))
+
+
+def _by_width(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+    """Configs whose widths are all divided by one factor, the largest first; deeper where a kind of layer was lost."""
+    fields = fields_of(config)
+    for factor in (64, 32, 16, 8, 4, 2):
+        for deeper in (1, 2, 4):
+            with suppress(Exception):  # a config class may refuse sizes
+                yield rebuilt(config, narrowed(fields, tp=tp, least_layers=2 * pp * deeper, factor=factor))
 
 
 def fields_of(config: PreTrainedConfig) -> Fields:
@@ -184,7 +200,9 @@ def _forwards(loaded: Loaded) -> bool:
     """Whether the model's forward has shapes that fit, on the meta device."""
     try:
         with torch.no_grad():
-            build(loaded)(input_ids=torch.zeros(2, 5, dtype=torch.long, device="meta"), use_cache=False)
+            model = build(loaded)
+            ids = torch.zeros(2, 5, dtype=torch.long, device="meta")
+            model(**dict.fromkeys(token_inputs(model), ids), use_cache=False)
     except Exception:  # shapes that do not fit, or code that the meta device cannot run
         return False
     return True

@@ -1,0 +1,39 @@
+"""Twins: small, of the same structure, and of the same program."""
+
+import pytest
+
+from planner.frontend.load import build, load
+from planner.frontend.sizes import depth, role_of
+from planner.frontend.trace import trace
+from planner.frontend.twin import SMALL, twin
+from planner.ir.plan import generic
+
+
+def _program(name: str, *, small: bool, tp: int) -> set[tuple[str, str]]:
+    """Every op with its module, repeats apart: how many layers there are is the one thing a twin may change."""
+    loaded = load(name)
+    graph = trace(build(twin(loaded, tp=tp) if small else loaded))
+    return {(op.target, generic(op.module)) for op in graph.ops if op.target != "repeat"}
+
+
+@pytest.mark.parametrize("name", ["gptj", "bamba", "llama4_text", "gemma3n_text", "blenderbot", "t5"])
+def test_a_twin_runs_the_program_of_the_model(name: str) -> None:
+    assert _program(name, small=True, tp=2) == _program(name, small=False, tp=2)
+
+
+@pytest.mark.parametrize("name", ["fuyu", "gemma3"])
+def test_a_model_of_models_has_a_small_twin(name: str) -> None:
+    made = build(twin(load(name), tp=2))
+    assert sum(parameter.numel() for parameter in made.parameters()) <= SMALL
+
+
+def test_a_list_that_numbers_the_layers_is_no_kind_of_each() -> None:
+    fields: dict[str, object] = {"num_hidden_layers": 6, "moe_layers": list(range(6)), "kinds": ["a", "b"] * 3}
+    cut = depth(fields, {"num_hidden_layers": "layers"}, least=2)
+    assert cut == {"num_hidden_layers": 2, "moe_layers": [0, 1], "kinds": ["a", "b"]}
+
+
+def test_layers_that_share_are_as_large_a_part_of_all() -> None:
+    fields: dict[str, object] = {"num_hidden_layers": 8, "num_kv_shared_layers": 4, "kinds": list("abababab")}
+    roles = {name: role for name in fields if (role := role_of(name))}
+    assert depth(fields, roles, least=4)["num_kv_shared_layers"] == 2
