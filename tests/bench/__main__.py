@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
     parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
     parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
-    parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo: measure these again")
+    parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo, mutants: these again")
     parser.add_argument("--page", type=Path, default=None, help="zoo, mutants: also write the page of the docs")
     parser.add_argument("--limit", type=int, default=0, help="mutants: at most this many of each plan")
     parser.add_argument("--seed", type=int, default=0, help="mutants: which ones, under a limit")
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
     degree = given.tp or (8 if given.name == "configs" else 2)
     if given.name == "mutants":
-        options = mutants.Options(degree, given.limit, given.seed, given.time, given.only)
+        options = mutants.Options(degree, given.limit, given.seed, given.time, given.only, given.redo == "failed")
         return mutants.main(types, given.out or Path("mutants.jsonl"), options=options, page_at=given.page)
     return BENCHMARKS[given.name](types, given.out or Path(f"{given.name}.json"), tp=degree)
 

@@ -44,13 +44,17 @@ ODD = "tests.zoo.odd_models:"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`limit` mutants a base, chosen by `seed`, operators in turn; `time` seconds in all (0: no end); `only` part of a name."""
+    """`limit` mutants a base, chosen by `seed`, operators in turn; `time` seconds in all (0: no end); `only` part of a name.
+
+    With `redo`, those that are known and were not judged well, and no others.
+    """
 
     tp: int = 2
     limit: int = 0
     seed: int = 0
     time: float = 0.0
     only: str = ""
+    redo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +193,12 @@ def judge_type(
             continue
         # Keys for layers that this config does not have are no part of what is mutated.
         present = replace(base, styles={key: style for key, style in base.styles.items() if key in names})
-        for mutant in chosen(list(present.mutants(subject.graph)), options, salt=f"{name} {base.name}"):
-            if (base.name, mutant.name) not in known:
+        found = list(present.mutants(subject.graph))
+        if not options.redo:
+            found = chosen(found, options, salt=f"{name} {base.name}")
+        for mutant in found:
+            before = known.get((base.name, mutant.name))
+            if (before is not None and not before.well) if options.redo else before is None:
                 yield judge.judged(base.name, mutant)
 
 
@@ -220,6 +228,8 @@ def main(types: tuple[str, ...], out: Path, *, options: Options, page_at: Path |
     """Judge mutants of these types, print the table, write JSON lines; exit 1 on a false proof or accusation."""
     console, began = Console(stderr=True), monotonic()
     names = types or (*causal_types(), *odd_models())
+    if options.redo:
+        names = tuple(sorted({row.model for row in read(out) if not row.well} & set(names)))
     for name in track(names, description="mutants", console=console):
         if options.time and monotonic() - began > options.time:
             break

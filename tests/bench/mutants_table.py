@@ -46,6 +46,11 @@ class Judged:
             case _:
                 return "caught by the run only"
 
+    @property
+    def well(self) -> bool:
+        """Whether the proof said all that there is to say: refuted at a mutated entry, or equivalent and proved."""
+        return self.operator == "base" or self.outcome == "equivalent" or (self.outcome == "refuted" and self.named)
+
 
 PLAIN = frozenset({"PL101", "PL102", "PL104", "PL105", "PL106"})
 """Findings that hold whatever a run computes: an unknown style, a key that matches nothing, a plan that splits nothing."""
