@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from torch import nn
+
 from planner.frontend.load import base_prefix, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Fix, Severity
-from planner.ir.plan import Edit
+from planner.ir.plan import Edit, generic, join
 from verify.checks.tensor import Subject, check_tensor
 from verify.dynamic.cases import Applied, Case
 from verify.fixes import edited, edits
@@ -71,7 +73,8 @@ def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
     styles = case.plan.styles(subject.prefix)
     wrong = check_tensor(subject, styles, case.tp)
     pointed = [found for found in wrong if found.severity is Severity.ERROR]
-    tried = dict.fromkeys(islice(_by_turns(subject, styles, [finding, *pointed]), PROOFS))
+    own = [replace(finding, place=replace(finding.place, entry=key)) for key in _raw(model, finding.place.module)]
+    tried = dict.fromkeys(islice(_by_turns(subject, styles, [finding, *own, *pointed]), PROOFS))
     accepted: list[Edit] = []
     for edit in tried:
         left = check_tensor(subject, edited(styles, edit), case.tp)
@@ -80,6 +83,14 @@ def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
         elif len(left) < len(wrong):
             accepted.append(edit)
     yield from accepted
+
+
+def _raw(model: nn.Module, module: str | None) -> list[str]:
+    """Keys of the parameters that a module holds itself and a plan lays out one by one, such as stacked experts."""
+    if not module:
+        return []
+    held = model.get_submodule(module)._parameters
+    return [generic(join(module, local)) for local in held if local not in ("weight", "bias")]
 
 
 def _by_turns(subject: Subject, styles: Mapping[str, str], findings: Sequence[Finding]) -> Iterator[Edit]:

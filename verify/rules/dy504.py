@@ -12,7 +12,7 @@ register(
         why="The others wait for it in a collective; they are ended too, so that nothing hangs. A rank "
         "that raised on shapes refutes the plan; a rank that was killed decides nothing.",
         use_instead="The failing rank's own error, which stands in the finding, says what to do.",
-        fix_safety="No edit is offered: the error has to be read first.",
+        fix_safety="An edit is offered where a run with it agreed; else the error has to be read first.",
         invalid=(
             Example(
                 note="Half of the heads on each of two ranks, and a view for all of them.",
