@@ -17,16 +17,32 @@ SAVED = "saved weights"
 def saved(model: PreTrainedModel, single: PreTrainedModel, loaded: Loaded, *, rank: int) -> list[Comparison]:
     """Save the sharded model and load it on one device; every rank must call this, the first one compares.
 
-    What the single-device model does not get back from its own checkpoint either is not the sharding's doing.
+    What the single-device model does not get back from its own checkpoint either is not the sharding's doing; one that
+    cannot be saved at all (GGUF weights) is not asked.
     """
     with tempfile.TemporaryDirectory(prefix="shardproof-saved-") as folder, quiet():
-        model.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+        except ValueError:
+            if _refuses(single):
+                return []
+            raise
         if rank:
             return []
         wrong = _differing(_read(loaded, Path(folder), single), single)
     lost = _lost_alone(single, loaded) if wrong else set()
     worst = {name: error for name, error in wrong.items() if name not in lost}
     return [Comparison(SAVED, error, 0.0, name) for name, error in worst.items()] or [Comparison(SAVED, 0.0, 0.0)]
+
+
+def _refuses(single: PreTrainedModel) -> bool:
+    """Whether the client saves this model on one device neither."""
+    with tempfile.TemporaryDirectory(prefix="shardproof-saved-") as folder:
+        try:
+            single.save_pretrained(folder)
+        except ValueError:
+            return True
+    return False
 
 
 def _lost_alone(single: PreTrainedModel, loaded: Loaded) -> set[str]:
