@@ -76,6 +76,19 @@ def test_types(name: str) -> None:
     agrees(loaded, suggest(loaded).plan)
 
 
+def test_a_single_element_is_proved_on_its_own() -> None:
+    """The sizes allow 4 ranks; there each holds one key head, whose dim the code then drops."""
+    loaded = load("tests.zoo.odd_models:OddLone")
+    styles = {"aa": "colwise", "bb": "colwise", "cc": "colwise", "dd": "rowwise"}
+    plan = Plan(tp=tuple(TpEntry(f"steps.*.one.{name}", style) for name, style in styles.items()))
+    found = agrees(loaded, plan)
+    assert found.legal == (1, 2)
+    against = found.why_not(4)
+    assert against is not None
+    assert against.size is None
+    assert found.why_not(8) == found.why_not(3) != against
+
+
 def test_a_plain_shard_may_be_uneven_but_not_empty() -> None:
     loaded = load("llama", overrides={"num_hidden_layers": "2", "intermediate_size": "22"})
     plan = Plan(tp=tuple(entry for entry in by_hand(loaded).tp if ".mlp." in entry.pattern))

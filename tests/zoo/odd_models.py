@@ -79,6 +79,14 @@ class Baked(Plain):
         return query, key, self.cc(x).view(b, n, self.k, self.d).transpose(1, 2)
 
 
+class Lone(Plain):
+    """A key head that is alone loses its dim: right only while every rank holds two."""
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = super().parts(x)
+        return query, key.squeeze(1), value
+
+
 class Sloped(Plain):
     """A bias per head, computed from the global number of heads."""
 
@@ -340,6 +348,7 @@ def _odd(
 OddPlain = _odd("OddPlain", Plain, Relu)
 OddParallel = _odd("OddParallel", Plain, Halves, parallel=True)
 OddBaked = _odd("OddBaked", Baked, Relu)
+OddLone = _odd("OddLone", Lone, Relu)
 OddSloped = _odd("OddSloped", Sloped, Relu)
 OddWideNormed = _odd("OddWideNormed", WideNormed, Pairs)
 OddHeadNormed = _odd("OddHeadNormed", HeadNormed, Halves)
