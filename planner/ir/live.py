@@ -1,6 +1,6 @@
 """What values of a graph derive from, and which of them a pipeline cut must carry: dataflow, from a few seeds onwards."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -98,6 +98,24 @@ def live_across(graph: Graph, cut: Cut) -> tuple[Live, ...]:
         into = tuple(entrances.get(value, ())) if role is Role.SENT else ()
         found.setdefault((value, role), Live(value, role, graph.producer.get(value), position, into))
     return tuple(found.values())
+
+
+def unlisted(values: Iterable[Live], listed: Collection[str], parameters: Collection[str]) -> tuple[Live, ...]:
+    """Of values to be sent, those that a plan's entry for the layers does not list among its inputs.
+
+    An entry may call an argument as the caller does, which a trace does not know: each of its names that is no parameter of
+    the layers stands for one argument, in the order they are needed.
+    """
+    free = len([name for name in listed if name not in parameters])
+    passed, found = set(listed), list[Live]()
+    for value in values:
+        names = dict.fromkeys(entry.argument for entry in value.entrances)
+        missing = [name for name in names if name not in passed]
+        passed.update(missing[:free])
+        free -= len(missing[:free])
+        if value.role is Role.SENT and not passed.issuperset(names):
+            found.append(value)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

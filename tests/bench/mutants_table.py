@@ -52,8 +52,10 @@ class Judged:
         return self.operator == "base" or self.outcome == "equivalent" or (self.outcome == "refuted" and self.named)
 
 
-PLAIN = frozenset({"PL101", "PL102", "PL104", "PL105", "PL106"})
-"""Findings that hold whatever a run computes: an unknown style, a key that matches nothing, a plan that splits nothing."""
+PLAIN = frozenset({"PL101", "PL102", "PL104", "PL105", "PL106", "PP302", "PP304"})
+"""Findings that hold whatever a run computes: an unknown style, a key that matches nothing, a plan that splits nothing; a module
+that a pipeline plan leaves out, names twice, or names out of order (engines then run it on each stage, or on a wrong one).
+"""
 OUTCOMES = (
     "refuted",
     "caught by the run only",

@@ -150,8 +150,11 @@ def mixes() -> dict[str, LevelResult]:
     cases = {}
     for mix in MIXES:
         loaded = load("tests.zoo.stream_models:StreamForCausalLM", overrides={"mix": mix})
-        plan = Plan(pp=entries("zork", "pile", "fin"), head_pp=entries("out"))
+        layers = PpEntry("pile", ("w", "first"), ("w",))
+        plan = Plan(pp=(*entries("zork"), layers, *entries("fin")), head_pp=entries("out"))
         cases[mix] = Case(loaded, plan, 1, 3)
+        if mix == "skip":
+            cases["unlisted"] = Case(loaded, replace(plan, pp=entries("zork", "pile", "fin")), 1, 3)
     return asked(cases)
 
 
@@ -162,8 +165,10 @@ def test_what_the_trace_says_is_live_crosses_every_cut(mixes: Mapping[str, Level
     assert set(result.measures.values()) == {0.0}
 
 
-@pytest.mark.parametrize("mix", ["outside", "again"])
-def test_what_cannot_cross_is_measured_not_believed(mixes: Mapping[str, LevelResult], mix: str) -> None:
+@pytest.mark.parametrize("mix", ["outside", "again", "unlisted"])
+def test_what_cannot_cross_or_is_not_listed_is_measured_not_believed(
+    mixes: Mapping[str, LevelResult], mix: str
+) -> None:
     """The proof says so too (tests/unit/test_pp_check.py); the run finds it by itself."""
     assert mixes[mix].verdict is Verdict.REFUTED
     assert mixes[mix].findings[0].code == "DY501"

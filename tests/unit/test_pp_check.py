@@ -13,7 +13,7 @@ from planner.infer.pp import infer_pipeline
 from planner.ir.findings import Fault, Finding, Severity
 from planner.ir.graph import Graph
 from planner.ir.plan import Plan, PpEntry
-from verify.checks.pipeline import check_pp
+from verify.checks.pipeline import check_chunks, check_pp
 
 TYPES = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "falcon", "mixtral", "deepseek_v3")
 STREAMS = "tests.zoo.stream_models:StreamForCausalLM"
@@ -169,3 +169,33 @@ def test_models_that_cannot_be_cut(mix: str, message: str) -> None:
     assert finding.message == f'"core.pile" cannot be cut before layer 1: {message}'
     assert finding.place.source is not None
     assert finding.place.source.file == "tests/zoo/stream_models.py"
+
+
+def test_a_norm_on_both_sides_of_the_layers_is_left_to_every_stage() -> None:
+    assert "norm" not in [entry.module for entry in subject("nanochat")[2].pp]
+    assert found("nanochat") == []
+
+
+def test_layers_that_read_the_keys_of_another_layer_forbid_the_cuts_between() -> None:
+    """The later ones of a kind stand in the graph as repeats, and read what the first one reads."""
+    (finding,) = found("gemma3n_text")
+    assert (finding.code, finding.severity) == ("PP303", Severity.WARNING)
+    assert finding.message.startswith(
+        '"model.layers" cannot be cut before layer 19 to 34: what aten.transpose makes in'
+    )
+    model, graph, plan = subject("gemma3n_text")
+    (asked,) = check_pp(model, graph, plan, bounds=(10, 25))
+    assert (asked.code, asked.severity) == ("PP303", Severity.ERROR)
+    assert asked.message.startswith('"model.layers" cannot be cut before layer 25:')
+    assert check_pp(model, graph, plan, bounds=(6, 12)) == ()
+
+
+def test_every_layer_on_one_stage() -> None:
+    assert check_chunks((range(3), range(3, 7)), 7) == ()
+    for chunks, message in (
+        ((range(4), range(3, 7)), "layer 3 is on 2 stages"),
+        ((range(2), range(3, 7)), "layer 2 is on no stage"),
+        ((range(3), range(3, 6)), "layer 6 is on no stage"),
+    ):
+        (finding,) = check_chunks(chunks, 7)
+        assert (finding.code, finding.message) == ("PP304", message)

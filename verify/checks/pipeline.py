@@ -13,7 +13,7 @@ from planner.frontend.load import base_prefix
 from planner.frontend.stacks import layer_stack
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.graph import Graph
-from planner.ir.live import Cut, Live, Role, live_across, stream
+from planner.ir.live import Cut, Live, Role, live_across, stream, unlisted
 from planner.ir.plan import Plan, PpEntry, join
 from verify.checks.pipeline_names import check_names
 
@@ -233,13 +233,14 @@ def _of_the_cuts(
     live = {number: live_across(graph, Cut(stack, number, tuple(keys[:at]))) for number in range(1, len(layers))}
     missed = {number: first for number, values in live.items() if (first := _first_missed(values))}
     yield from _forbidden(graph, stack, missed, bounds, free=len(missed) < len(live))
-    sent: dict[str, Live] = {}
+    parameters = list(signature(type(layers[0]).forward).parameters)[1:] if len(layers) else []
+    told: set[str] = set()
     for number, values in live.items():
-        for value in values if number not in missed else ():
-            sent |= {entry.argument: value for entry in value.entrances if entry.argument not in sent}
-    if len(layers):
-        parameters = list(signature(type(layers[0]).forward).parameters)[1:]
-        yield from _unnamed(graph, stack, entries[at][1], sent, parameters)
+        for value in unlisted(values, entries[at][1].inputs, parameters) if number not in missed else ():
+            name = next(entry.argument for entry in value.entrances if entry.argument not in entries[at][1].inputs)
+            if name not in told:
+                told.add(name)
+                yield _unnamed(graph, stack, entries[at][1], name, value)
 
 
 def _first_missed(values: Iterable[Live]) -> Live | None:
@@ -299,25 +300,35 @@ def _miss(graph: Graph, live: Live, stack: str, number: str) -> Finding:
     )
 
 
-def _unnamed(
-    graph: Graph, stack: str, entry: PpEntry, sent: Mapping[str, Live], parameters: list[str]
-) -> Iterator[Finding]:
-    """Arguments that a cut must carry, and the layers' entry does not list.
+def _unnamed(graph: Graph, stack: str, entry: PpEntry, name: str, live: Live) -> Finding:
+    made = graph.ops[live.made] if live.made is not None else None
+    where = (made.module if made else graph.values[live.value].name) or "the model"
+    return Finding(
+        "PP303",
+        Severity.ERROR,
+        f'"{stack}" does not list "{name}", which its layers get from {where}, on the first stage only',
+        Place(entry=stack, module=where, source=made.source if made else None),
+        why="what derives from weights of an earlier stage cannot be made anew behind a cut",
+        found=", ".join(entry.inputs) or "nothing",
+        needed=", ".join((*entry.inputs, name)),
+    )
 
-    An entry may call an argument as the caller does, which is not known here: each of its names that is no parameter of the
-    layers may stand for one argument.
-    """
-    free = len([name for name in entry.inputs if name not in parameters])
-    unlisted = {name: live for name, live in sent.items() if name not in entry.inputs}
-    for name, live in list(unlisted.items())[free:]:
-        made = graph.ops[live.made] if live.made is not None else None
-        where = (made.module if made else graph.values[live.value].name) or "the model"
-        yield Finding(
-            "PP303",
+
+def check_chunks(chunks: Sequence[range], depth: int) -> tuple[Finding, ...]:
+    """Finding PP304 where the layers of the stages are not each layer once, in order."""
+    ran = [layer for chunk in chunks for layer in chunk]
+    if ran == list(range(depth)):
+        return ()
+    layer = next(layer for layer in range(depth) if ran.count(layer) != 1)
+    what = "is on no stage" if layer not in ran else f"is on {ran.count(layer)} stages"
+    return (
+        Finding(
+            "PP304",
             Severity.ERROR,
-            f'"{stack}" does not list "{name}", which its layers get from {where}, on the first stage only',
-            Place(entry=stack, module=where, source=made.source if made else None),
-            why="what derives from weights of an earlier stage cannot be made anew behind a cut",
-            found=", ".join(entry.inputs) or "nothing",
-            needed=", ".join((*entry.inputs, name)),
-        )
+            f"layer {layer} {what}",
+            Place(),
+            why="the stages together must be the model, with every layer once",
+            found=", ".join(f"{one.start} to {one.stop - 1}" for one in chunks),
+            needed=f"layers 0 to {depth - 1}, each on one stage",
+        ),
+    )

@@ -12,11 +12,12 @@ from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
 from planner.frontend.load import base_prefix
 from planner.ir.graph import Graph
+from planner.ir.plan import join
 from verify.dynamic.cases import Case, Schedule
 from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
 from verify.dynamic.exact import Wide
 from verify.dynamic.pipeline_answers import Answers, answers, batch, steps, uncached
-from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, traced
+from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, sent, traced
 from verify.dynamic.reference import State, reference_model, with_plan
 from verify.dynamic.schedules import Seat, exchange, microbatches, scheduled
 from verify.dynamic.stages import Between, Layout, Stage, dealt, drop, layout_of, moved, untie
@@ -33,7 +34,7 @@ def check_pipeline(case: Case, state: State) -> tuple[Comparison, ...]:
     layout = _layout(case, single, graph, stages)
     mesh = init_device_mesh(device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
     seat = Seat(stages, mesh)
-    own = tuple(_stage(case, state, layout, place, seat) for place in _places(graph, single, layout, seat))
+    own = tuple(_stage(case, state, layout, place, seat) for place in _places(case, graph, single, layout, seat))
     ids, mask = batch(single, count)
     with Wide():  # not around the building of models: their float32 buffers are to be the same
         want = answers(single, layout, ids, mask, count)
@@ -52,11 +53,16 @@ def _layout(case: Case, single: nn.Module, graph: Graph | None, stages: int) -> 
     return replace(layout, chunks=moved(layout.chunks, cuts))
 
 
-def _places(graph: Graph | None, single: nn.Module, layout: Layout, seat: Seat) -> list[Between]:
-    """What passes the cuts before and after each of this rank's stages."""
+def _places(case: Case, graph: Graph | None, single: nn.Module, layout: Layout, seat: Seat) -> list[Between]:
+    """What passes the cuts before and after each of this rank's stages: of what must, what the plan lists."""
+    prefix = base_prefix(single)
+    listed = next(entry.inputs for entry in case.plan.pp if join(prefix, entry.module) == layout.layers)
     found = []
     for stage in seat.own:
-        start, end = (crossing(graph, cut, single) if cut is not None else Crossing() for cut in layout.cuts(stage))
+        start, end = (
+            sent(crossing(graph, cut, single), listed, single.get_submodule(layout.layer(0))) if cut else Crossing()
+            for cut in layout.cuts(stage)
+        )
         found.append(Between(stage, start, end))
     return found
 

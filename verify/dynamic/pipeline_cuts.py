@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from planner.frontend.load import Loaded, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.graph import Graph
-from planner.ir.live import Cut, Entrance, Live, Role, live_across
+from planner.ir.live import Cut, Entrance, Live, Role, live_across, unlisted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,14 @@ def crossing(graph: Graph | None, cut: Cut, model: nn.Module) -> Crossing:
         names = _names(model.get_submodule(f"{cut.stack}.{cut.layer}"))
         return Crossing((Live(cut.layer - 1, Role.SENT, None, 0, (Entrance(cut.layer, names[0]),)),))
     return Crossing(tuple(live for live in live_across(graph, cut) if live.role is Role.SENT))
+
+
+def sent(carried: Crossing, listed: Sequence[str], layer: nn.Module) -> Crossing:
+    """Of what a cut must carry, what the layers' entry in the plan lists; `ValueError` where that is nothing."""
+    left = unlisted(carried.values, listed, _names(layer))
+    if carried.values and len(left) == len(carried.values):
+        raise ValueError("The pipeline plan lists no input of the layers that could be sent to a later stage.")
+    return Crossing(tuple(live for live in carried.values if live not in left))
 
 
 def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], entrance: Entrance) -> torch.Tensor:
