@@ -305,7 +305,19 @@ def build(loaded: Loaded, *, device: str = "meta", dtype: torch.dtype = torch.fl
     except Exception as error:
         kind = loaded.model_class.__name__
         raise LoadError(f"{loaded.name}: {kind} does not build from this config ({reason(error)}).") from error
+    if device == "meta":
+        _leave_no_data(model)
     return model.eval()
+
+
+def _leave_no_data(model: nn.Module) -> None:
+    """Move to `meta` what a constructor made elsewhere in spite of the default device (`torch.FloatTensor(...)` does)."""
+    moved: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                made = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+                module._parameters[name] = moved.setdefault(id(parameter), made)
 
 
 def base_prefix(model: nn.Module) -> str:

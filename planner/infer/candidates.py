@@ -112,7 +112,11 @@ def _candidate(groups: Groups, atom: Atom, uses: list[_Use]) -> Candidate:
         entries = _closed_one_by_one(groups, atom, members)
     except _OpenError as illegal:
         entries = _closed_together(groups, atom, members) or _refuse(illegal)
-    by_pattern = {entry.pattern: entry for entry in entries}
+    by_pattern: dict[str, TpEntry] = {}
+    for entry in entries:
+        if (other := by_pattern.setdefault(entry.pattern, entry)).style != entry.style:
+            why = f"{entry.pattern} stands for modules that need {other.style} and {entry.style}"
+            raise IllegalError(f"{why}: a key has no way to tell numbered modules apart")
     return Candidate(tuple(by_pattern.values()), atom.size, frozenset(use.name for use in uses), atom)
 
 

@@ -33,7 +33,7 @@ def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Map
             reason = reasons.get(pattern) or locked(groups, module)
             entry = _on_its_own(module, looked_up, weight, reason)
             if entry is not None:
-                proposals.setdefault(weight, []).append(entry)
+                proposals.setdefault(weight, []).extend([entry, *_tied_biases(graph, module, weight)])
     return list(proposals.values())
 
 
@@ -62,6 +62,14 @@ def _elements(graph: Graph, patterns: Collection[str]) -> tuple[Counter[str], Co
     for pattern, count in weights.items():
         blocks[_block(pattern)] += count
     return weights, blocks
+
+
+def _tied_biases(graph: Graph, module: Module, weight: int) -> list[TpEntry]:
+    """Entries for the other names of a module's bias: one tensor lies in one way, whatever it is called."""
+    biases = {number for _, number in module.parameters if number != weight}
+    names = [name for name, number in graph.parameters.items() if number in biases]
+    others = [name for name in names if name.rpartition(".")[0] != module.path]
+    return [TpEntry(generic(name), "colwise", f"another name of the bias of {generic(module.path)}") for name in others]
 
 
 def _times_used(graph: Graph, number: int) -> int:
