@@ -14,6 +14,7 @@ from planner.frontend.load import base_prefix, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Fix, Severity
 from planner.ir.plan import Edit, generic, join
+from planner.ir.styles import STYLES, After, Before
 from verify.checks.tensor import Subject, check_tensor
 from verify.dynamic.cases import Applied, Case
 from verify.fixes import edited, edits
@@ -26,6 +27,10 @@ TRIES = 6
 """Edits run on ranks."""
 PROOFS = 40
 """Edits looked at in the search for those; the proof puts the likely ones first."""
+WHOLE = frozenset(
+    style.name for style in STYLES.values() if Before.SPLIT is style.before or After.GATHER is style.after
+)
+"""Styles that give or take a whole activation where a shard could pass."""
 RUN_AGREED = "ranks with the edited plan agreed"
 
 
@@ -64,7 +69,10 @@ def _mending(case: Case, finding: Finding, run: Run) -> Fix | None:
 
 
 def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
-    """Edits that may mend the finding: those that the proof accepts, at the places that it and the run point to."""
+    """Edits that may mend the finding: those that the proof accepts, at the places that it and the run point to.
+
+    One that moves whole activations (a gather, a split of the input) also hides the lack of a shard beside it: such come last.
+    """
     model = build(case.loaded)
     try:
         subject = Subject(model, trace(model), base_prefix(model))
@@ -75,14 +83,17 @@ def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
     pointed = [found for found in wrong if found.severity is Severity.ERROR]
     own = [replace(finding, place=replace(finding.place, entry=key)) for key in _raw(model, finding.place.module)]
     tried = dict.fromkeys(islice(_by_turns(subject, styles, [finding, *own, *pointed]), PROOFS))
-    accepted: list[Edit] = []
+    costly: list[Edit] = []
+    better: list[Edit] = []
     for edit in tried:
         left = check_tensor(subject, edited(styles, edit), case.tp)
-        if not left:
+        if not left and edit.new not in WHOLE:
             yield edit
+        elif not left:
+            costly.append(edit)
         elif len(left) < len(wrong):
-            accepted.append(edit)
-    yield from accepted
+            better.append(edit)
+    yield from (*costly, *better)
 
 
 def _raw(model: nn.Module, module: str | None) -> list[str]:
