@@ -34,7 +34,6 @@ app = typer.Typer(
     help="Infer tensor- and pipeline-parallel plans of Transformers models, prove them, confirm them on real ranks.",
     epilog="Exit codes: 0 verified at every level asked for, 1 refuted, 2 misuse, 3 not decided.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -43,8 +42,11 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the versions and exit.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colour on a terminal, as NO_COLOR=1.")] = False,
 ) -> None:
     """Infer tensor- and pipeline-parallel plans of Transformers models, prove them, confirm them on real ranks."""
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
     if version:
         have = environment()
         others = ", ".join(f"{name} {have[name]}" for name in ("python", "torch", "transformers"))

@@ -9,6 +9,8 @@ import pytest
 from tests.readme import README, console_sessions, matches
 
 EXAMPLES = README.parent / "examples"
+# Plugins by name, so that ours is not found twice where the package is installed.
+PYTEST = ("-m", "pytest", "-q", "-p", "pytest_timeout", "-p", "no:cacheprovider")
 
 
 @pytest.mark.parametrize(
@@ -44,11 +46,15 @@ def test_a_command_of_the_readme_prints_what_is_shown(command: str, shown: str) 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["config_module.py"], ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_model.py"]],
-    ids=["config_module", "test_my_model"],
+    [
+        ["config_module.py"],
+        [*PYTEST, "test_my_model.py"],
+        [*PYTEST, "-p", "launch.pytest_plugin", "test_with_the_plugin.py"],
+    ],
+    ids=["config_module", "test_my_model", "test_with_the_plugin"],
 )
 def test_an_example_runs(arguments: list[str]) -> None:
     run = [sys.executable, *arguments]
-    path = {**os.environ, "PYTHONPATH": str(README.parent)}
+    path = {**os.environ, "PYTHONPATH": str(README.parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(run, cwd=EXAMPLES, env=path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
