@@ -36,6 +36,7 @@ from planner.frontend.code import (
 )
 from planner.frontend.errors import LoadError, nearest, reason
 from planner.frontend.overrides import configure
+from planner.frontend.repair import missing
 from planner.ir.plan import Plan, join, plan_from_json
 
 __all__ = ["LoadError", "Loaded", "base_prefix", "build", "carried_plan", "load", "quiet"]
@@ -131,9 +132,23 @@ def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Fo
     if path.is_dir() and ("/" in reference or not is_type or (path / "config.json").is_file()):
         return _from_folder(path, overrides, trusted, name=reference)
     if is_type:
-        config = configure(CONFIG_MAPPING[reference], {}, overrides, name=reference)
-        return *_paired(config, {}, name=reference), None
+        config, model_class = _paired(
+            configure(CONFIG_MAPPING[reference], {}, overrides, name=reference), {}, name=reference
+        )
+        return _repaired(config, model_class), model_class, None
     return _from_cache(reference, overrides, trusted)
+
+
+def _repaired(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
+    """A config of defaults alone, with what its class leaves empty and its model needs."""
+
+    def made(config: PreTrainedConfig) -> object:
+        with torch.device("meta"):
+            return model_class._from_config(config)
+
+    for name, value in missing(config, made).items():
+        setattr(config, name, value)
+    return config
 
 
 def _from_class(model_class: type[PreTrainedModel], overrides: Mapping[str, str], *, name: str) -> _Pair:
