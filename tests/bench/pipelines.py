@@ -217,7 +217,7 @@ def page(rows: Sequence[Row]) -> str:
         f"Transformers {transformers.__version__}. For each type the plan is inferred at full size and proved there; its twin",
         f"is then run at {_stages()} stages on two ranks, by 1F1B and interleaved 1F1B (forward, left-padded forward, loss,",
         "gradients, prefill and cached decode, float64), and compared with one device. Written by",
-        "`python -m tests.bench pipelines`.",
+        f"`python -m tests.bench pipelines`. Swept so far: {len(rows)} of {len(causal_types())} types.",
         "",
         *(f"- {line}" for line in summary(rows).splitlines()),
         "",

@@ -79,7 +79,12 @@ def _decode_alone(single: PreTrainedModel, layout: Layout, ids: torch.Tensor, wa
     cache, given = None, []
     for tokens in steps(ids):
         with recorded(single, layout.named) as record:
-            output = single(input_ids=tokens, use_cache=True, **({} if cache is None else {"past_key_values": cache}))
+            try:
+                output = single(
+                    input_ids=tokens, use_cache=True, **({} if cache is None else {"past_key_values": cache})
+                )
+            except RuntimeError:  # a model that does not decode token by token: there is nothing to ask of stages
+                return
         cache = output.get("past_key_values")
         if cache is None:
             return
