@@ -7,6 +7,7 @@ import torch
 import transformers
 from rich.table import Table
 
+from tests.bench.types import causal_types
 from tests.bench.zoo.rows import Judged, Row, disagreements
 
 _COUNTED: tuple[tuple[str, Callable[[Row], bool]], ...] = (
@@ -66,7 +67,8 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# The zoo",
         "",
-        f"Every causal language model type of {versions}, from its default config at full size. Written by",
+        f"{len(rows)} of the {len(causal_types())} causal language model types of {versions}, from their default",
+        "configs at full size. Written by",
         "`python -m tests.bench zoo --page docs/zoo.md`; do not edit by hand.",
         "",
         "*Sharded* is the share of parameter bytes that a plan splits. Verdicts are those of the proof (full size) and of the",
