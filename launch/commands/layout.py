@@ -9,14 +9,13 @@ import typer
 
 from launch.answers import Answer, UndecidedError
 from launch.console import Progress, only_results_on_stdout, print_result
-from launch.layouts import layouts_json, layouts_text
 from launch.model import Model, read_model, read_plan
 from launch.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, settings
 from planner.ir.plan import Plan
-from planner.search.cost import Load, Machine
 
 if TYPE_CHECKING:
     from planner.frontend.load import Loaded
+    from planner.search.cost import Load, Machine
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B(?:/s)?")
@@ -78,6 +77,8 @@ def layout(
     if devices % nodes:
         raise typer.BadParameter(f"{devices} devices do not lie evenly in {nodes} nodes", param_hint="--nodes")
     with only_results_on_stdout(debug=debug):
+        from planner.search.cost import Load, Machine
+
         machine = Machine(devices, memory, nodes, intra_bw, inter_bw)
         load = Load(context, batch, _WIDTHS[dtype], train is not None)
         wanted = Model(model, settings(set_), trust_remote_code)
@@ -87,7 +88,7 @@ def layout(
 
 
 def answer(
-    model: Model, plan_file: Path | None, machine: Machine, load: Load, *, form: TableFormat, progress: Progress
+    model: Model, plan_file: Path | None, machine: "Machine", load: "Load", *, form: TableFormat, progress: Progress
 ) -> Answer:
     """The ranked layouts; exit code 1 where none is legal."""
     given = read_plan(plan_file) if plan_file else None
@@ -110,6 +111,8 @@ def answer(
             ) from error
     with progress.step(f"searching the layouts of {machine.devices} devices"):
         found = search(facts, degrees, machine, load)
+    from launch.layouts import layouts_json, layouts_text
+
     show = layouts_json if form is TableFormat.JSON else layouts_text
     return Answer(show(loaded.title, found, facts, machine, load), 0 if found.choices else 1)
 
