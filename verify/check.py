@@ -14,6 +14,7 @@ from planner.ir.plan import Plan
 from verify.backends.dialect import Dialect, Reader
 from verify.backends.proof import prove_for
 from verify.backends.registry import find_dialect
+from verify.checks.tensor import Subject
 from verify.contract.attention import attention_modules, check_attention
 from verify.contract.config import check_folder, check_places
 from verify.contract.keywords import lost_keywords
@@ -89,7 +90,8 @@ def _level(
         found += lost_keywords(built, paths, prefix, KEYWORDS[dialect.client])
         if dialect.client in OWN_ATTENTION:
             found += check_attention(built, graph, paths, dialect.client, decoder)
-    found += _of_the_plan(dialect, loaded, plan)
+    subject = Subject(built, graph, prefix) if graph is not None else None
+    found += _of_the_plan(dialect, loaded, plan, subject)
     written = tuple(as_written(finding, prefix) for finding in _once(found))
     return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)
 
@@ -101,12 +103,12 @@ def _decoder(model: nn.Module, prefix: str) -> str:
     return next((path for path, module in model.named_modules() if module is text), prefix)
 
 
-def _of_the_plan(dialect: Dialect, loaded: Loaded, plan: Plan) -> tuple[Finding, ...]:
+def _of_the_plan(dialect: Dialect, loaded: Loaded, plan: Plan, subject: Subject | None) -> tuple[Finding, ...]:
     """The plan's findings in a dialect at two ranks."""
     if not plan.tp and not plan.head_tp and dialect.reader is not Reader.NAMES:
         # A model without a plan is no fault of its contract: `plan suggest` writes one.
         return ()
-    return prove_for(dialect, loaded, plan, tp=2).findings
+    return prove_for(dialect, loaded, plan, tp=2, subject=subject).findings
 
 
 def _once(findings: Sequence[Finding]) -> list[Finding]:

@@ -56,7 +56,9 @@ def _prepare() -> None:
     communicator = import_module("vllm.distributed.device_communicators.cpu_communicator")._CPUSHMDistributed
     name_of = communicator.make_group_name
     # Two jobs on one machine, or a killed one before, have the same names otherwise.
-    communicator.make_group_name = staticmethod(lambda group: f"shardproof-{os.environ['MASTER_PORT']}{name_of(group)}")
+    communicator.make_group_name = staticmethod(
+        lambda group: f"shardproof-{os.environ['MASTER_PORT']}{name_of(group).replace('/', '')}"
+    )
 
 
 def _case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def test_a_job_that_is_there_already(environment: dict[str, str], rank: Rank | N
         (["verify", "llama", "--tp", "0"], "a degree is a whole number from 1 up, not '0'"),
         (["verify", "llama", "--tp", "-2"], "a degree is a whole number from 1 up, not '-2'"),
         (["verify", "llama", "--pp", "1.5"], "a degree is a whole number from 1 up, not '1.5'"),
-        (["verify", "llama", "--level", "client"], "'client' is not one of 'proof', 'run'"),
+        (["verify", "llama", "--level", "engine"], "'engine' is not one of 'proof', 'run', 'client'"),
         (
             ["verify", "llama", "--set", "depth"],
             "--set takes KEY=VALUE, such as --set num_hidden_layers=2, not 'depth'.",
@@ -237,6 +237,9 @@ def test_a_job_that_is_there_already(environment: dict[str, str], rank: Rank | N
             ["verify", "llama", "--tp", "1"],
             "one rank is the single-device model itself; give --tp or --pp of 2 or more.",
         ),
+        (["verify", "llama", "--for", "mlx"], "there is no client 'mlx'; the clients are transformers, vllm"),
+        (["verify", "llama", "--for", "vllm", "--level", "run"], "--level run is Transformers' own runtime"),
+        (["verify", "llama", "--level", "client", "--client-python", "none"], "needs vLLM's own Python"),
         (["verify", "lama"], "Did you mean"),
         (["verify", "llama", "--plan", "none.json"], "none.json: there is no such plan file"),
         (["explain", "TP299"], "did you mean TP209"),

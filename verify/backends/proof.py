@@ -21,8 +21,10 @@ from verify.checks.tensor import Subject, check_relation, relate
 from verify.report import LevelResult
 
 
-def prove_for(dialect: Dialect, loaded: Loaded, plan: Plan, *, tp: int = 2, pp: int = 1) -> LevelResult:
-    """Prove or refute a plan at a layout, as one client reads it.
+def prove_for(
+    dialect: Dialect, loaded: Loaded, plan: Plan, *, tp: int = 2, pp: int = 1, subject: Subject | None = None
+) -> LevelResult:
+    """Prove or refute a plan at a layout, as one client reads it; `subject` is the model traced already, if it was.
 
     Raises:
         ValueError: a degree is below 1.
@@ -31,24 +33,26 @@ def prove_for(dialect: Dialect, loaded: Loaded, plan: Plan, *, tp: int = 2, pp: 
     if tp < 1 or pp < 1:
         raise ValueError(f"a degree is at least 1, got tp {tp}, pp {pp}.")
     started = perf_counter()
-    built = build(loaded)
-    findings = _findings(dialect, loaded, built, plan, tp, pp)
+    built = subject.model if subject is not None else build(loaded)
+    findings = _findings(dialect, loaded, built, subject, plan, tp, pp)
     prefix = base_prefix(built)
     return LevelResult("proof", perf_counter() - started, tuple(as_written(finding, prefix) for finding in findings))
 
 
-def _findings(dialect: Dialect, loaded: Loaded, built: nn.Module, plan: Plan, tp: int, pp: int) -> tuple[Finding, ...]:
+def _findings(
+    dialect: Dialect, loaded: Loaded, built: nn.Module, subject: Subject | None, plan: Plan, tp: int, pp: int
+) -> tuple[Finding, ...]:
     form = check_plan(built, plan, tp) if dialect.reader is Reader.TRANSFORMERS else ()
     refused = _degree_refused(dialect, loaded, tp)
     if refused or any(finding.severity is Severity.ERROR for finding in form):
         return form + refused
     repeated = _with_repeated_heads(dialect, loaded, tp)
-    model = built if repeated is None else build(repeated)
-    try:
-        graph = trace(model)
-    except TraceError as error:
-        return (*form, _not_traced(error))
-    subject = Subject(model, graph, base_prefix(model))
+    if subject is None or repeated is not None:
+        model = built if repeated is None else build(repeated)
+        try:
+            subject = Subject(model, trace(model), base_prefix(model))
+        except TraceError as error:
+            return (*form, _not_traced(error))
     stages = check_stages(dialect, subject, plan) if pp > 1 else ()
     if pp > 1 and dialect.pipeline is Pipeline.EVEN:
         stages += check_even_stages(dialect, loaded, pp)
