@@ -58,7 +58,7 @@ def _degrees(subject: Subject, styles: Mapping[str, str]) -> Degrees:
     wrong: dict[int, Finding] = {}
     for degree in _primes(subject, assigned):
         ran = relate(subject, assigned, degree)
-        findings = check_relation(ran, assigned) if isinstance(ran, Propagation) else ran
+        findings = check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
         if isinstance(ran, Propagation) and not findings:
             return _tried(subject, styles, limits(ran, assigned), lone_sizes(ran) - {degree})
         wrong[degree] = findings[0]

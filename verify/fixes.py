@@ -73,7 +73,7 @@ def edits(subject: Subject, styles: Mapping[str, str], finding: Finding) -> tupl
 def _suspects(subject: Subject, styles: Mapping[str, str], finding: Finding) -> Iterator[str]:
     """The finding's own entry, then every module with parameters near where the relation broke."""
     given = finding.place.entry
-    owners = [m.path for m in subject.graph.modules if m.parameters and m.repeats is None]
+    owners = [m.path for m in subject.graph.modules if m.path and m.parameters and m.repeats is None]
     if given is not None:
         yield given
         # A parameter's entry lays it out; its module's entry says what is done with the result.

@@ -48,6 +48,7 @@ def trace_local(
         IndivisibleError: a parameter does not divide; see its fields.
         TraceError: the local program fails by itself, for example in a view with the global head count in it.
     """
+    given = inputs if inputs is not None else example_inputs(model)  # read off the forward, which a hook will hide
     held = [(module, dict(module._parameters)) for module in model.modules()]
     hooked: list[nn.Module] = []
     try:
@@ -58,7 +59,7 @@ def trace_local(
             if style.before is not Before.NOTHING or style.after is not After.NOTHING:
                 hooked.append(model.get_submodule(path))
                 _hook(model, path, style, tracing.recorder, degree)
-        return tracing.run(inputs if inputs is not None else example_inputs(model))
+        return tracing.run(given)
     finally:
         for module, parameters in held:
             module._parameters.update(parameters)

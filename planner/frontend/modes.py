@@ -36,7 +36,7 @@ WHOLE: Mapping[object, str] = {
 }
 """Torch functions recorded as one op."""
 
-SAME = {"aten.clone", "aten.detach", "aten.alias", "aten.contiguous", "aten.lift_fresh", "aten.lift_fresh_copy"}
+SAME = {"aten.clone", "aten.alias", "aten.contiguous", "aten.lift_fresh", "aten.lift_fresh_copy"}
 """Ops whose result is their input: they leave no trace, for whether they run depends on strides."""
 
 ALSO = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}

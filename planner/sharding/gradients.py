@@ -62,6 +62,7 @@ def gradient_faults(ran: Propagation, assigned: Assigned) -> tuple[GradientFault
 
 
 CONSTANT = (
+    "aten.detach",
     "aten.zeros_like",
     "aten.ones_like",
     "aten.full_like",

@@ -38,7 +38,7 @@ class Stuck:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One op of the local program beside its op of the global one; a hook's op has none."""
+    """One op of the local program beside its op of the global one; a hook's op has none, nor has a slice of all there is."""
 
     local: Op
     whole: Op | None
@@ -79,6 +79,9 @@ def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Pr
             state.stuck.append(_diverged(None, whole.ops[missing], missing))
         else:
             _check_outputs(state)
+    else:
+        # A loop over a sharded dim is shorter on a rank: which element a turn should have had is not to be told.
+        state.stuck = [stuck for stuck in state.stuck if stuck.op is None or stuck.op.target != "aten.select"]
     return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, tuple(state.stuck))
 
 
@@ -113,7 +116,9 @@ def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[
     _place_inputs(state)
     pairs = _align(state)
     for pair in pairs:
-        if pair.whole is None:
+        if pair.whole is None and pair.local.target == "aten.slice":
+            _local_slice(state, pair)
+        elif pair.whole is None:
             _hook(state, pair)
         else:
             _step(state, pair, pair.whole)
@@ -168,6 +173,11 @@ def _align(state: _State) -> tuple[Pair, ...]:
             pairs.append(Pair(op, None, position))
             continue
         whole = state.whole.ops[position] if position < len(state.whole.ops) else None
+        if op.target == "aten.slice" and (whole is None or (whole.target, whole.source) != (op.target, op.source)):
+            pairs.append(
+                Pair(op, None, position)
+            )  # it cuts nothing off on a single device, where torch then leaves it out
+            continue
         if whole is None or whole.target != op.target or whole.module != op.module:
             state.stuck.append(_diverged(op, whole, position))
             return tuple(pairs)
@@ -243,6 +253,29 @@ def _step(state: _State, pair: Pair, whole: Op) -> None:
         _set(state, number, placement, global_number, entry)
     if local.target in ZEROS or (local.target in ("aten.new_full", "aten.full") and local.args[-1] == 0):
         state.zeros.update(local.outputs)
+
+
+def _local_slice(state: _State, pair: Pair) -> None:
+    """A slice that takes all of a dim on a single device, and on a rank the first places of what should be its own part."""
+    op = pair.local
+    source, made = op.inputs[0], op.outputs[0]
+    shape, cut = state.local.values[source].shape, state.local.values[made].shape
+    reason = f"slice takes the first part of {list(shape)} on every rank"
+    if shape != cut and not isinstance(state.placements.get(source, R), Unknown):
+        state.stuck.append(
+            Stuck(
+                "TP203",
+                reason,
+                why="the same offset means another place in a rank's part",
+                found=str(list(cut)),
+                needed=f"this rank's part of {list(shape)}, or all of it",
+                position=pair.position,
+                module=op.module,
+                op=op,
+                entry=_entry(state, op),
+            )
+        )
+    _set(state, made, Unknown(reason), state.same.get(source, -1), None)
 
 
 def _stuck(state: _State, pair: Pair, problem: Problem) -> Stuck:

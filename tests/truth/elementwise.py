@@ -38,7 +38,7 @@ ONE: Mapping[str, Callable[[Tensor], Tensor]] = {
     "log10": lambda a: _positive(a).log10(), "log1p": lambda a: _positive(a).log1p(),
     "log2": lambda a: _positive(a).log2(), "log_sigmoid": F.logsigmoid, "logical_not": torch.logical_not,
     "logit": lambda a: (_unit(a) + 0.5).logit(), "mish": F.mish, "nan_to_num": lambda a: _odd(a).nan_to_num(),
-    "neg": torch.neg, "pow": lambda a: a**2, "reciprocal": lambda a: _positive(a).reciprocal(), "relu": F.relu,
+    "detach": torch.Tensor.detach, "neg": torch.neg, "pow": lambda a: a**2, "reciprocal": lambda a: _positive(a).reciprocal(), "relu": F.relu,
     "remainder": lambda a: a.remainder(3), "round": lambda a: (a / 3).round(),
     "rsqrt": lambda a: _positive(a).rsqrt(), "sgn": torch.sgn, "sigmoid": torch.sigmoid, "sign": torch.sign,
     "silu": F.silu, "sin": torch.sin, "sinh": torch.sinh, "softplus": F.softplus, "softshrink": F.softshrink,

@@ -68,7 +68,7 @@ def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[
         return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
     heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()
     # Only a client that trains has gradients to get wrong.
-    rest = check_relation(ran, reading.assigned) if dialect.hooks_gradients or not heads else ()
+    rest = check_relation(subject, ran, reading.assigned) if dialect.hooks_gradients or not heads else ()
     kept = tuple(finding for finding in rest if dialect.hooks_gradients or finding.code not in ("TP207", "TP208"))
     return reading.findings + heads + kept
 

@@ -38,14 +38,16 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     """
     assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
     ran = relate(subject, assigned, degree)
-    return check_relation(ran, assigned) if isinstance(ran, Propagation) else ran
+    return check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
 
 
-def check_relation(ran: Propagation, assigned: Assigned) -> tuple[Finding, ...]:
-    """Findings of two programs that are related: what was not used, and the gradients."""
+def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Finding, ...]:
+    """Findings of two programs that are related: what was not used, and the gradients of what is trained."""
     if unseen := _never_used(ran.local, assigned):
         return unseen
-    return _once(tuple(_of_gradient(fault) for fault in nearest(ran, gradient_faults(ran, assigned))))
+    frozen = {name for name, value in subject.model.named_parameters() if not value.requires_grad}
+    faults = (fault for fault in gradient_faults(ran, assigned) if fault.parameter not in frozen)
+    return _once(tuple(_of_gradient(fault) for fault in nearest(ran, tuple(faults))))
 
 
 def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | tuple[Finding, ...]:

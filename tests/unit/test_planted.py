@@ -1,0 +1,38 @@
+"""Faults that a right-looking plan makes of right code, and code that looks like one of them and is right."""
+
+import pytest
+
+from planner.frontend.load import load
+from planner.ir.plan import Plan, TpEntry
+from verify.static import prove
+
+PLAN = Plan(
+    tp=tuple(
+        TpEntry(key, style)
+        for key, style in {"ask": "colwise", "offer": "colwise", "tell": "colwise", "out": "rowwise"}.items()
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("variant", "verdict", "code"),
+    [
+        ("right", "proved", None),
+        ("slopes by local count", "refuted", "TP203"),
+        ("slopes of the first heads", "refuted", "TP203"),
+        ("scale by local count", "refuted", "TP209"),
+        ("heads rolled", "refuted", "TP206"),
+        ("heads summed up", "refuted", "TP206"),
+        ("heads normed together", "refuted", "TP206"),
+        ("heads in halves", "refuted", "TP213"),
+        ("heads in pairs", "proved", None),
+        ("heads one by one", "not proved", "TP211"),
+        ("heat", "refuted", "TP207"),
+        ("detached", "proved", None),
+        ("frozen", "proved", None),
+    ],
+)
+def test_planted(variant: str, verdict: str, code: str | None) -> None:
+    result = prove(load("tests.zoo.planted_models:PlantedForCausalLM", overrides={"variant": variant}), PLAN, tp=2)
+    found = [finding.code for finding in result.findings]
+    assert (result.verdict.value, found[0] if found else None) == (verdict, code)
