@@ -9,7 +9,7 @@ register(
         name="backend-claim-wrong",
         severity=Severity.ERROR,
         what="`_supports_attention_backend` is not set, or is set and no module calls the attention interface.",
-        why="vLLM and SGLang take a model for their Transformers backend by this attribute, and refuse it "
+        why="Both vLLM and SGLang take a model for their Transformers backend by this attribute, and refuse it "
         "without; claimed falsely, the model is taken and its attention is not.",
         use_instead="`_supports_attention_backend = True` on the PreTrainedModel class, once the attention goes "
         "through the interface.",
