@@ -9,7 +9,7 @@ register(
         name="attention-not-readable",
         severity=Severity.ERROR,
         what="The attention has no integer `layer_idx`, or gives its `scaling` as a computation.",
-        why="A cache is allocated by vLLM a cache for each `layer_idx`, and reads the scale from the source of the call: a "
+        why="A cache is allocated by vLLM for each `layer_idx`, and the scale is read from the source of the call: a "
         "literal, or an attribute.",
         use_instead="`self.layer_idx = layer_idx` and `scaling=self.scaling`.",
         fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
