@@ -8,7 +8,11 @@ from planner.frontend.trace import trace
 
 @pytest.mark.parametrize(
     ("name", "field", "value"),
-    [("nemotron", "num_key_value_heads", 48), ("ministral", "head_dim", 128), ("deepseek_v2", "num_experts_per_tok", 2)],
+    [
+        ("nemotron", "num_key_value_heads", 48),
+        ("ministral", "head_dim", 128),
+        ("deepseek_v2", "num_experts_per_tok", 2),
+    ],
 )
 def test_an_empty_field_follows_from_the_others(name: str, field: str, value: int) -> None:
     loaded = load(name)
