@@ -15,38 +15,40 @@ from verify.fixes import with_fix
 from verify.report import LevelResult
 
 
-def prove(model: Loaded | str, plan: Plan, *, tp: int = 2) -> LevelResult:
+def prove(model: Loaded | str, plan: Plan, *, tp: int = 2, ep: int = 1) -> LevelResult:
     """Prove or refute a tensor-parallel plan at one degree.
 
     Args:
         model: a loaded model or a reference to one.
         plan: the plan under proof.
         tp: the tensor-parallel degree, at least 1.
+        ep: the expert-parallel degree; experts lie on the tensor-parallel ranks. The expert plan's form is checked at
+            any degree, and whether the experts divide where it is above 1.
 
     Raises:
-        ValueError: the degree is below 1.
+        ValueError: a degree is below 1.
         LoadError: the reference names no model.
     """
-    if tp < 1:
-        raise ValueError(f"a tensor-parallel degree is at least 1, got {tp}.")
+    if min(tp, ep) < 1:
+        raise ValueError(f"a degree is at least 1, got {min(tp, ep)}.")
     started = perf_counter()
     loaded = load(model) if isinstance(model, str) else model
     built = build(loaded)
     findings = check_plan(built, plan, tp)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
-        findings += _tensor_findings(built, plan, tp)
+        findings += _tensor_findings(built, plan, tp, ep)
     prefix = base_prefix(built)
     return LevelResult("proof", perf_counter() - started, tuple(as_written(finding, prefix) for finding in findings))
 
 
-def _tensor_findings(built: nn.Module, plan: Plan, tp: int) -> tuple[Finding, ...]:
+def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
     try:
         graph = trace(built)
     except TraceError as error:
         return (not_traced(error),)
     subject = Subject(built, graph, base_prefix(built))
     styles = plan.styles(subject.prefix)
-    experts = check_experts(graph, plan, subject.prefix, tp)
+    experts = check_experts(graph, plan, subject.prefix, ep)
     return (*with_fix(subject, styles, tp, check_tensor(subject, styles, tp)), *experts)
 
 

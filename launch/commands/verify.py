@@ -277,7 +277,7 @@ def _prove(loaded: "Loaded", model: "nn.Module", plan: Plan, layout: Layout) -> 
     """The proof on both axes: placements for tensor parallelism, and the stages where there are several."""
     from verify.static import prove
 
-    proof = prove(loaded, plan, tp=layout.tp)
+    proof = prove(loaded, plan, tp=layout.tp, ep=layout.ep)
     if layout.pp == 1:
         return proof
     began = perf_counter()

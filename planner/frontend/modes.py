@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from planner.frontend.found import FOUND, carried, place_of
 from planner.frontend.recorder import Recorder
 from planner.frontend.shapes import remembered
 
@@ -32,18 +33,17 @@ WHOLE: Mapping[object, str] = {
     F.rms_norm: "rms_norm",
     F.group_norm: "group_norm",
     F.one_hot: "one_hot",
+    Tensor.detach: "detach",
+    torch.detach: "detach",
     F.embedding: "embedding",
 }
 """Torch functions recorded as one op."""
 
-SAME = {"aten.clone", "aten.alias", "aten.contiguous", "aten.lift_fresh", "aten.lift_fresh_copy"}
+SAME = {"aten.clone", "aten.detach", "aten.alias", "aten.contiguous", "aten.lift_fresh", "aten.lift_fresh_copy"}
 """Ops whose result is their input: they leave no trace, for whether they run depends on strides."""
 
 ALSO = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
 """One name for ops among which torch chooses by strides."""
-
-FOUND = 3
-"""How many elements a data-dependent op (`nonzero`, a boolean mask) is taken to find."""
 
 
 class Functions(TorchFunctionMode):
@@ -75,7 +75,7 @@ class Functions(TorchFunctionMode):
         if target is None:
             if recorder.unfixed and func in (Tensor.view, Tensor.reshape):
                 args = self._unfixed(args)
-            return func(*args, **kwargs)
+            return carried(func, args, func(*args, **kwargs))
         with recorder.silent():
             args, kwargs = _to_meta(args, kwargs)
         with recorder.attempt(target, args, kwargs):
@@ -246,7 +246,7 @@ def _unseen(target: str, args: tuple[Any, ...]) -> bool:
 
 
 def _zero(tensor: Tensor) -> Any:
-    return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
+    return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else place_of(tensor)
 
 
 def _zeros(tensor: Tensor) -> Any:
@@ -260,8 +260,8 @@ ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
     Tensor.item: _zero,
     Tensor.__contains__: lambda tensor: False,
     Tensor.__bool__: lambda tensor: False,
-    Tensor.__int__: lambda tensor: 0,
-    Tensor.__index__: lambda tensor: 0,
+    Tensor.__int__: place_of,
+    Tensor.__index__: place_of,
     Tensor.__float__: lambda tensor: 0.0,
     Tensor.tolist: _zeros,
     Tensor.cpu: lambda tensor: tensor,

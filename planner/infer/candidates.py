@@ -172,7 +172,9 @@ def _closed_one_by_one(groups: Groups, atom: Atom, members: list[_Member]) -> li
         if is_linear(member.module):
             entries.append(_linear_entry(groups.graph, atom, member))
         else:
-            entries += [*_layouts(groups.graph, atom, member), _raw_hook(groups, atom, member)]
+            hook = _raw_hook(groups, atom, member)
+            entries += [*_layouts(groups.graph, atom, member), hook]
+            entries += _identities(groups.graph, member.module) if hook.style == "moe_tp_experts" else []
     return entries
 
 
@@ -252,6 +254,16 @@ def _raw_hook(groups: Groups, atom: Atom, member: _Member) -> TpEntry:
             "`in_features` has a style for that (rowwise)"
         )
     return TpEntry(pattern, "moe_tp_experts", _sum_because(atom, member.summed))
+
+
+def _identities(graph: Graph, module: Module) -> list[TpEntry]:
+    """What passes through unchanged inside a module whose output is summed over ranks: a share of it on each."""
+    inside = {call.module for call in graph.calls if call.module.startswith(f"{module.path}.")}
+    passing = dict.fromkeys(generic(path) for path in sorted(inside) if "Identity" in graph.module_of[path].bases)
+    return [
+        TpEntry(pattern, "moe_identity_expert", f"whole on every rank, and part of the sum over {generic(module.path)}")
+        for pattern in passing
+    ]
 
 
 def _sum_because(atom: Atom, summed: Op) -> str:

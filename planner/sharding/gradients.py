@@ -62,7 +62,7 @@ def gradient_faults(ran: Propagation, assigned: Assigned) -> tuple[GradientFault
 
 
 CONSTANT = (
-    "aten.detach",
+    "detach",
     "aten.zeros_like",
     "aten.ones_like",
     "aten.full_like",
@@ -143,6 +143,9 @@ def _back_hook(state: _Backward, op: Op, position: int) -> None:
             if -1 in roots and _is_float(state, source):
                 state.twice.append(position)
             state.add(source, WHOLE)
+        case "tp.divide":
+            # Each rank's gradient is divided too: what they hold is a share each.
+            state.add(source, frozenset({position}))
         case "tp.sequence":
             state.add(source, roots)
         case "tp.rope":

@@ -28,6 +28,7 @@ class PlantedForCausalLM(PreTrainedModel):
         self.ask, self.offer, self.tell = (nn.Linear(48, HEADS * WIDTH, bias=False) for _ in range(3))
         self.out = nn.Linear(HEADS * WIDTH, 48)
         self.heat = nn.Parameter(torch.ones(1), requires_grad=config.variant != "frozen")
+        self.slopes: Tensor
         self.register_buffer("slopes", torch.linspace(0.5, 2.0, HEADS))
         self.head = nn.Linear(48, 64, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]  # it has no annotations

@@ -1,0 +1,79 @@
+"""What a search in data that is not there is taken to find: the first place, one in the middle, and the last.
+
+A loop over the experts that were hit so runs both ends of the list, where code often has a branch of its own: experts that
+compute nothing, or one that is shared.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FOUND = 3
+"""How many elements a data-dependent op (`nonzero`, a boolean mask) is taken to find."""
+
+Places = int | tuple["Places", ...]
+
+
+def carried(func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> Any:
+    """The result of a call, marked with the places that it stands for where its input was, or is the search itself."""
+    if func in SEARCHES and isinstance(result, Tensor):
+        shape = args[0].shape
+        return _marked(
+            result, tuple(tuple(_place(row, len(result), size) for size in shape) for row in range(len(result)))
+        )
+    places = getattr(args[0], "_places", None) if args else None
+    return TAKES[func](places, args, result) if isinstance(places, tuple) and func in TAKES else result
+
+
+def place_of(tensor: Tensor) -> int:
+    """The one place that a tensor of one element stands for; 0 where it comes from no search."""
+    places: Places = getattr(tensor, "_places", 0)
+    while isinstance(places, tuple):
+        places = places[0] if len(places) == 1 else 0
+    return places
+
+
+def _place(row: int, rows: int, size: int) -> int:
+    return row * (size - 1) // max(rows - 1, 1)
+
+
+def _marked(tensor: Tensor, places: Places) -> Tensor:
+    tensor._places = places  # type: ignore[attr-defined]  # a mark of our own
+    return tensor
+
+
+def _each(places: tuple[Places, ...], args: tuple[Any, ...], result: Any) -> Any:
+    if len(args) > 1 and args[1] != 0:
+        return result
+    return tuple(_marked(tensor, place) for tensor, place in zip(result, places, strict=True))
+
+
+def _iterated(places: tuple[Places, ...], args: tuple[Any, ...], result: Any) -> Iterator[Any]:
+    return iter(_each(places, args[:1], tuple(result)))
+
+
+def _one(places: tuple[Places, ...], args: tuple[Any, ...], result: Any) -> Any:
+    return _marked(result, places[args[1]]) if isinstance(args[1], int) else result
+
+
+def _same(places: tuple[Places, ...], _: tuple[Any, ...], result: Any) -> Any:
+    return _marked(result, places)
+
+
+SEARCHES = frozenset({Tensor.nonzero, torch.nonzero, torch.argwhere, Tensor.argwhere})
+TAKES: Mapping[object, Callable[[Any, tuple[Any, ...], Any], Any]] = {
+    Tensor.unbind: _each,
+    torch.unbind: _each,
+    Tensor.__iter__: _iterated,
+    Tensor.__getitem__: _one,
+    Tensor.squeeze: _same,
+    torch.squeeze: _same,
+    Tensor.flatten: _same,
+    Tensor.view: _same,
+    Tensor.reshape: _same,
+    Tensor.cpu: _same,
+    Tensor.long: _same,
+}
+"""How the marks follow, for the ways in which modeling code takes a search's result apart."""
