@@ -3,7 +3,7 @@
 Nothing here infers: the plan is given, and every finding follows from relating the two programs (`planner.sharding`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -66,8 +66,11 @@ def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | t
 
 def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
     """Sharded parameters that no traced op used, under a pattern none of whose modules ran: nothing is proved of them."""
+    repeating = {module.path for module in local.modules if module.repeats is not None}
     used = {
-        generic(name) for name, number in local.parameters.items() if number in local.users or _repeated(local, name)
+        generic(name)
+        for name, number in local.parameters.items()
+        if number in local.users or not repeating.isdisjoint(_ancestors(name))
     }
     silent = {entry: name for name, (_, entry) in assigned.parameters.items() if generic(name) not in used}
     return tuple(
@@ -84,8 +87,10 @@ def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
     )
 
 
-def _repeated(local: Graph, name: str) -> bool:
-    return any(module.repeats is not None and name.startswith(f"{module.path}.") for module in local.modules)
+def _ancestors(path: str) -> Iterator[str]:
+    """The modules around a parameter, the closest first."""
+    while path := path.rpartition(".")[0]:
+        yield path
 
 
 def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
