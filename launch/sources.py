@@ -17,9 +17,12 @@ def file_of(name: str) -> Path | None:
 
 
 def located(name: str) -> str:
-    """The path relative to the current folder where the file lies in it; else as the finding has it."""
+    """The path relative to the current folder where the file lies in it, other than in an environment's packages; else as the
+    finding has it.
+    """
     file, here = file_of(name), Path.cwd()
-    return file.relative_to(here).as_posix() if file is not None and file.is_relative_to(here) else name
+    mine = file is not None and file.is_relative_to(here) and not {"site-packages", "dist-packages"} & {*file.parts}
+    return file.relative_to(here).as_posix() if file is not None and mine else name
 
 
 def excerpt(source: Source, *, around: int = 2) -> tuple[tuple[int, str], ...]:

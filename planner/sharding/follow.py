@@ -260,6 +260,25 @@ def _reshape(whole: Call, placement: Placement, degree: int) -> Placements | Pro
     )
 
 
+def cut_inside(whole: Call, local: Call, placements: Placements, degree: int) -> Problem | None:
+    """Why a view fails that takes the number of heads from its tensor: a rank's part holds no whole number of them."""
+    placement = placements[0] if placements else None
+    if whole.op.target != "aten.view" or not isinstance(placement, Shard):
+        return None
+    given = local.op.args[1:]
+    sizes = given[0] if len(given) == 1 and isinstance(given[0], tuple) else given
+    outer, _ = flat(whole.shapes[0], placement)
+    if -1 not in sizes or prod(whole.results[0][: sizes.index(-1)]) != outer:
+        return None
+    return Problem(
+        "TP201",
+        f"a view cuts {list(whole.shapes[0])} at {placement} into {list(whole.results[0])}",
+        "a rank's boundary falls inside one of the new dims (a head, a block)",
+        f"{placement} over {degree} ranks",
+        "a degree that divides the number of heads or blocks, or this projection whole",
+    )
+
+
 def _narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degree: int) -> Placements | Problem:
     count = len(meaning.starts)
     size = whole.shapes[0][meaning.dim]

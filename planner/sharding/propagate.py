@@ -14,7 +14,7 @@ from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unk
 from planner.ir.plan import generic
 from planner.ir.styles import After, Layout
 from planner.sharding.assign import Assigned
-from planner.sharding.follow import Problem, follow, related
+from planner.sharding.follow import Problem, cut_inside, follow, related
 from planner.sharding.registry import semantics
 from planner.sharding.semantics import Call, Einsum
 
@@ -103,12 +103,12 @@ def explain_failure(
     placements = _input_placements(state, failed, counterpart)
     if any(isinstance(placement, Unknown) for placement in placements):
         return None, entry
-    found = related(Call(whole, counterpart), Call(before, failed), placements, degree)
-    return (
-        (_stuck(state, Pair(failed, counterpart, position), found), entry)
-        if isinstance(found, Problem)
-        else (None, entry)
-    )
+    call, local = Call(whole, counterpart), Call(before, failed)
+    found = related(call, local, placements, degree)
+    if not isinstance(found, Problem):
+        found = cut_inside(call, local, placements, degree) or found
+    pair = Pair(failed, counterpart, position)
+    return (_stuck(state, pair, found), entry) if isinstance(found, Problem) else (None, entry)
 
 
 def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[_State, tuple[Pair, ...]]:

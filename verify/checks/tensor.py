@@ -11,7 +11,7 @@ from torch import nn
 from planner.frontend.local import HookError, IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
 from planner.ir.findings import Fault, Finding, Place, Severity
-from planner.ir.graph import Arg, Graph, Op
+from planner.ir.graph import Graph, Op
 from planner.ir.placement import Shard, local_shape
 from planner.ir.plan import generic
 from planner.sharding.assign import Assigned, assign
@@ -141,8 +141,6 @@ def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: 
         if stuck is not None:
             return _of_stuck(error.before, stuck)
         place = replace(place, entry=behind or entry)
-    if error.failed is not None and error.failed.target in VIEWS and -1 in _sizes(error.failed.args):
-        return _cut_inside(place, error, degree)
     return Finding(
         "TP202",
         Severity.ERROR if near else Severity.UNDECIDED,
@@ -152,27 +150,6 @@ def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: 
         found=str(error),
         needed="a forward that takes its sizes from its inputs, or an entry that gives it whole inputs",
         fault=Fault.MODEL if near else Fault.PLAN,
-    )
-
-
-VIEWS = ("aten.view", "aten.reshape")
-
-
-def _sizes(args: tuple[Arg, ...]) -> tuple[Arg, ...]:
-    """The sizes that a view is given, as one tuple or one by one."""
-    return args[-1] if args and isinstance(args[-1], tuple) else args
-
-
-def _cut_inside(place: Place, error: TraceError, degree: int) -> Finding:
-    """A view that takes its number of heads from the tensor, and does not find a whole number of them."""
-    return Finding(
-        "TP201",
-        Severity.ERROR,
-        f"a rank's part does not fill whole heads or blocks in {error.module or 'the model'}: {error}",
-        place,
-        why="a rank's boundary falls inside a head or a block",
-        found=f"one part of {degree}",
-        needed="a degree that divides the number of heads or blocks, or this projection whole",
     )
 
 
