@@ -28,6 +28,12 @@ def test_plans_by_hand_are_proved(name: str) -> None:
     assert prove(name, plan_of(name), tp=2).verdict is Verdict.PROVED
 
 
+def test_a_lookup_style_elsewhere_is_left_open() -> None:
+    """The client confirms it: its distributed tensors find their own way there."""
+    result = prove("llama", mutated(plan_of("llama"), "norm", "embedding_rowwise"), tp=2)
+    assert (result.verdict, result.findings[0].code) == (Verdict.NOT_PROVED, "TP210")
+
+
 MUTANTS = [
     ("llama", "layers.*.self_attn.q_proj", None, "TP203"),
     ("llama", "layers.*.self_attn.k_proj", None, "TP203"),

@@ -14,6 +14,7 @@ from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
 from planner.ir.placement import Shard, local_shape
 from planner.ir.plan import generic
+from planner.ir.styles import Before, Layout, Style
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
 from planner.sharding.propagate import Propagation, Stuck, explain_failure, propagate
@@ -37,8 +38,37 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     Forward faults hide backward ones: gradients are looked at once the forward is right.
     """
     assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
+    opaque = {
+        path: entry for path, (style, entry) in assigned.modules.items() if _is_opaque(subject.graph, path, style)
+    }
+    if opaque:
+        styles = {pattern: style for pattern, style in styles.items() if pattern not in opaque.values()}
+        assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
     ran = relate(subject, assigned, degree)
-    return check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
+    found = check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
+    return (*found, *_once(tuple(_of_opaque(path, entry) for path, entry in opaque.items())))
+
+
+def _is_opaque(graph: Graph, path: str, style: Style) -> bool:
+    """A lookup's style on a module that looks nothing up: the client runs it on distributed tensors, which lay out results
+    by rules of their own.
+    """
+    looks_up = style.before is Before.TAKE_IDS or style.layout is Layout.SECOND
+    # A repeated layer has no ops of its own: the first of its kind stands for it.
+    same = (op for op in graph.ops if generic(op.module) == generic(path))
+    return looks_up and not any(op.target.endswith("embedding") for op in same)
+
+
+def _of_opaque(path: str, entry: str) -> Finding:
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"a style for embeddings stands on {path}, which looks nothing up",
+        Place(entry, path),
+        why="there the client's distributed tensors choose how to compute, and torch's rules for that are not modelled",
+        found="no lookup",
+        needed="a style for what the module computes",
+    )
 
 
 def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Finding, ...]:
