@@ -1,8 +1,10 @@
-"""Two ways to run a model's own code so that only the plan can make a difference."""
+"""Ways to run a model's own code so that only the plan can make a difference."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -39,6 +41,21 @@ class OutOfPlace(TorchFunctionMode):
     ):
         keywords: Mapping[str, object] = kwargs or {}
         return _IN_PLACE.get(getattr(func, "__name__", ""), func)(*args, **keywords)
+
+
+@contextmanager
+def copied_outputs(model: nn.Module) -> Iterator[None]:
+    """Every module gives a copy of its tensor, which may be added to in place, as a statement or not."""
+    handles = [module.register_forward_hook(_copied) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _copied(_: nn.Module, __: object, output: object) -> object:
+    return output.clone() if isinstance(output, torch.Tensor) else output
 
 
 def _wide(value: object) -> object:

@@ -12,7 +12,7 @@ from planner.frontend.load import quiet
 from verify.dynamic.boundaries import Boundaries, Crossing
 from verify.dynamic.cases import PROMPT, Inputs, accepts
 from verify.dynamic.compare import whole
-from verify.dynamic.exact import OutOfPlace, Wide
+from verify.dynamic.exact import Wide, copied_outputs
 
 _REFUSAL = "is a view and is being modified inplace"
 NEW_TOKENS = 4
@@ -158,14 +158,14 @@ def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 
 def _backward_anyway(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
-    """Backward; where autograd refuses the model's `a += b` on a sharded module's output, again with `a = a + b`."""
+    """Backward; where autograd refuses the model's `a += b` on a sharded module's output, again on copies of the outputs."""
     try:
         _backward(model, inputs, into)
     except RuntimeError as error:
         if _REFUSAL not in str(error):
             raise
         into.refused = error
-        with OutOfPlace():
+        with copied_outputs(model):
             _backward(model, inputs, into)
 
 

@@ -251,7 +251,7 @@ def _refusal(refused: Failure) -> Finding:
         message="training raises: the model adds in place to a sharded module's output, which autograd refuses",
         place=Place(source=refused.source),
         why=(
-            "the client's hook gives a view made by a custom function; gradients were compared with `a = a + b` instead"
+            "the client's hook gives a view made by a custom function; gradients were compared on a copy of it instead"
         ),
         found="a += b",
         needed="a = a + b",
