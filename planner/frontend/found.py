@@ -5,13 +5,37 @@ compute nothing, or one that is shared.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FOUND = 3
 """How many elements a data-dependent op (`nonzero`, a boolean mask) is taken to find."""
+
+_first_only: "WeakSet[nn.Module]" = WeakSet()
+_ends: ContextVar[bool] = ContextVar("ends", default=True)
+
+
+def find_first_only(model: nn.Module) -> bool:
+    """Remember that the last place is none that this model's search can find; False where that was known."""
+    known = model in _first_only
+    _first_only.add(model)
+    return not known
+
+
+@contextmanager
+def searching(model: nn.Module) -> Iterator[None]:
+    """For the time of one forward of a model."""
+    token = _ends.set(model not in _first_only)
+    try:
+        yield
+    finally:
+        _ends.reset(token)
+
 
 Places = int | tuple["Places", ...]
 
@@ -24,6 +48,8 @@ def carried(func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> Any
             result, tuple(tuple(_place(row, len(result), size) for size in shape) for row in range(len(result)))
         )
     places = getattr(args[0], "_places", None) if args else None
+    if places is not None and func is Tensor.__eq__ and isinstance(args[1], int):
+        return _marked(result, int(place_of(args[0]) == args[1]))
     return TAKES[func](places, args, result) if isinstance(places, tuple) and func in TAKES else result
 
 
@@ -36,7 +62,7 @@ def place_of(tensor: Tensor) -> int:
 
 
 def _place(row: int, rows: int, size: int) -> int:
-    return row * (size - 1) // max(rows - 1, 1)
+    return row * (size - 1) // max(rows - 1, 1) if _ends.get() else 0
 
 
 def _marked(tensor: Tensor, places: Places) -> Tensor:

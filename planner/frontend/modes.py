@@ -259,7 +259,7 @@ def _zeros(tensor: Tensor) -> Any:
 ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
     Tensor.item: _zero,
     Tensor.__contains__: lambda tensor: False,
-    Tensor.__bool__: lambda tensor: False,
+    Tensor.__bool__: lambda tensor: place_of(tensor) != 0,
     Tensor.__int__: place_of,
     Tensor.__index__: place_of,
     Tensor.__float__: lambda tensor: 0.0,

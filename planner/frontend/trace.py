@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from planner.frontend.found import find_first_only, searching
 from planner.frontend.inputs import attempts, example_inputs, take, taken
 from planner.frontend.modes import Dispatch, Functions
 from planner.frontend.modules import layer_kinds, module_table
@@ -58,6 +59,8 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
         else:
             take(model, attempt)
             return graph
+    if failed is not None and isinstance(failed.__cause__, IndexError) and find_first_only(model):
+        return trace(model)
     raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images", "", None)
 
 
@@ -82,7 +85,8 @@ class Tracing:
         given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         numbered = tuple((name, recorder.bind(tensor)) for name, tensor in given.items())
         try:
-            output = self._forward(inputs)
+            with searching(self.model):
+                output = self._forward(inputs)
         except Exception as error:
             raise self._stopped(error, numbered) from error
         return self._graph(numbered, tuple((name, recorder.number(tensor)) for name, tensor in named_tensors(output)))
