@@ -148,3 +148,15 @@ def test_a_remembered_result_is_that_of_the_same_dtype() -> None:
         assert remembered(torch.ops.aten.add.Tensor, (ids, 1), {}).dtype is torch.long
         assert remembered(torch.ops.aten.add.Tensor, (ids, 1.0), {}).dtype is torch.float32
         assert remembered(torch.ops.aten.add.Tensor, (ids.t(), 1), {}).stride() == ids.t().stride()
+
+
+def test_a_loop_over_experts_runs_the_last_one_too() -> None:
+    """Longcat's last experts pass on what they are given, by a branch of their own."""
+    graph = trace(build(load("longcat_flash", overrides={"num_layers": "1"})))
+    assert "model.layers.0.mlp.experts.identity_expert" in {call.module for call in graph.calls}
+
+
+def test_a_last_place_that_no_search_finds_is_not_looked_at() -> None:
+    """Nemotron-H counts one class more than it has experts, for tokens that are elsewhere."""
+    graph = trace(build(load("nemotron_h")))
+    assert any(op.target == "aten.index_add_" for op in graph.ops)

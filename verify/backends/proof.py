@@ -7,7 +7,7 @@ from torch import nn
 
 from planner.frontend.load import Loaded, base_prefix, build
 from planner.frontend.trace import TraceError, trace
-from planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from planner.ir.findings import Finding, Place, Severity, as_written
 from planner.ir.graph import Op
 from planner.ir.placement import R, Shard
 from planner.ir.plan import Plan, generic
@@ -19,6 +19,7 @@ from verify.backends.stages import check_stages
 from verify.checks.plan import check_plan
 from verify.checks.tensor import Subject, check_relation, relate
 from verify.report import LevelResult
+from verify.static import not_traced
 
 
 def prove_for(
@@ -52,7 +53,7 @@ def _findings(
         try:
             subject = Subject(model, trace(model), base_prefix(model))
         except TraceError as error:
-            return (*form, _not_traced(error))
+            return (*form, not_traced(error))
     stages = check_stages(dialect, subject, plan) if pp > 1 else ()
     if pp > 1 and dialect.pipeline is Pipeline.EVEN:
         stages += check_even_stages(dialect, loaded, pp)
@@ -154,17 +155,4 @@ def _not_local(dialect: Dialect, op: Op, name: str, placement: str, whole: bool)
         why="the client's attention reshapes what it is given to its own number of heads, without a check",
         found=placement,
         needed="R" if whole else "S(1): projections split by heads (colwise), without a gather",
-    )
-
-
-def _not_traced(error: TraceError) -> Finding:
-    return Finding(
-        "TP210",
-        Severity.UNDECIDED,
-        f"the forward could not be traced: {error}",
-        Place(None, error.module or None, error.source),
-        why="what was not traced is not proved",
-        found=str(error),
-        needed="a forward that runs on meta tensors",
-        fault=Fault.MODEL,
     )
