@@ -16,6 +16,8 @@ MODEL = "tests.zoo.borrowing_model:BorrowingForCausalLM"
         ({"up": "colwise", "down_again": "rowwise"}, None, None),
         ({"called_by_keyword": "colwise_gather_output"}, "TP202", "called_by_keyword"),
         ({"never_called": "colwise", "down": "rowwise"}, "TP215", "never_called"),
+        ({"table": "embedding_rowwise", "holder": "embedding_rowwise"}, None, None),
+        ({"table": "embedding_rowwise"}, "TP212", "holder"),
     ],
 )
 def test_hooks_reach_what_is_called_with_a_tensor(plan: dict[str, str], code: str | None, entry: str | None) -> None:

@@ -1,4 +1,4 @@
-"""A model that calls one projection by keyword and hands the weight of another to a function."""
+"""A model that calls one projection by keyword, hands the weight of another to a function, and holds its table twice."""
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class BorrowingForCausalLM(PreTrainedModel):
     def __init__(self, config: BorrowingConfig) -> None:
         super().__init__(config)
         self.table = nn.Embedding(64, 32)
+        self.holder = nn.Embedding(64, 32)
+        self.holder.weight = self.table.weight
         self.called_by_keyword = nn.Linear(32, 48, bias=False)
         self.never_called = nn.Linear(32, 48, bias=False)
         self.down = nn.Linear(48, 32, bias=False)

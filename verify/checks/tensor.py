@@ -50,13 +50,13 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
 
 
 def _is_opaque(graph: Graph, path: str, style: Style) -> bool:
-    """A lookup's style on a module that looks nothing up: the client runs it on distributed tensors, which lay out results
-    by rules of their own.
+    """A lookup's style on a module that computes something else: the client runs it on distributed tensors, which lay out
+    results by rules of their own. A module that is never called, such as the shared holder of a tied table, runs nothing.
     """
     looks_up = style.before is Before.TAKE_IDS or style.layout is Layout.SECOND
     # A repeated layer has no ops of its own: the first of its kind stands for it.
-    same = (op for op in graph.ops if generic(op.module) == generic(path))
-    return looks_up and not any(op.target.endswith("embedding") for op in same)
+    same = [op for op in graph.ops if generic(op.module) == generic(path)]
+    return looks_up and bool(same) and not any(op.target.endswith("embedding") for op in same)
 
 
 def _of_opaque(path: str, entry: str) -> Finding:
