@@ -23,21 +23,21 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
     )
 
 
-def layer_kinds(model: nn.Module) -> dict[int, object]:
-    """For each member of a `ModuleList` with siblings: what makes it the same kind of layer as another.
+def layer_kinds(model: nn.Module) -> dict[int, tuple[int, object]]:
+    """For each member of a `ModuleList` with siblings: its position, and what makes it the same kind of layer as another.
 
     Two members are of one kind where class, parameter shapes and plain attributes agree all the way down. An integer
     attribute that counts the members (a layer index) only has to be there.
     """
-    kinds: dict[int, object] = {}
+    kinds: dict[int, tuple[int, object]] = {}
     for stack in model.modules():
         if isinstance(stack, nn.ModuleList) and len(stack) > 1:
             described = [_description(member) for member in stack]
             names = {name for description in described for name in description}
             indices = {name for name in names if _counts(name, described)}
-            for member, description in zip(stack, described, strict=True):
+            for position, (member, description) in enumerate(zip(stack, described, strict=True)):
                 kept = tuple((key, None if key in indices else value) for key, value in description.items())
-                kinds[id(member)] = (id(stack), kept)
+                kinds[id(member)] = (position, (id(stack), kept))
     return kinds
 
 

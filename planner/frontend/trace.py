@@ -181,9 +181,10 @@ class Tracing:
         """Wrap a layer's forward: the first of a kind runs, the next ones called alike become `repeat`."""
         original = layer.forward
         path, recorder = self.paths[id(layer)], self.recorder
+        position, kind = self.kinds[id(layer)]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            key = (self.kinds[id(layer)], *_call_signature(args, kwargs))
+            key = (kind, *_call_signature(args, kwargs, position))
             first = self.seen.setdefault(key, path)
             if first == path or first not in self.outputs_of:
                 self.outputs_of[path] = output = original(*args, **kwargs)
@@ -244,12 +245,15 @@ def _without_cache(model: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
-def _call_signature(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[object, ...]:
+def _call_signature(args: Sequence[Any], kwargs: Mapping[str, Any], position: int) -> tuple[object, ...]:
+    """What makes two calls alike; a layer that is handed its own position in the stack is called like its siblings."""
     leaves, spec = tree_flatten((args, dict(kwargs)))
-    return (str(spec), *(tuple(leaf.shape) if isinstance(leaf, Tensor) else _plain(leaf) for leaf in leaves))
+    return (str(spec), *(tuple(leaf.shape) if isinstance(leaf, Tensor) else _plain(leaf, position) for leaf in leaves))
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, position: int) -> object:
+    if type(value) is int and value == position:
+        return "position"
     return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 

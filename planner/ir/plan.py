@@ -8,10 +8,12 @@ and `tp_plan`, `pp_plan` (the head class's `_tp_plan`, `_pp_plan`).
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 _NUMBER = re.compile(r"\.\d+(\.|$)")
 
 
+@lru_cache(maxsize=1 << 16)
 def generic(name: str) -> str:
     """A module or parameter name with its layer numbers as wildcards: `layers.3.mlp` -> `layers.*.mlp`.
 

@@ -14,7 +14,7 @@ from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
 from planner.ir.placement import Shard, local_shape
 from planner.ir.plan import generic
-from planner.ir.styles import Before, Layout, Style
+from planner.ir.styles import Before, Layout
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
 from planner.sharding.propagate import Propagation, Stuck, explain_failure, propagate
@@ -38,9 +38,7 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     Forward faults hide backward ones: gradients are looked at once the forward is right.
     """
     assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
-    opaque = {
-        path: entry for path, (style, entry) in assigned.modules.items() if _is_opaque(subject.graph, path, style)
-    }
+    opaque = _opaque(subject.graph, assigned)
     if opaque:
         styles = {pattern: style for pattern, style in styles.items() if pattern not in opaque.values()}
         assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
@@ -49,14 +47,20 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     return (*found, *_once(tuple(_of_opaque(path, entry) for path, entry in opaque.items())))
 
 
-def _is_opaque(graph: Graph, path: str, style: Style) -> bool:
-    """A lookup's style on a module that computes something else: the client runs it on distributed tensors, which lay out
-    results by rules of their own. A module that is never called, such as the shared holder of a tied table, runs nothing.
+def _opaque(graph: Graph, assigned: Assigned) -> dict[str, str]:
+    """Modules (and their entries) with a lookup's style that compute something else: the client runs them on distributed
+    tensors, which lay out results by rules of their own. A module that is never called, such as the shared holder of a tied
+    table, runs nothing.
     """
-    looks_up = style.before is Before.TAKE_IDS or style.layout is Layout.SECOND
+    styled = {
+        path: entry
+        for path, (style, entry) in assigned.modules.items()
+        if style.before is Before.TAKE_IDS or style.layout is Layout.SECOND
+    }
     # A repeated layer has no ops of its own: the first of its kind stands for it.
-    same = [op for op in graph.ops if generic(op.module) == generic(path)]
-    return looks_up and bool(same) and not any(op.target.endswith("embedding") for op in same)
+    runs = {generic(op.module) for op in graph.ops} if styled else set()
+    looks_up = {generic(op.module) for op in graph.ops if op.target.endswith("embedding")} if styled else set()
+    return {path: entry for path, entry in styled.items() if generic(path) in runs - looks_up}
 
 
 def _of_opaque(path: str, entry: str) -> Finding:
