@@ -87,21 +87,20 @@ def parse(text: str) -> Placement:
 def local_shape(shape: tuple[int, ...], placement: Placement, degree: int) -> tuple[int, ...]:
     """The shape of the first rank's part.
 
-    A plain shard may be uneven: the first ranks hold `ceil(size / degree)`, the last one the rest, as torch's `chunk` does.
+    A shard may be uneven: of every block the first ranks hold `ceil(size / degree)`, the last one the rest, as torch's
+    `chunk` does.
 
     Raises:
-        ValueError: packed blocks do not divide evenly, or a rank would hold nothing.
+        ValueError: the dim does not divide into equal blocks, or a rank would hold nothing.
     """
     if not isinstance(placement, Shard):
         return shape
     if placement.dim >= len(shape):
         raise ValueError(f"{placement} needs more dims than the shape {list(shape)} has.")
-    size = shape[placement.dim]
-    if placement.blocks > 1 and size % (placement.blocks * degree):
-        raise ValueError(
-            f"dim {placement.dim} of {list(shape)} does not divide into {placement.blocks} x {degree} parts."
-        )
+    size, odd = divmod(shape[placement.dim], placement.blocks)
+    if odd:
+        raise ValueError(f"dim {placement.dim} of {list(shape)} does not divide into {placement.blocks} equal blocks.")
     part = -(-size // degree)
     if part * (degree - 1) >= size:
         raise ValueError(f"dim {placement.dim} of {list(shape)} has too few elements for {degree} ranks.")
-    return (*shape[: placement.dim], part, *shape[placement.dim + 1 :])
+    return (*shape[: placement.dim], part * placement.blocks, *shape[placement.dim + 1 :])

@@ -228,6 +228,8 @@ def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shar
             if outer % before:
                 return None
             found = Shard(dim, outer // before)
+            if size % found.blocks:
+                return None
             even = size % (found.blocks * degree) == 0
             return found if even or keeps_dim(shape, result, placement, found) else None
         before *= size
@@ -235,12 +237,13 @@ def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shar
 
 
 def keeps_dim(shape: Shape, result: Shape, before: Placement, after: Placement) -> bool:
-    """Whether a reshape leaves a plainly sharded dim as it is, so that the last rank's part may be shorter."""
+    """Whether a reshape leaves what is sharded as it is, so that the last rank's part may be shorter: the same number of
+    places, each as wide as before.
+    """
     return (
         isinstance(before, Shard)
         and isinstance(after, Shard)
-        and before.blocks == after.blocks == 1
-        and shape[before.dim] == result[after.dim]
+        and shape[before.dim] * after.blocks == result[after.dim] * before.blocks
     )
 
 
@@ -298,7 +301,8 @@ def _narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, deg
             0,
         )
     there = semantics(local)
-    if not isinstance(there, Narrow) or tuple(n * degree for n in there.starts) != meaning.starts:
+    part = -(-block // degree)
+    if not isinstance(there, Narrow) or there.starts != tuple(start // block * part for start in meaning.starts):
         return _offsets(whole, placement)
     return tuple(Shard(meaning.dim, length // block) for length in meaning.lengths)
 

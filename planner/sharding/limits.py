@@ -1,8 +1,8 @@
 """What bounds the degree: of one proof at one degree, every step that needs a size to divide.
 
 Placements do not depend on the degree; only sizes do. A proof that holds at one degree therefore holds at every degree at
-which its sharded dims can be cut as its steps need: packed blocks, heads in a view, the parts of a split or a
-concatenation evenly; a plain shard may leave the last rank fewer elements, but not none.
+which its sharded dims can be cut as its steps need: heads in a view evenly; elsewhere a shard (of every packed block, where
+there are some) may leave the last rank fewer elements, but not none.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from planner.sharding.assign import Assigned
 from planner.sharding.follow import keeps_dim
 from planner.sharding.propagate import Pair, Propagation
 from planner.sharding.registry import semantics
-from planner.sharding.semantics import Call, Einsum, Narrow, Reshape
+from planner.sharding.semantics import Call, Einsum, Reshape
 
 
 def limits(ran: Propagation, assigned: Assigned) -> tuple[Limit, ...]:
@@ -57,8 +57,8 @@ def _of_ops(ran: Propagation) -> Iterator[Limit]:
 
 
 def _parts_must_be_even(ran: Propagation, pair: Pair, whole: Op) -> bool:
-    """Whether an op bears no shorter part on the last rank: it cuts or joins the sharded dim, or pairs it with one of
-    another size (grouped heads).
+    """Whether an op bears no shorter part on the last rank: it regroups the sharded dim, or pairs it with one of
+    another size (grouped heads). Between packed blocks a cut falls alike on every rank.
     """
     call = Call(ran.whole, whole)
     given = [ran.placements.get(number, R) for number in pair.local.inputs]
@@ -67,8 +67,6 @@ def _parts_must_be_even(ran: Propagation, pair: Pair, whole: Op) -> bool:
             return not keeps_dim(
                 call.shapes[0], call.results[0], given[0], ran.placements.get(pair.local.outputs[0], R)
             )
-        case Narrow(dim, _, lengths):
-            return isinstance(given[0], Shard) and given[0].dim == dim and lengths != (call.shapes[0][dim],)
         case Einsum():
             sizes = {shape[p.dim] for shape, p in zip(call.shapes, given, strict=True) if isinstance(p, Shard)}
             return len(sizes) > 1
@@ -78,7 +76,6 @@ def _parts_must_be_even(ran: Propagation, pair: Pair, whole: Op) -> bool:
 
 def _limit(shape: Shape, placement: Shard, place: Place, *, even: bool, name: str = "") -> Limit:
     size, rest = shape[placement.dim] // placement.blocks, prod(shape[placement.dim + 1 :])
-    even = even or placement.blocks > 1
     what = f"{size} parts of {rest}" if even and rest > 1 else str(size)
     what += f" in each of {placement.blocks} blocks" if placement.blocks > 1 else ""
     return Limit(size, even, what + (f" (dim {placement.dim} of {name})" if name else ""), place)

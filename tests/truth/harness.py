@@ -43,13 +43,13 @@ def graph_of(function: Function, shapes: tuple[tuple[int, ...], ...]) -> Graph:
 
 
 def placements_of(shape: tuple[int, ...], degree: int) -> Iterator[Placement]:
-    """Every placement that a tensor of this shape can have; the last part of a plain shard may be shorter."""
+    """Every placement that a tensor of this shape can have; the last part of a shard may be shorter."""
     yield R
     yield P
     for dim, size in enumerate(shape):
         if _fills(size, degree):
             yield Shard(dim)
-        if size % (2 * degree) == 0:
+        if size % 2 == 0 and _fills(size // 2, degree):
             yield Shard(dim, blocks=2)
 
 
@@ -83,7 +83,7 @@ def holds(parts: list[Tensor], whole: Tensor, placement: Placement) -> bool:
         )
     if isinstance(placement, Shard):
         size = whole.shape[placement.dim]
-        if not _fills(size, degree) or (placement.blocks > 1 and size % (placement.blocks * degree)):
+        if size % placement.blocks or not _fills(size // placement.blocks, degree):
             return False
     wanted = scatter(whole, placement, degree, 0)
     return all(p.shape == w.shape and torch.allclose(p, w, equal_nan=True) for p, w in zip(parts, wanted, strict=True))

@@ -57,7 +57,8 @@ def test_unsplit_tensors_keep_their_shape(shape: tuple[int, ...], degree: int) -
     [
         ((4, 6), Shard(2), r"S(2) needs more dims than the shape [4, 6] has."),
         ((4, 6), Shard(1), r"dim 1 of [4, 6] has too few elements for 4 ranks."),
-        ((4, 6), Shard(0, blocks=2), r"dim 0 of [4, 6] does not divide into 2 x 4 parts."),
+        ((4, 6), Shard(0, blocks=2), r"dim 0 of [4, 6] has too few elements for 4 ranks."),
+        ((4, 6), Shard(0, blocks=3), r"dim 0 of [4, 6] does not divide into 3 equal blocks."),
     ],
 )
 def test_what_does_not_divide_is_refused(shape: tuple[int, ...], placement: Shard, message: str) -> None:

@@ -12,7 +12,7 @@ from planner.frontend.local import HookError, IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
-from planner.ir.placement import Shard, local_shape
+from planner.ir.placement import Shard
 from planner.ir.plan import generic
 from planner.ir.styles import Before, Layout
 from planner.sharding.assign import Assigned, assign
@@ -202,10 +202,7 @@ def _hook_failure(assigned: Assigned, error: TraceError) -> Finding:
 def _is_uneven(graph: Graph, assigned: Assigned, name: str, degree: int) -> bool:
     placement = assigned.parameters[name][0]
     shape = graph.values[graph.parameters[name]].shape
-    return (
-        isinstance(placement, Shard)
-        and local_shape(shape, placement, degree)[placement.dim] * degree != shape[placement.dim]
-    )
+    return isinstance(placement, Shard) and shape[placement.dim] % (placement.blocks * degree) > 0
 
 
 def _of_stuck(local: Graph, stuck: Stuck) -> Finding:

@@ -22,11 +22,11 @@ class Ranks:
 
 
 def part(tensor: torch.Tensor, placement: Placement, at: Ranks) -> torch.Tensor:
-    """This rank's part of a whole tensor. `PartError` where a packed block does not divide, or nothing would be left."""
+    """This rank's part of a whole tensor. `PartError` where the blocks are unequal, or nothing would be left."""
     if not isinstance(placement, Shard):
         return tensor
     size = tensor.shape[placement.dim]
-    if size < at.degree or (placement.blocks > 1 and size % (placement.blocks * at.degree)):
+    if size < at.degree or size % placement.blocks:
         raise PartError(f"{list(tensor.shape)} does not divide into {placement} over {at.degree} ranks")
     blocks = [block.chunk(at.degree, placement.dim) for block in tensor.chunk(placement.blocks, placement.dim)]
     if any(len(pieces) <= at.rank for pieces in blocks):
@@ -38,15 +38,16 @@ def gathered(mine: torch.Tensor, placement: Placement, at: Ranks, *, size: int) 
     """The whole tensor of everybody's parts; `size` is that of the sharded dim. No gradient."""
     if not isinstance(placement, Shard):
         return mine
-    dim, most = placement.dim, -(-size // at.degree)
+    dim, each = placement.dim, size // placement.blocks
+    if placement.blocks > 1:
+        pieces = [gathered(piece, Shard(dim), at, size=each) for piece in mine.chunk(placement.blocks, dim)]
+        return torch.cat(pieces, dim)
+    most = -(-size // at.degree)
     padding = mine.new_zeros([*mine.shape[:dim], most - mine.shape[dim], *mine.shape[dim + 1 :]])
     padded = torch.cat([mine, padding], dim).contiguous()
     parts = [torch.empty_like(padded) for _ in range(at.degree)]
     dist.all_gather(parts, padded)
-    if placement.blocks == 1:
-        return torch.cat(parts, dim).narrow(dim, 0, size)
-    pieces = [own.chunk(placement.blocks, dim) for own in parts]
-    return torch.cat([torch.cat(block, dim) for block in zip(*pieces, strict=True)], dim)
+    return torch.cat(parts, dim).narrow(dim, 0, size)
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:
