@@ -1,11 +1,13 @@
-"""What a model is traced on: tensors for the arguments that its own forward names, in sizes no model's dims are likely to have.
+"""What a model is given: the arguments that its own forward names, as tensors on the meta device.
 
 Which arguments there are is read off the signature, their shapes off the config. Where it can be told how images go in, they
 do, so that a vision tower takes part; some models want them in another form, so there is a list of attempts, fullest first.
+A trace takes them as they are, in sizes no model's dims are likely to have; `planner.frontend.values` fills them for a run.
 """
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -15,10 +17,20 @@ from transformers import PreTrainedConfig
 
 Inputs: TypeAlias = dict[str, Tensor]
 
-BATCH, LENGTH, TARGETS = 3, 17, 11
-"""Rows, tokens, and tokens of the decoder of an encoder-decoder."""
 MANY = 12
 """Rows for a model that folds the batch (codebooks): divisible by all small counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Rows, tokens, and tokens of the decoder of an encoder-decoder."""
+
+    rows: int = 3
+    length: int = 17
+    targets: int = 11
+
+
+TRACED = Sizes()
 
 _taken: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
@@ -39,32 +51,39 @@ def taken(model: nn.Module) -> int | None:
     return _taken.get(model)
 
 
-def token_inputs(model: nn.Module) -> dict[str, int]:
+def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
     """The arguments that take token ids, each with a length of its own in tokens."""
     names = inspect.signature(model.forward).parameters
-    found = {"input_ids": LENGTH} if "input_ids" in names else {}
+    found = {"input_ids": sizes.length} if "input_ids" in names else {}
     if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
-        found["decoder_input_ids"] = TARGETS
+        found["decoder_input_ids"] = sizes.targets
     return found
 
 
-def attempts(model: nn.Module) -> list[Inputs]:
+def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     """Inputs to try in order; empty for a model that takes neither tokens nor images."""
     names = inspect.signature(model.forward).parameters
     config = model.config
     assert isinstance(config, PreTrainedConfig)
-    tokens: Inputs = {name: _ids(BATCH, length) for name, length in token_inputs(model).items()}
-    found = [tokens | images for images in _images(config, names)]
+    tokens: Inputs = {name: _ids(sizes.rows, length) for name, length in token_inputs(model, sizes).items()}
+    found = [tokens | images for images in _images(config, names, sizes)]
     if tokens:
         found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]
     return found
+
+
+def caching(model: nn.Module, wanted: bool) -> dict[str, bool]:
+    """Ask for a cache or for none, where the forward knows of one, or hands what it does not name to the base model."""
+    names = inspect.signature(type(model).forward).parameters
+    known = "use_cache" in names or any(one.kind is one.VAR_KEYWORD for one in names.values())
+    return {"use_cache": wanted} if known else {}
 
 
 def _ids(rows: int, length: int) -> Tensor:
     return torch.empty((rows, length), dtype=torch.long, device="meta")
 
 
-def _images(whole: PreTrainedConfig, names: Mapping[str, object]) -> Iterator[Inputs]:
+def _images(whole: PreTrainedConfig, names: Mapping[str, object], sizes: Sizes) -> Iterator[Inputs]:
     """Images in each form that the signature and the config allow."""
     config = _vision_config(whole)
     if "pixel_values" not in names or config is None:
@@ -72,27 +91,27 @@ def _images(whole: PreTrainedConfig, names: Mapping[str, object]) -> Iterator[In
     channels = _number(config, "num_channels", "in_channels", "in_chans") or 3
     patch = _number(config, "patch_size") or 1
     if "image_grid_thw" in names:
-        kinds: Inputs = {"mm_token_type_ids": _ids(BATCH, LENGTH)} if "mm_token_type_ids" in names else {}
-        yield _patches(config, channels, patch) | kinds
+        kinds: Inputs = {"mm_token_type_ids": _ids(sizes.rows, sizes.length)} if "mm_token_type_ids" in names else {}
+        yield _patches(config, channels, patch, sizes.rows) | kinds
         return
     size = _number(config, "image_size") or 4 * patch
     even = patch * max(4, size // patch // 4 * 4)  # patches are merged by 2 or 4 a side
     for side in dict.fromkeys((size, even)):
-        for shape in ((BATCH, channels, side, side), (BATCH, 2, channels, side, side)):
+        for shape in ((sizes.rows, channels, side, side), (sizes.rows, 2, channels, side, side)):
             yield {"pixel_values": torch.empty(shape, device="meta")}
             if "image_sizes" in names:
-                sizes = torch.tensor([[side, side]] * BATCH)  # read as data, so a real tensor
-                yield {"pixel_values": torch.empty(shape, device="meta"), "image_sizes": sizes}
+                sides = torch.tensor([[side, side]] * sizes.rows)  # read as data, so a real tensor
+                yield {"pixel_values": torch.empty(shape, device="meta"), "image_sizes": sides}
 
 
-def _patches(config: PreTrainedConfig, channels: int, patch: int) -> Inputs:
+def _patches(config: PreTrainedConfig, channels: int, patch: int, images: int) -> Inputs:
     """Images as rows of flattened patches, with a grid of patches each: it is read as data, so it is a real tensor."""
     side = 2 * (_number(config, "spatial_merge_size") or 1)
     frames = _number(config, "temporal_patch_size") or 1
-    rows, width = BATCH * side * side, channels * frames * patch * patch
+    rows, width = images * side * side, channels * frames * patch * patch
     return {
         "pixel_values": torch.empty((rows, width), device="meta"),
-        "image_grid_thw": torch.tensor([[1, side, side]] * BATCH),
+        "image_grid_thw": torch.tensor([[1, side, side]] * images),
     }
 
 

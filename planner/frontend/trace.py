@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from planner.frontend.found import find_first_only, searching
-from planner.frontend.inputs import attempts, example_inputs, take, taken
+from planner.frontend.inputs import attempts, caching, example_inputs, take, taken
 from planner.frontend.modes import Dispatch, Functions
 from planner.frontend.modules import layer_kinds, module_table
 from planner.frontend.recorder import Recorder
@@ -118,7 +118,7 @@ class Tracing:
         restore = [self._run_once_per_kind(module) for module in self.model.modules() if id(module) in self.kinds]
         try:
             with torch.no_grad(), _plainly(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
-                return self.model(**(_without_cache(self.model) | dict(inputs)))
+                return self.model(**(caching(self.model, False) | dict(inputs)))
         finally:
             for undo in restore:
                 undo()
@@ -238,11 +238,6 @@ def _plainly(model: nn.Module) -> Iterator[None]:
 
 _UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 """Transformers' own switch for its checks of data (5.23.0, utils/import_utils.py, `torch_compilable_check`)."""
-
-
-def _without_cache(model: nn.Module) -> dict[str, bool]:
-    """Ask for no cache, where the forward knows of one."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def _call_signature(args: Sequence[Any], kwargs: Mapping[str, Any], position: int) -> tuple[object, ...]:

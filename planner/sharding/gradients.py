@@ -90,8 +90,9 @@ def _depth(ran: Propagation, fault: GradientFault) -> int:
     return max(users, default=-1)
 
 
-def _is_float(state: _Backward, number: int) -> bool:
-    return "float" in state.ran.local.values[number].dtype
+def _has_gradient(state: _Backward, number: int) -> bool:
+    """Whether autograd follows values of this dtype: floats, and the complex numbers of a rotary embedding."""
+    return any(kind in state.ran.local.values[number].dtype for kind in ("float", "complex"))
 
 
 def _back(state: _Backward, pair: Pair, position: int) -> None:
@@ -112,7 +113,7 @@ def _back(state: _Backward, pair: Pair, position: int) -> None:
     placements = [state.ran.placements.get(number, R) for number in (*op.inputs, *op.outputs)]
     split = any(isinstance(placement, Shard | Partial) for placement in placements)
     for number in op.inputs:
-        if not _is_float(state, number):
+        if not _has_gradient(state, number):
             continue
         placement = state.ran.placements.get(number, R)
         if isinstance(placement, Replicate) and split and op.target not in ALIKE:
@@ -140,7 +141,7 @@ def _back_hook(state: _Backward, op: Op, position: int) -> None:
     roots = state.of(made)
     match op.target:
         case "tp.enter":
-            if -1 in roots and _is_float(state, source):
+            if -1 in roots and _has_gradient(state, source):
                 state.twice.append(position)
             state.add(source, WHOLE)
         case "tp.divide":

@@ -28,6 +28,7 @@ PLAN = Plan(
         ("heads in pairs", "proved", None),
         ("heads one by one", "not proved", "TP211"),
         ("heat", "refuted", "TP207"),
+        ("complex heat", "refuted", "TP207"),
         ("detached", "proved", None),
         ("frozen", "proved", None),
     ],

@@ -56,6 +56,7 @@ VARIANTS: dict[str, Callable[[PlantedForCausalLM, Tensor], Tensor]] = {
     "heads in pairs": lambda _, scores: scores.unflatten(1, (-1, 2)).flip(2).flatten(1, 2),
     "heads one by one": lambda _, scores: torch.stack([scores[:, i] for i in range(scores.shape[1])], 1),
     "heat": lambda model, scores: scores * model.heat,
+    "complex heat": lambda model, scores: scores * (torch.view_as_complex(model.heat.repeat(2)) * 2).real,
     "detached": lambda model, scores: scores * model.heat.detach(),
     "frozen": lambda model, scores: scores * model.heat,
 }

@@ -95,7 +95,9 @@ def _gradients(got: Observed, want: Observed, limits: Limits) -> list[Comparison
             continue
         largest = max((float(gradient.abs().max()) for gradient in gradients.values() if gradient.numel()), default=0.0)
         for name, gradient in gradients.items():
-            error = relative_error(got.gradients[what][name], gradient, floor=floor(gradient.dtype) * largest)
+            mine = got.gradients[what].get(name)
+            scale = floor(gradient.dtype) * largest
+            error = float("inf") if mine is None else relative_error(mine, gradient, floor=scale)
             found.append(_comparison(what, error, limits, name))
     return found
 

@@ -8,14 +8,15 @@ from enum import StrEnum
 import torch
 from torch import nn
 
+from planner.frontend.inputs import Sizes
 from planner.frontend.load import Loaded
 from planner.frontend.sizes import LENGTH
-from planner.frontend.twin import vocabulary
+from planner.frontend.values import real_inputs
 from planner.ir.plan import Plan
 
-BATCH = 2
-PROMPT = LENGTH - 4
-"""Tokens that are prefilled; the rest are decoded one by one."""
+SIZES = Sizes(2, LENGTH, LENGTH)
+DECODED = 4
+"""Tokens that are decoded one by one, after the rest was prefilled."""
 
 
 class Applied(StrEnum):
@@ -67,28 +68,61 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Token ids `[BATCH, LENGTH]`, the same on every rank; a mask with rows padded on the left by 0 and 3 tokens, and
-    one with rows padded on the right by 2 and 5.
+    """What a model is asked about, the same on every rank.
+
+    `ids` `[rows, length]` are the tokens it continues, its argument `name`; `more` is all else that its forward takes: the
+    encoder's tokens, images. The masks are of the tokens that `attention_mask` is about, `input_ids`: `mask` with rows padded on
+    the left by 0 and 3 tokens, `ragged` with rows padded on the right by 2 and 5.
     """
 
+    name: str
     ids: torch.Tensor
+    more: Mapping[str, torch.Tensor]
     mask: torch.Tensor
     ragged: torch.Tensor
+
+    @property
+    def encoded(self) -> bool:
+        """Whether an encoder reads other tokens than those that are continued."""
+        return self.name != "input_ids"
+
+    @property
+    def prompt(self) -> int:
+        """Tokens that are prefilled; the rest are decoded one by one."""
+        return self.ids.shape[1] - DECODED
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """The arguments of a forward over everything."""
+        return {self.name: self.ids, **self.more}
+
+    def first(self, count: int) -> dict[str, torch.Tensor]:
+        """The arguments of a forward over the first tokens."""
+        length = self.ids.shape[1]
+        cut = {name: value[:, :count] if _along(value, length) else value for name, value in self.more.items()}
+        return {self.name: self.ids[:, :count], **(self.more if self.encoded else cut)}
+
+    def next(self, position: int) -> dict[str, torch.Tensor]:
+        """The arguments of the step that decodes one token: an encoder is asked again, images are in the cache."""
+        token = self.ids[:, position : position + 1]
+        return {self.name: token, **(self.more if self.encoded else {})}
+
+
+def _along(value: torch.Tensor, length: int) -> bool:
+    """Whether these are one integer for each token."""
+    return value.ndim == 2 and value.shape[1] == length and not value.is_floating_point()
 
 
 def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
     """Random inputs for a model, on its device."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(vocabulary(model), (BATCH, LENGTH), generator=generator)
-    mask, ragged = torch.ones(2, BATCH, LENGTH, dtype=torch.long)
+    given = real_inputs(model, SIZES, seed=seed)
+    name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
+    mask, ragged = torch.ones_like(given["input_ids"]), torch.ones_like(given["input_ids"])
     mask[1:, :3] = 0
     ragged[0, -2:] = 0
     ragged[1, -5:] = 0
-    return Inputs(ids.to(device), mask.to(device), ragged.to(device))
+    return Inputs(name, given.pop(name), given, mask, ragged)
 
 
 def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward takes this keyword."""
-    parameters: Mapping[str, inspect.Parameter] = inspect.signature(type(model).forward).parameters
-    return name in parameters
+    """Whether the model's forward names this keyword."""
+    return name in inspect.signature(type(model).forward).parameters

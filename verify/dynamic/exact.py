@@ -1,6 +1,6 @@
 """Ways to run a model's own code so that only the plan can make a difference."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,12 +8,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_IN_PLACE: dict[str, Callable[..., object]] = {
-    "__iadd__": torch.Tensor.__add__,
-    "__isub__": torch.Tensor.__sub__,
-    "__imul__": torch.Tensor.__mul__,
-    "add_": torch.Tensor.add,
-}
 
 
 class Wide(TorchFunctionMode):
@@ -31,16 +25,6 @@ class Wide(TorchFunctionMode):
         if func is torch.Tensor.float and isinstance(args[0], torch.Tensor):
             return args[0].double()
         return func(*map(_wide, args), **{name: _wide(value) for name, value in (kwargs or {}).items()})
-
-
-class OutOfPlace(TorchFunctionMode):
-    """`a += b` makes a new tensor: autograd refuses it in place on the output of a sharded module."""
-
-    def __torch_function__(  # type: ignore[no-untyped-def]  # torch's own signature is untyped
-        self, func: Callable[..., object], types: Sequence[type], args: tuple[object, ...] = (), kwargs=None
-    ):
-        keywords: Mapping[str, object] = kwargs or {}
-        return _IN_PLACE.get(getattr(func, "__name__", ""), func)(*args, **keywords)
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
+from planner.frontend.inputs import caching
 from planner.frontend.load import base_prefix
 from planner.ir.graph import Graph
 from planner.ir.plan import join
 from verify.dynamic.cases import Case, Schedule
 from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
 from verify.dynamic.exact import Wide
-from verify.dynamic.pipeline_answers import Answers, answers, batch, steps, uncached
+from verify.dynamic.pipeline_answers import Answers, answers, batch, steps
 from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, sent, traced
 from verify.dynamic.reference import State, reference_model, with_plan
 from verify.dynamic.schedules import Seat, exchange, microbatches, scheduled
@@ -97,7 +98,7 @@ def _padded(
     if not want.padded:
         return []
     for stage in own:
-        stage.record, stage.inputs = want.record, uncached(stage.model)
+        stage.record, stage.inputs = want.record, caching(stage.model, False)
     with torch.no_grad():
         given = scheduled(own, ids, want.logits, seat, Schedule.GPIPE).forward(ids, mask)
     return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, mask)
@@ -163,7 +164,7 @@ def _gradients(
 ) -> list[Comparison]:
     """A step of the schedule over the microbatches: logits, loss, and the gradients that each stage is left with."""
     for stage in own:
-        stage.record, stage.inputs = want.record, uncached(stage.model)
+        stage.record, stage.inputs = want.record, caching(stage.model, False)
     taken, losses = {stage: _Sums(stage) for stage in own}, list[torch.Tensor]()
     given = scheduled(own, ids, want.logits, seat, schedule).step(ids, losses)
     compared = []

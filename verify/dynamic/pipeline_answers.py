@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from verify.dynamic.cases import PROMPT, accepts, inputs
+from planner.frontend.inputs import caching
+from verify.dynamic.cases import DECODED, accepts, inputs
 from verify.dynamic.compare import LIMIT, relative_error
 from verify.dynamic.questions import logits
 from verify.dynamic.stages import Layout, Record, recorded
@@ -32,11 +33,6 @@ def batch(model: nn.Module, microbatches: int) -> tuple[torch.Tensor, torch.Tens
     return torch.cat([one.ids for one in drawn]), torch.cat([one.mask for one in drawn])
 
 
-def uncached(model: nn.Module) -> dict[str, object]:
-    """Ask for no cache, where the forward knows of one."""
-    return {"use_cache": False} if accepts(model, "use_cache") else {}
-
-
 def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """The mean cross entropy of the next token; a mean square where the model gives no logits."""
     if given.ndim == 3 and given.shape[-1] > int(ids.max()):
@@ -49,17 +45,17 @@ def answers(
 ) -> Answers:
     """One device's answers to all microbatches; its gradients are taken away again."""
     want = Answers()
-    more = uncached(single)
+    more = caching(single, False)
     for tokens, seen in zip(ids.chunk(microbatches), mask.chunk(microbatches), strict=True):
         with recorded(single, layout.named) as want.record:
-            given = logits(single, tokens, **more)
+            given = logits(single, input_ids=tokens, **more)
         loss = loss_of(given, tokens)
         loss.backward()
         want.logits.append(given.detach())
         want.losses.append(loss.detach())
         if accepts(single, "attention_mask"):
             with torch.no_grad():
-                want.padded.append(logits(single, tokens, attention_mask=seen, **more))
+                want.padded.append(logits(single, input_ids=tokens, attention_mask=seen, **more))
     for name, value in single.named_parameters():
         want.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad
     if accepts(single, "past_key_values") and accepts(single, "use_cache"):
@@ -69,8 +65,8 @@ def answers(
 
 def steps(ids: torch.Tensor) -> Iterator[torch.Tensor]:
     """The prompt, then one token after the other."""
-    yield ids[:, :PROMPT]
-    yield from ids[:, PROMPT:].split(1, dim=1)
+    yield ids[:, :-DECODED]
+    yield from ids[:, -DECODED:].split(1, dim=1)
 
 
 @torch.no_grad()

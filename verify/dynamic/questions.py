@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from planner.frontend.inputs import caching
 from planner.frontend.load import quiet
 from verify.dynamic.boundaries import Boundaries, Crossing
-from verify.dynamic.cases import PROMPT, Inputs, accepts
+from verify.dynamic.cases import Inputs, accepts
 from verify.dynamic.compare import whole
 from verify.dynamic.exact import Wide, copied_outputs
 
@@ -85,18 +86,18 @@ def observe(
     return into
 
 
-def logits(model: nn.Module, ids: torch.Tensor, **more: object) -> torch.Tensor:
+def logits(model: nn.Module, **given: object) -> torch.Tensor:
     """The model's first output, whole."""
-    return whole(model(input_ids=ids, **more)[0])
+    return whole(model(**given)[0])
+
+
+def _answered(model: PreTrainedModel, inputs: Inputs, **more: object) -> torch.Tensor:
+    return logits(model, **inputs.whole(), **caching(model, False), **more)
 
 
 def _forward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     with torch.no_grad():
-        into.values["logits"] = logits(model, inputs.ids, **_uncached(model))
-
-
-def _uncached(model: nn.Module) -> dict[str, bool]:
-    return {"use_cache": False} if accepts(model, "use_cache") else {}
+        into.values["logits"] = _answered(model, inputs)
 
 
 def _masked(model: PreTrainedModel, inputs: Inputs, mask: torch.Tensor) -> torch.Tensor | None:
@@ -104,8 +105,8 @@ def _masked(model: PreTrainedModel, inputs: Inputs, mask: torch.Tensor) -> torch
     if not accepts(model, "attention_mask"):
         return None
     with torch.no_grad():
-        given = logits(model, inputs.ids, attention_mask=mask, **_uncached(model))
-    return given[mask.bool()] if given.ndim == 3 else given
+        given = _answered(model, inputs, attention_mask=mask)
+    return given if given.ndim != 3 or inputs.encoded else given[:, -mask.shape[1] :][mask.bool()]
 
 
 def _padded(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
@@ -119,30 +120,33 @@ def _ragged(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 
 def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
-    """Prefill, then token by token through the cache; the logits of every step, side by side."""
-    if not (accepts(model, "past_key_values") and accepts(model, "use_cache")):
-        return
+    """Prefill, then token by token through what the model keeps; the logits of every step, side by side."""
+    cached = caching(model, True)
     with torch.no_grad():
-        output = model(input_ids=inputs.ids[:, :PROMPT], use_cache=True)
-        cache, steps = output.get("past_key_values"), [whole(output[0])]
-        if cache is None:
+        output = model(**inputs.first(inputs.prompt), **cached)
+        steps = [whole(output[0])]
+        if not _kept(model, output):
             return
-        for position in range(PROMPT, inputs.ids.shape[1]):
-            token = inputs.ids[:, position : position + 1]
-            output = model(input_ids=token, past_key_values=cache, use_cache=True)
-            cache = output.get("past_key_values")
+        for position in range(inputs.prompt, inputs.ids.shape[1]):
+            output = model(**inputs.next(position), **_kept(model, output), **cached)
             steps.append(whole(output[0]))
     into.values["decoded logits"] = torch.cat(steps, dim=1)
+
+
+def _kept(model: PreTrainedModel, output: Mapping[str, object]) -> dict[str, object]:
+    """What an output holds for the next step: that which the forward takes by the same name (a cache, a state)."""
+    return {name: value for name, value in output.items() if value is not None and accepts(model, name)}
 
 
 def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Greedy generation from a left-padded prompt, by the model's own `generate`."""
     if not model.can_generate():
         return
+    prompt = inputs.more if inputs.encoded else inputs.first(inputs.prompt)
     with quiet():
         output = model.generate(  # type: ignore[operator]  # a mixin that torch's Module hides
-            input_ids=inputs.ids[:, :PROMPT],
-            attention_mask=inputs.mask[:, :PROMPT],
+            **prompt,
+            attention_mask=inputs.mask[:, : prompt["input_ids"].shape[1]],
             do_sample=False,
             max_new_tokens=NEW_TOKENS,
             min_new_tokens=NEW_TOKENS,
@@ -154,7 +158,7 @@ def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     steps = torch.stack([whole(step) for step in output.logits], dim=1)
     first, second = steps.topk(2).values.unbind(-1)
     lead = (first - second) / steps.abs().amax(-1).clamp_min(torch.finfo(steps.dtype).tiny)
-    into.tokens["generated tokens"] = Tokens(output.sequences[:, PROMPT:], lead)
+    into.tokens["generated tokens"] = Tokens(output.sequences[:, -NEW_TOKENS:], lead)
 
 
 def _backward_anyway(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
@@ -173,10 +177,12 @@ def _backward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Twice without zeroing: a gradient reduced in place shows only the second time."""
     model.zero_grad(set_to_none=True)
     for once_or_twice in ("gradient", "gradient of two backwards"):
-        loss = _loss(model, inputs.ids)
+        loss = _loss(model, inputs)
         into.values["loss"] = loss.detach()
         loss.backward()
-        into.gradients[once_or_twice] = {name: _gradient(value) for name, value in model.named_parameters()}
+        into.gradients[once_or_twice] = {
+            name: _gradient(value) for name, value in model.named_parameters() if value.requires_grad
+        }
     model.zero_grad(set_to_none=True)
 
 
@@ -186,14 +192,14 @@ def _gradient(parameter: nn.Parameter) -> torch.Tensor:
     return whole(parameter.grad.detach()).clone()
 
 
-def _loss(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+def _loss(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
     """The model's own loss where it has one, else the cross entropy of the next token; a mean square without logits."""
     if accepts(model, "labels"):
-        loss = model(input_ids=ids, labels=ids, **_uncached(model)).get("loss")
+        loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False)).get("loss")
         if loss is not None:
             return whole(loss)
-    given = logits(model, ids, **_uncached(model))
-    if given.ndim == 3 and given.shape[-1] > int(ids.max()):
+    given, ids = _answered(model, inputs), inputs.ids
+    if given.ndim == 3 and given.shape[:2] == ids.shape and given.shape[-1] > int(ids.max()):
         return nn.functional.cross_entropy(given[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return given.square().mean()
 
@@ -208,7 +214,7 @@ def _eager(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
         if model.config._attn_implementation != "eager":
             return
         with torch.no_grad():
-            into.values["eager logits"] = logits(model, inputs.ids, **_uncached(model))
+            into.values["eager logits"] = _answered(model, inputs)
         if (given := _masked(model, inputs, inputs.mask)) is not None:
             into.values["left-padded eager logits"] = given
     finally:

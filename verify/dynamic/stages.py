@@ -19,7 +19,7 @@ from planner.frontend.stacks import layer_stack, members
 from planner.ir.live import Cut, Entrance, Live
 from planner.ir.plan import PpEntry, join
 from verify.dynamic.compare import whole
-from verify.dynamic.exact import OutOfPlace
+from verify.dynamic.exact import copied_outputs
 from verify.dynamic.pipeline_cuts import Crossing, put, taken
 
 _REFUSAL = "is a view and is being modified inplace"
@@ -273,14 +273,14 @@ class Stage(nn.Module):
             vars(model.get_submodule(name))["forward"] = self._answer(name)
 
     def forward(self, *received: torch.Tensor, **inputs: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Run the model on this stage's inputs; where autograd refuses its `a += b`, with `a = a + b`."""
+        """Run the model on this stage's inputs; where autograd refuses its `a += b`, again on copies of the outputs."""
         self._held = {} if self.first else dict(zip(self.receives.numbers, received, strict=True))
         try:
             return self._run(inputs)
         except RuntimeError as error:
             if _REFUSAL not in str(error):
                 raise
-        with OutOfPlace():
+        with copied_outputs(self.model):
             return self._run(inputs)
 
     def forms(self, crossing: Crossing) -> tuple[torch.Tensor, ...]:
