@@ -6,10 +6,11 @@ from math import prod
 
 from torch import nn
 
-from planner.frontend.load import Loaded, base_prefix, build, load, reads_config_plan
-from planner.frontend.local import IndivisibleError, trace_local
+from planner.frontend.load import Loaded, load, reads_config_plan
+from planner.frontend.local import IndivisibleError
 from planner.frontend.owners import plan_owners
-from planner.frontend.trace import TraceError, trace
+from planner.frontend.trace import TraceError
+from planner.frontend.traced import local_program, on_meta, subject_of
 from planner.infer.ep import infer_ep
 from planner.infer.patches import find_patches
 from planner.infer.pp import infer_pipeline
@@ -56,9 +57,8 @@ def suggest(model: Loaded | str, *, why: bool = False) -> Suggestion:
         TraceError: the model's forward cannot be run without data; says where it stopped.
     """
     loaded = load(model) if isinstance(model, str) else model
-    built = build(loaded)
-    graph = trace(built)
-    prefix = base_prefix(built)
+    subject = subject_of(on_meta(loaded))
+    built, graph, prefix = subject.model, subject.graph, subject.prefix
     inference = infer_tp(graph, prober(built, graph, prefix), prefix)
     pipeline, head_pipeline = infer_pipeline(built, graph)
     plan = replace(
@@ -110,7 +110,7 @@ def degrees(built: nn.Module, graph: Graph, plan: Plan, prefix: str, start: int)
         return (1,)
     assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
     try:
-        ran = propagate(graph, trace_local(built, assigned, start), assigned, start)
+        ran = propagate(graph, local_program(built, assigned, start), assigned, start)
     except (IndivisibleError, TraceError):
         return (1,)
     return (1,) if ran.stuck else degrees_within(limits(ran, assigned)).legal

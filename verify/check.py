@@ -6,15 +6,14 @@ from time import perf_counter
 from torch import nn
 from transformers import PreTrainedModel
 
-from planner.frontend.load import Loaded, base_prefix, build, carried_plan, load
-from planner.frontend.trace import TraceError, trace
+from planner.frontend.load import Loaded, base_prefix, carried_plan, load
+from planner.frontend.trace import TraceError
+from planner.frontend.traced import Subject, on_meta, subject_of
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
-from planner.ir.graph import Graph
 from planner.ir.plan import Plan
 from verify.backends.dialect import Dialect, Reader
 from verify.backends.proof import prove_for
 from verify.backends.registry import find_dialect
-from verify.checks.tensor import Subject
 from verify.contract.attention import attention_modules, check_attention
 from verify.contract.config import check_folder, check_places
 from verify.contract.keywords import lost_keywords
@@ -53,17 +52,17 @@ def check(
     """
     dialects = [find_dialect(name) for name in backends]
     loaded = load(model) if isinstance(model, str) else model
-    built = build(loaded)
+    built = on_meta(loaded)
     given = plan if plan is not None else carried_plan(loaded, built)
-    graph, untraced = _traced(built)
+    subject, untraced = _traced(built)
     common = _common(loaded)
-    levels = [_level(dialect, loaded, built, graph, given, (*common, *untraced)) for dialect in dialects]
+    levels = [_level(dialect, loaded, built, subject, given, (*common, *untraced)) for dialect in dialects]
     return Report(loaded.title, tuple(levels), environment())
 
 
-def _traced(model: nn.Module) -> tuple[Graph | None, tuple[Finding, ...]]:
+def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
     try:
-        return trace(model), ()
+        return subject_of(model), ()
     except TraceError as error:
         place = Place(module=error.module or None, source=error.source)
         message = f"the forward could not be traced, so attention outside the interface is not looked for: {error}"
@@ -79,7 +78,7 @@ def _common(loaded: Loaded) -> tuple[Finding, ...]:
 
 
 def _level(
-    dialect: Dialect, loaded: Loaded, built: nn.Module, graph: Graph | None, plan: Plan, common: tuple[Finding, ...]
+    dialect: Dialect, loaded: Loaded, built: nn.Module, subject: Subject | None, plan: Plan, common: tuple[Finding, ...]
 ) -> LevelResult:
     began = perf_counter()
     prefix = base_prefix(built)
@@ -89,8 +88,9 @@ def _level(
         paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
         found += lost_keywords(built, paths, prefix, KEYWORDS[dialect.client])
         if dialect.client in OWN_ATTENTION:
-            found += check_attention(built, graph, paths, dialect.client, decoder)
-    subject = Subject(built, graph, prefix) if graph is not None else None
+            found += check_attention(
+                built, subject.graph if subject is not None else None, paths, dialect.client, decoder
+            )
     found += _of_the_plan(dialect, loaded, plan, subject)
     written = tuple(as_written(finding, prefix) for finding in _once(found))
     return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)

@@ -6,12 +6,13 @@ from dataclasses import replace
 from torch import nn
 
 from planner.frontend.load import base_prefix
+from planner.frontend.traced import Subject
 from planner.ir.findings import Finding, Severity
 from planner.ir.graph import Graph
 from planner.ir.plan import Edit, Plan, PpEntry
 from verify.checks.pipeline import check_pp
 from verify.checks.plan import check_plan
-from verify.checks.tensor import Subject, check_tensor
+from verify.checks.tensor import check_tensor
 from verify.difference import Backed, Difference
 
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from torch import nn
 from transformers import PretrainedConfig
 
-from planner.frontend.load import Loaded, base_prefix, build, load
-from planner.frontend.trace import TraceError, trace
+from planner.frontend.load import Loaded, base_prefix, load
+from planner.frontend.trace import TraceError
+from planner.frontend.traced import Subject, on_meta, subject_of
 from planner.ir.degrees import MOST_RANKS, Degrees, Limit, degrees_within
 from planner.ir.findings import Finding, Severity
 from planner.ir.placement import Shard
@@ -21,7 +22,7 @@ from planner.sharding.assign import Assigned, assign
 from planner.sharding.limits import limits, lone_sizes
 from planner.sharding.propagate import Propagation
 from verify.checks.plan import check_plan
-from verify.checks.tensor import Subject, check_relation, check_tensor, relate
+from verify.checks.tensor import check_relation, check_tensor, relate
 from verify.static import not_traced
 
 
@@ -36,7 +37,7 @@ def legal_degrees(model: Loaded | str, plan: Plan) -> Degrees:
         LoadError: the reference names no model.
     """
     loaded = load(model) if isinstance(model, str) else model
-    built = build(loaded)
+    built = on_meta(loaded)
     prefix = base_prefix(built)
     found = _of_model(built, plan, prefix)
     return _rewritten(found, lambda limit: _named(_as_written(limit, prefix), loaded.config))
@@ -47,7 +48,7 @@ def _of_model(built: nn.Module, plan: Plan, prefix: str) -> Degrees:
         if wrong := [f for f in check_plan(built, plan, least) if f.severity is not Severity.WARNING]:
             return _all_wrong(wrong[0], least)
     try:
-        subject = Subject(built, trace(built), prefix)
+        subject = subject_of(built)
     except TraceError as error:
         return _all_wrong(not_traced(error))
     return _degrees(subject, plan.styles(prefix))

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
+from planner.frontend.traced import Subject
 from planner.ir.findings import Finding, Fix, Severity
 from planner.ir.plan import Edit, generic, join
 from planner.ir.styles import STYLES
-from verify.checks.tensor import Subject, check_tensor
+from verify.checks.tensor import check_tensor
 
 STYLES_TO_TRY = (
     "colwise",

@@ -6,9 +6,9 @@ from math import prod
 
 from torch import nn
 
-from planner.frontend.load import base_prefix
-from planner.frontend.local import HookError, IndivisibleError, trace_local
-from planner.frontend.trace import TraceError, trace
+from planner.frontend.local import HookError, IndivisibleError
+from planner.frontend.trace import TraceError
+from planner.frontend.traced import local_program, subject_of
 from planner.ir.graph import Graph
 from planner.ir.placement import R, local_shape
 from planner.ir.plan import Plan, generic, join
@@ -19,7 +19,8 @@ from verify.drawing import Box, Picture, Stage
 
 def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int) -> Picture:
     """The plan drawn on a model that is on the meta device; the collectives are missing where a rank's program fails."""
-    graph, prefix = trace(model), base_prefix(model)
+    subject = subject_of(model)
+    graph, prefix = subject.graph, subject.prefix
     assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
     issued = _issued(model, assigned, tp)
     sizes = {module.path: _bytes(graph, assigned, module.path, tp) for module in graph.modules}
@@ -41,7 +42,7 @@ def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int) -> Picture:
 def _issued(model: nn.Module, assigned: Assigned, tp: int) -> Mapping[str, list[str]]:
     found: dict[str, list[str]] = {}
     try:
-        local = trace_local(model, assigned, tp)
+        local = local_program(model, assigned, tp)
     except (TraceError, IndivisibleError, HookError):
         return found
     for one in collectives(local):

@@ -4,13 +4,14 @@ from time import perf_counter
 
 from torch import nn
 
-from planner.frontend.load import Loaded, base_prefix, build, load
-from planner.frontend.trace import TraceError, trace
+from planner.frontend.load import Loaded, base_prefix, load
+from planner.frontend.trace import TraceError
+from planner.frontend.traced import on_meta, subject_of
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.plan import Plan
 from verify.checks.experts import check_experts
 from verify.checks.plan import check_plan
-from verify.checks.tensor import Subject, check_tensor
+from verify.checks.tensor import check_tensor
 from verify.fixes import with_fix
 from verify.report import LevelResult
 
@@ -33,7 +34,7 @@ def prove(model: Loaded | str, plan: Plan, *, tp: int = 2, ep: int = 1) -> Level
         raise ValueError(f"a degree is at least 1, got {min(tp, ep)}.")
     started = perf_counter()
     loaded = load(model) if isinstance(model, str) else model
-    built = build(loaded)
+    built = on_meta(loaded)
     findings = check_plan(built, plan, tp)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += _tensor_findings(built, plan, tp, ep)
@@ -43,12 +44,11 @@ def prove(model: Loaded | str, plan: Plan, *, tp: int = 2, ep: int = 1) -> Level
 
 def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
     try:
-        graph = trace(built)
+        subject = subject_of(built)
     except TraceError as error:
         return (not_traced(error),)
-    subject = Subject(built, graph, base_prefix(built))
     styles = plan.styles(subject.prefix)
-    experts = check_experts(graph, plan, subject.prefix, ep)
+    experts = check_experts(subject.graph, plan, subject.prefix, ep)
     return (*with_fix(subject, styles, tp, check_tensor(subject, styles, tp)), *experts)
 
 

@@ -94,13 +94,13 @@ def answer(
     given = read_plan(plan_file) if plan_file else None
     loaded = read_model(model, progress)
     with progress.step(f"reading what {loaded.title} holds, keeps and sends"):
-        from planner.frontend.load import build
         from planner.frontend.trace import TraceError
+        from planner.frontend.traced import on_meta
         from planner.search.measure import measure
         from planner.search.solve import search
         from verify.degrees import legal_degrees
 
-        built = build(loaded)
+        built = on_meta(loaded)
         try:
             plan = given or _plan(loaded)
             degrees = legal_degrees(loaded, plan)
@@ -120,7 +120,8 @@ def answer(
 def _plan(loaded: "Loaded") -> Plan:
     """The model's own plan where it has one for tensors, else the suggestion."""
     from planner.api import suggest
-    from planner.frontend.load import build, carried_plan
+    from planner.frontend.load import carried_plan
+    from planner.frontend.traced import on_meta
 
-    own = carried_plan(loaded, build(loaded))
+    own = carried_plan(loaded, on_meta(loaded))
     return own if own.tp or own.head_tp else suggest(loaded).plan

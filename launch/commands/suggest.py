@@ -139,24 +139,25 @@ def _compiled(
 
 
 def _differences(loaded: "Loaded", suggestion: "Suggestion", degree: int, progress: Progress) -> tuple[Difference, ...]:
-    from planner.frontend.load import build, carried_plan
+    from planner.frontend.load import carried_plan
+    from planner.frontend.traced import on_meta
     from verify.compare import compare
 
     with progress.step(f"comparing it with the plan that {loaded.title} carries"):
-        model = build(loaded)
+        model = on_meta(loaded)
         return compare(model, suggestion.graph, carried_plan(loaded, model), suggestion.plan, tp=degree)
 
 
 def _write(loaded: "Loaded", suggested: Suggested, progress: Progress, *, allow_installed: bool) -> Answer:
     """Only a plan that is proved is written."""
     from launch.authoring import write_plan
-    from planner.frontend.load import build
+    from planner.frontend.traced import on_meta
 
     code = EXIT_CODES[suggested.report.verdict]
     if code:
         progress.note(f"nothing was written: the plan is {suggested.report.verdict}.")
         return Answer("", code)
-    written = write_plan(loaded, build(loaded), suggested.plan, allow_installed=allow_installed)
+    written = write_plan(loaded, on_meta(loaded), suggested.plan, allow_installed=allow_installed)
     for sentence in written.notes:
         progress.note(sentence)
     return Answer(written.diff.rstrip("\n"), 0)

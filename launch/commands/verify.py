@@ -180,11 +180,12 @@ def machines(count: int, this: int, endpoint: str) -> Nodes | None:
 
 def answer(request: Verification, *, progress: Progress) -> Answer:
     """Every level asked for, one after the other."""
-    from planner.frontend.load import build, carried_plan
+    from planner.frontend.load import carried_plan
+    from planner.frontend.traced import on_meta
 
     given = read_plan(request.plan_file) if request.plan_file else None
     loaded = read_model(request.model, progress)
-    model = build(loaded)
+    model = on_meta(loaded)
     plan = given if given is not None else carried_plan(loaded, model)
     if request.client is None:
         levels, skipped = _levels(request, loaded, model, plan, progress)
@@ -292,11 +293,12 @@ def _degrees(loaded: "Loaded", plan: Plan) -> Degrees:
 
 
 def _stages(model: "nn.Module", plan: Plan) -> tuple[Finding, ...]:
-    from planner.frontend.trace import TraceError, trace
+    from planner.frontend.trace import TraceError
+    from planner.frontend.traced import subject_of
     from verify.checks.pipeline import check_pp
 
     try:
-        return check_pp(model, trace(model), plan)
+        return check_pp(model, subject_of(model).graph, plan)
     except TraceError as error:
         place = Place(module=error.module or None, source=error.source)
         message = f"the forward could not be traced, so what crosses a cut is not known: {error}"

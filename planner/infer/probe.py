@@ -8,6 +8,7 @@ from torch import nn
 
 from planner.frontend.local import IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
+from planner.frontend.traced import local_program
 from planner.ir.findings import Source
 from planner.ir.graph import Graph
 from planner.sharding.assign import Assigned, assign
@@ -39,7 +40,11 @@ def prober(
     def probe(styles: Mapping[str, str], degree: int) -> Probe:
         assigned = assign(graph, styles, base_prefix=base_prefix)
         try:
-            local = trace_local(model, assigned, degree, unfixed=unfixed)
+            local = (
+                trace_local(model, assigned, degree, unfixed=unfixed)
+                if unfixed
+                else local_program(model, assigned, degree)
+            )
         except IndivisibleError as error:
             return Probe(Verdict.WRONG, str(error), error.parameter.rpartition(".")[0], error.entry)
         except TraceError as error:

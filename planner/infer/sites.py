@@ -31,6 +31,8 @@ def call_sites(owner: type[nn.Module], child: str) -> tuple[Site, ...]:
     """Every call of `self.<child>`, or of a member of it, in the methods of a class; `forward` first."""
     found: list[Site] = []
     for function in _methods(owner):
+        if child not in _attributes(function):
+            continue
         parents = {below: above for above in ast.walk(function) for below in ast.iter_child_nodes(above)}
         aliases = _aliases(function, child)
         for node in ast.walk(function):
@@ -41,10 +43,14 @@ def call_sites(owner: type[nn.Module], child: str) -> tuple[Site, ...]:
     return tuple(found)
 
 
+NOT_MODELS = ("torch.", "transformers.modeling_utils", "transformers.generation", "transformers.utils")
+"""Modules whose classes a model inherits and that know nothing of its children."""
+
+
 def _methods(owner: type[nn.Module]) -> tuple[ast.FunctionDef, ...]:
     found: dict[str, ast.FunctionDef] = {}
     for kind in owner.__mro__:
-        if kind in (nn.Module, object) or kind.__module__.startswith(("torch.", "transformers.modeling_utils")):
+        if kind in (nn.Module, object) or kind.__module__.startswith(NOT_MODELS):
             continue
         for node in _class_body(kind):
             if isinstance(node, ast.FunctionDef):
@@ -84,6 +90,12 @@ def _classes(source: str) -> Mapping[str, list[ast.stmt]]:
     except SyntaxError:
         return {}
     return found
+
+
+@lru_cache(maxsize=4096)
+def _attributes(function: ast.FunctionDef) -> frozenset[str]:
+    """The names of all attributes that a method reads."""
+    return frozenset(node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute))
 
 
 def _is_child(node: ast.AST, child: str) -> bool:

@@ -6,9 +6,7 @@ from math import prod
 from torch import nn
 
 from planner.frontend.cache import cache_elements
-from planner.frontend.load import base_prefix
-from planner.frontend.local import trace_local
-from planner.frontend.trace import trace
+from planner.frontend.traced import local_program, subject_of
 from planner.ir.degrees import Degrees
 from planner.ir.graph import Graph
 from planner.ir.placement import R
@@ -20,7 +18,8 @@ from planner.sharding.collectives import Kind, collectives
 
 def measure(model: nn.Module, plan: Plan, degrees: Degrees, *, context: int) -> Facts:
     """The facts of a meta-device model under a plan; the rank's program is taken at the least legal degree above 1."""
-    graph, prefix = trace(model), base_prefix(model)
+    subject = subject_of(model)
+    graph, prefix = subject.graph, subject.prefix
     assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
     units = _Units(graph, plan, prefix)
     degree = next((one for one in degrees.legal if one > 1), 1)
@@ -28,7 +27,7 @@ def measure(model: nn.Module, plan: Plan, degrees: Degrees, *, context: int) -> 
     part = cache_elements(model, assigned, degree, context=context) if degree > 1 else whole
     return Facts(
         parameters=_parameters(graph, assigned, units),
-        traffic=_traffic(trace_local(model, assigned, degree), units, degree, graph) if degree > 1 else (),
+        traffic=_traffic(local_program(model, assigned, degree), units, degree, graph) if degree > 1 else (),
         depth=units.depth,
         hidden=_hidden(graph, units),
         cache=whole,

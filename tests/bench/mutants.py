@@ -21,6 +21,7 @@ from rich.progress import track
 from planner.api import suggest
 from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried_plan, load, reads_config_plan
 from planner.frontend.trace import TraceError
+from planner.frontend.traced import Subject
 from planner.frontend.twin import TwinError, twin
 from planner.ir.findings import Finding, Severity
 from planner.ir.graph import Graph
@@ -30,7 +31,7 @@ from tests.bench.types import causal_types
 from tests.mutants.operators import Mutant, Styles, expert_mutants, mutants
 from verify.checks.experts import check_experts
 from verify.checks.plan import check_plan
-from verify.checks.tensor import Subject, check_tensor
+from verify.checks.tensor import check_tensor
 from verify.dynamic.cases import Case
 from verify.dynamic.inprocess import InProcess
 from verify.dynamic.verdicts import findings_of

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from planner.api import suggest
-from planner.frontend.load import Loaded, base_prefix, build, carried_plan, load
-from planner.frontend.trace import trace
+from planner.frontend.load import Loaded, build, carried_plan, load
+from planner.frontend.traced import on_meta, subject_of
 from planner.ir.degrees import Degrees, Limit, degrees_within, spans
 from planner.ir.findings import Place
 from planner.ir.plan import Plan, TpEntry
-from verify.checks.tensor import Subject, check_tensor
+from verify.checks.tensor import check_tensor
 from verify.degrees import legal_degrees
 from verify.static import prove
 
@@ -24,8 +24,7 @@ def by_hand(loaded: Loaded) -> Plan:
 
 def proved(loaded: Loaded, plan: Plan) -> set[int]:
     """The degrees of `DEGREES` with a proof of their own."""
-    model = build(loaded)
-    subject = Subject(model, trace(model), base_prefix(model))
+    subject = subject_of(on_meta(loaded))
     return {degree for degree in DEGREES if not check_tensor(subject, plan.styles(subject.prefix), degree)}
 
 

@@ -10,7 +10,8 @@ from enum import IntEnum
 
 from torch import nn
 
-from planner.frontend.load import Loaded, base_prefix, build
+from planner.frontend.load import Loaded, base_prefix
+from planner.frontend.traced import on_meta
 from planner.ir.findings import Severity, Verdict
 from planner.ir.plan import Plan, TpEntry, generic
 from planner.ir.styles import STYLES, Layout
@@ -44,7 +45,7 @@ def compile_for(dialect: Dialect, loaded: Loaded, plan: Plan, *, tp: int = 2, pp
     Raises:
         LoadError: the model cannot be built.
     """
-    built = build(loaded)
+    built = on_meta(loaded)
     prefix = base_prefix(built)
     if dialect.reader is Reader.ENGINE:
         plan = replace(plan, tp=_of_linears(built.get_submodule(prefix), plan.tp))

@@ -5,8 +5,9 @@ from time import perf_counter
 
 from torch import nn
 
-from planner.frontend.load import Loaded, base_prefix, build
-from planner.frontend.trace import TraceError, trace
+from planner.frontend.load import Loaded, base_prefix
+from planner.frontend.trace import TraceError
+from planner.frontend.traced import Subject, on_meta, subject_of
 from planner.ir.findings import Finding, Place, Severity, as_written
 from planner.ir.graph import Op
 from planner.ir.placement import R, Shard
@@ -17,7 +18,7 @@ from verify.backends.reading import Reading, read
 from verify.backends.stage_programs import check_even_stages
 from verify.backends.stages import check_stages
 from verify.checks.plan import check_plan
-from verify.checks.tensor import Subject, check_relation, relate
+from verify.checks.tensor import check_relation, relate
 from verify.report import LevelResult
 from verify.static import not_traced
 
@@ -34,7 +35,7 @@ def prove_for(
     if tp < 1 or pp < 1:
         raise ValueError(f"a degree is at least 1, got tp {tp}, pp {pp}.")
     started = perf_counter()
-    built = subject.model if subject is not None else build(loaded)
+    built = subject.model if subject is not None else on_meta(loaded)
     findings = _findings(dialect, loaded, built, subject, plan, tp, pp)
     prefix = base_prefix(built)
     return LevelResult("proof", perf_counter() - started, tuple(as_written(finding, prefix) for finding in findings))
@@ -49,9 +50,9 @@ def _findings(
         return form + refused
     repeated = _with_repeated_heads(dialect, loaded, tp)
     if subject is None or repeated is not None:
-        model = built if repeated is None else build(repeated)
+        model = built if repeated is None else on_meta(repeated)
         try:
-            subject = Subject(model, trace(model), base_prefix(model))
+            subject = subject_of(model)
         except TraceError as error:
             return (*form, not_traced(error))
     stages = check_stages(dialect, subject, plan) if pp > 1 else ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from planner.frontend.traced import Subject
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Module
 from planner.ir.placement import Placement, Shard
@@ -16,7 +17,6 @@ from verify.backends.dialect import Dialect, Reader, Unknown, first_match
 from verify.backends.fused import fusions, is_linear
 from verify.backends.source import forward_tree
 from verify.backends.torchtitan import NAMES, PROJECTIONS
-from verify.checks.tensor import Subject
 
 GATHERED_NORM = Style("norm of the gathered input", before=Before.GATHER, after=After.SPLIT)
 """`TPAwareNormMixin` (vLLM 0.32.0, `fusers/rms_norm.py`): gathers a sharded input, normalises, keeps this rank's part."""

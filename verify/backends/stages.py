@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from planner.frontend.traced import Subject
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
 from planner.ir.plan import Plan, join
 from verify.backends.dialect import Dialect, Pipeline
-from verify.checks.tensor import Subject
 
 _SAME = ("aten.dropout", "aten._to_copy", "aten.alias", "aten.view", "aten.contiguous", "aten.clone")
 """Ops that leave a value what it is, in a served model."""

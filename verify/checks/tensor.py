@@ -4,12 +4,11 @@ Nothing here infers: the plan is given, and every finding follows from relating 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from torch import nn
-
-from planner.frontend.local import HookError, IndivisibleError, trace_local
+from planner.frontend.local import HookError, IndivisibleError
 from planner.frontend.trace import TraceError
+from planner.frontend.traced import Subject, local_program
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
 from planner.ir.placement import Shard
@@ -21,15 +20,6 @@ from planner.sharding.propagate import Propagation, Stuck, explain_failure, prop
 from planner.sharding.reach import Unreachable, unreachable
 
 UNDECIDED = {"TP210", "TP211"}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under proof: on meta, traced once, with the prefix of its base model."""
-
-    model: nn.Module
-    graph: Graph
-    prefix: str
 
 
 def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tuple[Finding, ...]:
@@ -87,7 +77,7 @@ def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tu
 def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | tuple[Finding, ...]:
     """The two programs of one plan at one degree, related, or what forbids it."""
     try:
-        local = trace_local(subject.model, assigned, degree)
+        local = local_program(subject.model, assigned, degree)
     except IndivisibleError as error:
         return (_indivisible(error),)
     except TraceError as error:

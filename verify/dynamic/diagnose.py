@@ -10,12 +10,13 @@ from itertools import islice
 
 from torch import nn
 
-from planner.frontend.load import base_prefix, build
-from planner.frontend.trace import TraceError, trace
+from planner.frontend.load import base_prefix
+from planner.frontend.trace import TraceError
+from planner.frontend.traced import Subject, on_meta, subject_of
 from planner.ir.findings import Fault, Finding, Fix, Severity
 from planner.ir.plan import Edit, generic, join
 from planner.ir.styles import STYLES, After, Before
-from verify.checks.tensor import Subject, check_tensor
+from verify.checks.tensor import check_tensor
 from verify.dynamic.cases import Applied, Case
 from verify.fixes import edited, edits
 
@@ -60,7 +61,7 @@ def _the_clients(finding: Finding) -> Finding:
 
 
 def _mending(case: Case, finding: Finding, run: Run) -> Fix | None:
-    prefix = base_prefix(build(case.loaded))
+    prefix = base_prefix(on_meta(case.loaded))
     for edit in islice(_likely(case, finding), TRIES):
         again = run(replace(case, plan=case.plan.edited(edit, prefix)))
         if again is not None and not any(found.severity is Severity.ERROR for found in again):
@@ -73,9 +74,9 @@ def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
 
     One that moves whole activations (a gather, a split of the input) also hides the lack of a shard beside it: such come last.
     """
-    model = build(case.loaded)
+    model = on_meta(case.loaded)
     try:
-        subject = Subject(model, trace(model), base_prefix(model))
+        subject = subject_of(model)
     except TraceError:
         return
     styles = case.plan.styles(subject.prefix)

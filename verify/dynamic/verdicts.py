@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from planner.frontend.load import base_prefix, build
+from planner.frontend.load import base_prefix
+from planner.frontend.traced import on_meta
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.plan import generic
 from verify.dynamic.cases import Case
@@ -22,7 +23,7 @@ def measures_of(case: Case, outcomes: Mapping[int, Outcome]) -> dict[str, float]
 
     What the client alone gets wrong is no measure of the plan; it is in the findings.
     """
-    styles = case.plan.styles(base_prefix(build(case.loaded)))
+    styles = case.plan.styles(base_prefix(on_meta(case.loaded)))
     largest: dict[str, float] = {}
     for comparison in worst(outcomes).values():
         if not _clients_accumulation(case, comparison, styles):
@@ -32,7 +33,7 @@ def measures_of(case: Case, outcomes: Mapping[int, Outcome]) -> dict[str, float]
 
 def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, ...]:
     """What the ranks' outcomes mean for the plan; entries as the head model sees them."""
-    model = build(case.loaded)
+    model = on_meta(case.loaded)
     styles = case.plan.styles(base_prefix(model))
     refused = next((outcome.refused for outcome in outcomes.values() if outcome.refused), None)
     wrong = [comparison for comparison in worst(outcomes).values() if not comparison.right]
@@ -49,7 +50,7 @@ def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, .
 
 def written(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Findings with their keys as the plan's own file has them."""
-    prefix = base_prefix(build(case.loaded))
+    prefix = base_prefix(on_meta(case.loaded))
     return tuple(as_written(finding, prefix) for finding in findings)
 
 
