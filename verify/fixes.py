@@ -154,6 +154,6 @@ def _applies(subject: Subject, pattern: str, style: str) -> bool:
     if modules:
         numbers = dict(modules[0].numbers)
         is_table = "Embedding" in modules[0].bases
-        return (needs is None or needs in numbers) and (style != "embedding_rowwise" or is_table)
+        return (needs is None or needs in numbers) and (is_table or not style.startswith("embedding"))
     names = (join(module.path, local) for module in subject.graph.modules for local, _ in module.parameters)
     return style in ("colwise", "packed_colwise", "rowwise") and any(generic(name) == pattern for name in names)

@@ -5,7 +5,7 @@ Facts on the hooks: `planner.ir.styles`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from planner.frontend.trace import Tracing
 from planner.ir.findings import Source
 from planner.ir.graph import Graph
 from planner.ir.placement import Placement, R, Shard, local_shape
-from planner.ir.styles import After, Before, Style
+from planner.ir.styles import After, Before, Reach, Style
 from planner.sharding.assign import Assigned
+
+_Held: TypeAlias = "tuple[nn.Module, dict[str, nn.Parameter | None]]"
 
 
 class HookError(TypeError):
@@ -58,7 +60,7 @@ def trace_local(
         for path, (style, _) in assigned.modules.items():
             if style.before is not Before.NOTHING or style.after is not After.NOTHING:
                 hooked.append(model.get_submodule(path))
-                _hook(model, path, style, tracing.recorder, degree)
+                _hook(model, path, style, tracing.recorder, degree, _width(model, path, assigned, held))
         return tracing.run(given)
     finally:
         for module, parameters in held:
@@ -86,15 +88,25 @@ def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> None:
             module._parameters[local] = made[key]
 
 
-def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree: int) -> None:
+def _width(model: nn.Module, path: str, assigned: Assigned, held: list[_Held]) -> int:
+    """The whole size of what a module's own parameters split: as wide as its output is where that is gathered."""
+    module = model.get_submodule(path)
+    own = next(parameters for holder, parameters in held if holder is module)
+    placed = ((own[local], assigned.parameters.get(f"{path}.{local}", (R, ""))[0]) for local in own)
+    return max((p.shape[at.dim] for p, at in placed if p is not None and isinstance(at, Shard)), default=0)
+
+
+def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree: int, width: int) -> None:
     """Wrap one module's forward in what its style does around it."""
     module = model.get_submodule(path)
+    if style.reach is Reach.OWN and not isinstance(module, nn.Linear):
+        recorder.distributed.add(id(module))  # a linear layer's own tensors are local where nothing is trained
     if style.after is After.REDUCE_ROPE_GRADIENT:
         _hook_rope(module, recorder, _rope_width(model))
         return
     original: Callable[..., Any] = module.forward
     before, after = _BEFORE[style.before], _AFTER[style.after]
-    width = int(getattr(module, style.needs or "", 0))
+    width = int(getattr(module, style.needs or "", width))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         args = before(recorder, args, degree)

@@ -7,6 +7,7 @@ they returned a new value.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -73,7 +74,13 @@ class Functions(TorchFunctionMode):
             args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
         target = WHOLE.get(func)
         if target is None:
-            if recorder.unfixed and func in (Tensor.view, Tensor.reshape):
+            if (
+                func in (Tensor.view, Tensor.reshape)
+                and recorder.stack
+                and id(recorder.stack[-1]) in recorder.distributed
+            ):
+                args = _in_parts(args)
+            elif recorder.unfixed and func in (Tensor.view, Tensor.reshape):
                 args = self._unfixed(args)
             return carried(func, args, func(*args, **kwargs))
         with recorder.silent():
@@ -96,7 +103,7 @@ class Functions(TorchFunctionMode):
         """A view as it would be with one size left open: what a patch suggestion tries."""
         recorder = self.recorder
         here = recorder.sources.here(recorder.stack[-1] if recorder.stack else None)
-        sizes = list(args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:])
+        sizes = _sizes(args)
         dim = recorder.unfixed.get(here) if here is not None else None
         if dim is None or not -len(sizes) <= dim < 0 or sizes[dim] == -1 or not all(type(n) is int for n in sizes):
             return args
@@ -105,6 +112,23 @@ class Functions(TorchFunctionMode):
             sizes[open_] = args[0].shape[open_]
         sizes[dim] = -1
         return (args[0], *sizes)
+
+
+def _sizes(args: tuple[Any, ...]) -> list[Any]:
+    """What a view is asked for, given as one argument or as several."""
+    return list(args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:])
+
+
+def _in_parts(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A view of a distributed tensor is asked for by its whole sizes: on a rank the last dim that can is smaller."""
+    sizes, elements = _sizes(args), args[0].numel()
+    if not all(type(size) is int and size > 0 for size in sizes) or prod(sizes) == elements:
+        return args
+    for dim in reversed(range(len(sizes))):
+        rest = prod(sizes[:dim]) * prod(sizes[dim + 1 :])
+        if elements % rest == 0:
+            return (args[0], *sizes[:dim], elements // rest, *sizes[dim + 1 :])
+    return args
 
 
 class Dispatch(TorchDispatchMode):

@@ -29,6 +29,7 @@ class Recorder:
     constants: int = 0
     failed: Op | None = None
     unfixed: Mapping[Source, int] = field(default_factory=dict)
+    distributed: set[int] = field(default_factory=set)
 
     def number(self, tensor: Tensor, name: str | None = None) -> int:
         """The value number of a tensor; one that was never seen is a constant made outside of the forward."""

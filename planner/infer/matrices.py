@@ -7,14 +7,15 @@ from math import prod
 from planner.infer.groups import Groups
 from planner.infer.reasons import locked
 from planner.ir.graph import Graph, Module
-from planner.ir.plan import TpEntry, generic
+from planner.ir.plan import TpEntry, generic, join
+from planner.sharding.assign import is_transposed, multiplies
 
 WORTH_SHARE = 0.01
 """From this share of all parameters on, a matrix is worth a collective of its own, and so is a block of matrices together."""
 WORTH_ELEMENTS = 1 << 26
 """So is a matrix of this many elements."""
-WORTH_IN_BLOCK = 1 / 4096
-"""In a block that is worth it, every matrix of this share of all parameters is split."""
+TURNED = "embedding_colwise"
+"""The style that gathers the output of a weight kept as `[in, out]`: on whatever module, it asks for no attribute."""
 
 
 def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Mapping[str, str]) -> list[list[TpEntry]]:
@@ -29,11 +30,11 @@ def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Map
         block = blocks[_block(pattern)]
         tied = weight in looked_up and _times_used(graph, weight) > 1
         alone = weights[pattern] >= WORTH_SHARE * total or prod(graph.values[weight].shape) >= WORTH_ELEMENTS
-        if tied or alone or (block >= WORTH_SHARE * total and weights[pattern] >= WORTH_IN_BLOCK * total):
+        if tied or alone or block >= WORTH_SHARE * total:
             reason = reasons.get(pattern) or locked(groups, module)
-            entry = _on_its_own(module, looked_up, weight, reason)
-            if entry is not None:
-                proposals.setdefault(weight, []).extend([entry, *_tied_biases(graph, module, weight)])
+            entries = _on_its_own(graph, module, looked_up, weight, reason)
+            if entries:
+                proposals.setdefault(weight, []).extend([*entries, *_tied_biases(graph, module, weight)])
     return list(proposals.values())
 
 
@@ -43,7 +44,8 @@ def _matrices(graph: Graph, planned: Mapping[str, TpEntry]) -> dict[str, tuple[M
     for module in graph.modules:
         pattern = generic(module.path)
         weights = [number for _, number in module.parameters if len(graph.values[number].shape) == 2]
-        if pattern not in planned and len(weights) == 1 and {"Linear", "Embedding"} & set(module.bases):
+        known = {"Linear", "Embedding"} & set(module.bases) or is_transposed(graph, module)
+        if pattern not in planned and len(weights) == 1 and known:
             found.setdefault(pattern, (module, weights[0]))
     return found
 
@@ -76,14 +78,22 @@ def _times_used(graph: Graph, number: int) -> int:
     return sum(number == own for module in graph.modules for _, own in module.parameters)
 
 
-def _on_its_own(module: Module, looked_up: set[int], weight: int, reason: str) -> TpEntry | None:
-    """The entry that splits one matrix without asking anything of its surroundings."""
+def _on_its_own(graph: Graph, module: Module, looked_up: set[int], weight: int, reason: str) -> list[TpEntry]:
+    """The entries that split one matrix without asking anything of its surroundings."""
     pattern = generic(module.path)
     if "Embedding" in module.bases and weight in looked_up:
-        return TpEntry(
-            pattern, "embedding_rowwise", "a table looked up by row: a rank holds some rows, and the lookups are summed"
-        )
+        because = "a table looked up by row: a rank holds some rows, and the lookups are summed"
+        return [TpEntry(pattern, "embedding_rowwise", because)]
     if "Linear" in module.bases and "out_features" in dict(module.numbers):
         because = f"its rows are split and its output gathered, for the output is needed whole: {reason}"
-        return TpEntry(pattern, "colwise_gather_output", because)
-    return None
+        return [TpEntry(pattern, "colwise_gather_output", because)]
+    if is_transposed(graph, module) and multiplies(graph, module):
+        vectors = [local for local, number in module.parameters if number != weight]
+        because = (
+            "kept as [in, out], where no style for linear layers can stand: its columns are split, its output gathered"
+        )
+        return [
+            TpEntry(pattern, TURNED, because),
+            *(TpEntry(generic(join(module.path, local)), "colwise", "as its matrix") for local in vectors),
+        ]
+    return []

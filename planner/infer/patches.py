@@ -7,12 +7,14 @@ from torch import nn
 from planner.frontend.patch import as_linear, unfix_views
 from planner.infer.candidates import Candidate, inner_leaves, is_linear
 from planner.infer.groups import Groups
+from planner.infer.matrices import TURNED
 from planner.infer.probe import Verdict, prober
 from planner.infer.tp import Inference, probe_degree
 from planner.ir.findings import Source
 from planner.ir.graph import Graph, Module
 from planner.ir.plan import generic
 from planner.ir.why import Patch
+from planner.sharding.assign import is_transposed
 from planner.sharding.registry import semantics
 from planner.sharding.semantics import Call, Reshape
 
@@ -23,7 +25,7 @@ def find_patches(model: nn.Module, graph: Graph, inference: Inference, base_pref
     seen: set[str] = set()
     for module in graph.modules:
         pattern = generic(module.path)
-        if pattern in inference.unplanned and pattern not in seen and _is_transposed(graph, module):
+        if pattern not in seen and _is_apart(graph, inference, module):
             seen.add(pattern)
             found.append(_transposed(model, module))
     return tuple(dict.fromkeys(patch for patch in found if patch is not None))
@@ -79,15 +81,12 @@ def _needed(
     return needed
 
 
-def _is_transposed(graph: Graph, module: Module) -> bool:
-    """A weight `[in, out]` that is multiplied as it is, in a module that no style for linear layers can stand on."""
-    weights = [number for _, number in module.parameters if len(graph.values[number].shape) == 2]
-    if is_linear(module) or len(weights) != 1 or len(module.parameters) > 2:
-        return False
-    ops = [graph.ops[position] for position in graph.users.get(weights[0], ())]
-    return bool(ops) and all(
-        op.target in ("aten.addmm", "aten.mm", "matmul") and op.inputs[-1] == weights[0] for op in ops
-    )
+def _is_apart(graph: Graph, inference: Inference, module: Module) -> bool:
+    """A weight `[in, out]` in a module that no style for linear layers can stand on: whole, or split by itself only."""
+    pattern = generic(module.path)
+    entry = inference.entries.get(pattern)
+    alone = pattern in inference.unplanned or (entry is not None and entry.style == TURNED)
+    return alone and not is_linear(module) and len(module.parameters) <= 2 and is_transposed(graph, module)
 
 
 def _transposed(model: nn.Module, module: Module) -> Patch | None:

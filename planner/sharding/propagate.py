@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from planner.ir.graph import Graph, Op
 from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
 from planner.ir.plan import generic
-from planner.ir.styles import After, Layout
+from planner.ir.styles import Before, Layout
 from planner.sharding.assign import Assigned
 from planner.sharding.follow import Problem, cut_inside, follow, related
 from planner.sharding.registry import semantics
@@ -131,8 +131,9 @@ def _place_inputs(state: _State) -> None:
         placement, entry = state.assigned.parameters.get(name, (R, ""))
         owner, _, own = name.rpartition(".")
         style = state.assigned.modules.get(owner)
-        if own == "bias" and style is not None and style[0].layout is Layout.INPUT and style[0].after is After.REDUCE:
-            # The hook adds this bias once, after the sum: as if every rank added its share of it.
+        summed = style is not None and style[0].before in (Before.TAKE_SHARDED, Before.SPLIT)
+        if own == "bias" and style is not None and summed and placement == R:
+            # It is added once, after the sum: as if every rank added its share of it.
             placement, entry = P, style[1]
         if name in state.whole.parameters:
             state.placements.setdefault(number, placement)

@@ -52,6 +52,11 @@ def test_threads_agree_with_real_ranks() -> None:
             assert mine.measures[what] == pytest.approx(error, rel=1e-6, abs=LIMIT), what
 
 
+def test_transposed_weights_are_split_as_tables_are() -> None:
+    (result,) = confirm_cases(_cases("gpt2", []), engine="inprocess")
+    assert result.verdict is Verdict.CONFIRMED, result.findings
+
+
 def test_a_rank_that_is_gone_is_not_waited_for() -> None:
     def work(rank: int) -> str:
         try:

@@ -91,7 +91,6 @@ def test_a_parameter_is_a_key(llama: nn.Module) -> None:
     [
         ("embed_tokens", "colwise", "out_features"),
         ("norm", "rowwise", "in_features"),
-        ("layers.*.mlp.down_proj", "embedding_colwise", "embedding_dim"),
         ("layers.*.mlp.down_proj", "mla_kv_a_proj", "qk_rope_head_dim"),
     ],
 )

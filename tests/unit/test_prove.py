@@ -34,6 +34,23 @@ def test_a_lookup_style_elsewhere_is_left_open() -> None:
     assert (result.verdict, result.findings[0].code) == (Verdict.NOT_PROVED, "TP210")
 
 
+TABLES = [
+    ("qwen2", {"layers.*.self_attn.q_proj": "embedding_rowwise"}, Verdict.PROVED),
+    ("llama", {"layers.*.mlp.gate_proj": "embedding_colwise"}, Verdict.PROVED),
+    ("gpt2", {"h.*.attn.c_attn": "embedding_colwise", "h.*.attn.c_attn.bias": "colwise"}, Verdict.PROVED),
+    ("gpt2", {"h.*.mlp.c_proj": "embedding_rowwise", "h.*.mlp.c_proj.bias": "rowwise"}, Verdict.PROVED),
+    ("gpt2", {"h.*.mlp.c_proj": "embedding_rowwise"}, Verdict.NOT_PROVED),
+    ("qwen2", {"layers.*.self_attn.q_proj": "embedding_colwise"}, Verdict.REFUTED),
+]
+"""All but the last, whose bias has no second dim, are confirmed by ranks."""
+
+
+@pytest.mark.parametrize(("name", "styles", "verdict"), TABLES)
+def test_lookup_styles_on_products(name: str, styles: dict[str, str], verdict: Verdict) -> None:
+    plan = Plan(tp=tuple(TpEntry(pattern, style) for pattern, style in styles.items()))
+    assert prove(name, plan, tp=2).verdict is verdict
+
+
 MUTANTS = [
     ("llama", "layers.*.self_attn.q_proj", None, "TP203"),
     ("llama", "layers.*.self_attn.k_proj", None, "TP203"),

@@ -84,6 +84,7 @@ ODD = {
     "OddSloped": {"aa": "colwise_gather_output", "up_": "colwise"},
     "OddWideNormed": {"aa": "colwise_gather_output", "gu": "colwise"},
     "OddBlocked": {"zz": "colwise_gather_output", "up_": "colwise"},
+    "OddTurned": {"pp": "embedding_colwise", "b": "colwise", "qq": "embedding_colwise", "aa": "colwise"},
     "OddPaired": {"aa": "colwise_gather_output", "up_": "colwise"},
 }
 

@@ -110,6 +110,8 @@ def _wrap(module: nn.Module, style: Style, around: _Around) -> None:
     """Put what a style does around one module's forward."""
     if style.needs is not None and not hasattr(module, style.needs):
         raise StyleError(f"{type(module).__name__} has no {style.needs!r}, which {style.name} needs")
+    if style.layout in (Layout.FIRST, Layout.SECOND) and not isinstance(module, nn.Embedding):
+        raise StyleError(f"{style.name} on a {type(module).__name__} needs the client's distributed tensors")
     original: Callable[..., torch.Tensor] = module.forward
     if style.grad_allreduce or style.before is Before.TAKE_SEQUENCE:
         for parameter in module.parameters(recurse=False):
@@ -185,7 +187,7 @@ def _given(style: Style, given: torch.Tensor, module: nn.Module, around: _Around
         case After.REDUCE:
             return reduce(given)
         case After.GATHER:
-            return gather(given, around.at, size=int(getattr(module, style.needs or "", 0)))
+            return gather(given, around.at, size=int(getattr(module, style.needs or "embedding_dim")))
         case After.REDUCE_ROPE_GRADIENT:
             if not around.rope:
                 raise StyleError(f"{style.name} needs a config with `qk_rope_head_dim`")

@@ -10,11 +10,11 @@ register(
         severity=Severity.ERROR,
         what="The module has not the attribute that the style reads.",
         why="The colwise family reads `out_features`, the rowwise family `in_features`, "
-        "`embedding_colwise` reads `embedding_dim`, `mla_kv_a_proj` reads `config.qk_rope_head_dim`. "
+        "`mla_kv_a_proj` reads `config.qk_rope_head_dim`. "
         "Without it Transformers raises when the model is loaded, or in its first forward.",
-        use_instead="A style for that kind of module: `embedding_rowwise` for an embedding; no entry for GPT-2's "
-        "`Conv1D`, whose weight lies the other way round; for a block of modules, entries for the "
-        "linear layers inside it.",
+        use_instead="A style for that kind of module: `embedding_rowwise` for an embedding; for GPT-2's `Conv1D`, whose weight "
+        "lies the other way round, `embedding_colwise` with `colwise` on its bias, which gathers its output; for a block of "
+        "modules, entries for the linear layers inside it.",
         fix_safety="Offered for an embedding alone: there one style fits. For other modules it is a choice, so "
         "no edit is offered.",
         invalid=(
