@@ -53,7 +53,7 @@ def test_threads_agree_with_real_ranks() -> None:
 
 
 def test_transposed_weights_are_split_as_tables_are() -> None:
-    (result,) = confirm_cases(_cases("gpt2", []), engine="inprocess")
+    (result,) = confirm_cases(tuple(_cases("gpt2", [])), engine="inprocess")
     assert result.verdict is Verdict.CONFIRMED, result.findings
 
 
