@@ -82,7 +82,7 @@ def confirm_cases(
     `timeout` is in seconds, for one case. A case that ends the ranks (one killed, one that never answers) costs a new
     start for the cases after it. With `diagnose`, what is refuted is run again, as by `confirm`.
 
-    With `engine="inprocess"` the ranks are threads of this process: quicker, for tensor-parallel cases of twins on the CPU.
+    With `engine="inprocess"` the ranks are threads of this process: quicker, for cases of twins on the CPU.
     """
     if not cases:
         return ()
@@ -108,7 +108,7 @@ def _in_process(cases: tuple[Case, ...], timeout: float) -> list[LevelResult]:
     """One after the other; ranks that did not answer in time are left behind, and new ones go on."""
     results: list[LevelResult] = []
     while len(results) < len(cases):
-        with InProcess(cases[0].tp) as ranks, suppress(TimeoutError):
+        with InProcess(cases[0].tp * cases[0].pp) as ranks, suppress(TimeoutError):
             for case in cases[len(results) :]:
                 began = time.monotonic()
                 results.append(_result(case, Answer({}, timeout, timed_out=True), timeout))

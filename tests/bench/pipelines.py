@@ -17,7 +17,7 @@ import transformers
 from rich.console import Console
 from rich.progress import track
 
-from launch.api import confirm_cases
+from launch.api import Engine, confirm_cases
 from planner.frontend.load import LoadError, build, carried_plan, load
 from planner.frontend.trace import TraceError, trace
 from planner.frontend.twin import TwinError, twin
@@ -29,10 +29,10 @@ from verify.checks.pipeline import check_pp
 from verify.dynamic.cases import Case, Schedule, Staging
 from verify.report import LevelResult
 
-BATCH = 8
 RANKS = 2
+SAMPLE = 12
+"""Of so many types one is run on real ranks too."""
 STAGES = (2, 4)
-UNPROVED = ("not built", "not traced")
 LIMIT = 120
 """Seconds for one type to be inferred and proved, and for one case of it to run."""
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
@@ -40,13 +40,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One type: `runs` maps a number of stages to a verdict; `reason` says why it is not all confirmed."""
+    """One type: `runs` maps a number of stages to a verdict, `ranks` likewise where real ranks were asked too; `decoded` where
+    decoding through the cache was compared; `reason` says why it is not all confirmed.
+    """
 
     model: str
     proof: str = ""
     upstream: str = ""
     plan: tuple[str, ...] = ()
     runs: dict[str, str] = field(default_factory=dict)
+    ranks: dict[str, str] = field(default_factory=dict)
+    decoded: bool = False
     error: float = 0.0
     reason: str = ""
     seconds: float = 0.0
@@ -59,7 +63,7 @@ class Row:
 
 
 def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
-    """Sweep these types (all causal-LM types by default); exit 1 where proof and run contradict each other.
+    """Sweep these types (all causal-LM types by default); exit 1 where proof and run contradict each other, or threads and ranks.
 
     `tp` is another benchmark's.
     """
@@ -67,12 +71,10 @@ def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
     console = Console(stderr=True)
     known = read(out)
     left = [name for name in types or causal_types() if name not in known]
-    batches = [left[start : start + BATCH] for start in range(0, len(left), BATCH)]
-    for batch in track(batches, description="pipelines", console=console):
-        for row in judged(batch):
-            known[row.model] = row
-            with out.open("a") as lines:
-                lines.write(json.dumps(asdict(row)) + "\n")
+    for name in track(left, description="pipelines", console=console):
+        known[name] = judged(name)
+        with out.open("a") as lines:
+            lines.write(json.dumps(asdict(known[name])) + "\n")
     shown = [known[name] for name in types or sorted(known)]
     Console().print(summary(shown))
     if not types:
@@ -87,17 +89,25 @@ def read(out: Path) -> dict[str, Row]:
     return {row.model: row for row in rows}
 
 
-def judged(batch: Sequence[str]) -> Iterator[Row]:
-    """The rows of a few types, all of their runs at one number of stages in one warm group of ranks."""
-    begun = {name: _begun(name) for name in batch}
-    rows = {name: row for name, (row, _) in begun.items()}
-    cases = [(name, count, case) for name, (_, plan) in begun.items() if plan for count, case in _cases(name, plan)]
-    results = confirm_cases(tuple(case for *_, case in cases), timeout=LIMIT) if cases else ()
-    for (name, count, _), result in zip(cases, results, strict=True):
-        rows[name] = _with_run(rows[name], count, result)
-    for row in rows.values():
-        ran = row.proof not in UNPROVED and len(row.runs) < len(STAGES)
-        yield replace(row, reason="no small twin was found to run") if ran and not row.reason else row
+def judged(name: str) -> Row:
+    """One type, its ranks as threads; every so many types also on real ranks."""
+    row, plan = _begun(name)
+    if plan is None:
+        return row
+    for count in STAGES:
+        try:
+            case = _case(name, plan, count)
+        except (TwinError, TimeoutError) as error:
+            return replace(row, reason=row.reason or _line(str(error)))
+        row = _with_run(row, count, _asked(case, "inprocess"))
+        if name in causal_types()[::SAMPLE]:
+            real = _asked(case, "ranks")
+            row = replace(row, ranks={**row.ranks, str(count): real.verdict.value})
+    return row
+
+
+def _asked(case: Case, engine: Engine) -> LevelResult:
+    return confirm_cases((case,), timeout=LIMIT, engine=engine)[0]
 
 
 def _begun(name: str) -> tuple[Row, Plan | None]:
@@ -118,17 +128,14 @@ def _begun(name: str) -> tuple[Row, Plan | None]:
     return replace(row, reason=_first(findings), seconds=time.perf_counter() - started), plan
 
 
-def _cases(name: str, plan: Plan) -> Iterator[tuple[int, Case]]:
+def _case(name: str, plan: Plan, stages: int) -> Case:
     """All on two ranks: four stages are two chunks of layers on each, interleaved."""
-    for count in STAGES:
-        rounds = count // RANKS
-        try:
-            with limited(LIMIT):
-                small = twin(load(name), tp=1, pp=count)
-        except (TwinError, TimeoutError):
-            continue
-        schedule = Schedule.ONE_F_ONE_B if rounds == 1 else Schedule.INTERLEAVED
-        yield count, Case(small, plan, 1, RANKS, staging=Staging(schedule, rounds))
+    rounds = stages // RANKS
+    with limited(LIMIT):
+        small = twin(load(name), tp=1, pp=stages)
+    return Case(
+        small, plan, 1, RANKS, staging=Staging(Schedule.ONE_F_ONE_B if rounds == 1 else Schedule.INTERLEAVED, rounds)
+    )
 
 
 def _with_run(row: Row, stages: int, result: LevelResult) -> Row:
@@ -137,6 +144,7 @@ def _with_run(row: Row, stages: int, result: LevelResult) -> Row:
         row,
         runs={**row.runs, str(stages): result.verdict.value},
         error=max(row.error, *result.measures.values(), 0.0) if result.measures else row.error,
+        decoded=row.decoded or "decoded logits" in result.measures,
         reason=row.reason or (f"{stages} stages: {why}" if why else ""),
         seconds=row.seconds + result.seconds,
     )
@@ -166,7 +174,8 @@ def _compared(ours: Plan, theirs: Plan) -> str:
 
 
 def _contradicts(row: Row) -> bool:
-    return Verdict.REFUTED.value in row.runs.values() and row.proof == Verdict.PROVED.value
+    otherwise = any(row.runs[stages] != verdict for stages, verdict in row.ranks.items())
+    return otherwise or (Verdict.REFUTED.value in row.runs.values() and row.proof == Verdict.PROVED.value)
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from planner.frontend.load import Loaded, quiet
 from verify.dynamic.cases import Case
 from verify.dynamic.outcome import Outcome, failure_of
 from verify.dynamic.threads import Threads
-from verify.dynamic.worker import Known, check, known
+from verify.dynamic.worker import Known, Shared, check, known
 
 _CPU = torch.device("cpu")
 
 
 class InProcess(AbstractContextManager["InProcess"]):
-    """`degree` ranks in this process, on its CPU; tensor-parallel cases of twins only.
+    """`degree` ranks in this process, on its CPU; cases of twins only.
 
     Transformers applies the plan as it does on real ranks. What it cannot show is what only separate processes do: a rank that
     dies, a collective library's own errors, a run that never ends.
@@ -47,12 +47,10 @@ class InProcess(AbstractContextManager["InProcess"]):
             ValueError: not a case of this kind.
             TimeoutError: not every rank answered in time.
         """
-        if case.pp > 1 or case.weights or case.tp != self._threads.degree:
-            raise ValueError(
-                f"{self._threads.degree} ranks in one process check tensor-parallel plans of a twin at that degree."
-            )
+        if case.weights or case.tp * case.pp != self._threads.degree:
+            raise ValueError(f"{self._threads.degree} ranks in one process check plans of a twin for that many ranks.")
         try:
-            before = self._before(case)
+            before = Shared() if case.pp > 1 else self._before(case)
         except Exception as error:  # the model raises on one device: every rank would say the same
             failure = failure_of(error, stage="the single-device model", module="", sharded=False)
             return {rank: Outcome(rank, failure=failure) for rank in range(case.tp)}

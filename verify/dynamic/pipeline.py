@@ -1,7 +1,7 @@
 """A pipeline plan on real ranks: logits, loss, gradients and cached decoding of its stages against one device's."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -14,54 +14,77 @@ from planner.frontend.inputs import caching
 from planner.frontend.load import base_prefix
 from planner.ir.graph import Graph
 from planner.ir.plan import join
-from verify.dynamic.cases import Case, Schedule
+from verify.dynamic.cases import Case, Inputs, Schedule
 from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
 from verify.dynamic.exact import Wide
-from verify.dynamic.pipeline_answers import Answers, answers, batch, steps
+from verify.dynamic.pipeline_answers import Answers, answers, batch, joined, steps
 from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, sent, traced
 from verify.dynamic.reference import State, reference_model, with_plan
 from verify.dynamic.schedules import Seat, exchange, microbatches, scheduled
 from verify.dynamic.stages import Between, Layout, Stage, dealt, drop, layout_of, moved, untie
 
 
-def check_pipeline(case: Case, state: State) -> tuple[Comparison, ...]:
-    """What this rank of `tp * pp` compared; every rank must call it. `ValueError` where the plan makes no pipeline."""
-    device = _device()
-    single = reference_model(case.loaded, device)
-    single.load_state_dict(state)
-    staging = case.staging
-    stages, count = case.pp * staging.rounds, microbatches(staging.schedule, case.pp)
-    graph = traced(case.loaded)
-    layout = _layout(case, single, graph, stages)
-    mesh = init_device_mesh(device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
-    seat = Seat(stages, mesh)
-    own = tuple(_stage(case, state, layout, place, seat) for place in _places(case, graph, single, layout, seat))
-    ids, mask = batch(single, count)
-    with Wide():  # not around the building of models: their float32 buffers are to be the same
-        want = answers(single, layout, ids, mask, count)
-        compared = _padded(own, want, ids, mask, seat)
-        compared += _decoded(own, want, ids, seat)
-        return (*compared, *_gradients(own, want, ids, single, seat, staging.schedule))
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """Where a model is cut into stages, and the program that says what crosses the cuts (None where it cannot be traced)."""
+
+    graph: Graph | None
+    layout: Layout
 
 
-def _layout(case: Case, single: nn.Module, graph: Graph | None, stages: int) -> Layout:
-    """The layout that is asked for; an even one avoids cuts that no stage can be made at."""
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The single-device model of a case and what it answers to all that is `asked`, the same for every rank."""
+
+    single: PreTrainedModel
+    cutting: Cutting
+    asked: Inputs
+    want: Answers
+
+
+def laid_out(case: Case, single: PreTrainedModel) -> Cutting:
+    """The stages that are asked for; even ones avoid cuts that cannot be made. `ValueError` where the plan makes none."""
     plan, staging = case.plan, case.staging
+    stages = case.pp * staging.rounds
     layout = layout_of(single, plan.pp, plan.head_pp, base_prefix=base_prefix(single), stages=stages)
+    graph = traced(case.loaded)
     if staging.bounds or staging.overlap:
-        return replace(layout, chunks=dealt(layout.depth, stages, bounds=staging.bounds, overlap=staging.overlap))
-    cuts = possible(graph, layout.layers, layout.depth, layout.before)
-    return replace(layout, chunks=moved(layout.chunks, cuts))
+        chunks = dealt(layout.depth, stages, bounds=staging.bounds, overlap=staging.overlap)
+    else:
+        chunks = moved(layout.chunks, possible(graph, layout.layers, layout.depth, layout.before))
+    return Cutting(graph, replace(layout, chunks=chunks))
 
 
-def _places(case: Case, graph: Graph | None, single: nn.Module, layout: Layout, seat: Seat) -> list[Between]:
+def alone(case: Case, single: PreTrainedModel, cutting: Cutting) -> Alone:
+    """Ask the single-device model, a microbatch at a time."""
+    parts = batch(single, microbatches(case.staging.schedule, case.pp))
+    with Wide():  # not around the building of models: their float32 buffers are to be the same
+        return Alone(single, cutting, joined(parts), answers(single, cutting.layout, parts))
+
+
+def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
+    """What this rank of `tp * pp` compared; every rank must call it."""
+    mesh = init_device_mesh(_device().type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
+    seat = Seat(case.pp * case.staging.rounds, mesh)
+    state = before.single.state_dict()
+    own = tuple(_stage(case, state, before.cutting.layout, place, seat) for place in _places(case, before, seat))
+    with Wide():
+        compared = _padded(own, before, seat)
+        compared += _decoded(own, before, seat)
+        return (*compared, *_gradients(own, before, seat, case.staging.schedule))
+
+
+def _places(case: Case, before: Alone, seat: Seat) -> list[Between]:
     """What passes the cuts before and after each of this rank's stages: of what must, what the plan lists."""
+    single, layout = before.single, before.cutting.layout
     prefix = base_prefix(single)
     listed = next(entry.inputs for entry in case.plan.pp if join(prefix, entry.module) == layout.layers)
     found = []
     for stage in seat.own:
         start, end = (
-            sent(crossing(graph, cut, single), listed, single.get_submodule(layout.layer(0))) if cut else Crossing()
+            sent(crossing(before.cutting.graph, cut, single), listed, single.get_submodule(layout.layer(0)))
+            if cut
+            else Crossing()
             for cut in layout.cuts(stage)
         )
         found.append(Between(stage, start, end))
@@ -91,17 +114,17 @@ def _stage(case: Case, state: State, layout: Layout, place: Between, seat: Seat)
     return Stage(model, layout, _device(), place)
 
 
-def _padded(
-    own: tuple[Stage, ...], want: Answers, ids: torch.Tensor, mask: torch.Tensor, seat: Seat
-) -> list[Comparison]:
+def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
     """The left-padded batch, through the stages without gradients."""
+    want, asked = before.want, before.asked
     if not want.padded:
         return []
     for stage in own:
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     with torch.no_grad():
-        given = scheduled(own, ids, want.logits, seat, Schedule.GPIPE).forward(ids, mask)
-    return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, mask)
+        given = scheduled(own, asked.ids, want.logits, seat, Schedule.GPIPE).forward(asked)
+    seen = None if asked.encoded else asked.mask
+    return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, seen)
 
 
 def _by_microbatch(
@@ -112,24 +135,26 @@ def _by_microbatch(
     masks = [None] * len(want) if mask is None else [part.bool() for part in mask.chunk(len(want))]
     for got, wanted, seen in zip(given.chunk(len(want)), want, masks, strict=True):
         if seen is not None and got.ndim == 3:
-            got, wanted = got[seen], wanted[seen]
+            got, wanted = (full[:, -seen.shape[1] :][seen] for full in (got, wanted))
         compared.append(Comparison(what, relative_error(got, wanted), LIMIT))
     return compared
 
 
 @torch.no_grad()
-def _decoded(own: tuple[Stage, ...], want: Answers, ids: torch.Tensor, seat: Seat) -> list[Comparison]:
+def _decoded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
     """Prefill and decode, each stage with its own cache."""
+    want = before.want
     if want.decoded is None:
         return []
     for stage in own:
         stage.cache = None
     given: list[torch.Tensor] = []
-    for tokens, record in zip(steps(ids), want.steps, strict=True):
+    for arguments, record in zip(steps(before.asked), want.steps, strict=True):
         for stage in own:
             stage.record = record
-            stage.inputs = {"use_cache": True} | ({} if stage.cache is None else {"past_key_values": stage.cache})
-        given += exchange(own, tokens, seat)
+            cached = {} if stage.cache is None else {"past_key_values": stage.cache}
+            stage.inputs = {**caching(stage.model, True), **cached}
+        given += exchange(own, arguments, seat)
     if not given:
         return []
     return [Comparison("decoded logits", relative_error(torch.cat(given, dim=1), want.decoded), LIMIT)]
@@ -159,21 +184,20 @@ class _Sums:
         parameter.grad = None
 
 
-def _gradients(
-    own: tuple[Stage, ...], want: Answers, ids: torch.Tensor, single: PreTrainedModel, seat: Seat, schedule: Schedule
-) -> list[Comparison]:
+def _gradients(own: tuple[Stage, ...], before: Alone, seat: Seat, schedule: Schedule) -> list[Comparison]:
     """A step of the schedule over the microbatches: logits, loss, and the gradients that each stage is left with."""
+    want, asked = before.want, before.asked
     for stage in own:
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     taken, losses = {stage: _Sums(stage) for stage in own}, list[torch.Tensor]()
-    given = scheduled(own, ids, want.logits, seat, schedule).step(ids, losses)
+    given = scheduled(own, asked.ids, want.logits, seat, schedule).step(asked, losses)
     compared = []
     if given is not None:
         compared += _by_microbatch("logits", given, want.logits)
         error = relative_error(torch.stack(losses).sum(), torch.stack(want.losses).sum())
         compared.append(Comparison("loss", error, LIMIT))
     sums = {stage: kept.sums for stage, kept in taken.items()}
-    return compared + _compared_gradients(sums, want, single, seat)
+    return compared + _compared_gradients(sums, want, before.single, seat)
 
 
 def _compared_gradients(

@@ -1,6 +1,6 @@
 """What one device answers, as pipeline stages are asked: a microbatch at a time, and with the forms of every call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from planner.frontend.inputs import caching
-from verify.dynamic.cases import DECODED, accepts, inputs
+from verify.dynamic.cases import Inputs, accepts, inputs
 from verify.dynamic.compare import LIMIT, relative_error
 from verify.dynamic.questions import logits
 from verify.dynamic.stages import Layout, Record, recorded
@@ -27,10 +27,20 @@ class Answers:
     decoded: torch.Tensor | None = None
 
 
-def batch(model: nn.Module, microbatches: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of all microbatches, one below the other; each microbatch has a padded row."""
-    drawn = [inputs(model, seed=seed) for seed in range(microbatches)]
-    return torch.cat([one.ids for one in drawn]), torch.cat([one.mask for one in drawn])
+def batch(model: nn.Module, microbatches: int) -> tuple[Inputs, ...]:
+    """What each microbatch asks; each has a padded row."""
+    return tuple(inputs(model, seed=seed) for seed in range(microbatches))
+
+
+def joined(parts: Sequence[Inputs]) -> Inputs:
+    """All microbatches as one batch, one below the other."""
+    return Inputs(
+        parts[0].name,
+        torch.cat([part.ids for part in parts]),
+        {name: torch.cat([part.more[name] for part in parts]) for name in parts[0].more},
+        torch.cat([part.mask for part in parts]),
+        torch.cat([part.ragged for part in parts]),
+    )
 
 
 def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -40,46 +50,44 @@ def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return given.square().mean()
 
 
-def answers(
-    single: PreTrainedModel, layout: Layout, ids: torch.Tensor, mask: torch.Tensor, microbatches: int
-) -> Answers:
+def answers(single: PreTrainedModel, layout: Layout, parts: Sequence[Inputs]) -> Answers:
     """One device's answers to all microbatches; its gradients are taken away again."""
     want = Answers()
     more = caching(single, False)
-    for tokens, seen in zip(ids.chunk(microbatches), mask.chunk(microbatches), strict=True):
+    for part in parts:
         with recorded(single, layout.named) as want.record:
-            given = logits(single, input_ids=tokens, **more)
-        loss = loss_of(given, tokens)
+            given = logits(single, **part.whole(), **more)
+        loss = loss_of(given, part.ids)
         loss.backward()
         want.logits.append(given.detach())
         want.losses.append(loss.detach())
         if accepts(single, "attention_mask"):
             with torch.no_grad():
-                want.padded.append(logits(single, input_ids=tokens, attention_mask=seen, **more))
+                want.padded.append(logits(single, **part.whole(), attention_mask=part.mask, **more))
     for name, value in single.named_parameters():
         want.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad
-    if accepts(single, "past_key_values") and accepts(single, "use_cache"):
-        _decode_alone(single, layout, ids, want)
+    if accepts(single, "past_key_values") and caching(single, True):
+        _decode_alone(single, layout, joined(parts), want)
     return want
 
 
-def steps(ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The prompt, then one token after the other."""
-    yield ids[:, :-DECODED]
-    yield from ids[:, -DECODED:].split(1, dim=1)
+def steps(asked: Inputs) -> Iterator[dict[str, torch.Tensor]]:
+    """The arguments of a prefill with the prompt, then of one token after the other."""
+    yield asked.first(asked.prompt)
+    yield from map(asked.next, range(asked.prompt, asked.ids.shape[1]))
 
 
 @torch.no_grad()
-def _decode_alone(single: PreTrainedModel, layout: Layout, ids: torch.Tensor, want: Answers) -> None:
+def _decode_alone(single: PreTrainedModel, layout: Layout, asked: Inputs, want: Answers) -> None:
     """Decode on one device. What stages must give is the full recompute, unless the model itself decodes otherwise."""
     cache, given = None, []
-    for tokens in steps(ids):
+    for arguments in steps(asked):
         with recorded(single, layout.named) as record:
             try:
                 output = single(
-                    input_ids=tokens, use_cache=True, **({} if cache is None else {"past_key_values": cache})
+                    **arguments, **caching(single, True), **({} if cache is None else {"past_key_values": cache})
                 )
-            except RuntimeError:  # a model that does not decode token by token: there is nothing to ask of stages
+            except Exception:  # a model that does not decode token by token: there is nothing to ask of stages
                 return
         cache = output.get("past_key_values")
         if cache is None:
@@ -87,8 +95,5 @@ def _decode_alone(single: PreTrainedModel, layout: Layout, ids: torch.Tensor, wa
         given.append(output[0])
         want.steps.append(record)
     decoded, recomputed = torch.cat(given, dim=1), torch.cat(want.logits)
-    if (
-        decoded.shape != recomputed.shape
-    ):  # a model that does not decode token by token: there is nothing to ask of stages
-        return
-    want.decoded = recomputed if relative_error(decoded, recomputed) <= LIMIT else decoded
+    if decoded.shape == recomputed.shape:  # else the model does not decode token by token either
+        want.decoded = recomputed if relative_error(decoded, recomputed) <= LIMIT else decoded

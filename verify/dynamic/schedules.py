@@ -1,7 +1,8 @@
 """Stages on their ranks: torch's own schedules over them, and the plain exchange that cached decoding needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle, ScheduleLoopedBFS
 from torch.distributed.pipelining.stage import _PipelineStageBase  # what its schedules take, an invariant list of
 
-from verify.dynamic.cases import Schedule
+from verify.dynamic.cases import Inputs, Schedule
 from verify.dynamic.pipeline_answers import loss_of
 from verify.dynamic.stages import Stage
 
@@ -49,15 +50,19 @@ class Scheduled:
     own: tuple[Stage, ...]
     runtime: PipelineScheduleSingle | PipelineScheduleMulti
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
-        """All microbatches of a padded batch, without gradients."""
-        given: torch.Tensor | None = self.runtime.eval(*self._given(ids), input_ids=ids, attention_mask=mask)
+    def forward(self, asked: Inputs) -> torch.Tensor | None:
+        """All microbatches of a left-padded batch, without gradients."""
+        arguments: dict[str, Any] = asked.whole() | {"attention_mask": asked.mask}
+        given: torch.Tensor | None = self.runtime.eval(*self._given(asked.ids), **arguments)
         return given if self.own[-1].last else None
 
-    def step(self, ids: torch.Tensor, losses: list[torch.Tensor]) -> torch.Tensor | None:
+    def step(self, asked: Inputs, losses: list[torch.Tensor]) -> torch.Tensor | None:
         """Forward and backward of all microbatches; `losses` gets one loss each, on the rank of the last stage."""
-        target = ids if self.own[-1].last else None
-        given: torch.Tensor | None = self.runtime.step(*self._given(ids), target=target, losses=losses, input_ids=ids)
+        target = asked.ids if self.own[-1].last else None
+        arguments: dict[str, Any] = dict(asked.whole())
+        given: torch.Tensor | None = self.runtime.step(
+            *self._given(asked.ids), target=target, losses=losses, **arguments
+        )
         return given if self.own[-1].last else None
 
     def _given(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -120,13 +125,13 @@ def _empty(
     )
 
 
-def exchange(own: tuple[Stage, ...], ids: torch.Tensor, seat: Seat) -> list[torch.Tensor]:
+def exchange(own: tuple[Stage, ...], arguments: Mapping[str, torch.Tensor], seat: Seat) -> list[torch.Tensor]:
     """One forward through all stages, each sending to the next one's rank; the last stage's result, where it lies here."""
     for place, stage in zip(seat.own, own, strict=True):
         received = _empty(stage.forms(stage.receives), train=False, device=stage.device)
         for tensor in received:
             dist.recv(tensor, seat.rank(place - 1), group=seat.group)
-        given = stage(*received, input_ids=ids)
+        given = stage(*received, **arguments)
         if stage.last:
             return [given]
         for tensor in given:

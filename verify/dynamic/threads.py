@@ -47,13 +47,26 @@ class GoneError(dist.DistNetworkError):
 
 
 @dataclass(slots=True)
-class _Meeting:
-    """One collective of one group: the arguments that came so far, by rank in the group."""
+class _Awaited:
+    """What ranks wait for."""
 
-    collective: _Collective
-    came: dict[int, object] = field(default_factory=dict)
     error: BaseException | None = None
     over: bool = False
+
+
+@dataclass(slots=True)
+class _Meeting(_Awaited):
+    """One collective of one group: the arguments that came so far, by rank in the group."""
+
+    collective: _Collective = field(kw_only=True)
+    came: dict[int, object] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Parcel(_Awaited):
+    """One message between two ranks; it is over once it was sent."""
+
+    tensors: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -63,9 +76,11 @@ class _Table:
     size: int
     turn: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
-    waiting: dict[int, _Meeting] = field(default_factory=dict)
+    waiting: dict[int, _Awaited] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     meetings: dict[str, _Meeting] = field(default_factory=dict)
+    parcels: dict[tuple[str, tuple[int, int], int], _Parcel] = field(default_factory=dict)
+    counted: dict[tuple[str, tuple[int, int], bool], int] = field(default_factory=dict)
     stopped: bool = False
 
     def begin(self, rank: int) -> None:
@@ -88,7 +103,7 @@ class _Table:
         """
         if self.stopped:
             raise GoneError("the run was stopped")
-        meeting = self.meetings.setdefault(group.name, _Meeting(collective))
+        meeting = self.meetings.setdefault(group.name, _Meeting(collective=collective))
         meeting.came[group.at] = arguments
         if type(meeting.collective) is not type(collective):
             names = f"{type(meeting.collective).__name__} and {type(collective).__name__}"
@@ -96,9 +111,27 @@ class _Table:
         if len(meeting.came) == group.members:
             self._hold(group.name, meeting)
         else:
-            self._wait(group.seat, meeting)
+            self.wait_for(group.seat, meeting)
         if meeting.error is not None:
             raise meeting.error
+
+    def parcel(self, group: str, ends: tuple[int, int], *, sent: bool) -> _Parcel:
+        """The next message from one rank of a group to another that is sent, or the next that is received."""
+        count = self.counted[group, ends, sent] = self.counted.get((group, ends, sent), 0) + 1
+        return self.parcels.setdefault((group, ends, count), _Parcel())
+
+    def wait_for(self, rank: int, awaited: _Awaited) -> None:
+        """Let the other ranks go on until it is over.
+
+        Raises:
+            GoneError: no other rank can bring it about any more.
+        """
+        if self.stopped:
+            raise GoneError("the run was stopped")
+        if not awaited.over:
+            self._wait(rank, awaited)
+        if awaited.error is not None:
+            raise awaited.error
 
     def _hold(self, name: str, meeting: _Meeting) -> None:
         del self.meetings[name]
@@ -109,9 +142,9 @@ class _Table:
             meeting.error = error
         meeting.over = True
 
-    def _wait(self, rank: int, meeting: _Meeting) -> None:
+    def _wait(self, rank: int, awaited: _Awaited) -> None:
         with self.changed:
-            self.waiting[rank] = meeting
+            self.waiting[rank] = awaited
             self._pass_on(rank)
             self.changed.wait_for(lambda: self.turn == rank)
             del self.waiting[rank]
@@ -122,9 +155,9 @@ class _Table:
         left = [other for other in order if other not in self.ended]
         able = [other for other in left if other not in self.waiting or self.waiting[other].over]
         if left and not able:
-            for meeting in self.waiting.values():
-                meeting.over = True
-                meeting.error = meeting.error or GoneError("a rank that this collective waits for has ended")
+            for awaited in self.waiting.values():
+                awaited.over = True
+                awaited.error = awaited.error or GoneError("a rank that this collective waits for has ended")
             self.meetings.clear()
         self.turn = next(iter(able or left), -1)
         self.changed.notify_all()
@@ -178,6 +211,17 @@ class _Group(_Base):
     def group_name(self) -> str:
         return self.name
 
+    def send(self, tensors: _Tensors, to: int, tag: int = 0) -> "_Sent":
+        """Nobody waits for a message to be received."""
+        del tag
+        parcel = _SEAT.table.parcel(self.name, (self.at, to), sent=True)
+        parcel.tensors, parcel.over = [tensor.detach().clone() for tensor in tensors], True
+        return _Sent()
+
+    def recv(self, tensors: _Tensors, source: int, tag: int = 0) -> "_Received":
+        del tag
+        return _Received(self.seat, _SEAT.table.parcel(self.name, (source, self.at), sent=False), tensors)
+
     def allreduce(self, tensors: _Tensors, opts: AllreduceOptions) -> Work:
         return self._meet(_made(private.AllReduce, opts.reduceOp), tensors)
 
@@ -215,6 +259,28 @@ class _Group(_Base):
         self, output: torch.Tensor, given: torch.Tensor, output_sizes: list[int], sizes: list[int], *_: object
     ) -> Work:
         return self._meet(_made(private.AllToAllBase), (output, given, output_sizes, sizes))
+
+
+class _Sent:
+    """A message that is on its way."""
+
+    def wait(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """A message that is waited for, and where it is to lie."""
+
+    seat: int
+    parcel: _Parcel
+    tensors: _Tensors
+
+    def wait(self) -> bool:
+        _SEAT.table.wait_for(self.seat, self.parcel)
+        for mine, theirs in zip(self.tensors, self.parcel.tensors, strict=True):
+            mine.detach().copy_(theirs)
+        return True
 
 
 def _made(kind: Callable[..., object], *options: object) -> _Collective:

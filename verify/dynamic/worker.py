@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,9 @@ from verify.dynamic.outcome import Failure, Outcome, failure_of
 from verify.dynamic.questions import Observed, observe
 from verify.dynamic.reference import sharded_model, single_device
 from verify.dynamic.saved import saved
+
+if TYPE_CHECKING:
+    from verify.dynamic.pipeline import Alone
 
 PERTURBATIONS = 2
 SAFETY = 10.0
@@ -39,6 +43,13 @@ class _Progress:
     """What was compared before the first question."""
 
 
+@dataclass(slots=True)
+class Shared:
+    """What pipeline ranks of one process ask the single-device model once: the first of them does."""
+
+    alone: "Alone | None" = None
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """The single-device model of a case and its answers, which do not depend on the plan."""
@@ -53,7 +64,9 @@ def known(case: Case, *, device: torch.device) -> Known:
     return Known(single, observe(single, inputs(single, seed=case.seed), into=Observed()))
 
 
-def check(case: Case, *, rank: int, device: torch.device, before: Known | None = None, hasty: bool = False) -> Outcome:
+def check(
+    case: Case, *, rank: int, device: torch.device, before: "Known | Shared | None" = None, hasty: bool = False
+) -> Outcome:
     """One case on this rank. An exception becomes this rank's failure; nothing is raised.
 
     With the single-device answers of `before` they are not asked again. A hasty check ends with the first answer that is
@@ -62,8 +75,9 @@ def check(case: Case, *, rank: int, device: torch.device, before: Known | None =
     progress = _Progress()
     try:
         if case.pp > 1:
-            return _check_pipeline(case, rank=rank, device=device, progress=progress)
-        if before is not None:
+            shared = before if isinstance(before, Shared) else Shared()
+            return _check_pipeline(case, shared, rank=rank, device=device, progress=progress)
+        if isinstance(before, Known):
             progress.single, progress.want = before.single, before.want
         return _check_tensor(case, rank=rank, device=device, progress=progress, hasty=hasty)
     except Exception as error:  # whatever the model, the client or the plan makes it raise is the result
@@ -130,12 +144,17 @@ def _streams(case: Case, single: PreTrainedModel) -> list[str]:
     return streams(single, [name for name, _ in single.named_modules() if generic(name) in styles])
 
 
-def _check_pipeline(case: Case, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
-    from verify.dynamic.pipeline import check_pipeline  # only where there are stages
+def _check_pipeline(case: Case, shared: Shared, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
+    from verify.dynamic.pipeline import alone, check_pipeline, laid_out  # only where there are stages
 
-    state = single_device(case, device).state_dict()
+    if shared.alone is None:
+        single = single_device(case, device)
+        progress.stage, progress.sharded = "pipeline", True
+        cut = laid_out(case, single)
+        progress.stage, progress.sharded = "the single-device model", False
+        shared.alone = alone(case, single, cut)
     progress.stage, progress.sharded = "pipeline", True
-    return Outcome(rank, check_pipeline(case, state))
+    return Outcome(rank, check_pipeline(case, shared.alone))
 
 
 def _outcome(case: Case, progress: _Progress, *, rank: int, failure: Failure | None = None) -> Outcome:
