@@ -19,7 +19,7 @@ from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, who
 from verify.dynamic.exact import Wide
 from verify.dynamic.pipeline_answers import Answers, answers, batch, joined, steps
 from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, sent, traced
-from verify.dynamic.reference import State, reference_model, with_plan
+from verify.dynamic.reference import State, from_state, with_plan
 from verify.dynamic.schedules import Seat, exchange, microbatches, scheduled
 from verify.dynamic.stages import Between, Layout, Stage, dealt, drop, layout_of, moved, untie
 
@@ -99,8 +99,8 @@ def _device() -> torch.device:
 
 def _stage(case: Case, state: State, layout: Layout, place: Between, seat: Seat) -> Stage:
     """One of this rank's stages: the weights of others dropped, its own sharded by the client's own code."""
-    model = reference_model(with_plan(case.loaded, case.plan), _device())
-    model.load_state_dict(state)
+    model = from_state(with_plan(case.loaded, case.plan), state)
+    nn.Module.to(model, _device())
     absent = layout.absent(place.stage)
     drop(model, absent)
     if seat.mesh.size(1) > 1:

@@ -34,7 +34,7 @@ def single_device(case: Case, device: torch.device) -> PreTrainedModel:
         nn.Module.to(model, device)
         return model
     state = random_state(reference_model(case.loaded, torch.device("cpu")), seed=case.seed)
-    single = _from_state(replace(case.loaded, config=copy.deepcopy(case.loaded.config)), state)
+    single = from_state(replace(case.loaded, config=copy.deepcopy(case.loaded.config)), state)
     nn.Module.to(single, device)
     return single
 
@@ -51,11 +51,13 @@ def sharded_model(case: Case, state: State) -> PreTrainedModel:
     degrees = DistributedConfig(tp_size=case.tp, ep_size=case.ep if case.ep > 1 else None)
     if case.weights:
         return _from_checkpoint(planned, degrees)
-    return _from_state(planned, state, degrees)
+    return from_state(planned, state, degrees)
 
 
-def _from_state(loaded: Loaded, state: State, degrees: DistributedConfig | None = None) -> PreTrainedModel:
-    """The client's own loading also for one device: what it computes anew (buffers that no checkpoint holds) is then alike."""
+def from_state(loaded: Loaded, state: State, degrees: DistributedConfig | None = None) -> PreTrainedModel:
+    """A model with these weights, on one device too by the client's own loading: what that computes anew (buffers that no
+    checkpoint holds) is then alike.
+    """
     with quiet():
         model = loaded.model_class.from_pretrained(
             None, config=loaded.config, state_dict=dict(state), dtype=torch.float64, distributed_config=degrees

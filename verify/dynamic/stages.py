@@ -14,6 +14,7 @@ from itertools import pairwise, starmap
 import torch
 from torch import nn
 from transformers import Cache
+from transformers.utils.generic import ModelOutput
 
 from planner.frontend.stacks import layer_stack, members
 from planner.ir.live import Cut, Entrance, Live
@@ -224,6 +225,8 @@ def _mapped(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -> ob
             return change(value)
         case tuple() | list():
             return type(value)(_mapped(item, change) for item in value)
+        case ModelOutput():
+            return type(value)(**{key: _mapped(item, change) for key, item in value.items()})
         case dict():
             return {key: _mapped(item, change) for key, item in value.items()}
         case _:
