@@ -1,16 +1,18 @@
 """Ranks as threads say what real ranks say: the same verdict, the same findings, the same errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from launch.api import confirm_cases
 from planner.api import suggest
-from planner.frontend.load import base_prefix, build, load
+from planner.frontend.load import base_prefix, build, carried_plan, load
 from planner.frontend.twin import twin
 from planner.ir.findings import Verdict
 from planner.ir.plan import Edit, Plan
-from verify.dynamic.cases import Case
+from verify.dynamic.cases import Case, Schedule, Staging
 from verify.dynamic.compare import LIMIT
 from verify.dynamic.threads import GoneError, Threads
 from verify.report import LevelResult
@@ -40,12 +42,11 @@ def _shown(result: LevelResult) -> tuple[Verdict, list[str], list[str | None]]:
     return result.verdict, [finding.code for finding in findings], [finding.place.entry for finding in findings]
 
 
-def test_threads_agree_with_real_ranks() -> None:
-    cases = (*_cases("llama", EDITS), *_cases("qwen2_moe", [("layers.*.mlp.experts", "moe_tp_experts", None)]))
+def compare_engines(cases: tuple[Case, ...], verdicts: list[Verdict]) -> None:
     threads = confirm_cases(cases, engine="inprocess")
     real = confirm_cases(cases)
     assert [_shown(result) for result in threads] == [_shown(result) for result in real]
-    assert [result.verdict for result in real[:2]] == [Verdict.CONFIRMED, Verdict.REFUTED]
+    assert [result.verdict for result in real[: len(verdicts)]] == verdicts
     for mine, theirs in zip(threads, real, strict=True):
         assert mine.measures.keys() == theirs.measures.keys()
         for what, error in theirs.measures.items():
@@ -55,6 +56,26 @@ def test_threads_agree_with_real_ranks() -> None:
 def test_transposed_weights_are_split_as_tables_are() -> None:
     (result,) = confirm_cases(tuple(_cases("gpt2", [])), engine="inprocess")
     assert result.verdict is Verdict.CONFIRMED, result.findings
+
+
+def test_threads_agree_with_real_ranks() -> None:
+    cases = (*_cases("llama", EDITS), *_cases("qwen2_moe", [("layers.*.mlp.experts", "moe_tp_experts", None)]))
+    compare_engines(cases, [Verdict.CONFIRMED, Verdict.REFUTED])
+
+
+def test_threads_agree_with_real_ranks_on_stages() -> None:
+    """Two microbatches on two and on four stages, a wrong order, a layer on two stages."""
+    loaded = load("gemma2")
+    plan = carried_plan(loaded, build(loaded))
+    turned = replace(plan, pp=(plan.pp[0], plan.pp[2], plan.pp[1]))
+    two, four = twin(loaded, tp=1, pp=2), twin(loaded, tp=1, pp=4)
+    cases = (
+        Case(two, plan, 1, 2, staging=Staging(Schedule.ONE_F_ONE_B)),
+        Case(four, plan, 1, 2, staging=Staging(Schedule.INTERLEAVED, rounds=2)),
+        Case(two, turned, 1, 2),
+        Case(two, plan, 1, 2, staging=Staging(overlap=1)),
+    )
+    compare_engines(cases, [Verdict.CONFIRMED, Verdict.CONFIRMED, Verdict.REFUTED, Verdict.REFUTED])
 
 
 def test_a_rank_that_is_gone_is_not_waited_for() -> None:

@@ -1,4 +1,4 @@
-"""Pipeline plans on real ranks: right ones are confirmed, wrong ones refuted, ones that make no pipeline refused."""
+"""Pipeline plans on ranks: right ones are confirmed, wrong ones refuted, ones that make no pipeline refused."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,12 +44,12 @@ def staged(name: str, *modules: str, tp: int = 1) -> Case:
 
 
 def asked(cases: Mapping[str, Case]) -> dict[str, LevelResult]:
-    return dict(zip(cases, confirm_cases(tuple(cases.values()), timeout=150), strict=True))
+    return dict(zip(cases, confirm_cases(tuple(cases.values()), timeout=150, engine="inprocess"), strict=True))
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, LevelResult]:
-    """Many cases in one warm group of two ranks."""
+    """Many cases, on ranks that are threads; that real ranks say the same is tests/dist/test_inprocess.py."""
     llama = carried("llama")
     unread = replace(llama, pp=tuple(replace(e, inputs=("x",)) if e.module == "layers" else e for e in llama.pp))
     return asked(
