@@ -66,6 +66,8 @@ def _classes(groups: Groups, owners: Mapping[str, tuple[Module, str]]) -> dict[A
     """Unlocked atoms that a parameter's shard can follow, with those parameters."""
     found: dict[Atom, list[_Use]] = {}
     for name, (module, local) in owners.items():
+        if generic(name) not in groups.graph.used_parameters:
+            continue
         number = groups.graph.parameters[name]
         for position, dim in enumerate(groups.dims.get(number, ())):
             for atom in inner_leaves(dim):

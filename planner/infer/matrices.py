@@ -43,7 +43,8 @@ def _matrices(graph: Graph, planned: Mapping[str, TpEntry]) -> dict[str, tuple[M
     found: dict[str, tuple[Module, int]] = {}
     for module in graph.modules:
         pattern = generic(module.path)
-        weights = [number for _, number in module.parameters if len(graph.values[number].shape) == 2]
+        own = [(join(module.path, name), number) for name, number in module.parameters]
+        weights = [n for name, n in own if len(graph.values[n].shape) == 2 and generic(name) in graph.used_parameters]
         known = {"Linear", "Embedding"} & set(module.bases) or is_transposed(graph, module)
         if pattern not in planned and len(weights) == 1 and known:
             found.setdefault(pattern, (module, weights[0]))

@@ -3,10 +3,13 @@
 from planner.infer.candidates import inner_leaves
 from planner.infer.groups import Groups
 from planner.ir.graph import Module
+from planner.ir.plan import generic, join
 
 
 def locked(groups: Groups, module: Module) -> str:
     """What forbids splitting a module's parameters."""
+    if all(generic(join(module.path, name)) not in groups.graph.used_parameters for name, _ in module.parameters):
+        return "it took part in no traced op: nothing is known of it"
     for _, number in module.parameters:
         for dim in groups.dims.get(number, ()):
             for atom in inner_leaves(dim):

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import networkx as nx
 
 from planner.ir.findings import Source
+from planner.ir.plan import generic
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -139,6 +140,11 @@ class Graph:
             for number in dict.fromkeys(op.inputs):
                 found.setdefault(number, []).append(position)
         return {number: tuple(positions) for number, positions in found.items()}
+
+    @cached_property
+    def used_parameters(self) -> frozenset[str]:
+        """Patterns of the parameters that some op reads; of repeated layers the first stands for all."""
+        return frozenset(generic(name) for name, number in self.parameters.items() if number in self.users)
 
     def dataflow(self) -> "nx.DiGraph[int]":
         """Ops as nodes, values as edges (attribute `value`)."""
