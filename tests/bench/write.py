@@ -18,23 +18,62 @@ from rich.table import Table
 from tests.bench.types import causal_types
 
 ROOT = Path(__file__).parents[2]
+BATCH = 8
+"""Types that share a process: a start costs as much as a few small types."""
+LIMIT = 180.0
+"""Seconds for a type, of a batch in all."""
 
 
 def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
-    """Prints a table and writes the rows; 1 where a plan that was written is not what the model then carries."""
+    """Go over the types that `out` does not hold yet, and print a table of all; 1 where a plan that was written is not carried.
+
+    `out` is JSON lines, one a type, added to after every batch: a run that was cut off goes on where it was.
+    """
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    known = {row["type"] for row in rows}
+    left = [name for name in types or causal_types() if name not in known]
     with tempfile.TemporaryDirectory() as folder:
-        copy = _copied(Path(folder))
-        for stage in ("write", "check"):
-            subprocess.run(
-                [sys.executable, "-m", "tests.bench.write", stage, folder, *(types or causal_types())],
-                env=os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{ROOT}"},
-                cwd=ROOT,
-                check=True,
-            )
-        rows = json.loads((Path(folder) / "checked.json").read_text())
-    out.write_text(json.dumps(rows, indent=1))
+        copy = _copied(Path(folder)) if left else Path(folder)
+        while left:
+            found = _batch(Path(folder), copy, left[:BATCH])
+            with out.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in found)
+            rows += found
+            left = left[len(found) :]
     Console().print(_table(rows))
     return int(any(row["outcome"] in ("not carried", "does not import") for row in rows))
+
+
+def _batch(folder: Path, copy: Path, types: list[str]) -> list[dict[str, object]]:
+    """One row for each of the first types: all of them, or those up to one that ended its process."""
+    written = folder / "written.jsonl"
+    written.unlink(missing_ok=True)
+    for stage in ("write", "check"):
+        ended = _stage(stage, folder, copy, types)
+        done = [json.loads(line)["type"] for line in written.read_text().splitlines()] if written.exists() else []
+        if ended and stage == "write":
+            row = {"type": types[len(done)], "none": f"its process ended: {ended}"}
+            with written.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        elif ended:
+            raise RuntimeError(f"the check of {', '.join(types)} ended: {ended}")
+    rows: list[dict[str, object]] = json.loads((folder / "checked.json").read_text())
+    return rows
+
+
+def _stage(stage: str, folder: Path, copy: Path, types: list[str]) -> str | None:
+    """Run one stage in a process of its own; why it ended early, if it did."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.bench.write", stage, str(folder), *types],
+            env=os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{ROOT}"},
+            cwd=ROOT,
+            check=False,
+            timeout=LIMIT * len(types),
+        )
+    except subprocess.TimeoutExpired:
+        return "too slow"
+    return f"exit code {done.returncode}" if done.returncode else None
 
 
 def _copied(folder: Path) -> Path:
@@ -51,25 +90,26 @@ def _copied(folder: Path) -> Path:
 
 
 def write(folder: Path, types: list[str]) -> None:
-    """Infer and write each type's plan; what was written, and what could not be inferred, goes to `written.json`."""
+    """Infer and write each type's plan; what was written, and what could not be inferred, goes to `written.jsonl` at once."""
     from launch.answers import MisuseError
     from launch.authoring import write_plan
     from planner.api import suggest
     from planner.frontend.load import build, load
 
     os.environ["XDG_STATE_HOME"] = str(folder / "state")
-    rows: dict[str, dict[str, object]] = {}
     for name in types:
+        row: dict[str, object]
         try:
             loaded = load(name)
             plan = suggest(loaded).plan
             written = write_plan(loaded, build(loaded), plan)
-            rows[name] = {"plan": plan.to_json(), "lines": written.diff.count("\n")}
+            row = {"plan": plan.to_json(), "lines": written.diff.count("\n")}
         except MisuseError as error:
-            rows[name] = {"refused": str(error)}
+            row = {"refused": str(error)}
         except Exception as error:  # what cannot be inferred is another benchmark's question
-            rows[name] = {"none": f"{type(error).__name__}: {error}"[:200]}
-    (folder / "written.json").write_text(json.dumps(rows))
+            row = {"none": f"{type(error).__name__}: {error}"[:200]}
+        with (folder / "written.jsonl").open("a") as file:
+            file.write(json.dumps({"type": name, **row}) + "\n")
 
 
 def check(folder: Path) -> None:
@@ -79,8 +119,9 @@ def check(folder: Path) -> None:
     from planner.ir.plan import plan_from_json
 
     checked = []
-    for name, row in json.loads((folder / "written.json").read_text()).items():
-        note = row.get("refused") or row.get("none") or ""
+    for line in (folder / "written.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        name, note = row["type"], row.get("refused") or row.get("none") or ""
         outcome = "refused" if "refused" in row else "no plan"
         if "plan" in row:
             try:
