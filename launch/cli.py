@@ -4,6 +4,7 @@ Nothing here imports torch before a command that needs it runs: help and explana
 """
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -24,6 +25,7 @@ from launch.console import print_result, say
 from launch.job import this_rank
 from launch.options import speaks
 from planner.frontend.errors import LoadError
+from planner.ir.spelling import nearest
 from verify.environment import environment
 
 # The class of typer's usage errors lies in click or in a copy of it, depending on typer's version.
@@ -33,14 +35,15 @@ app = typer.Typer(
     name="plan",
     help="Infer tensor- and pipeline-parallel plans of Transformers models, prove them, confirm them on real ranks.",
     epilog="Exit codes: 0 verified at every level asked for, 1 refuted, 2 misuse, 3 not decided.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would cost more than everything else that help needs
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the versions and exit.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colour on a terminal, as NO_COLOR=1.")] = False,
 ) -> None:
@@ -52,15 +55,18 @@ def root(
         others = ", ".join(f"{name} {have[name]}" for name in ("python", "torch", "transformers"))
         print_result(f"shardproof {have['shardproof']} ({others})")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print_result(context.get_help())
+        raise typer.Exit(MISUSE)
 
 
-app.command()(suggest)
-app.command()(verify)
-app.command()(layout)
-app.command()(undo)
-app.command()(doctor)
-app.command()(check)
-app.command()(explain)
+app.command(short_help="Infer a plan, prove it, and print or write it.")(suggest)
+app.command(short_help="Prove a plan, and run it on real ranks.")(verify)
+app.command(short_help="Rank the layouts of so many devices, with launch commands.")(layout)
+app.command(short_help="Check a model's contract with each client.")(check)
+app.command(short_help="Explain a finding, or list them all.")(explain)
+app.command(short_help="Take back what `suggest --write` wrote.")(undo)
+app.command(short_help="Say what is installed, and what is missing.")(doctor)
 
 
 def run(arguments: list[str]) -> int:
@@ -70,8 +76,7 @@ def run(arguments: list[str]) -> int:
         # Typer turns Ctrl-C inside a command into this code.
         return _stopped() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except _UsageError as error:
-        # `plan` alone has printed its help, and has no message.
-        return _ended(_usage(error) if str(error) else "", MISUSE)
+        return _ended(_usage(error), MISUSE)
     except (MisuseError, LoadError) as error:
         return _ended(str(error), MISUSE)
     except UndecidedError as error:
@@ -85,9 +90,26 @@ def run(arguments: list[str]) -> int:
 def _usage(error: BaseException) -> str:
     """A usage error as one sentence; how typer words it, and where help is."""
     message = str(getattr(error, "format_message", lambda: str(error))()).replace("Value error, ", "")
+    message = _with_nearest(" ".join(message.split()))
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", None) or "plan"
-    return f"{' '.join(message.split()).rstrip('.')}; see `{command} --help`."
+    see = f"see `{command} --help`."
+    return f"{message} {see.capitalize()}" if message.endswith("?") else f"{message.rstrip('.')}; {see}"
+
+
+def _with_nearest(message: str) -> str:
+    """A wrong choice or option with the nearest that there is, in place of a list that is no help."""
+    if choice := _CHOICE.search(message):
+        return message + nearest(choice[1], _QUOTED.findall(choice[2]), count=1)
+    if option := _OPTION.search(message):
+        known = (option[2] or "").split(", ")
+        return f"No such option: {option[1]}.{nearest(option[1], known, count=1)}"
+    return message
+
+
+_CHOICE = re.compile(r"'([^']*)' is not one of (.+)")
+_OPTION = re.compile(r"No such option: (\S+)(?: \(Possible options: (.+)\))?")
+_QUOTED = re.compile(r"'([^']+)'")
 
 
 def _ended(sentence: str, code: int) -> int:

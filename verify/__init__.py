@@ -7,12 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from verify.clients import check
     from verify.report import LevelResult, Report
     from verify.static import prove
 
-__all__ = ["LevelResult", "Report", "prove"]
+__all__ = ["prove", "check", "LevelResult", "Report"]
 
-_HOMES = {"prove": "verify.static", "LevelResult": "verify.report", "Report": "verify.report"}
+_HOMES = {
+    "prove": "verify.static",
+    "check": "verify.clients",
+    "LevelResult": "verify.report",
+    "Report": "verify.report",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -123,7 +123,8 @@ def explain(word: str) -> str:
 
 def overview() -> str:
     """One line for every finding."""
-    return "\n".join(f"{rule.code}  {rule.name:<28}  {rule.severity}" for rule in rules().values())
+    width = max(len(rule.name) for rule in rules().values())
+    return "\n".join(f"{rule.code}  {rule.name:<{width}}  {rule.severity}" for rule in rules().values())
 
 
 def snippet(example: Example) -> str:

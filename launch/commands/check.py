@@ -46,7 +46,7 @@ def check(
 def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progress: Progress) -> Answer:
     """One level a client; `MisuseError` on a client that is not known."""
     loaded = read_model(model, progress)
-    from verify.check import check as lint
+    from verify.clients import check as lint
 
     with progress.step(f"checking {loaded.title} with {', '.join(backends)}"):
         try:

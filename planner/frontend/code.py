@@ -12,7 +12,8 @@ from types import ModuleType
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from planner.frontend.errors import LoadError, nearest, reason
+from planner.frontend.errors import LoadError, reason
+from planner.ir.spelling import nearest
 
 FILE_PACKAGE = "shardproof_file_"
 """How the modules of files begin that were given by path; no import finds them, only loading the reference again."""

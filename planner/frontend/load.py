@@ -34,10 +34,11 @@ from planner.frontend.code import (
     code_file,
     config_class_of,
 )
-from planner.frontend.errors import LoadError, nearest, reason
+from planner.frontend.errors import LoadError, reason
 from planner.frontend.overrides import configure
 from planner.frontend.repair import missing
 from planner.ir.plan import Plan, join, plan_from_json
+from planner.ir.spelling import nearest
 
 __all__ = ["LoadError", "Loaded", "base_prefix", "build", "carried_plan", "load", "quiet"]
 

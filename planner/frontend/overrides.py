@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from transformers import PreTrainedConfig
 
-from planner.frontend.errors import LoadError, nearest, reason
+from planner.frontend.errors import LoadError, reason
+from planner.ir.spelling import nearest
 
 Fields: TypeAlias = dict[str, object]
 

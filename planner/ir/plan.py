@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from planner.ir.spelling import nearest
+
 _NUMBER = re.compile(r"\.\d+(\.|$)")
 
 
@@ -129,7 +131,9 @@ def plan_from_json(value: object) -> Plan:
     if not isinstance(value, Mapping):
         raise PlanError(f"a plan file holds one JSON object with the keys {', '.join(PLAN_KEYS)}, not {_kind(value)}")
     if unknown := sorted(set(map(str, value)) - set(PLAN_KEYS)):
-        raise PlanError(f"unknown plan key {unknown[0]!r}; the keys are {', '.join(PLAN_KEYS)}")
+        near = nearest(unknown[0], PLAN_KEYS, count=1).strip()
+        hint = f" ({near})" if near else ""
+        raise PlanError(f"unknown plan key {unknown[0]!r}; the keys are {', '.join(PLAN_KEYS)}{hint}")
     return Plan(
         tp=_tp_entries("base_model_tp_plan", value.get("base_model_tp_plan")),
         pp=_pp_entries("base_model_pp_plan", value.get("base_model_pp_plan")),

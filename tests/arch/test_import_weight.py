@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
@@ -49,3 +50,14 @@ def test_a_light_command_answers_at_once(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", run_plan(arguments)], capture_output=True, check=True)
     # It takes a quarter of a second; torch alone takes three. The limit leaves room for a busy machine.
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [("planner", "suggest"), ("verify", "prove"), ("verify", "check"), ("launch", "confirm")]
+)
+def test_what_a_package_exports_is_not_hidden_by_its_modules(package: str, name: str) -> None:
+    """The name is the function, first, and again after its module was imported; and the package lists it."""
+    exported = getattr(import_module(package), name)
+    assert callable(exported)
+    assert name in import_module(package).__all__
+    assert getattr(import_module(package), name) is exported

@@ -223,7 +223,14 @@ def test_a_job_that_is_there_already(environment: dict[str, str], rank: Rank | N
     ("arguments", "sentence"),
     [
         (["verify"], "Missing argument 'MODEL'; see `plan verify --help`."),
-        (["suggets"], "No such command 'suggets'"),
+        (["suggets"], "No such command 'suggets'. Did you mean 'suggest'? See `plan --help`."),
+        (
+            ["verify", "llama", "--levl", "run"],
+            "No such option: --levl. Did you mean --level? See `plan verify --help`.",
+        ),
+        (["verify", "llama", "--zz"], "No such option: --zz; see `plan verify --help`."),
+        (["verify", "llama", "--format", "jsn"], "Did you mean json? See `plan verify --help`."),
+        (["check", "llama", "--backend", "vlm", "-q"], "sglang, tgi, torchtitan, deepspeed. Did you mean vllm?"),
         (["verify", "llama", "--tp", "0"], "a degree is a whole number from 1 up, not '0'"),
         (["verify", "llama", "--tp", "-2"], "a degree is a whole number from 1 up, not '-2'"),
         (["verify", "llama", "--pp", "1.5"], "a degree is a whole number from 1 up, not '1.5'"),
@@ -260,6 +267,7 @@ def test_misuse_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: 
         ("{", "is not valid JSON (Expecting property name enclosed in double quotes at line 1, column 2)"),
         ("[]", "a plan file holds one JSON object"),
         ('{"tp": {}}', "unknown plan key 'tp'; the keys are base_model_tp_plan"),
+        ('{"base_model_tp_plans": {}}', "(Did you mean base_model_tp_plan?)"),
         ('{"base_model_tp_plan": {"a": 1}}', "base_model_tp_plan['a'] must be a style string"),
         ("\x00\xff", "line 1, column 1"),
     ],
@@ -366,3 +374,11 @@ def test_in_a_job_the_first_rank_answers(rank: str, codes: tuple[int, int], tmp_
     assert (misused.returncode, refuted.returncode) == codes
     assert bool(misused.stderr) == (rank == "0")
     assert ("PL101" in refuted.stdout) == (rank == "0")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-color"]])
+def test_without_a_command_there_is_help(arguments: list[str], capsys: Captured) -> None:
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "suggest  Infer a plan, prove it, and print or write it.\n" in out
+    assert err == ""

@@ -9,8 +9,8 @@ from planner.frontend.load import load
 from planner.ir.findings import Finding
 from planner.ir.plan import Plan
 from tests.zoo import contract_model
+from verify import check
 from verify.catalogue import Example, rules
-from verify.check import check
 from verify.contract.config import check_folder
 from verify.contract.processor import check_processor
 

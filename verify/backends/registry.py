@@ -1,5 +1,6 @@
 """All dialects by client and version."""
 
+from planner.ir.spelling import nearest
 from verify.backends.deepspeed import DEEPSPEED
 from verify.backends.dialect import Dialect
 from verify.backends.sglang import SGLANG
@@ -20,7 +21,8 @@ def find_dialect(name: str) -> Dialect:
     client, _, version = name.partition("@")
     known = [dialect for dialect in DIALECTS if dialect.client == client]
     if not known:
-        raise ValueError(f"there is no client {client!r}; the clients are {', '.join(clients())}.")
+        near = nearest(client, clients(), count=1)
+        raise ValueError(f"there is no client {client!r}; the clients are {', '.join(clients())}.{near}")
     if not version:
         return known[-1]
     try:
