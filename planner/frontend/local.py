@@ -19,7 +19,7 @@ from planner.ir.placement import Placement, R, Shard, local_shape
 from planner.ir.styles import After, Before, Reach, Style
 from planner.sharding.assign import Assigned
 
-_Held: TypeAlias = "tuple[nn.Module, dict[str, nn.Parameter | None]]"
+_Held: TypeAlias = "dict[nn.Module, dict[str, nn.Parameter | None]]"
 
 
 class HookError(TypeError):
@@ -51,7 +51,7 @@ def trace_local(
         TraceError: the local program fails by itself, for example in a view with the global head count in it.
     """
     given = inputs if inputs is not None else example_inputs(model)  # read off the forward, which a hook will hide
-    held = [(module, dict(module._parameters)) for module in model.modules()]
+    held = {module: dict(module._parameters) for module in model.modules()}
     hooked: list[nn.Module] = []
     try:
         _shrink(model, assigned, degree)
@@ -63,7 +63,7 @@ def trace_local(
                 _hook(model, path, style, tracing.recorder, degree, _width(model, path, assigned, held))
         return tracing.run(given)
     finally:
-        for module, parameters in held:
+        for module, parameters in held.items():
             module._parameters.update(parameters)
         for module in hooked:
             del module.forward
@@ -88,10 +88,9 @@ def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> None:
             module._parameters[local] = made[key]
 
 
-def _width(model: nn.Module, path: str, assigned: Assigned, held: list[_Held]) -> int:
+def _width(model: nn.Module, path: str, assigned: Assigned, held: _Held) -> int:
     """The whole size of what a module's own parameters split: as wide as its output is where that is gathered."""
-    module = model.get_submodule(path)
-    own = next(parameters for holder, parameters in held if holder is module)
+    own = held[model.get_submodule(path)]
     placed = ((own[local], assigned.parameters.get(f"{path}.{local}", (R, ""))[0]) for local in own)
     return max((p.shape[at.dim] for p, at in placed if p is not None and isinstance(at, Shard)), default=0)
 
