@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from planner.frontend.found import find_first_only, searching
 from planner.frontend.inputs import attempts, caching, example_inputs, take, taken
 from planner.frontend.modes import Dispatch, Functions
-from planner.frontend.modules import layer_kinds, module_table
+from planner.frontend.modules import layer_kinds, module_table, outline
 from planner.frontend.recorder import Recorder
 from planner.frontend.source import SourceFinder
 from planner.ir.findings import Source
@@ -49,11 +50,11 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
     if inputs is not None or taken(model) is not None:
-        return Tracing(model).run(inputs if inputs is not None else example_inputs(model))
+        return _settled(model, inputs if inputs is not None else example_inputs(model))
     failed: TraceError | None = None
     for attempt, given in enumerate(attempts(model)):
         try:
-            graph = Tracing(model).run(given)
+            graph = _settled(model, given)
         except TraceError as error:
             failed = failed if failed is not None and "input_ids" not in given else error
         else:
@@ -62,6 +63,17 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     if failed is not None and isinstance(failed.__cause__, IndexError) and find_first_only(model):
         return trace(model)
     raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images", "", None)
+
+
+def _settled(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
+    """The forward of a model that no longer changes itself: some rescale their weights, or exchange modules, the first time."""
+    before = outline(model)
+    graph = Tracing(model).run(inputs)
+    if outline(model) == before:
+        return graph
+    again = Tracing(model).run(inputs)
+    note = f"{type(model).__name__}'s first forward changes the model itself; it was traced as it is afterwards"
+    return replace(again, notes=(*again.notes, note))
 
 
 class Tracing:

@@ -6,6 +6,7 @@ from enum import Enum
 
 from torch import nn
 
+from planner.frontend.initial import UnloadableError, check_initial
 from planner.frontend.local import IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
 from planner.frontend.traced import local_program
@@ -40,6 +41,7 @@ def prober(
     def probe(styles: Mapping[str, str], degree: int) -> Probe:
         assigned = assign(graph, styles, base_prefix=base_prefix)
         try:
+            check_initial(model, assigned)
             local = (
                 trace_local(model, assigned, degree, unfixed=unfixed)
                 if unfixed
@@ -47,6 +49,8 @@ def prober(
             )
         except IndivisibleError as error:
             return Probe(Verdict.WRONG, str(error), error.parameter.rpartition(".")[0], error.entry)
+        except UnloadableError as error:
+            return Probe(Verdict.WRONG, str(error), error.module, error.entry)
         except TraceError as error:
             return _failed(graph, assigned, degree, error)
         ran = propagate(graph, local, assigned, degree)

@@ -5,6 +5,7 @@ import pytest
 from planner.api import Suggestion, suggest
 from planner.frontend.load import build, carried_plan, load
 from planner.ir.findings import Verdict
+from planner.ir.plan import Plan, TpEntry
 from verify.static import prove
 
 TYPES = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "falcon", "mixtral", "deepseek_v3")
@@ -149,3 +150,23 @@ def test_a_plan_lands_where_it_is_read() -> None:
 def test_a_plan_that_nobody_reads_is_refuted() -> None:
     plan = suggest("tests.zoo.odd_models:OddPlain").plan
     assert [finding.code for finding in prove("tests.zoo.odd_models:OddBare", plan, tp=2).findings] == ["PL106"]
+
+
+def test_a_forward_that_changes_its_model_is_traced_as_it_is_afterwards() -> None:
+    suggestion = suggest(load("rwkv", overrides={"num_hidden_layers": "2"}))
+    assert any("first forward changes the model itself" in note for note in suggestion.notes)
+    assert suggestion.sharded_fraction > 0.99
+
+
+def test_a_parameter_that_initialising_mixes_with_plain_tensors_stays_whole() -> None:
+    loaded = load("rwkv", overrides={"num_hidden_layers": "2"})
+    plan = suggest(loaded).plan
+    assert "_init_weights combines" in plan.unplanned["rwkv.blocks.*.attention"]
+    wrong = Plan(
+        tp=(
+            TpEntry("blocks.*.attention.time_first", "colwise"),
+            TpEntry("blocks.*.attention", "local_params"),
+        )
+    )
+    found = prove(loaded, wrong, tp=2).findings[0]
+    assert (found.code, found.place.entry) == ("TP215", "blocks.*.attention.time_first")

@@ -6,6 +6,7 @@ Nothing here infers: the plan is given, and every finding follows from relating 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from planner.frontend.initial import UnloadableError, check_initial
 from planner.frontend.local import HookError, IndivisibleError
 from planner.frontend.trace import TraceError
 from planner.frontend.traced import Subject, local_program
@@ -86,9 +87,12 @@ def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tu
 def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | tuple[Finding, ...]:
     """The two programs of one plan at one degree, related, or what forbids it."""
     try:
+        check_initial(subject.model, assigned)
         local = local_program(subject.model, assigned, degree)
     except IndivisibleError as error:
         return (_indivisible(error),)
+    except UnloadableError as error:
+        return (_of_unloadable(error),)
     except TraceError as error:
         return (_local_failure(subject.graph, assigned, error, degree),)
     if apart := unreachable(local, assigned):
@@ -265,6 +269,19 @@ def _of_unreachable(found: Unreachable) -> Finding:
         why="a sharded parameter is a distributed tensor, and meets plain tensors only where a style makes it local",
         found="no style that makes it local there",
         needed=f"local_params on {owner or 'its module'}, or the parameter whole",
+    )
+
+
+def _of_unloadable(error: UnloadableError) -> Finding:
+    return Finding(
+        "TP215",
+        Severity.ERROR,
+        str(error),
+        Place(error.entry, error.module, error.source),
+        why="the client calls it after loading, when a sharded parameter is a distributed tensor",
+        found="an op on a distributed tensor and a plain one",
+        needed="an _init_weights that only writes the parameter, or the parameter whole",
+        fault=Fault.MODEL,
     )
 
 
