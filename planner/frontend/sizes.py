@@ -54,13 +54,21 @@ def role_of(name: str) -> str | None:
 @dataclass(frozen=True, slots=True)
 class Rung:
     """One attempt: `apart` gives equal real sizes different small ones, `scaled` makes multipliers of 1.0 differ
-    from 1."""
+    from 1, `counted` keeps the real numbers of heads, which some code divides by a number of its own."""
 
     apart: bool
     scaled: bool
+    counted: bool = False
 
 
-RUNGS = (Rung(True, True), Rung(True, False), Rung(False, True), Rung(False, False))
+RUNGS = (
+    Rung(True, True),
+    Rung(True, False),
+    Rung(False, True),
+    Rung(False, False),
+    Rung(False, True, True),
+    Rung(False, False, True),
+)
 """Tried in this order: some models tie two fields together, and build only where equal sizes stay equal."""
 
 
@@ -173,7 +181,9 @@ def _head_sizes(numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int
     real_kv = numbers[kv_names[0]] if kv_names else None
     count = 1
     if head_names:
-        count, kv = heads(numbers[head_names[0]], real_kv, tp=tp)
+        count, kv = numbers[head_names[0]], real_kv or 0
+        if not rung.counted:
+            count, kv = heads(count, real_kv, tp=tp)
         small |= dict.fromkeys(head_names, count) | dict.fromkeys(kv_names, kv)
     for name in named("head dim"):
         small[name] = picker.size("head dim", real=numbers[name], least=HEAD_DIM, step=2)
@@ -198,10 +208,19 @@ def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
 
 
 def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int) -> Fields:
-    """The number of layers cut so that every kind of layer stays, and every list with one item per layer with it."""
+    """The number of layers cut so that every kind of layer stays, and every list with one item per layer with it.
+
+    A model with fewer layers than `least` becomes deeper, where no list says what each of its layers is.
+    """
     name = next((name for name, role in roles.items() if role == "layers"), None)
     if name is None or not isinstance(total := fields[name], int):
         return {}
+    if total < least and not any(isinstance(value, list | tuple) and len(value) == total for value in fields.values()):
+        return {
+            key: max(value, least)
+            for key, role in roles.items()
+            if role == "layers" and isinstance(value := fields[key], int)
+        }
     lists = {key: value for key, value in fields.items() if isinstance(value, list | tuple) and len(value) == total}
     numbered = {key for key, value in lists.items() if list(value) == list(range(total))}
     periods = [v for k, v in fields.items() if roles.get(k) == "period" and isinstance(v, int) and v <= total]

@@ -18,7 +18,7 @@ from planner.frontend.stacks import layer_stack, members
 from planner.frontend.trace import TraceError, trace
 from planner.infer.sites import Site, call_sites
 from planner.ir.graph import Graph, ModuleCall
-from planner.ir.live import given, stream
+from planner.ir.live import derived, given, stream
 from planner.ir.plan import PpEntry
 
 
@@ -72,10 +72,16 @@ def _with_mask(model: nn.Module, graph: Graph) -> Graph:
 
 
 def _stack(model: nn.Module, graph: Graph) -> str:
-    """The path of the module list that holds most of the parameters that ran: the layers."""
+    """The path of the layers: of the module lists that tokens must pass on their way to the result, the one with the most
+    parameters. A vision tower may hold more, but tokens do not run through it.
+    """
     ran = {call.module.rpartition(".")[0] for call in graph.calls}
-    lists = (path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and path in ran)
-    return layer_stack(model, lists) or ""
+    lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and path in ran]
+    inputs = dict(graph.inputs)
+    tokens = [inputs[name] for name in ("decoder_input_ids", "input_ids") if name in inputs][:1]
+    results = {number for _, number in graph.outputs}
+    passed = [path for path in lists if results.isdisjoint(derived(graph, tokens, without=path))] if tokens else lists
+    return layer_stack(model, passed or lists) or ""
 
 
 def _on_the_path(model: nn.Module, flow: _Flow, stack: str) -> list[str]:

@@ -7,11 +7,11 @@ from enum import Enum
 from planner.ir.graph import Graph
 
 
-def derived(graph: Graph, seeds: Iterable[int]) -> frozenset[int]:
-    """The seeds and every value computed from one of them."""
+def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -> frozenset[int]:
+    """The seeds and every value computed from one of them, no op in the module `without` counting."""
     found = set(seeds)
     for op in graph.ops:
-        if not found.isdisjoint(op.inputs):
+        if not found.isdisjoint(op.inputs) and not (without is not None and _inside(op.module, without)):
             found.update(op.outputs)
     return frozenset(found)
 

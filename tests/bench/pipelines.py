@@ -30,7 +30,7 @@ from verify.dynamic.cases import Case, Schedule, Staging
 from verify.report import LevelResult
 
 RANKS = 2
-SAMPLE = 12
+SAMPLE = 24
 """Of so many types one is run on real ranks too."""
 STAGES = (2, 4)
 LIMIT = 120
