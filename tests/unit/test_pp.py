@@ -52,6 +52,22 @@ def test_falcon() -> None:
     assert head == (PpEntry("lm_head", ("hidden_states",), ("lm_logits",)),)
 
 
+def test_layers_are_what_tokens_pass_not_the_larger_tower_beside() -> None:
+    base, _ = inferred("git")
+    assert [entry.module for entry in base] == ["embeddings", "image_encoder", "visual_projection", "encoder.layer"]
+
+
+def test_an_encoder_is_one_module_before_the_decoders_layers() -> None:
+    base, _ = inferred("bart")
+    assert base[0].module == "encoder"
+    assert (
+        PpEntry(
+            "decoder.layers", ("hidden_states", "encoder_hidden_states", "encoder_attention_mask"), ("hidden_states",)
+        )
+        in base
+    )
+
+
 def test_names_that_say_nothing() -> None:
     """Nested layers, a walrus, a helper method, a slice in a zip in an enumerate, layers that return tuples."""
     base, head = inferred(f"{FILE}:NestedForCausalLM")

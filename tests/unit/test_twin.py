@@ -37,3 +37,13 @@ def test_layers_that_share_are_as_large_a_part_of_all() -> None:
     fields: dict[str, object] = {"num_hidden_layers": 8, "num_kv_shared_layers": 4, "kinds": list("abababab")}
     roles = {name: role for name in fields if (role := role_of(name))}
     assert depth(fields, roles, least=4)["num_kv_shared_layers"] == 2
+
+
+def test_a_shallow_model_is_as_deep_as_its_stages_ask() -> None:
+    assert twin(load("bloom"), tp=1, pp=4).config.num_hidden_layers == 8
+    assert twin(load("bloom"), tp=2).config.num_hidden_layers == 2
+
+
+def test_heads_are_kept_where_the_code_divides_them() -> None:
+    """codegen cuts its heads in four, whatever the config says."""
+    assert twin(load("codegen"), tp=1, pp=2).config.num_attention_heads == 16

@@ -1,0 +1,116 @@
+"""Transformers' own pipeline runtime, run as it is, against what the proof says of its stages (BE433), type by type.
+
+The runtime reads no plan; where it gives other numbers than one device or raises, the verdict must name the cause, and where
+it is right there must be none.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers.distributed.configuration_utils import DistributedConfig
+
+from planner.frontend.load import Loaded, LoadError, load, quiet
+from planner.frontend.trace import TraceError
+from planner.frontend.twin import TwinError, twin
+from planner.ir.plan import Plan
+from tests.bench.pipelines import limited
+from tests.bench.types import causal_types
+from verify.backends.stage_programs import check_even_stages
+from verify.backends.transformers import TRANSFORMERS
+from verify.dynamic.cases import Case, inputs
+from verify.dynamic.compare import LIMIT, relative_error
+from verify.dynamic.reference import State, from_state, single_device
+from verify.dynamic.threads import Threads
+
+STAGES = 2
+SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`ran`: right, wrong, crashes or not run; `said`: what the proof says of the stages, empty where it finds nothing."""
+
+    model: str
+    ran: str
+    said: str = ""
+    error: float = 0.0
+    why: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the proof accuses the runtime where it is to blame, and only there."""
+        return self.ran == "not run" or (self.ran == "right") == (not self.said)
+
+
+def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+    """Judge these types (all causal-LM types by default), print the counts and those that differ; exit 1 where one does."""
+    del tp
+    lines = out.read_text().splitlines() if out.exists() else []
+    known = {row.model: row for row in (Row(**json.loads(line)) for line in lines)}
+    wanted = types or causal_types()
+    for name in track(
+        [name for name in wanted if name not in known], description="runtime", console=Console(stderr=True)
+    ):
+        known[name] = judged(name)
+        with out.open("a") as kept:
+            kept.write(json.dumps(asdict(known[name])) + "\n")
+    rows = [known[name] for name in wanted]
+    Console().print(summary(rows))
+    return int(not all(row.agrees for row in rows))
+
+
+def judged(name: str) -> Row:
+    """One type's twin at two stages."""
+    try:
+        with limited(SECONDS):
+            small = twin(load(name), tp=1, pp=STAGES)
+            findings = check_even_stages(TRANSFORMERS, small, STAGES)
+            single = single_device(Case(small, Plan()), torch.device("cpu"))
+            asked = inputs(single)
+            with torch.no_grad():
+                want = single(**asked.whole())[0]
+    except (LoadError, TwinError, TraceError, TimeoutError, ValueError, RuntimeError) as error:
+        return Row(name, "not run", why=" ".join(str(error).split())[:200])
+    said = findings[0].message if findings else ""
+    try:
+        far = _distance(small, single.state_dict(), asked.whole(), want)
+    except Exception as raised:  # whatever the runtime raises is the result
+        return Row(name, "crashes", said, why=f"{type(raised).__name__}: {' '.join(str(raised).split())[:200]}")
+    return Row(name, "right" if far <= LIMIT else "wrong", said, far)
+
+
+def _distance(small: Loaded, state: State, arguments: dict[str, torch.Tensor], want: torch.Tensor) -> float:
+    """How far the logits of the runtime's stages, ranks being threads, lie from those of one device."""
+
+    def rank(_: int) -> float:
+        own = replace(small, config=deepcopy(small.config))
+        model = from_state(own, state, DistributedConfig(pp_size=STAGES))
+        with torch.no_grad():
+            return relative_error(model(**arguments).logits, want)
+
+    with quiet(), Threads(STAGES) as ranks:
+        return max(ranks.run(rank, timeout=SECONDS))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The counts, and each type on which proof and runtime differ."""
+    ran = Counter(row.ran for row in rows)
+    told = sum(bool(row.said) for row in rows if row.ran in ("wrong", "crashes"))
+    lines = [
+        f"{len(rows)} types: " + ", ".join(f"{count} {what}" for what, count in ran.most_common()),
+        f"named by the proof: {told} of {ran['wrong'] + ran['crashes']} that are wrong or crash",
+        f"accused though right: {sum(bool(row.said) for row in rows if row.ran == 'right')}",
+        *(
+            f"{row.model}: {row.ran}, said {row.said or 'nothing'}, {row.error:.0e} {row.why}"
+            for row in rows
+            if not row.agrees
+        ),
+    ]
+    return "\n".join(lines)
