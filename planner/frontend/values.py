@@ -30,7 +30,7 @@ def real_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> Inputs:
                     _runs(model, given)
                     take(model, attempt)
                 return given
-    return _filled(model, {name: forms[-1][name] for name in token_inputs(model)}, sizes, seed)
+    return _filled(model, next(form for form in forms if form.keys() == token_inputs(model).keys()), sizes, seed)
 
 
 def _runs(model: nn.Module, given: Inputs) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from planner.ir.graph import Graph, Module
 from planner.ir.placement import Placement
-from planner.ir.plan import generic, join
+from planner.ir.plan import generic, join, owner_of
 from planner.ir.styles import STYLES, After, Before, Layout, Style
 
 
@@ -21,11 +21,13 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     """Spread `styles` (keys as the head model sees them) as Transformers 5.23 does (`distributed/mixin.py`).
 
     Layer numbers match `*`; then the key is looked up exactly; a parameter falls back to its own module only; a model's
-    child called `embed_tokens` is split over the vocabulary by itself. Unknown styles are left out: the plan check reports
-    them.
+    child called `embed_tokens` is split over the vocabulary by itself, where that model has any entry. Unknown styles are left
+    out: the plan check reports them.
     """
-    if styles:
-        styles = {**dict.fromkeys(automatic(graph, base_prefix), "embedding_rowwise"), **styles}
+    tables = _tables(graph, base_prefix)
+    planned = {owner_of(key, ("", *tables)) for key in styles}
+    split = [table for model, table in tables.items() if model in planned and table]
+    styles = {**dict.fromkeys(split, "embedding_rowwise"), **styles}
     modules: dict[str, tuple[Style, str]] = {}
     parameters: dict[str, tuple[Placement, str]] = {}
     standing: dict[str, Style] = {}
@@ -94,10 +96,15 @@ def _matrix(graph: Graph, module: Module) -> int | None:
 
 def automatic(graph: Graph, base_prefix: str) -> list[str]:
     """Patterns of the embeddings that get a style without an entry: `embed_tokens` of every model but the head."""
-    found = []
+    return [table for table in _tables(graph, base_prefix).values() if table]
+
+
+def _tables(graph: Graph, base_prefix: str) -> dict[str, str]:
+    """Every model but the head with the pattern of its embedding; an empty one where it has none."""
+    found = {}
     for module in graph.modules:
-        embedding = graph.module_of.get(join(module.path, "embed_tokens"))
-        is_model = "PreTrainedModel" in module.bases and bool(module.path or not base_prefix)
-        if is_model and embedding is not None and "Embedding" in embedding.bases:
-            found.append(generic(embedding.path))
+        if "PreTrainedModel" in module.bases and (module.path or not base_prefix):
+            embedding = graph.module_of.get(join(module.path, "embed_tokens"))
+            is_table = embedding is not None and "Embedding" in embedding.bases
+            found[generic(module.path)] = generic(embedding.path) if embedding is not None and is_table else ""
     return found

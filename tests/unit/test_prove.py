@@ -128,3 +128,12 @@ def test_one_rank_needs_no_proof() -> None:
 def test_a_degree_below_one_is_misuse() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         prove("llama", plan_of("llama"), tp=0)
+
+
+def test_a_table_is_split_without_an_entry_only_where_its_model_has_one() -> None:
+    tied = load("llama", overrides={"tie_word_embeddings": "true"})
+    head = (TpEntry("lm_head", "colwise_gather_output"),)
+    alone = prove(tied, Plan(head_tp=head), tp=2)
+    assert [finding.code for finding in alone.findings] == ["TP212"]
+    beside = (TpEntry("layers.*.mlp.up_proj", "colwise_gather_output"),)
+    assert prove(tied, Plan(head_tp=head, tp=beside), tp=2).verdict is Verdict.PROVED

@@ -5,7 +5,7 @@ Where the client's run is wrong and this one is right, the plan is not to blame.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from planner.ir.placement import Placement, R, Shard
-from planner.ir.plan import generic, join
+from planner.ir.plan import generic, join, owner_of
 from planner.ir.styles import STYLES, After, Before, Layout, Style
 from verify.dynamic.collectives import Ranks, enter, gather, gathered, part, reduce, total
 
@@ -47,7 +47,7 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: Ranks) -> Ap
     `StyleError` or `PartError` where it cannot be.
     """
     model = copy.deepcopy(single)
-    styles = {**dict.fromkeys(_automatic(model), "embedding_rowwise"), **styles} if styles else {}
+    styles = {**dict.fromkeys(_automatic(model, styles), "embedding_rowwise"), **styles}
     if unknown := sorted(style for style in styles.values() if style not in STYLES or STYLES[style].expert_parallel):
         raise StyleError(f"{unknown[0]!r} is no tensor-parallel style")
     rows = {path: len(module.weight) for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
@@ -59,15 +59,20 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: Ranks) -> Ap
     return Application(model, placements, sizes, at)
 
 
-def _automatic(model: nn.Module) -> Iterator[str]:
-    """Every model's own `embed_tokens`, but not the head's: the client splits it over the vocabulary by itself.
+def _automatic(model: nn.Module, planned: Iterable[str]) -> Iterator[str]:
+    """The own `embed_tokens` of every model that has an entry, but not the head's: the client splits it over the vocabulary.
 
     Source: transformers 5.23.0, distributed/mixin.py, `init_parallel_plans`.
     """
-    for path, module in model.named_modules():
-        is_base = isinstance(module, PreTrainedModel) and module.base_model is module
-        if is_base and isinstance(getattr(module, "embed_tokens", None), nn.Embedding):
-            yield generic(join(path, "embed_tokens"))
+    bases = [
+        (generic(path), module)
+        for path, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and module.base_model is module
+    ]
+    owners = {owner_of(key, ("", *(path for path, _ in bases))) for key in planned}
+    for path, module in bases:
+        if path in owners and isinstance(getattr(module, "embed_tokens", None), nn.Embedding):
+            yield join(path, "embed_tokens")
 
 
 def _cut(model: nn.Module, styles: Mapping[str, str], at: Ranks) -> tuple[dict[str, Placement], dict[str, int]]:

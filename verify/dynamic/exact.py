@@ -8,10 +8,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_FLOATS = frozenset({torch.ones, torch.zeros, torch.empty, torch.eye, torch.linspace, torch.rand, torch.randn})
+_AS_GIVEN = frozenset({torch.full, torch.tensor, torch.arange})
+"""What makes a tensor from no other, in the default dtype: always, or where it is given a float."""
 
 
 class Wide(TorchFunctionMode):
-    """Every cast to a narrower float is a cast to float64.
+    """Every cast to a narrower float is a cast to float64, which is the default dtype too.
 
     Models take softmaxes, norms and routing weights in float32 whatever their dtype, and the gradient of a routing
     weight
@@ -24,7 +27,10 @@ class Wide(TorchFunctionMode):
     ):
         if func is torch.Tensor.float and isinstance(args[0], torch.Tensor):
             return args[0].double()
-        return func(*map(_wide, args), **{name: _wide(value) for name, value in (kwargs or {}).items()})
+        given = {name: _wide(value) for name, value in (kwargs or {}).items()}
+        if func in _FLOATS or (func in _AS_GIVEN and any(map(_has_float, (*args, *given.values())))):
+            given.setdefault("dtype", torch.float64)
+        return func(*map(_wide, args), **given)
 
 
 @contextmanager
@@ -40,6 +46,10 @@ def copied_outputs(model: nn.Module) -> Iterator[None]:
 
 def _copied(_: nn.Module, __: object, output: object) -> object:
     return output.clone() if isinstance(output, torch.Tensor) else output
+
+
+def _has_float(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, list | tuple) and any(map(_has_float, value)))
 
 
 def _wide(value: object) -> object:

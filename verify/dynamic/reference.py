@@ -60,11 +60,26 @@ def from_state(loaded: Loaded, state: State, degrees: DistributedConfig | None =
     """
     with quiet():
         model = loaded.model_class.from_pretrained(
-            None, config=loaded.config, state_dict=dict(state), dtype=torch.float64, distributed_config=degrees
+            None, config=loaded.config, state_dict=_once(state), dtype=torch.float64, distributed_config=degrees
         )
+    model._apply(_widened)
     model.eval()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter that its model keeps in float32 whatever the dtype, in float64 like the others."""
+    narrow = isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and tensor.dtype is not torch.float64
+    return tensor.double() if narrow else tensor
+
+
+def _once(state: State) -> dict[str, torch.Tensor]:
+    """Each tensor under one of its names, as the client saves what is tied."""
+    names: dict[int, str] = {}
+    for name, value in state.items():
+        names.setdefault(value.data_ptr(), name)
+    return {name: state[name] for name in names.values()}
 
 
 def _from_checkpoint(loaded: Loaded, degrees: DistributedConfig | None = None) -> PreTrainedModel:
