@@ -61,9 +61,9 @@ def class_from_checkpoint(reference: str, folder: str) -> type:
     except AttributeError as error:
         raise LoadError(f"{folder}: auto_map names {reference}, and {file} has no such class.") from error
     except OSError as error:
-        raise LoadError(
-            f"{folder}: auto_map names {reference}, and {file} is not there; put it beside config.json."
-        ) from error
+        lost = Path(error.filename).name if isinstance(error.filename, str) else file
+        missing = f"{file} imports {lost}, which is not there" if lost != Path(file).name else f"{file} is not there"
+        raise LoadError(f"{folder}: auto_map names {reference}, and {missing}; put it beside config.json.") from error
     except (Exception, SystemExit) as error:
         raise LoadError(_failed(f"{folder}: {file}", error)) from error
     return made

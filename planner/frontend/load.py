@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
@@ -37,6 +38,7 @@ from planner.frontend.code import (
 from planner.frontend.errors import LoadError, reason
 from planner.frontend.overrides import configure
 from planner.frontend.repair import missing
+from planner.frontend.source import built_at
 from planner.ir.plan import Plan, join, plan_from_json
 from planner.ir.spelling import nearest
 
@@ -317,10 +319,12 @@ def build(loaded: Loaded, *, device: str = "meta", dtype: torch.dtype = torch.fl
     try:
         with quiet(), torch.device(device):
             make: Callable[..., nn.Module] = loaded.model_class._from_config
-            model = make(loaded.config, dtype=dtype)
+            # A copy: `post_init` deletes an old `gradient_checkpointing`, and the next model would miss it.
+            model = make(deepcopy(loaded.config), dtype=dtype)
     except Exception as error:
-        kind = loaded.model_class.__name__
-        raise LoadError(f"{loaded.name}: {kind} does not build from this config ({reason(error)}).") from error
+        kind = loaded.model_class
+        why = f"{reason(error)}{built_at(error, kind)}"
+        raise LoadError(f"{loaded.name}: {kind.__name__} does not build from this config ({why}).") from error
     if device == "meta":
         _leave_no_data(model)
     return model.eval()

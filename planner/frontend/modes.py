@@ -70,6 +70,8 @@ class Functions(TorchFunctionMode):
             and args[0].is_meta
         ):
             args = (args[0], _parts(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0)), *args[2:])
+        if func in FILLS:
+            args, kwargs = _filled(func, args, kwargs)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Tensor) and args[0].is_meta:
             args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
         target = WHOLE.get(func)
@@ -84,7 +86,7 @@ class Functions(TorchFunctionMode):
                 args = self._unfixed(args)
             return carried(func, args, func(*args, **kwargs))
         with recorder.silent():
-            args, kwargs = _to_meta(args, kwargs)
+            args, kwargs = _to_meta(recorder, args, kwargs)
         with recorder.attempt(target, args, kwargs):
             result = remembered(SHAPED.get(target, func), args, kwargs)
         if target == "rmatmul":
@@ -147,7 +149,7 @@ class Dispatch(TorchDispatchMode):
             return func(*args, **kwargs)
         target = f"{func.namespace}.{func._schema.name.rpartition('::')[2]}"
         target = ALSO.get(target, target)
-        args, kwargs = _to_meta(args, kwargs)
+        args, kwargs = _to_meta(recorder, *_large_to_meta(recorder, func, target, args, kwargs))
         with recorder.attempt(target, args, kwargs):
             result = self._result(func, target, args, kwargs)
         if target == "aten._to_copy" and isinstance(result, Tensor) and result.dtype == args[0].dtype:
@@ -201,6 +203,21 @@ def _known_index(index: Tensor) -> Tensor | int:
     return 0 if index.is_meta and index.dim() == 0 and index.dtype != torch.bool else index
 
 
+FILLS = frozenset({torch.full, torch.full_like, Tensor.new_full})
+"""Functions that ask a tensor that is given as the value to fill with for its number."""
+
+
+def _filled(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    value = kwargs.get("fill_value", args[-1] if args else None)
+    if not (isinstance(value, Tensor) and value.is_meta):
+        return args, kwargs
+    own = {"dtype": value.dtype} if func is torch.full else {}
+    kwargs = {**own, **kwargs, "fill_value": _zero(value)}
+    return tuple(arg for arg in args if arg is not value), kwargs
+
+
 def _parts(tensor: Tensor, sizes: Sequence[int], dim: int) -> Sequence[int]:
     """Part sizes that were read off data are all zero here: parts of equal size, the last with the rest, stand for them."""
     total = tensor.shape[dim]
@@ -224,15 +241,43 @@ SHAPED: Mapping[str, Callable[..., Any]] = {"one_hot": _one_hot, "embedding": _e
 """Whole ops of which only the result's shape is asked."""
 
 
-def _to_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _to_meta(
+    recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Where meta and real tensors meet, all become meta; nothing moves off the meta device."""
     tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
     if not any(tensor.is_meta for tensor in tensors):
         return args, kwargs
     if not all(tensor.is_meta for tensor in tensors):
-        args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
+        args, kwargs = tree_map_only(Tensor, lambda tensor: _moved(recorder, tensor), (args, kwargs))
     if isinstance(kwargs.get("device"), torch.device):
         kwargs = {**kwargs, "device": torch.device("meta")}
+    return args, kwargs
+
+
+def _moved(recorder: Recorder, tensor: Tensor) -> Tensor:
+    """The tensor's form on the meta device: the same value to the recorder."""
+    if tensor.is_meta:
+        return tensor
+    made = tensor.to("meta")
+    recorder.alias(made, tensor)
+    return made
+
+
+MUCH = 1 << 20
+"""Elements of a constant that a forward makes (a mask for the longest text): above it, only its form is kept."""
+_MADE = frozenset({"aten.zeros", "aten.ones", "aten.full", "aten.empty"})
+
+
+def _large_to_meta(
+    recorder: Recorder, func: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What works on a large constant works on its form, so that nobody computes gigabytes for a trace."""
+    if target in _MADE and prod(args[0]) > MUCH:
+        return args, {**kwargs, "device": torch.device("meta")}
+    given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    if _makes_new(func) and any(tensor.numel() > MUCH and not tensor.is_meta for tensor in given):
+        args, kwargs = tree_map_only(Tensor, lambda tensor: _moved(recorder, tensor), (args, kwargs))
     return args, kwargs
 
 

@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 from torch import nn
+from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from planner.ir.findings import Source
 
@@ -40,16 +41,31 @@ class SourceFinder:
 
     def of_traceback(self, error: BaseException) -> Source | None:
         """The innermost modeling line of an error."""
-        for entry in reversed(traceback.extract_tb(error.__traceback__)):
-            if not entry.filename.startswith((_TORCH, *_SKIP)) and entry.lineno is not None:
-                return Source(relative(entry.filename), entry.lineno)
-        return None
+        return line_of(error, self.own)
 
     def _file(self, kind: type) -> str | None:
         if kind not in self.file_of:
             name = _file_of(kind)
             self.file_of[kind] = None if name is not None and name.startswith(_TORCH) else name
         return self.file_of[kind]
+
+
+def line_of(error: BaseException, own: str | None) -> Source | None:
+    """The innermost line that an error came through in the folder of the file `own`, else in any modeling code."""
+    entries = [
+        entry
+        for entry in reversed(traceback.extract_tb(error.__traceback__))
+        if not entry.filename.startswith((_TORCH, *_SKIP)) and entry.lineno is not None
+    ]
+    beside = [entry for entry in entries if own is not None and Path(entry.filename).parent == Path(own).parent]
+    found = next(iter(beside or entries), None)
+    return Source(relative(found.filename), found.lineno or 0) if found is not None else None
+
+
+def built_at(error: BaseException, kind: type) -> str:
+    """A clause that names the line of the code of `kind` that an error came through; empty where it came through none."""
+    line = line_of(error, _file_of(kind))
+    return f" at {Path(line.file).name}:{line.line}" if line is not None else ""
 
 
 def _file_of(kind: type) -> str | None:
@@ -61,8 +77,10 @@ def _file_of(kind: type) -> str | None:
 
 @cache
 def relative(name: str) -> str:
-    """A file name without anything of this machine: from its package on, or the bare name."""
+    """A file name without anything of this machine: from its package on, or the bare name, as of a checkpoint's own code."""
     path = Path(name)
+    if TRANSFORMERS_DYNAMIC_MODULE_NAME in path.parts:  # Transformers' copy, in a package of its own making
+        return path.name
     for parent in path.parents:
         if not (parent / "__init__.py").exists():
             return str(path.relative_to(parent))

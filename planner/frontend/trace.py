@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.jit._fuser import optimized_execution
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from planner.frontend.found import find_first_only, searching
@@ -21,6 +22,7 @@ from planner.frontend.modes import Dispatch, Functions
 from planner.frontend.modules import layer_kinds, module_table, outline
 from planner.frontend.recorder import Recorder
 from planner.frontend.source import SourceFinder
+from planner.frontend.unchanged import Held
 from planner.ir.findings import Source
 from planner.ir.graph import Graph, ModuleCall, Op
 
@@ -88,6 +90,7 @@ class Tracing:
         self.outputs_of: dict[str, Any] = {}
         self.repeats: dict[str, str] = {}
         self.calls: list[ModuleCall | None] = []
+        self.held: dict[int, Held] = {}
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
         """Run the forward and return its graph."""
@@ -132,6 +135,8 @@ class Tracing:
             with torch.no_grad(), _plainly(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
                 return self.model(**(caching(self.model, False) | dict(inputs)))
         finally:
+            for held in self.held.values():
+                held.give_back()
             for undo in restore:
                 undo()
 
@@ -157,6 +162,8 @@ class Tracing:
             path = self.paths.get(id(module))
             if path is None:
                 return original(module, *args, **kwargs)
+            if id(module) not in self.held:
+                self.held[id(module)] = Held.of(module)
             recorder.stack.append(module)
             position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
             self.calls.append(None)
@@ -237,7 +244,9 @@ def _plainly(model: nn.Module) -> Iterator[None]:
     os.environ[_UNCHECKED] = "1"
     Distribution.set_default_validate_args(False)
     try:
-        yield
+        # Scripted functions run op by op: a fused kernel hides its ops, and the fuser knows no meta device.
+        with optimized_execution(False):
+            yield
     finally:
         for config, name, value in held:
             setattr(config, name, value)

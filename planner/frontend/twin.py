@@ -66,6 +66,7 @@ def runs(loaded: Loaded) -> bool:
     try:
         torch.manual_seed(0)
         model = build(loaded, device="cpu")
+        model.load_state_dict(random_state(model))  # some constructors leave memory as it is
         with torch.no_grad():
             return bool(torch.isfinite(model(**real_inputs(model, _SHORT), **caching(model, False))[0]).all())
     except Exception:  # any failure of unknown model code means only that this size is no good
@@ -117,12 +118,21 @@ def _by_width(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrai
 
 
 def fields_of(config: PreTrainedConfig) -> Fields:
-    """The arguments that would make this config again."""
-    if "__dataclass_fields__" in vars(type(config)):
-        names = {field.name for field in dataclasses.fields(config)}
-    else:
-        names = set(inspect.signature(type(config).__init__).parameters)
+    """The arguments that would make this config again: what its constructor names, and what it was given beyond that."""
+    kind = type(config)
+    parameters = inspect.signature(kind.__init__).parameters
+    names = set(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        names |= {field.name for field in dataclasses.fields(kind)} | _beyond(config)
     return {name: value for name, value in config.to_dict().items() if name in names}
+
+
+def _beyond(config: PreTrainedConfig) -> set[str]:
+    """The fields of a config.json that the class neither names nor derives: Transformers keeps them as they are."""
+    try:
+        return set(vars(config)) - set(vars(type(config)()))
+    except Exception:  # a class that has no defaults
+        return set()
 
 
 def rebuilt(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:

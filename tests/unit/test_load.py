@@ -164,6 +164,8 @@ def test_custom_code_that_is_missing_or_broken(custom: Path) -> None:
     assert "modeling_odd.py raised ZeroDivisionError: division by zero" in refused(str(custom), trust_remote_code=True)
     (custom / "modeling_odd.py").write_text("")
     assert "modeling_odd.py has no such class" in refused(str(custom), trust_remote_code=True)
+    (custom / "modeling_odd.py").write_text("from .gone import thing\n")
+    assert "modeling_odd.py imports gone.py, which is not there" in refused(str(custom), trust_remote_code=True)
     (custom / "modeling_odd.py").unlink()
     assert "modeling_odd.py is not there" in refused(str(custom), trust_remote_code=True)
 
@@ -249,6 +251,21 @@ def test_a_model_that_does_not_build(written: Path) -> None:
     loaded = load(str(written), overrides={"hidden_act": "nothing"})
     with pytest.raises(LoadError, match="LlamaForCausalLM does not build from this config"):
         build(loaded)
+
+
+def test_a_config_field_that_building_deletes_is_there_the_next_time(custom: Path) -> None:
+    text = (custom / "modeling_odd.py").read_text()
+    text = text.replace(
+        "super().__init__(config)", "super().__init__(config)\n        config.gone\n        del config.gone"
+    )
+    (custom / "modeling_odd.py").write_text(text)
+    config = json.loads((custom / "config.json").read_text())
+    (custom / "config.json").write_text(json.dumps(config | {"gone": 1}))
+    loaded = load(str(custom), trust_remote_code=True)
+    assert build(loaded) is not build(loaded)
+    (custom / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=r"no attribute 'gone' at modeling_odd.py:\d+\)"):
+        build(load(str(custom), trust_remote_code=True))
 
 
 def test_a_model_builds_on_meta_in_eval_mode() -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -160,3 +161,44 @@ def test_a_last_place_that_no_search_finds_is_not_looked_at() -> None:
     """Nemotron-H counts one class more than it has experts, for tokens that are elsewhere."""
     graph = trace(build(load("nemotron_h")))
     assert any(op.target == "aten.index_add_" for op in graph.ops)
+
+
+class _Remembers(nn.Module):
+    """Makes a mask at its first call, as old code does, and fills it with a number that is a tensor."""
+
+    mask: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.made = True, dict[int, torch.Tensor]()
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        if self.first:
+            self.first = False
+            least: Any = torch.tensor(torch.finfo(given.dtype).min, device=given.device)
+            self.register_buffer("mask", torch.full((4, 4), least).triu(1), persistent=False)
+            self.made[4] = given.sum()
+        return given + self.mask + self.made[4]
+
+
+def test_what_a_forward_keeps_is_not_there_for_the_next_trace() -> None:
+    module, given = _Remembers(), {"given": torch.empty(4, 4, device="meta")}
+    first, second = trace(module, given), trace(module, given)
+    assert [op.target for op in first.ops] == [op.target for op in second.ops]
+    assert "aten.full" in {op.target for op in first.ops}
+    assert (module.first, module.made, hasattr(module, "mask")) == (True, {}, False)
+
+
+class _Masks(nn.Module):
+    """Makes a constant for the longest text, of terabytes, and uses a corner of it."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        steps = torch.zeros(1 << 20, 1 << 20) + torch.arange(1 << 20)
+        return given + steps[None].expand(8, -1, -1)[0, :4, :4].triu(1)
+
+
+def test_a_large_constant_is_not_computed() -> None:
+    graph = trace(_Masks(), {"given": torch.empty(4, 4, device="meta")})
+    assert [op.target for op in graph.ops][-2:] == ["aten.triu", "aten.add"]
+    made = {number for op in graph.ops for number in op.outputs}
+    assert set(graph.ops[-1].inputs) <= {*made, graph.inputs[0][1]}

@@ -65,7 +65,29 @@ def from_state(loaded: Loaded, state: State, degrees: DistributedConfig | None =
     model._apply(_widened)
     model.eval()
     assert isinstance(model, PreTrainedModel)
+    if not loaded.model_class.__module__.startswith("transformers."):  # its own models' `_init_weights` fill theirs
+        _fill(model, loaded)
     return model
+
+
+def _fill(model: PreTrainedModel, loaded: Loaded) -> None:
+    """Give buffers that no checkpoint holds, and that the client left empty, what the constructor puts into them.
+
+    The client builds a model without memory, and only `_init_weights` brings such a buffer back (transformers 5.23.0,
+    modeling_utils.py, `_move_missing_keys_from_meta_to_device`). Older modeling code does not know; its memory then holds
+    anything, which says nothing about a plan.
+    """
+    held = model.state_dict().keys()
+    lost = {name: buffer for name, buffer in model.named_buffers() if name not in held}
+    built = dict(reference_model(loaded, torch.device("cpu")).named_buffers()) if lost else {}
+    for name, buffer in lost.items():
+        made = built.get(name)
+        if made is not None and made.shape == buffer.shape and not _alike(buffer, made):
+            buffer.copy_(made)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one.double(), other.to(one.device).double(), rtol=1e-3, equal_nan=True)
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
