@@ -65,6 +65,13 @@ def test_where_an_attribute_goes(source: str, wanted: str) -> None:
     assert with_attributes(made.encode(), "Mine", {"tp_plan": TP}) == made.encode()
 
 
+def test_a_method_stands_after_an_empty_line() -> None:
+    found = with_attributes(b"class A:\n    def one(self):\n        pass\n", "A", {"_tp_plan": {"a": "colwise"}})
+    assert found.decode() == (
+        'class A:\n    _tp_plan = {\n        "a": "colwise",\n    }\n\n    def one(self):\n        pass\n'
+    )
+
+
 def test_entries_that_stay_keep_their_place_their_quotes_and_their_comments() -> None:
     source = (
         "class Mine:\n    tp_plan = {\n        # heads\n        'layers.*.down' : 'rowwise',  # summed\n"

@@ -63,7 +63,8 @@ def _written(found: cst.ClassDef, attributes: Mapping[str, Mapped], indent: str)
         if at is not None and isinstance(old, cst.SimpleStatementLine):
             body[at] = _assigned(old, _value(old), wanted, inner)
         else:
-            body.insert(*_placed(body, _assignment(name, wanted, inner)))
+            at, line = _placed(body, _assignment(name, wanted, inner))
+            body[at:] = [line, *_set_off(body[at:])]
     if not changed:
         return found
     body = [statement for statement in body if not _is_filler(statement)]
@@ -214,6 +215,15 @@ def _placed(body: Sequence[cst.BaseStatement], line: cst.SimpleStatementLine) ->
     while at < len(body) and _is_assignment(body[at]):
         at += 1
     return at, line.with_changes(leading_lines=[cst.EmptyLine(indent=False)]) if first and at == first else line
+
+
+def _set_off(rest: Sequence[cst.BaseStatement]) -> Sequence[cst.BaseStatement]:
+    """What follows an attribute: a method or a class stands after an empty line."""
+    match rest:
+        case [cst.FunctionDef() | cst.ClassDef() as first, *others] if not first.leading_lines:
+            return [first.with_changes(leading_lines=[cst.EmptyLine(indent=False)]), *others]
+        case _:
+            return rest
 
 
 def _is_docstring(statement: cst.BaseStatement) -> bool:
