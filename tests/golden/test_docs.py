@@ -1,0 +1,172 @@
+"""The pages of the site: every block of every page runs, or is parsed where it needs what is not here.
+
+`python` runs, one namespace a page; a block with `title="FILE"` is written to that file. A `$` command runs in a process forked
+from this one, and prints what is shown under it. In a `bash` block the options of each `plan` command are parsed, and nothing is
+run.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+import typer.core
+import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+import launch.cli
+from tests.readme import README, console_sessions, matches
+
+DOCS = README.parent / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+_FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    language: str
+    title: str
+    text: str
+
+
+def blocks(text: str) -> Iterator[Block]:
+    for found in _FENCE.finditer(text):
+        yield Block(found[1], found[2] or "", found[3])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for one page; what Python imports from it is forgotten again, and ranks find this project."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTHONPATH", f"{README.parent}{os.pathsep}{tmp_path}")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```" in (DOCS / page).read_text()])
+def test_the_blocks_of_a_page(page: str, here: Path) -> None:
+    import planner.frontend.load  # noqa: F401  # loaded once, for all commands that are forked from here
+
+    namespace: dict[str, object] = {"__name__": "page"}
+    for block in blocks((DOCS / page).read_text()):
+        RUN[block.language](block, here, namespace)
+
+
+def _python(block: Block, here: Path, namespace: dict[str, object]) -> None:
+    code = compile(block.text, block.title or "page", "exec")
+    if block.title:
+        (here / block.title).write_text(block.text)
+    elif "def test_" not in block.text:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(code, namespace)
+    if "def test_" in block.text:
+        _tests(block, here)
+
+
+def _tests(block: Block, here: Path) -> None:
+    """Tests that a page shows, run by pytest with the plugin."""
+    file = here / (block.title or "test_page.py")
+    file.write_text(block.text)
+    plain = ["-p", "no:cacheprovider", "-p", "launch.pytest_plugin", "-W", "ignore", "-q", file.name]
+    code, printed = forked(lambda: int(pytest.main(plain)))
+    assert code == 0, printed
+
+
+def _console(block: Block, here: Path, namespace: dict[str, object]) -> None:
+    wanted = int(block.title.removeprefix("exit code ") or 0)
+    for command, shown in console_sessions(f"```console\n{block.text}```"):
+        words = shlex.split(command)
+        assert words[0] == "plan", command
+        code, printed = forked(lambda words=words: launch.cli.run(words[1:]))  # type: ignore[misc]  # bound at once
+        assert code == wanted, printed
+        assert matches(shown, printed), printed
+
+
+def _bash(block: Block, here: Path, namespace: dict[str, object]) -> None:
+    lines = [line for part in block.text.splitlines() for line in part.split(" && ")]
+    for words in map(shlex.split, lines):
+        if "plan" in words:
+            name, *given = words[words.index("plan") + 1 : words.index(">") if ">" in words else None]
+            assert parsed(name, given)
+
+
+def parsed(name: str, given: list[str]) -> bool:
+    """Whether a command takes these arguments; raises typer's own error where not."""
+    commands = typer.main.get_command(launch.cli.app).commands
+    return commands[name].make_context(name, given) is not None
+
+
+def _json(block: Block, here: Path, namespace: dict[str, object]) -> None:
+    json.loads(block.text)
+    if block.title:
+        (here / block.title).write_text(block.text)
+
+
+def _yaml(block: Block, here: Path, namespace: dict[str, object]) -> None:
+    assert yaml.safe_load(block.text)
+
+
+def _text(block: Block, here: Path, namespace: dict[str, object]) -> None:
+    """Nothing to run: a drawing in letters, or what a tool prints."""
+
+
+RUN: dict[str, Callable[[Block, Path, dict[str, object]], None]] = {
+    "python": _python,
+    "console": _console,
+    "bash": _bash,
+    "json": _json,
+    "yaml": _yaml,
+    "text": _text,
+}
+
+
+def forked(work: Callable[[], int]) -> tuple[int, str]:
+    """The exit code and the standard output of some work in a process forked from this one, which has loaded everything."""
+    printed = Path("printed.txt")
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(work, printed))
+    child.start()
+    child.join(280)
+    if child.is_alive():
+        child.kill()
+    assert child.exitcode is not None
+    return child.exitcode, printed.read_text()
+
+
+def _child(work: Callable[[], int], printed: Path) -> None:
+    warnings.simplefilter("ignore")
+    with printed.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno() if os.environ.get("DOCS_STDERR") else os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        code = work()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def test_the_site_builds_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strict: a link to a page or a heading that is not there ends the build."""
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        build(load_config(str(README.parent / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
+    made = {page.relative_to(tmp_path / "site").as_posix() for page in (tmp_path / "site").rglob("*.html")}
+    assert {"index.html", "rules/TP203.html", "reference/commands.html", "how-to/ci.html"} <= made
+    fetched = re.compile(r'(?:src|<link[^>]+href)="?(https?:[^" >]+)')
+    for page in made:
+        assert not fetched.findall((tmp_path / "site" / page).read_text()), page
