@@ -107,8 +107,9 @@ def _bash(block: Block, here: Path, namespace: dict[str, object]) -> None:
 
 def parsed(name: str, given: list[str]) -> bool:
     """Whether a command takes these arguments; raises typer's own error where not."""
-    commands = typer.main.get_command(launch.cli.app).commands
-    return commands[name].make_context(name, given) is not None
+    group = typer.main.get_command(launch.cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return group.commands[name].make_context(name, given) is not None
 
 
 def _json(block: Block, here: Path, namespace: dict[str, object]) -> None:
