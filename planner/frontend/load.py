@@ -324,10 +324,19 @@ def build(loaded: Loaded, *, device: str = "meta", dtype: torch.dtype = torch.fl
     except Exception as error:
         kind = loaded.model_class
         why = f"{reason(error)}{built_at(error, kind)}"
-        raise LoadError(f"{loaded.name}: {kind.__name__} does not build from this config ({why}).") from error
+        raise LoadError(
+            f"{loaded.name}: {kind.__name__} does not build from this config ({why}).{_outdated(kind)}"
+        ) from error
     if device == "meta":
         _leave_no_data(model)
     return model.eval()
+
+
+def _outdated(kind: type[PreTrainedModel]) -> str:
+    """Advice where a class ties weights in the form that Transformers 5 no longer takes."""
+    if not isinstance(kind._tied_weights_keys, list):
+        return ""
+    return " Its _tied_weights_keys is a list; Transformers 5 wants a dictionary from each tied name to its source."
 
 
 def _leave_no_data(model: nn.Module) -> None:

@@ -33,7 +33,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
         "hidden",
         r"hidden_(size|dim)|n_embd|d_model|(model_|embed_|embedding_)?dim|embedding_size|word_embed_proj_dim|width",
     ),
-    ("positions", r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|block_size"),
+    ("positions", r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|(model_)?max_length|block_size"),
     ("window", r"\w*window(_size)?|\w*chunk_size"),
     ("period", r"\w*(interval|period|_freq|_step|_pattern|every_n\w*)"),
 )

@@ -49,6 +49,8 @@ def _copied(_: nn.Module, __: object, output: object) -> object:
 
 
 def _has_float(value: object) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point()
     return isinstance(value, float) or (isinstance(value, list | tuple) and any(map(_has_float, value)))
 
 

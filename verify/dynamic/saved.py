@@ -18,12 +18,12 @@ def saved(model: PreTrainedModel, single: PreTrainedModel, loaded: Loaded, *, ra
     """Save the sharded model and load it on one device; every rank must call this, the first one compares.
 
     What the single-device model does not get back from its own checkpoint either is not the sharding's doing; one that
-    cannot be saved at all (GGUF weights) is not asked.
+    cannot be saved at all (GGUF weights, tied weights in a form of old) is not asked.
     """
     with tempfile.TemporaryDirectory(prefix="shardproof-saved-") as folder, quiet():
         try:
             model.save_pretrained(folder)
-        except ValueError:
+        except Exception:  # whatever the client raises on one device too is not the plan's doing
             if _refuses(single):
                 return []
             raise
@@ -40,7 +40,7 @@ def _refuses(single: PreTrainedModel) -> bool:
     with tempfile.TemporaryDirectory(prefix="shardproof-saved-") as folder:
         try:
             single.save_pretrained(folder)
-        except ValueError:
+        except Exception:
             return True
     return False
 
