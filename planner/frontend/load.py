@@ -37,7 +37,7 @@ from planner.frontend.code import (
 )
 from planner.frontend.errors import LoadError, reason
 from planner.frontend.overrides import configure
-from planner.frontend.repair import missing
+from planner.frontend.repair import missing, with_fields
 from planner.frontend.source import built_at
 from planner.ir.plan import Plan, join, plan_from_json
 from planner.ir.spelling import nearest
@@ -149,9 +149,7 @@ def _repaired(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> P
         with torch.device("meta"):
             return model_class._from_config(config)
 
-    for name, value in missing(config, made).items():
-        setattr(config, name, value)
-    return config
+    return with_fields(config, missing(config, made, kind=model_class))
 
 
 def _from_class(model_class: type[PreTrainedModel], overrides: Mapping[str, str], *, name: str) -> _Pair:

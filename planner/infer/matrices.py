@@ -8,18 +8,23 @@ from planner.infer.groups import Groups
 from planner.infer.reasons import locked
 from planner.ir.graph import Graph, Module
 from planner.ir.plan import TpEntry, generic, join
-from planner.sharding.assign import is_transposed, multiplies
+from planner.sharding.assign import is_stacked, is_transposed, multiplies
 
 WORTH_SHARE = 0.01
 """From this share of all parameters on, a matrix is worth a collective of its own, and so is a block of matrices together."""
 WORTH_ELEMENTS = 1 << 26
 """So is a matrix of this many elements."""
-TURNED = "embedding_colwise"
-"""The style that gathers the output of a weight kept as `[in, out]`: on whatever module, it asks for no attribute."""
+ALONE = "embedding_colwise"
+"""The style that gathers the output of a weight kept as `[in, out]`, or of a stack of matrices: it asks for no attribute."""
 
 
-def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Mapping[str, str]) -> list[list[TpEntry]]:
-    """Proposals for modules without an entry whose parameters are worth a collective; tied ones go together."""
+def large_leftovers(
+    groups: Groups, planned: Mapping[str, TpEntry], reasons: Mapping[str, str], *, tables: bool
+) -> list[list[TpEntry]]:
+    """Proposals for modules without an entry whose parameters are worth a collective; tied ones go together.
+
+    With `tables`, for those that are looked up by row; else for the others.
+    """
     graph = groups.graph
     looked_up = {op.inputs[0] for op in graph.ops if op.target.endswith("embedding") and op.inputs}
     total = sum(prod(value.shape) for value in graph.values if value.name is not None)
@@ -35,7 +40,7 @@ def large_leftovers(groups: Groups, planned: Mapping[str, TpEntry], reasons: Map
             entries = _on_its_own(graph, module, looked_up, weight, reason)
             if entries:
                 proposals.setdefault(weight, []).extend([*entries, *_tied_biases(graph, module, weight)])
-    return list(proposals.values())
+    return [entries for weight, entries in proposals.items() if (weight in looked_up) == tables]
 
 
 def _matrices(graph: Graph, planned: Mapping[str, TpEntry]) -> dict[str, tuple[Module, int]]:
@@ -44,11 +49,16 @@ def _matrices(graph: Graph, planned: Mapping[str, TpEntry]) -> dict[str, tuple[M
     for module in graph.modules:
         pattern = generic(module.path)
         own = [(join(module.path, name), number) for name, number in module.parameters]
-        weights = [n for name, n in own if len(graph.values[n].shape) == 2 and generic(name) in graph.used_parameters]
-        known = {"Linear", "Embedding"} & set(module.bases) or is_transposed(graph, module)
-        if pattern not in planned and len(weights) == 1 and known:
-            found.setdefault(pattern, (module, weights[0]))
+        used = [number for name, number in own if generic(name) in graph.used_parameters]
+        weights = [number for number in used if len(graph.values[number].shape) in (2, 3)]
+        if pattern not in planned and pattern not in found and len(weights) == 1 and _is_known(graph, module):
+            found[pattern] = module, weights[0]
     return found
+
+
+def _is_known(graph: Graph, module: Module) -> bool:
+    layers = {"Linear", "Embedding"} & set(module.bases)
+    return bool(layers) or is_transposed(graph, module) or is_stacked(graph, module)
 
 
 def _block(pattern: str) -> str:
@@ -85,16 +95,24 @@ def _on_its_own(graph: Graph, module: Module, looked_up: set[int], weight: int, 
     if "Embedding" in module.bases and weight in looked_up:
         because = "a table looked up by row: a rank holds some rows, and the lookups are summed"
         return [TpEntry(pattern, "embedding_rowwise", because)]
+    shared = [other for other in graph.modules if generic(other.path) == pattern and other.kind != module.kind]
+    if shared and not is_transposed(graph, module) and multiplies(graph, module):
+        # A key that stands for other modules too: this style asks nothing of them.
+        because = f"its rows are split and its output gathered: {reason}"
+        return [TpEntry(pattern, "embedding_rowwise", because)]
     if "Linear" in module.bases and "out_features" in dict(module.numbers):
         because = f"its rows are split and its output gathered, for the output is needed whole: {reason}"
         return [TpEntry(pattern, "colwise_gather_output", because)]
+    if is_stacked(graph, module) and multiplies(graph, module):
+        because = f"the rows of each matrix are split and the output gathered, for the output is needed whole: {reason}"
+        return [TpEntry(pattern, ALONE, because)]
     if is_transposed(graph, module) and multiplies(graph, module):
         vectors = [local for local, number in module.parameters if number != weight]
         because = (
             "kept as [in, out], where no style for linear layers can stand: its columns are split, its output gathered"
         )
         return [
-            TpEntry(pattern, TURNED, because),
+            TpEntry(pattern, ALONE, because),
             *(TpEntry(generic(join(module.path, local)), "colwise", "as its matrix") for local in vectors),
         ]
     return []

@@ -7,7 +7,7 @@ from torch import nn
 from planner.frontend.patch import as_linear, unfix_views
 from planner.infer.candidates import Candidate, inner_leaves, is_linear
 from planner.infer.groups import Groups
-from planner.infer.matrices import TURNED
+from planner.infer.matrices import ALONE
 from planner.infer.probe import Verdict, prober
 from planner.infer.tp import Inference, probe_degree
 from planner.ir.findings import Source
@@ -85,7 +85,7 @@ def _is_apart(graph: Graph, inference: Inference, module: Module) -> bool:
     """A weight `[in, out]` in a module that no style for linear layers can stand on: whole, or split by itself only."""
     pattern = generic(module.path)
     entry = inference.entries.get(pattern)
-    alone = pattern in inference.unplanned or (entry is not None and entry.style == TURNED)
+    alone = pattern in inference.unplanned or (entry is not None and entry.style == ALONE)
     return alone and not is_linear(module) and len(module.parameters) <= 2 and is_transposed(graph, module)
 
 

@@ -109,7 +109,7 @@ STYLES: dict[str, Style] = {
         Style("rowwise_split_input", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features", reach=OWN),
         Style("rowwise_rep", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features", reach=OWN),
         Style("embedding_rowwise", Layout.FIRST, Before.TAKE_IDS, After.REDUCE, reach=OWN),
-        Style("embedding_colwise", Layout.SECOND, Before.TAKE_REPLICATED, After.GATHER, reach=OWN),
+        Style("embedding_colwise", Layout.SECOND, Before.NOTHING, After.GATHER, reach=OWN),
         Style("packed_colwise", Layout.PACKED_OUTPUT, Before.TAKE_REPLICATED, reach=BELOW),
         Style("packed_rowwise", Layout.PACKED_INPUT),
         Style("moe_tp_experts", Layout.KEEP, Before.REDUCE_ROUTING_GRADIENTS, After.REDUCE, reach=BELOW),

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from planner.ir.graph import Graph, Module
-from planner.ir.placement import Placement
+from planner.ir.placement import Placement, R, Shard
 from planner.ir.plan import generic, join, owner_of
 from planner.ir.styles import STYLES, After, Before, Layout, Style
+from planner.sharding.registry import semantics
+from planner.sharding.semantics import Call, Einsum
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,52 +32,85 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     styles = {**dict.fromkeys(split, "embedding_rowwise"), **styles}
     modules: dict[str, tuple[Style, str]] = {}
     parameters: dict[str, tuple[Placement, str]] = {}
-    standing: dict[str, Style] = {}
+    standing: dict[tuple[str, ...], Style] = {}
     for module in graph.modules:
         key = generic(module.path)
         if (name := styles.get(key)) is not None and name in STYLES:
             # A repeated layer has no ops of its own: the first of its kind stands for it.
-            if key not in standing:
-                standing[key] = _standing_on(graph, module, STYLES[name])
-            modules[module.path] = (standing[key], key)
+            kind = (key, module.kind, module.path.rpartition(".")[2])
+            if kind not in standing:
+                standing[kind] = _standing_on(graph, module, styles)
+            modules[module.path] = (standing[kind], key)
         for local, number in module.parameters:
-            name = join(module.path, local)
-            entry = next((k for k in (generic(name), key) if k in styles), None)
-            if entry is not None and styles[entry] in STYLES:
-                placement = STYLES[styles[entry]].placement(local, len(graph.values[number].shape))
-                parameters[name] = (placement, entry)
+            if placed := _placed(graph, module, local, number, styles):
+                parameters[join(module.path, local)] = placed
     return Assigned(modules, parameters)
 
 
-def _standing_on(graph: Graph, module: Module, style: Style) -> Style:
-    """What a style is on this module. One for tables, on a module that multiplies by a matrix: input and parameters become
-    distributed tensors there. A matrix split along its output features makes a shard, which is gathered; one split along its
-    input features takes its part of the input, and the sum is reduced (`EmbeddingParallel` in transformers 5.23.0,
-    distributed/tensor_parallel.py).
+def _placed(
+    graph: Graph, module: Module, local: str, number: int, styles: Mapping[str, str]
+) -> tuple[Placement, str] | None:
+    """Where a parameter lies, and by which key: its own, else its module's."""
+    entry = next((key for key in map(generic, (join(module.path, local), module.path)) if key in styles), None)
+    if entry is None or styles[entry] not in STYLES:
+        return None
+    return STYLES[styles[entry]].placement(local, len(graph.values[number].shape)), entry
+
+
+def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Style:
+    """What a style is on this module. One for tables makes input and parameters distributed tensors: on a module that
+    multiplies by a matrix, one split along its output features makes a shard, which is gathered; one split along its input
+    features takes its part of the input, and the sum is reduced; and a function of whole values stays one
+    (`EmbeddingParallel` in transformers 5.23.0, distributed/tensor_parallel.py).
     """
-    if not is_for_tables(style) or "Embedding" in module.bases or not multiplies(graph, module):
+    style = STYLES[styles[generic(module.path)]]
+    if not looks_up(style) or "Embedding" in module.bases:
         return style
-    outputs = Layout.SECOND if is_transposed(graph, module) else Layout.FIRST
-    if style.layout is outputs:
-        return replace(style, before=Before.TAKE_REPLICATED, after=After.GATHER)
-    return replace(style, before=Before.SPLIT, after=After.REDUCE)
+    if _is_pointwise(graph, module):
+        return replace(style, before=Before.NOTHING, after=After.NOTHING)
+    if not multiplies(graph, module):
+        return style
+    if gathers := style.layout is (
+        Layout.SECOND if is_transposed(graph, module) or is_stacked(graph, module) else Layout.FIRST
+    ):
+        found = replace(style, before=Before.TAKE_REPLICATED, after=After.GATHER)
+    else:
+        found = replace(style, before=Before.SPLIT, after=After.REDUCE)
+    # A vector that lies otherwise than the product does is laid out anew by the client; that is not modelled.
+    across = R if gathers else Shard(0)
+    vectors = [(local, number) for local, number in module.parameters if len(graph.values[number].shape) == 1]
+    placed = [_placed(graph, module, local, number, styles) for local, number in vectors]
+    return style if any(each is not None and each[0] == across for each in placed) else found
 
 
-def is_for_tables(style: Style) -> bool:
-    """Whether a style is one of those for lookups."""
-    return style.layout in (Layout.FIRST, Layout.SECOND) and not style.expert_parallel
+def looks_up(style: Style) -> bool:
+    """Whether a style is one for tables, as it acts on a lookup."""
+    return style.before is Before.TAKE_IDS or (style.layout is Layout.SECOND and style.before is Before.NOTHING)
+
+
+def _is_pointwise(graph: Graph, module: Module) -> bool:
+    """Whether a module without parameters computes every element of its result from one of its first argument."""
+    ops = [op for op in graph.ops if op.module == module.path]
+    given = {call.arguments[0][1] for call in graph.calls if call.module == module.path and call.arguments}
+    known = given | {made for op in ops for made in op.outputs}
+    shapes = {graph.values[number].shape for op in ops for number in (*op.inputs, *op.outputs)}
+    one_to_one = all(isinstance(semantics(Call(graph, op)), Einsum) for op in ops) and len(shapes) == 1
+    return not module.parameters and one_to_one and all(known.issuperset(op.inputs) for op in ops)
 
 
 def multiplies(graph: Graph, module: Module) -> bool:
-    """Whether all that a module does is to multiply its first argument by its one matrix, adding a vector perhaps."""
+    """Whether all that a module does is to multiply its first argument by its one matrix, or parts of it by those of a stack,
+    adding a vector perhaps.
+    """
     matrix = _matrix(graph, module)
     ops = [op for op in graph.ops if op.module == module.path]
     given = {call.arguments[0][1] for call in graph.calls if call.module == module.path and call.arguments}
     known = given | {number for _, number in module.parameters} | {made for op in ops for made in op.outputs}
     return (
         matrix is not None
-        and sum(op.target in _PRODUCTS and matrix in op.inputs for op in ops) == len(graph.users.get(matrix, ())) == 1
-        and all(op.target in (*_PRODUCTS, "aten.view", "aten.add") and known.issuperset(op.inputs) for op in ops)
+        and any(op.target in _PRODUCTS for op in ops)
+        and all(graph.ops[position].module == module.path for position in graph.users.get(matrix, ()))
+        and all(op.target in (*_PRODUCTS, *_AROUND) and known.issuperset(op.inputs) for op in ops)
     )
 
 
@@ -86,11 +121,24 @@ def is_transposed(graph: Graph, module: Module) -> bool:
     return bool(ops) and all(op.target in _PRODUCTS[1:] and op.inputs[-1] == matrix for op in ops)
 
 
+def is_stacked(graph: Graph, module: Module) -> bool:
+    """Whether a module's one parameter is a stack of matrices `[out, in]`, each multiplied by itself."""
+    stack = _matrix(graph, module)
+    if stack is None or len(graph.values[stack].shape) != 3 or len(module.parameters) > 1:
+        return False
+    taken = [graph.ops[position] for position in graph.users.get(stack, ())]
+    of_one = {position for op in taken for position in graph.users.get(op.outputs[0], ())}
+    return all(op.target == "aten.select" and op.args[1] == 0 for op in taken) and all(
+        graph.ops[position].target == "linear" for position in of_one
+    )
+
+
 _PRODUCTS = ("linear", "aten.addmm", "aten.mm", "matmul")
+_AROUND = ("aten.view", "aten.add", "aten.select", "aten.split", "aten.split_with_sizes", "aten.cat")
 
 
 def _matrix(graph: Graph, module: Module) -> int | None:
-    matrices = [number for _, number in module.parameters if len(graph.values[number].shape) == 2]
+    matrices = [number for _, number in module.parameters if len(graph.values[number].shape) in (2, 3)]
     return matrices[0] if len(matrices) == 1 else None
 
 

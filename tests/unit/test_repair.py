@@ -12,6 +12,8 @@ from planner.frontend.trace import trace
         ("nemotron", "num_key_value_heads", 48),
         ("ministral", "head_dim", 128),
         ("deepseek_v2", "num_experts_per_tok", 2),
+        ("reformer", "is_decoder", True),
+        ("xmod", "default_language", "en_XX"),
     ],
 )
 def test_an_empty_field_follows_from_the_others(name: str, field: str, value: int) -> None:
@@ -26,4 +28,4 @@ def test_a_field_that_is_given_is_kept() -> None:
 
 def test_what_nothing_tells_stays_an_error() -> None:
     with pytest.raises(LoadError, match="does not build from this config"):
-        build(load("dbrx"))
+        build(load("qwen4_exp_text"))

@@ -170,3 +170,11 @@ def test_a_parameter_that_initialising_mixes_with_plain_tensors_stays_whole() ->
     )
     found = prove(loaded, wrong, tp=2).findings[0]
     assert (found.code, found.place.entry) == ("TP215", "blocks.*.attention.time_first")
+
+
+def test_a_key_that_numbered_modules_share_gathers_for_each() -> None:
+    loaded = load("ctrl", overrides={"n_layer": "2"})
+    suggestion = suggest(loaded)
+    styles = {entry.pattern: entry.style for entry in suggestion.plan.tp}
+    assert styles["h.*.ffn.*"] == "embedding_rowwise"
+    assert prove(loaded, suggestion.plan, tp=2).verdict is Verdict.PROVED

@@ -11,11 +11,10 @@ from planner.frontend.local import HookError, IndivisibleError
 from planner.frontend.trace import TraceError
 from planner.frontend.traced import Subject, local_program
 from planner.ir.findings import Fault, Finding, Place, Severity
-from planner.ir.graph import Graph, Module, Op
-from planner.ir.placement import R, Shard
-from planner.ir.plan import generic, join
-from planner.ir.styles import After
-from planner.sharding.assign import Assigned, assign, is_for_tables, multiplies
+from planner.ir.graph import Graph, Op
+from planner.ir.placement import Shard
+from planner.ir.plan import generic
+from planner.sharding.assign import Assigned, assign, looks_up
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
 from planner.sharding.propagate import Propagation, Stuck, explain_failure, propagate
 from planner.sharding.reach import Unreachable, unreachable
@@ -43,24 +42,11 @@ def _opaque(graph: Graph, assigned: Assigned) -> dict[str, str]:
     tensors, which lay out results by rules of their own. A module that is never called, such as the shared holder of a tied
     table, runs nothing.
     """
-    styled = {path: entry for path, (style, entry) in assigned.modules.items() if is_for_tables(style)}
+    styled = {path: entry for path, (style, entry) in assigned.modules.items() if looks_up(style)}
     # A repeated layer has no ops of its own: the first of its kind stands for it.
     runs = {generic(op.module) for op in graph.ops} if styled else set()
-    looks_up = {generic(op.module) for op in graph.ops if op.target.endswith("embedding")} if styled else set()
-    others = {generic(path): path for path in reversed(styled) if generic(path) in runs - looks_up}
-    opaque = {
-        pattern
-        for pattern, path in others.items()
-        if not multiplies(graph, graph.module_of[path]) or _laid_across(graph, graph.module_of[path], assigned)
-    }
-    return {path: entry for path, entry in styled.items() if generic(path) in opaque}
-
-
-def _laid_across(graph: Graph, module: Module, assigned: Assigned) -> bool:
-    """Whether a vector lies otherwise than its matrix's product does, so that the client lays it out anew."""
-    wanted = Shard(0) if assigned.modules[module.path][0].after is After.GATHER else R
-    vectors = [join(module.path, local) for local, number in module.parameters if len(graph.values[number].shape) == 1]
-    return any(assigned.parameters[name][0] in {R, Shard(0)} - {wanted} for name in vectors)
+    searched = {generic(op.module) for op in graph.ops if op.target.endswith("embedding")} if styled else set()
+    return {path: entry for path, entry in styled.items() if generic(path) in runs - searched}
 
 
 def _of_opaque(path: str, entry: str) -> Finding:
