@@ -23,11 +23,6 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
     )
 
 
-def outline(model: nn.Module) -> tuple[object, ...]:
-    """What a forward may change of a model beside its tensors: which modules it has, and their plain attributes."""
-    return tuple((id(module), *_scalars(module)) for module in model.modules())
-
-
 def layer_kinds(model: nn.Module) -> dict[int, tuple[int, object]]:
     """For each member of a `ModuleList` with siblings: its position, and what makes it the same kind of layer as another.
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from planner.frontend.found import find_first_only, searching
 from planner.frontend.inputs import attempts, caching, example_inputs, take, taken
 from planner.frontend.modes import Dispatch, Functions
-from planner.frontend.modules import layer_kinds, module_table, outline
+from planner.frontend.modules import layer_kinds, module_table
 from planner.frontend.recorder import Recorder
 from planner.frontend.source import SourceFinder
 from planner.frontend.unchanged import Held
@@ -69,20 +69,25 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
 
 def _settled(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
     """The forward of a model that no longer changes itself: some rescale their weights, or exchange modules, the first time."""
-    before = outline(model)
-    graph = Tracing(model).run(inputs)
-    if outline(model) == before:
+    tracing = Tracing(model)
+    graph = tracing.run(inputs)
+    if not tracing.rebuilds:
         return graph
+    Tracing(model, keep=True).run(inputs)
     again = Tracing(model).run(inputs)
     note = f"{type(model).__name__}'s first forward changes the model itself; it was traced as it is afterwards"
     return replace(again, notes=(*again.notes, note))
 
 
 class Tracing:
-    """One recording of one model; `recorder` is open to hooks that want to add ops of their own."""
+    """One recording of one model; `recorder` is open to hooks that want to add ops of their own.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    The model is given back as it was, unless it is to `keep` what its forward made of it. `rebuilds` says afterwards whether
+    that exchanged modules or wrote to parameters.
+    """
+
+    def __init__(self, model: nn.Module, *, keep: bool = False) -> None:
+        self.model, self.keep, self.rebuilds = model, keep, False
         self.paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.recorder = Recorder(self.paths, SourceFinder(model))
         self.kinds = layer_kinds(model)
@@ -135,10 +140,18 @@ class Tracing:
             with torch.no_grad(), _plainly(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
                 return self.model(**(caching(self.model, False) | dict(inputs)))
         finally:
-            for held in self.held.values():
+            self.rebuilds = self._rebuilt()
+            for held in () if self.keep else self.held.values():
                 held.give_back()
             for undo in restore:
                 undo()
+
+    def _rebuilt(self) -> bool:
+        numbers = self.recorder.number_of
+        written = (
+            self.recorder.values[numbers[id(p)]].name is None for p in self.model.parameters() if id(p) in numbers
+        )
+        return {id(module) for module in self.model.modules()} != set(self.paths) or any(written)
 
     def _running_at(self, error: BaseException) -> str:
         """The path of the innermost module whose method an error came through."""
