@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.bench import (
+    balance,
     configs,
     drift,
     engines,
@@ -22,6 +23,7 @@ from tests.bench import (
 from tests.bench.zoo import bench as zoo
 
 BENCHMARKS = {
+    "balance": balance.main,
     "configs": configs.main,
     "drift": drift.main,
     "engines": engines.main,
