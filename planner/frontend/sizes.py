@@ -17,7 +17,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("layers", r"(num|n)_(hidden_|decoder_|encoder_|transformer_)?(layers?|blocks?)|depth|(encoder|decoder)_layers"),
     ("last layers", r"(num_)?\w*shared_layers"),
     ("dense layers", r"first_k_dense\w*|(num|n)_(first_)?dense_layers"),
-    ("vocabulary", r"(\w+_)?vocab(ulary)?_size|n_vocab"),
+    ("vocabulary", r"(\w+_)?vocab(ulary)?_size(_\w+)?|n_vocab"),
     ("kv heads", r"(num_|n_)?(kv|key_value)_heads?|(num|n)_heads?_kv|multi_query_group_num"),
     ("heads", r"(num_|n_|encoder_|decoder_)?(attention_|attn_|query_|q_)?heads?"),
     ("rank", r"\w*(lora_)?rank"),
@@ -40,7 +40,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
 _COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
 _DROPPED = re.compile(r"\w*(drop|jitter)\w*")
 _MULTIPLIER = re.compile(r"\w*(multiplier|logits?_scal(e|ing)|residual_scale|embed(ding)?_scale|scaling_factor)")
-_TOKEN = re.compile(r"\w*token_ids?")
+_TOKEN = re.compile(r"\w*token_(ids?|index)")
 HEAD_DIM = 8
 LENGTH = 12
 """Tokens in a twin's input: more than its sliding window, fewer than its positions."""
@@ -124,7 +124,7 @@ def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Ru
         for name, part in fields.items()
         if is_config(part)
     }
-    return small | _scaled_lists(fields, small, roles)
+    return small | _scaled_lists(fields, small, roles) | _scaled_overrides(fields, small)
 
 
 def is_config(part: object) -> TypeGuard[Fields]:
@@ -191,10 +191,12 @@ def _head_sizes(numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int
     for name in named("hidden"):
         least = count * (HEAD_DIM if tied else HEAD_DIM + 2)
         small[name] = picker.size("hidden", real=numbers[name], least=least, step=2 * count)
-    for role, least in (("intermediate", 44), ("rank", 20), ("vocabulary", 100)):
+    for role, least in (("intermediate", 44), ("rank", 20)):
         for name in named(role):
             small[name] = picker.size(role, real=numbers[name], least=min(least, numbers[name]), step=1)
-    return small
+    vocabularies = dict.fromkeys(numbers[name] for name in named("vocabulary"))  # equal ones are one vocabulary
+    sizes = {real: picker.size("vocabulary", real=real, least=min(100, real)) for real in vocabularies}
+    return small | {name: sizes[numbers[name]] for name in named("vocabulary")}
 
 
 def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
@@ -224,9 +226,20 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
     lists = {key: value for key, value in fields.items() if isinstance(value, list | tuple) and len(value) == total}
     numbered = {key for key, value in lists.items() if list(value) == list(range(total))}
     periods = [v for k, v in fields.items() if roles.get(k) == "period" and isinstance(v, int) and v <= total]
+    own = {key: by_layer for key, value in fields.items() if (by_layer := _by_layer(value, total))}
     kinds = [value for key, value in lists.items() if key not in numbered]
-    kept = _kept_layers(list(zip(*kinds, strict=True)), total, max([least, *periods]))
+    kinds += [[by_layer.get(index) for index in range(total)] for by_layer in own.values()]
+    counted = {key: pairs for key, value in fields.items() if (pairs := _counted(value, total))}
+    least = max([least, *periods])
+    for pairs in counted.values():
+        least = -(-least // _length(pairs)) * _length(pairs)
+    kept = _kept_layers(list(zip(*kinds, strict=True)), total, least)
     cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
+    cut |= {key: [[part, len(kept) // _length(pairs)] for part, _ in pairs] for key, pairs in counted.items()}
+    cut |= {
+        key: {str(new): by_layer[old] for new, old in enumerate(kept) if old in by_layer}
+        for key, by_layer in own.items()
+    }
     cut |= {key: list(range(len(kept))) for key in numbered}
     for key, role in roles.items():
         if role == "layers" and isinstance(value := fields[key], int):
@@ -234,6 +247,29 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
         elif role == "last layers" and isinstance(value := fields[key], int):
             cut[key] = value * len(kept) // total
     return cut | {name: len(kept)}
+
+
+def _counted(value: object, total: int) -> list[tuple[list[object], int]]:
+    """Pairs of kinds of layers and how often these are repeated, where such pairs make up all layers; else none."""
+    pairs: list[tuple[list[object], int]] = []
+    for pair in value if isinstance(value, list) else ():
+        match pair:
+            case [[*part], int(count)]:
+                pairs.append((part, count))
+            case _:
+                return []
+    return pairs if sum(len(part) * count for part, count in pairs) == total else []
+
+
+def _length(pairs: list[tuple[list[object], int]]) -> int:
+    return sum(len(part) for part, _ in pairs)
+
+
+def _by_layer(value: object, total: int) -> dict[int, object]:
+    """What a mapping from layer numbers says, by number; nothing of any other value."""
+    if not isinstance(value, dict) or not all(str(key).isdecimal() and int(key) < total for key in value):
+        return {}
+    return {int(key): own for key, own in value.items()}
 
 
 def _kept_layers(kinds: list[tuple[object, ...]], total: int, least: int) -> list[int]:
@@ -257,6 +293,25 @@ def _numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Fiel
         elif vocabulary and _TOKEN.fullmatch(name):
             small[name] = _inside(value, vocabulary)
     return small
+
+
+def _scaled_overrides(fields: Mapping[str, object], small: Mapping[str, object]) -> Fields:
+    """A size that single layers have of their own keeps its ratio to the size that the others have."""
+    found: Fields = {}
+    for name, value in small.items():
+        if isinstance(value, dict) and value and all(str(key).isdecimal() for key in value):
+            found[name] = {
+                key: {field: _in_ratio(size, fields.get(field), small.get(field)) for field, size in own.items()}
+                for key, own in value.items()
+                if isinstance(own, dict)
+            }
+    return found
+
+
+def _in_ratio(size: object, real: object, small: object) -> object:
+    if isinstance(size, bool) or not (isinstance(size, int) and isinstance(real, int) and isinstance(small, int)):
+        return size
+    return max(1, size * small // real) if real else size
 
 
 def _inside(token: object, vocabulary: int) -> object:

@@ -123,8 +123,12 @@ def fields_of(config: PreTrainedConfig) -> Fields:
     parameters = inspect.signature(kind.__init__).parameters
     names = set(parameters)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        names |= {field.name for field in dataclasses.fields(kind)} | _beyond(config)
+        names |= {field.name for field in dataclasses.fields(kind)} | _beyond(config) | {_OF_LAYERS}
     return {name: value for name, value in config.to_dict().items() if name in names}
+
+
+_OF_LAYERS = "per_layer_config"
+"""Sizes that single layers have of their own (transformers 5.23.0, integrations/heterogeneity/configuration_utils.py)."""
 
 
 def _beyond(config: PreTrainedConfig) -> set[str]:

@@ -1,17 +1,18 @@
 """The single-device model and the sharded one: a twin with random weights, or the real checkpoint."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from planner.frontend.load import Loaded, build, quiet
+from planner.frontend.owners import plan_owners
 from planner.frontend.twin import random_state
-from planner.ir.plan import Plan
+from planner.ir.plan import Plan, owner_of
 from verify.dynamic.cases import Case
 
 State = Mapping[str, torch.Tensor]
@@ -129,8 +130,28 @@ def with_plan(loaded: Loaded, plan: Plan) -> Loaded:
         "__module__": loaded.model_class.__module__,
     }
     config = copy.deepcopy(loaded.config)
-    for key, value in plan.to_json().items():
-        if key.startswith("base_model_"):
-            setattr(config, key, value)
+    _land(config, plan, plan_owners(build(loaded)))
     model_class = type(loaded.model_class.__name__, (loaded.model_class,), dict(head))
     return replace(loaded, config=config, model_class=model_class)
+
+
+def _land(config: PreTrainedConfig, plan: Plan, owners: Mapping[str, type]) -> None:
+    """Every entry on the config that speaks for its part: what a part's own config says replaces what the whole says of it."""
+    own = {key: value for key, value in plan.to_json().items() if key.startswith("base_model_")}
+    path_of = {kind: path for path, kind in owners.items()}
+    for part in _parts(config):
+        path = path_of.get(type(part))
+        for key, entries in own.items():
+            assert isinstance(entries, dict)
+            mine = {
+                name: value for name, value in entries.items() if path is not None and owner_of(name, owners) == path
+            }
+            setattr(part, key, {name.removeprefix(f"{path}."): value for name, value in mine.items()})
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """A config and the configs in it."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _parts(value)
