@@ -33,7 +33,10 @@ _ROLES: tuple[tuple[str, str], ...] = (
         "hidden",
         r"hidden_(size|dim)|n_embd|d_model|(model_|embed_|embedding_)?dim|embedding_size|word_embed_proj_dim|width",
     ),
-    ("positions", r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|(model_)?max_length|block_size"),
+    (
+        "positions",
+        r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|(model_)?max_length|block_size",
+    ),
     ("window", r"\w*window(_size)?|\w*chunk_size"),
     ("period", r"\w*(interval|period|_freq|_step|_pattern|every_n\w*)"),
 )
@@ -41,6 +44,7 @@ _COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
 _DROPPED = re.compile(r"\w*(drop|jitter)\w*")
 _MULTIPLIER = re.compile(r"\w*(multiplier|logits?_scal(e|ing)|residual_scale|embed(ding)?_scale|scaling_factor)")
 _TOKEN = re.compile(r"\w*token_(ids?|index)")
+_INNER = re.compile(r"(\w+?)_(?:n|num)_heads")
 HEAD_DIM = 8
 LENGTH = 12
 """Tokens in a twin's input: more than its sliding window, fewer than its positions."""
@@ -124,6 +128,7 @@ def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Ru
         for name, part in fields.items()
         if is_config(part)
     }
+    small |= _inner_heads(numbers, small, tp=tp)
     return small | _scaled_lists(fields, small, roles) | _scaled_overrides(fields, small)
 
 
@@ -197,6 +202,25 @@ def _head_sizes(numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int
     vocabularies = dict.fromkeys(numbers[name] for name in named("vocabulary"))  # equal ones are one vocabulary
     sizes = {real: picker.size("vocabulary", real=real, least=min(100, real)) for real in vocabularies}
     return small | {name: sizes[numbers[name]] for name in named("vocabulary")}
+
+
+def _inner_heads(numbers: Mapping[str, int], small: Mapping[str, object], *, tp: int) -> Fields:
+    """Heads of a state-space mixer, whose width is so many times the hidden size: few and narrow, their product kept."""
+    hidden = next((name for name in numbers if role_of(name) == "hidden"), "")
+    narrow, found = small.get(hidden), Fields()
+    for name, count in numbers.items():
+        part = _INNER.fullmatch(name)
+        times = numbers.get(f"{part[1]}_expand", 0) if part else 0
+        dim = (
+            next((f"{part[1]}_{word}" for word in ("d_head", "head_dim") if f"{part[1]}_{word}" in numbers), "")
+            if part
+            else ""
+        )
+        if dim and isinstance(narrow, int) and times * numbers[hidden] == count * numbers[dim]:
+            width = times * narrow
+            fits = [n for n in range(2, width) if width % n == 0 and n > tp and gcd(n, tp) == gcd(count, tp)]
+            found |= {name: fits[0], dim: width // fits[0]} if fits else {}
+    return found
 
 
 def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:

@@ -44,6 +44,11 @@ def test_a_shallow_model_is_as_deep_as_its_stages_ask() -> None:
     assert twin(load("bloom"), tp=2).config.num_hidden_layers == 2
 
 
+def test_heads_of_a_mixer_fill_its_width() -> None:
+    config = twin(load("bamba"), tp=2, pp=2).config
+    assert config.mamba_n_heads * config.mamba_d_head == config.mamba_expand * config.hidden_size
+
+
 def test_heads_are_kept_where_the_code_divides_them() -> None:
     """codegen cuts its heads in four, whatever the config says."""
     assert twin(load("codegen"), tp=1, pp=2).config.num_attention_heads == 16
