@@ -90,18 +90,26 @@ def _copied(folder: Path) -> Path:
 
 
 def write(folder: Path, types: list[str]) -> None:
-    """Infer and write each type's plan; what was written, and what could not be inferred, goes to `written.jsonl` at once."""
+    """Infer and write each type's plan; what was written, and what could not be inferred, goes to `written.jsonl` at once.
+
+    Stops before a type whose file an earlier one of these has changed: two types may have one config class, and a plan each.
+    """
     from launch.answers import MisuseError
-    from launch.authoring import write_plan
+    from launch.authoring import changes, write_plan
     from planner.api import suggest
     from planner.frontend.load import build, load
 
     os.environ["XDG_STATE_HOME"] = str(folder / "state")
+    touched: set[Path] = set()
     for name in types:
         row: dict[str, object]
         try:
             loaded = load(name)
             plan = suggest(loaded).plan
+            files = {change.file for change in changes(loaded, build(loaded), plan)}
+            if files & touched:
+                return
+            touched |= files
             written = write_plan(loaded, build(loaded), plan)
             row = {"plan": plan.to_json(), "lines": written.diff.count("\n")}
         except MisuseError as error:
