@@ -1,6 +1,7 @@
 """What a model keeps between decoding steps, in bytes: read off the cache that its own forward fills on the meta device."""
 
 from collections.abc import Mapping
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from planner.frontend.local import trace_local
 from planner.frontend.trace import TraceError
 from planner.ir.graph import Graph
 from planner.sharding.assign import Assigned
+
+CACHE_NAMES = ("past_key_values", "cache_params")
+"""The arguments by which Transformers' models take a cache: attention and hybrids the first, state-space models the second."""
 
 
 def cache_elements(model: nn.Module, assigned: Assigned, degree: int, *, context: int) -> tuple[int, ...] | None:
@@ -22,13 +26,14 @@ def cache_elements(model: nn.Module, assigned: Assigned, degree: int, *, context
         config = model.config
         assert isinstance(config, PreTrainedConfig)
         cache = DynamicCache(config=config)
+        name = next(name for name in CACHE_NAMES if name in signature(model.forward).parameters)
         inputs = {
             "input_ids": torch.empty((1, context), dtype=torch.long, device="meta"),
-            "past_key_values": cache,
+            name: cache,
             "use_cache": True,
         }
         graph = trace_local(model, assigned, degree, inputs)
-    except (TraceError, TypeError, AttributeError, ValueError):
+    except (TraceError, TypeError, AttributeError, ValueError, StopIteration):
         return None
     return _filled(graph, [_elements(layer) for layer in cache.layers])
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import PreTrainedConfig
 
 from launch.cli import run
 from planner.frontend.cache import cache_elements
@@ -109,6 +110,29 @@ def test_the_cache_is_what_the_model_keeps(name: str, elements: int) -> None:
     part = cache_elements(model, assigned, 2, context=64)
     assert part is not None
     assert sum(part) * (2 if name == "llama" else 1) == sum(whole)
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba"])
+def test_states_and_keys_of_one_sequence(name: str) -> None:
+    """A state-space layer keeps as much whatever the context; an attention layer of a hybrid keeps keys and values a token."""
+    model = build(load(name, overrides={"num_hidden_layers": "8"}))
+    short, long = (cache_elements(model, Assigned({}, {}), 1, context=context) for context in (16, 64))
+    assert short is not None
+    assert long is not None
+    config = model.config
+    assert isinstance(config, PreTrainedConfig)
+    inner = config.hidden_size * (config.expand if name == "mamba" else config.mamba_expand)
+    kernel, states = (
+        (config.conv_kernel, config.state_size) if name == "mamba" else (config.mamba_d_conv, config.mamba_d_state)
+    )
+    kinds = ["mamba"] * 8 if name == "mamba" else config.layers_block_type
+    wide = (
+        2
+        * getattr(config, "num_key_value_heads", 0)
+        * (config.hidden_size // getattr(config, "num_attention_heads", 1))
+    )
+    for context, found in ((16, short), (64, long)):
+        assert found == tuple(inner * (kernel + states) if kind == "mamba" else wide * context for kind in kinds)
 
 
 def test_the_command(capsys: Captured) -> None:
