@@ -1,6 +1,7 @@
 """What a plan does to a model, as data to be drawn: every module with its placement, its collectives, and the stages' bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from math import prod
 
@@ -16,9 +17,15 @@ from planner.sharding.assign import Assigned, assign
 from planner.sharding.collectives import collectives
 from verify.drawing import Box, Picture, Stage
 
+Cut = Callable[[Sequence[int], int, int], Sequence[int]]
+"""Bytes of each layer, of what comes before the layers and of what comes after them -> the first layers of stages 1, 2, ..."""
 
-def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int) -> Picture:
-    """The plan drawn on a model that is on the meta device; the collectives are missing where a rank's program fails."""
+
+def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None = None) -> Picture:
+    """The plan drawn on a model that is on the meta device; the collectives are missing where a rank's program fails.
+
+    `cut` says where the stages begin; without it every stage has equally many layers.
+    """
     subject = subject_of(model)
     graph, prefix = subject.graph, subject.prefix
     assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
@@ -36,7 +43,12 @@ def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int) -> Picture:
         )
         for module in graph.modules
     )
-    return Picture(boxes, _stages(graph, plan, prefix, {path: local for path, (_, local) in sizes.items()}, pp), tp, pp)
+    local = {path: mine for path, (_, mine) in sizes.items()}
+    return Picture(boxes, _stages(graph, plan, prefix, local, pp, cut or partial(_evenly, pp)), tp, pp)
+
+
+def _evenly(pp: int, layers: Sequence[int], before: int, after: int) -> Sequence[int]:  # noqa: ARG001  # a `Cut`
+    return [number * len(layers) // pp for number in range(1, pp)]
 
 
 def _issued(model: nn.Module, assigned: Assigned, tp: int) -> Mapping[str, list[str]]:
@@ -79,8 +91,8 @@ def _placements(graph: Graph, assigned: Assigned, path: str) -> tuple[tuple[str,
     return tuple((name, str(assigned.parameters.get(join(path, name), (R, ""))[0])) for name in names)
 
 
-def _stages(graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp: int) -> tuple[Stage, ...]:
-    """The layers evenly, what the plan lists before them on the first stage and after them on the last."""
+def _stages(graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp: int, cut: Cut) -> tuple[Stage, ...]:
+    """The layers as they are cut, what the plan lists before them on the first stage and after them on the last."""
     paths = [join(prefix, entry.module) for entry in plan.pp] + [entry.module for entry in plan.head_pp]
     members = {path: [p for p in graph.module_of if p.rpartition(".")[0] == path] for path in paths}
     stack = next((path for path in paths if graph.module_of.get(path) and _is_list(graph, path)), None)
@@ -91,8 +103,9 @@ def _stages(graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp:
         return sum(size for name, size in local.items() if name == path or name.startswith(f"{path}."))
 
     layers = members[stack]
-    bounds = [number * len(layers) // pp for number in range(pp + 1)]
     at = paths.index(stack)
+    ends_of = (sum(map(below, paths[:at])), sum(map(below, paths[at + 1 :])))
+    bounds = [0, *cut([below(layer) for layer in layers], *ends_of), len(layers)]
     stages = []
     for number, (start, end) in enumerate(pairwise(bounds)):
         ends = (paths[:at] if number == 0 else []) + (paths[at + 1 :] if number == pp - 1 else [])

@@ -1,5 +1,6 @@
 """`plan verify MODEL`: prove a plan, and run it on real ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +30,7 @@ from launch.sources import excerpt, located
 from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Place, Severity, Verdict, as_written
 from planner.ir.plan import Plan
+from planner.ir.why import Explanation
 from verify.environment import environment
 from verify.render.html import report_html
 from verify.render.json import report_json
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planner.frontend.load import Loaded
+    from verify.picture import Cut
 
 
 class Level(StrEnum):
@@ -194,10 +197,12 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
     proved = request.client is None and any(level.level == "proof" for level in levels)
     degrees = _degrees(loaded, plan) if proved and request.layout.tp > 1 else None
     report = Report(loaded.title, _contradiction_named(levels), environment(), degrees)
-    return Answer(_shown(report, request, model, plan, skipped), EXIT_CODES[report.verdict])
+    return Answer(_shown(report, request, model, plan, skipped, progress), EXIT_CODES[report.verdict])
 
 
-def _shown(report: Report, request: Verification, model: "nn.Module", plan: Plan, skipped: str) -> str:
+def _shown(
+    report: Report, request: Verification, model: "nn.Module", plan: Plan, skipped: str, progress: Progress
+) -> str:
     layout = str(request.layout)
     match request.form:
         case ReportFormat.JSON:
@@ -208,11 +213,36 @@ def _shown(report: Report, request: Verification, model: "nn.Module", plan: Plan
         case ReportFormat.HTML:
             from verify.picture import picture
 
-            drawn = picture(model, plan, tp=request.layout.tp, pp=request.layout.pp)
-            return report_html(report, drawn, layout=layout, excerpt=excerpt)
+            drawn = picture(model, plan, tp=request.layout.tp, pp=request.layout.pp, cut=_balanced(request.layout.pp))
+            return report_html(report, drawn, layout=layout, excerpt=excerpt, explanation=_groups(request, progress))
         case ReportFormat.TEXT:
             text = report_text(report, layout=layout, skipped=skipped)
             return f"{text}\n\n{report.verdict.value}: {verdict_sentence(report.verdict)}"
+
+
+def _balanced(stages: int) -> "Cut":
+    """Stages whose fullest rank holds the fewest bytes of parameters; as many layers each where there are too few to choose."""
+    from planner.search.balance import Costs, balance
+
+    def cut(layers: Sequence[int], before: int, after: int) -> Sequence[int]:
+        if len(layers) < stages:
+            return [number * len(layers) // stages for number in range(1, stages)]
+        return balance(Costs(tuple(layers), before, after), stages=stages).bounds
+
+    return cut
+
+
+def _groups(request: Verification, progress: Progress) -> Explanation | None:
+    """What the computation ties together, for the page; None where nothing can be inferred."""
+    from planner.api import suggest
+    from planner.frontend.trace import TraceError
+
+    loaded = read_model(request.model, Progress(quiet=True))
+    with progress.step(f"finding the groups of {loaded.title}"):
+        try:
+            return suggest(loaded, why=True).explanation
+        except TraceError:
+            return None
 
 
 def _for_client(request: Verification, loaded: "Loaded", plan: Plan, progress: Progress) -> tuple[LevelResult, ...]:

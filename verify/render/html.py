@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from planner.ir.findings import Finding, Source
+from planner.ir.why import Explanation, Group
 from verify.drawing import Box, Picture
 from verify.render.text import next_edit, verdict_sentence
 from verify.report import Report
@@ -28,15 +29,17 @@ details details { margin-left: 1.2rem; } summary, .leaf { padding: .05rem .3rem;
 .style { color: var(--shard); } .does { color: var(--open); } .size { opacity: .65; }
 .bar { background: var(--soft); margin: .25rem 0; } .bar div { box-sizing: border-box; background: var(--shard);
   color: #fff; padding: .15rem .5rem;
-  white-space: nowrap; }
+  white-space: nowrap; min-width: max-content; }
 .finding { border: 1px solid var(--line); border-left: 4px solid var(--bad); padding: .5rem 1rem; margin: 1rem 0; }
 .finding.undecided { border-left-color: var(--open); } .finding.warning { border-left-color: var(--whole); }
 pre { background: var(--soft); padding: .5rem; overflow-x: auto; } pre b { color: var(--bad); }
 """
 
 
-def report_html(report: Report, drawn: Picture, *, layout: str, excerpt: Excerpt) -> str:
-    """The whole page. `excerpt` gives the numbered lines around a source line."""
+def report_html(
+    report: Report, drawn: Picture, *, layout: str, excerpt: Excerpt, explanation: Explanation | None = None
+) -> str:
+    """The whole page. `excerpt` gives the numbered lines around a source line; `explanation` has the groups."""
     verdict = report.verdict
     parts = [
         f"<h1>{escape(report.model)} at {escape(layout)} "
@@ -47,6 +50,7 @@ def report_html(report: Report, drawn: Picture, *, layout: str, excerpt: Excerpt
         *([_finding(finding, excerpt) for finding in report.findings] or ["<p>None.</p>"]),
         "<h2>Stages</h2>",
         _stages(drawn),
+        *(["<h2>Groups</h2>", *map(_group, explanation.groups)] if explanation else []),
         "<h2>Modules</h2>",
         _legend(drawn),
         f'<div class="tree">{_tree(drawn.boxes)}</div>',
@@ -98,8 +102,36 @@ def _stages(drawn: Picture) -> str:
     for number, stage in enumerate(drawn.stages):
         beside = f" with {', '.join(stage.beside)}" if stage.beside else ""
         text = f"stage {number}: {stage.layers}{beside}, {size(stage.size)} a rank"
+        text = text if drawn.pp > 1 else f"one stage: {size(stage.size)} a rank"
         bars.append(f'<div class="bar"><div style="width:{100 * stage.size / most:.1f}%">{escape(text)}</div></div>')
-    return "".join(bars)
+    note = (
+        "<p>Bytes of parameters on one rank, in stages cut so that the fullest holds the fewest.</p>"
+        if drawn.pp > 1
+        else ""
+    )
+    return note + "".join(bars)
+
+
+def _group(group: Group) -> str:
+    """Dims that must be split together: folded, with the parameters, the ops that tie them, and what forbids a split."""
+    state = "can be split" if group.sharded else f"stays whole{f': {group.reason}' if group.reason else ''}"
+    rows = [
+        ("in", group.members),
+        ("tied by", group.ties),
+        ("minded by a style" if group.sharded else "forbidden by", group.forbids),
+    ]
+    cells = (
+        f"<tr><td>{name}</td><td>{'<br>'.join(escape(str(one)) for one in items)}</td></tr>"
+        for name, items in rows
+        if items
+    )
+    mark = f'<span class="mark {"shard" if group.sharded else "whole"}"></span>'
+    head = f"{mark}{group.size:,} parts in {_counted(len(group.members), 'parameter')}; {escape(state)}"
+    return f'<details class="tree"><summary>{head}</summary><table>{"".join(cells)}</table></details>'
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _legend(drawn: Picture) -> str:
