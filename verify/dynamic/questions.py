@@ -1,7 +1,7 @@
 """What is asked of a model, the single-device one and the sharded one alike."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -72,9 +72,12 @@ def observe(
         into.stage = stage
         boundaries = Boundaries(model, keep=not into.crossings)
         precision: AbstractContextManager[object] = Wide() if exact else nullcontext()
+        answered = set(into.values)
         try:
             with precision, boundaries:
                 ask(model, inputs, into)
+            if asked_of is None:
+                _drop_infinite(into, answered)
         except Exception as error:
             if asked_of is not None or stage in _NEEDED:
                 raise
@@ -84,6 +87,16 @@ def observe(
             into.crossings = into.crossings or boundaries.crossings
     into.stage = "done"
     return into
+
+
+def _drop_infinite(into: Observed, answered: set[str]) -> None:
+    """Take back the newest answers where one is not finite: nothing can be compared with it. `FloatingPointError` then."""
+    new = [name for name in into.values if name not in answered]
+    wild = [name for name in new if not into.values[name].isfinite().all()]
+    if wild:
+        for name in new:
+            del into.values[name]
+        raise FloatingPointError(f"no finite numbers in {', '.join(wild)}")
 
 
 def logits(model: nn.Module, **given: object) -> torch.Tensor:
@@ -193,11 +206,14 @@ def _gradient(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _loss(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    """The model's own loss where it has one, else the cross entropy of the next token; a mean square without logits."""
+    """The model's own loss where it has one that takes tokens for labels, else the cross entropy of the next token; a mean square
+    without logits. A rank that takes another way than the single-device model has another loss.
+    """
     if accepts(model, "labels"):
-        loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False)).get("loss")
-        if loss is not None:
-            return whole(loss)
+        with suppress(ValueError):  # labels in a form of its own (one for each codebook)
+            loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False)).get("loss")
+            if loss is not None:
+                return whole(loss)
     given, ids = _answered(model, inputs), inputs.ids
     if given.ndim == 3 and given.shape[:2] == ids.shape and given.shape[-1] > int(ids.max()):
         return nn.functional.cross_entropy(given[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

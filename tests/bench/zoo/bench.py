@@ -19,7 +19,7 @@ from tests.bench.zoo.page import page, totals
 from tests.bench.zoo.rows import Row, disagreements, read_rows, row_of
 
 ROOT = Path(__file__).resolve().parents[3]
-LIMITS = {"proof": 300.0, "run": 300.0, "ranks": 600.0}
+LIMITS = {"proof": 300.0, "run": 900.0, "ranks": 600.0}
 """Seconds for one type at one level, after which its process is ended and the type is written down as too slow."""
 
 

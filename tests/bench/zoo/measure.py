@@ -16,7 +16,7 @@ from planner.api import Suggestion, sharded_fraction, suggest
 from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried_plan, load
 from planner.frontend.trace import TraceError, trace
 from planner.frontend.twin import TwinError, twin
-from planner.ir.findings import Finding
+from planner.ir.findings import Finding, Severity
 from planner.ir.plan import Plan, plan_from_json
 from tests.bench.zoo.rows import Judged, Row, row_of
 from verify.report import LevelResult
@@ -88,7 +88,11 @@ def _judged(judged: Judged, level: str, degree: int, result: LevelResult) -> Jud
         findings[f"{level} {degree}"] = _told(result.findings[0])
     if level == "proof":
         return replace(judged, findings=findings, proof=verdicts)
-    return replace(judged, findings=findings, run=verdicts)
+    errors = {key: value for key, value in judged.errors.items() if key != str(degree)}
+    raised = any(found.code == "DY504" and found.severity is not Severity.WARNING for found in result.findings)
+    if result.measures and not raised:
+        errors[str(degree)] = max(result.measures.values())
+    return replace(judged, findings=findings, run=verdicts, errors=errors)
 
 
 def _told(finding: Finding) -> str:
@@ -109,18 +113,19 @@ def ran(row: Row, engine: Literal["inprocess", "ranks"]) -> Row:
     from launch.api import confirm_cases  # only here: proofs need no launcher
     from verify.dynamic.cases import Case
 
-    began = time.monotonic()
+    began, seconds = time.monotonic(), dict(row.seconds)
     try:
         for degree in sorted({int(degree) for judged in (row.mine, row.upstream) if judged for degree in judged.proof}):
             small = twin(load(row.name), tp=degree)
             plans = {key: judged for key in ("mine", "upstream") if (judged := getattr(row, key)) and _any(judged)}
             cases = tuple(Case(small, plan_from_json(judged.plan), degree, 1) for judged in plans.values())
             results = confirm_cases(cases, timeout=PATIENCE, engine=engine)
+            seconds[f"run {degree}"] = round(results[0].seconds, 1) if results else 0.0
             for (key, judged), result in zip(plans.items(), results, strict=True):
                 row = replace(row, **{key: _judged(judged, "run", degree, result)})  # type: ignore[arg-type]  # a field's name
     except (LoadError, TwinError, ValueError) as error:
         return replace(row, stage="twin", reason=_reason(error))
-    return replace(row, stage="done", reason="", seconds={**row.seconds, "run": round(time.monotonic() - began, 1)})
+    return replace(row, stage="done", reason="", seconds={**seconds, "run": round(time.monotonic() - began, 1)})
 
 
 def _any(judged: Judged) -> bool:

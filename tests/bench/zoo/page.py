@@ -17,6 +17,11 @@ _COUNTED: tuple[tuple[str, Callable[[Row], bool]], ...] = (
     ("a plan suggested", lambda row: row.mine is not None and row.mine.fraction > 0),
     ("suggestion proved at every degree asked", lambda row: row.mine is not None and row.mine.right("proof")),
     ("suggestion confirmed by the run at every degree asked", lambda row: _is(row.mine, "run")),
+    (
+        "suggestion proved and confirmed at every degree asked",
+        lambda row: _is(row.mine, "proof") and _is(row.mine, "run"),
+    ),
+    ("no plan, with the reason", lambda row: not (row.mine and row.mine.fraction > 0)),
     ("suggestion proved and refuted by the run (wrong)", lambda row: _refuted(row.mine)),
     ("type carries a plan of its own", lambda row: row.upstream is not None),
     ("own plan proved", lambda row: _is(row.upstream, "proof")),
@@ -46,10 +51,30 @@ def counts(rows: Iterable[Row]) -> list[tuple[str, str]]:
     rows = list(rows)
     found = [(label, str(sum(test(row) for row in rows))) for label, test in _COUNTED]
     found.append(("proof and run disagree", str(len(disagreements(rows)))))
-    for step in ("trace", "suggest", "prove"):
+    found += _separation([judged for row in rows for judged in (row.mine, row.upstream) if judged])
+    fractions = [row.mine.fraction for row in rows if row.mine and row.mine.fraction > 0]
+    theirs = [row.upstream.fraction for row in rows if row.upstream]
+    for whose, shares in (("suggestion", fractions), ("own plan", theirs)):
+        if shares:
+            found.append((f"{whose}: median share of the parameter bytes that is sharded", f"{median(shares):.4f}"))
+    for step in ("trace", "suggest", "prove", "run 2"):
         times = [row.seconds[step] for row in rows if step in row.seconds]
         if times:
             found.append((f"{step}: median / slowest, seconds", f"{median(times):.2f} / {max(times):.2f}"))
+    return found
+
+
+def _separation(plans: Iterable[Judged]) -> list[tuple[str, str]]:
+    """The largest error of a confirmed plan, and the smallest of the largest errors of a refuted one that ran to the end."""
+    errors: dict[str, list[float]] = {"confirmed": [], "refuted": []}
+    for judged in plans:
+        for degree, error in judged.errors.items():
+            errors.setdefault(judged.run[degree], []).append(error)
+    found = []
+    if right := errors["confirmed"]:
+        found.append(("run: largest relative error of a confirmed plan", f"{max(right):.1e} ({len(right)} runs)"))
+    if wrong := errors["refuted"]:
+        found.append(("run: smallest relative error of a refuted plan", f"{min(wrong):.1e} ({len(wrong)} runs)"))
     return found
 
 
@@ -72,15 +97,16 @@ def page(rows: Sequence[Row]) -> str:
         "`python -m tests.bench zoo --page docs/zoo.md`; do not edit by hand.",
         "",
         "*Sharded* is the share of parameter bytes that a plan splits. Verdicts are those of the proof (full size) and of the",
-        "run (ranks on a small twin in float64) at the degrees shown. Seconds are of processor time on one thread,",
-        "without imports.",
+        "run (ranks on a small twin in float64: weights, hidden states, logits, masks, cached decoding, generation, loss and",
+        "gradients compared) at the degrees shown. Seconds are of processor time on one thread, without imports; those of",
+        "*run 2* are of the clock, for everything compared at degree 2, the single-device model included.",
         "",
         "| measure | number |",
         "|---|---|",
         *(f"| {label} | {number} |" for label, number in counts(rows)),
         "",
-        "| type | degrees | suggested: sharded | proof | run | its own plan: sharded | proof | run | ops | suggest | prove |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| type | degrees | suggested: sharded | proof | run | its own: sharded | proof | run | ops | suggest | prove | run 2 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows),
         "",
         "## Without a plan, or not judged",
@@ -105,7 +131,7 @@ def _line(row: Row) -> str:
         cells += [f"{judged.fraction:.3f}", _verdicts(judged.proof), _verdicts(judged.run)] if judged else ["-"] * 3
     cells += [
         str(row.ops or "-"),
-        *(f"{row.seconds[s]:.2f}" if s in row.seconds else "-" for s in ("suggest", "prove")),
+        *(f"{row.seconds[s]:.2f}" if s in row.seconds else "-" for s in ("suggest", "prove", "run 2")),
     ]
     return f"| {' | '.join(cells)} |"
 

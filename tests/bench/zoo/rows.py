@@ -16,6 +16,8 @@ class Judged:
     run: dict[str, str] = field(default_factory=dict)
     findings: dict[str, str] = field(default_factory=dict)
     """By level and degree (`proof 2`): code and message."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """By degree: the largest relative error that the run measured. What could not be run to the end has none."""
 
     def right(self, level: str) -> bool:
         """Whether every degree that was asked came out right, and one was asked."""
@@ -26,7 +28,7 @@ class Judged:
 @dataclass(frozen=True, slots=True)
 class Row:
     """One type. `stage` is how far it came: `load`, `build`, `suggest`, `prove`, `twin`, `run` or `done`; `reason` says why
-    no further. `seconds` are of processor time, without imports.
+    no further. `seconds` are of processor time, without imports; those of a run are of the clock.
     """
 
     name: str
