@@ -17,6 +17,8 @@ from transformers import PreTrainedConfig
 
 Inputs: TypeAlias = dict[str, Tensor]
 
+TILES = 3
+"""Parts of an image that is given whole and cut by the smallest grid there is, of two tiles."""
 MANY = 12
 """Rows for a model that folds the batch (codebooks): divisible by all small counts."""
 
@@ -97,11 +99,13 @@ def _images(whole: PreTrainedConfig, names: Mapping[str, object], sizes: Sizes) 
     size = _number(config, "image_size") or 4 * patch
     even = patch * max(4, size // patch // 4 * 4)  # patches are merged by 2 or 4 a side
     for side in dict.fromkeys((size, even)):
-        for shape in ((sizes.rows, channels, side, side), (sizes.rows, 2, channels, side, side)):
-            yield {"pixel_values": torch.empty(shape, device="meta")}
-            if "image_sizes" in names:
-                sides = torch.tensor([[side, side]] * sizes.rows)  # read as data, so a real tensor
-                yield {"pixel_values": torch.empty(shape, device="meta"), "image_sizes": sides}
+        if "image_sizes" in names:
+            sides = torch.tensor([[side, side]] * sizes.rows)  # read as data, so a real tensor
+            for images in ((sizes.rows,), (sizes.rows, TILES)):
+                pixels = torch.empty((*images, channels, side, side), device="meta")
+                yield {"pixel_values": pixels, "image_sizes": sides}
+        for images in ((sizes.rows,), (sizes.rows, 2)):
+            yield {"pixel_values": torch.empty((*images, channels, side, side), device="meta")}
 
 
 def _patches(config: PreTrainedConfig, channels: int, patch: int, images: int) -> Inputs:

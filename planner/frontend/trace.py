@@ -95,7 +95,6 @@ class Tracing:
         self.outputs_of: dict[str, Any] = {}
         self.repeats: dict[str, str] = {}
         self.calls: list[ModuleCall | None] = []
-        self.held: dict[int, Held] = {}
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
         """Run the forward and return its graph."""
@@ -134,17 +133,17 @@ class Tracing:
         )
 
     def _forward(self, inputs: Mapping[str, Any]) -> object:
-        recorder = self.recorder
+        recorder, held = self.recorder, [Held.of(module) for module in self.model.modules()]
         restore = [self._run_once_per_kind(module) for module in self.model.modules() if id(module) in self.kinds]
         try:
             with torch.no_grad(), _plainly(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
                 return self.model(**(caching(self.model, False) | dict(inputs)))
         finally:
             self.rebuilds = self._rebuilt()
-            for held in () if self.keep else self.held.values():
-                held.give_back()
             for undo in restore:
                 undo()
+            for each in () if self.keep else held:
+                each.give_back()
 
     def _rebuilt(self) -> bool:
         numbers = self.recorder.number_of
@@ -175,8 +174,6 @@ class Tracing:
             path = self.paths.get(id(module))
             if path is None:
                 return original(module, *args, **kwargs)
-            if id(module) not in self.held:
-                self.held[id(module)] = Held.of(module)
             recorder.stack.append(module)
             position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
             self.calls.append(None)

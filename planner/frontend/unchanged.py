@@ -9,7 +9,10 @@ from typing import Any, Self
 
 from torch import nn
 
-_TABLES = ("_buffers", "_parameters", "_modules", "_non_persistent_buffers_set")
+_TABLES = (
+    *("_buffers", "_parameters", "_modules", "_non_persistent_buffers_set"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Held:
 
 
 def _containers(module: nn.Module) -> Iterator[Any]:
-    """The module's own tables of tensors, and the lists and dictionaries that modeling code put there."""
+    """The module's own tables of tensors and hooks, and the lists and dictionaries that modeling code put there."""
     for name, value in vars(module).items():
         if name in _TABLES or (type(value) in (dict, list, set) and not name.startswith("_")):
             yield value
