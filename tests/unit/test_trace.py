@@ -206,6 +206,8 @@ def test_a_large_constant_is_not_computed() -> None:
 
 def test_hooks_that_a_forward_installs_are_taken_away_with_their_flag() -> None:
     """Transformers puts hooks on a tower's layers the first time its hidden states are asked for."""
-    model = build(load("llava", overrides={"vision_config.num_hidden_layers": "3", "text_config.num_hidden_layers": "2"}))
+    model = build(
+        load("llava", overrides={"vision_config.num_hidden_layers": "3", "text_config.num_hidden_layers": "2"})
+    )
     assert [op.target for op in trace(model).ops] == [op.target for op in trace(model).ops]
     assert any(op.module.startswith("model.vision_tower") for op in trace(model).ops)
