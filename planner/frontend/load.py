@@ -353,11 +353,17 @@ def base_prefix(model: nn.Module) -> str:
     return prefix if prefix and isinstance(getattr(model, prefix, None), PreTrainedModel) else ""
 
 
+def reads_plans(model: nn.Module) -> bool:
+    """Whether a plan reaches this model at all: it is read in `post_init`, which the constructor has to call."""
+    return "_tp_plan" in vars(model)
+
+
 def reads_config_plan(model: nn.Module) -> bool:
     """Whether `base_model_tp_plan` reaches this model: Transformers reads it only in a base model that is a `PreTrainedModel`
-    (5.23.0, `distributed/mixin.py`, `init_parallel_plans`).
+    and calls `post_init` (5.23.0, `distributed/mixin.py`, `init_parallel_plans`).
     """
-    return bool(base_prefix(model)) or getattr(model, "base_model", model) is model
+    base = getattr(model, prefix) if (prefix := base_prefix(model)) else model
+    return reads_plans(base) and (bool(prefix) or getattr(model, "base_model", model) is model)
 
 
 def carried_plan(loaded: Loaded, model: nn.Module) -> Plan:

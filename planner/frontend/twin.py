@@ -28,6 +28,8 @@ NARROW = 20_000_000
 """Parameters of a twin whose widths are divided by one factor."""
 LARGEST = 50_000_000
 """Parameters; above it a float64 model and its gradients no longer fit beside each other on a small machine."""
+_NEUTRAL = 1e3
+"""A vector's value that is no number below this is memory that its constructor left as it was."""
 _TRIALS = 80
 _SHORT = Sizes(2, 5, 5)
 
@@ -96,7 +98,8 @@ def _drawn(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
     if value.ndim >= 2:
         return noise / math.sqrt(value.shape[-1])
-    return value.double() + 0.3 * noise
+    made = value.double()
+    return torch.where(made.abs() < _NEUTRAL, made, 1.0) + 0.3 * noise
 
 
 def _by_names(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:

@@ -178,3 +178,9 @@ def test_a_key_that_numbered_modules_share_gathers_for_each() -> None:
     styles = {entry.pattern: entry.style for entry in suggestion.plan.tp}
     assert styles["h.*.ffn.*"] == "embedding_rowwise"
     assert prove(loaded, suggestion.plan, tp=2).verdict is Verdict.PROVED
+
+
+def test_a_model_that_never_sets_itself_up_is_told() -> None:
+    suggestion = suggest("tests.zoo.odd_models:OddUnset")
+    (finding,) = prove("tests.zoo.odd_models:OddUnset", suggestion.plan, tp=2).findings
+    assert (finding.code, "OddUnset.__init__ without post_init" in finding.found) == ("PL106", True)

@@ -1,11 +1,13 @@
 """Twins: small, of the same structure, and of the same program."""
 
 import pytest
+import torch
+from torch import nn
 
 from planner.frontend.load import build, load
 from planner.frontend.sizes import depth, role_of
 from planner.frontend.trace import trace
-from planner.frontend.twin import SMALL, twin
+from planner.frontend.twin import SMALL, random_state, twin
 from planner.ir.plan import generic
 
 
@@ -52,3 +54,18 @@ def test_heads_of_a_mixer_fill_its_width() -> None:
 def test_heads_are_kept_where_the_code_divides_them() -> None:
     """codegen cuts its heads in four, whatever the config says."""
     assert twin(load("codegen"), tp=1, pp=2).config.num_attention_heads == 16
+
+
+class _Left(nn.Module):
+    """Leaves its memory as it is, as a constructor that waits for a checkpoint does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = nn.Parameter(torch.ones(6))
+        self.left = nn.Parameter(torch.tensor([float("nan"), float("inf"), -1e30, 1.0, 0.0, 2.0]))
+
+
+def test_random_weights_do_not_start_from_memory_that_nobody_wrote() -> None:
+    state = random_state(_Left())
+    assert state["left"].abs().max() < 5
+    assert 0 < (state["kept"] - 1).abs().max() < 2

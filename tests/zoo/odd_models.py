@@ -384,3 +384,10 @@ class OddBare(OddForCausalLM):
         super().__init__(config)
         self.body = PlainBody(config)
         self.post_init()
+
+
+class OddUnset(OddForCausalLM):
+    """Never sets itself up, as code from before there were plans: nobody reads what its class or its config says."""
+
+    def post_init(self) -> None:
+        """Nothing."""

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from planner.frontend.load import base_prefix, reads_config_plan
-from planner.ir.findings import Finding, Fix, Place, Severity
+from planner.frontend.load import base_prefix, reads_config_plan, reads_plans
+from planner.ir.findings import Fault, Finding, Fix, Place, Severity
 from planner.ir.placement import Shard
 from planner.ir.plan import Edit, Plan, generic, join
 from planner.ir.styles import STYLES
@@ -27,6 +27,8 @@ def check_plan(model: nn.Module, plan: Plan, degree: int) -> tuple[Finding, ...]
     styles = plan.styles(prefix)
     if degree > 1 and not styles:
         return (_no_plan(model),)
+    if not reads_plans(model) and styles:
+        return (_never_set_up(model),)
     if plan.tp and not reads_config_plan(model):
         return (_not_read(model),)
     found = [_entry(names, plan, prefix, pattern, style) for pattern, style in styles.items()]
@@ -204,9 +206,24 @@ def _no_plan(model: nn.Module) -> Finding:
     )
 
 
+def _never_set_up(model: nn.Module) -> Finding:
+    kind = type(model).__name__
+    return Finding(
+        "PL106",
+        Severity.ERROR,
+        f"No plan of {kind} is ever read: its constructor does not call self.post_init().",
+        why="plans are read in post_init, and a model without one is loaded whole, or not at all",
+        found=f"{kind}.__init__ without post_init",
+        needed=f"self.post_init() at the end of {kind}.__init__, and of its base model's",
+        fault=Fault.MODEL,
+    )
+
+
 def _not_read(model: nn.Module) -> Finding:
     prefix = getattr(model, "base_model_prefix", "")
     inner = type(getattr(model, prefix, None)).__name__
+    if base_prefix(model):
+        return replace(_never_set_up(getattr(model, prefix)), place=Place(module=prefix))
     return Finding(
         "PL106",
         Severity.ERROR,

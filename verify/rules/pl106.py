@@ -8,8 +8,10 @@ register(
         code="PL106",
         name="plan-not-read",
         severity=Severity.ERROR,
-        what="The config has a `base_model_tp_plan`, and the base model is no `PreTrainedModel`.",
-        why="Transformers reads the config's plan in the base model's own set-up. A plain module has none, so every one of "
+        what="The config has a `base_model_tp_plan`, and the base model is no `PreTrainedModel`; or a "
+        "constructor does not call `post_init`.",
+        why="Transformers reads the config's plan in the base model's own set-up, `post_init`. A plain module has none, and "
+        "older modeling code does not call it, so every one of "
         "these entries is silently ignored, and the layers are replicated.",
         use_instead="The entries in the head class's `_tp_plan` with their full names, as `plan suggest` writes them; or a "
         "base model that is a `PreTrainedModel` and calls `post_init`.",
