@@ -69,6 +69,7 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     assert isinstance(config, PreTrainedConfig)
     tokens: Inputs = {name: _ids(sizes.rows, length) for name, length in token_inputs(model, sizes).items()}
     found = [tokens | images for images in _images(config, names, sizes)]
+    found += [tokens | states for states in _states(config, names, sizes)]
     if tokens:
         found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]
     return found
@@ -106,6 +107,13 @@ def _images(whole: PreTrainedConfig, names: Mapping[str, object], sizes: Sizes) 
                 yield {"pixel_values": pixels, "image_sizes": sides}
         for images in ((sizes.rows,), (sizes.rows, 2)):
             yield {"pixel_values": torch.empty((*images, channels, side, side), device="meta")}
+
+
+def _states(config: PreTrainedConfig, names: Mapping[str, object], sizes: Sizes) -> Iterator[Inputs]:
+    """What another model saw, as a decoder takes it that attends to that in some layers."""
+    width = _number(config, "cross_attention_hidden_size", "hidden_size")
+    if "cross_attention_states" in names and "pixel_values" not in names and width:
+        yield {"cross_attention_states": torch.empty((sizes.rows, sizes.targets, width), device="meta")}
 
 
 def _patches(config: PreTrainedConfig, channels: int, patch: int, images: int) -> Inputs:

@@ -152,6 +152,8 @@ class Dispatch(TorchDispatchMode):
         args, kwargs = _to_meta(recorder, *_large_to_meta(recorder, func, target, args, kwargs))
         with recorder.attempt(target, args, kwargs):
             result = self._result(func, target, args, kwargs)
+        if target == "aten.slice" and (turns := _in_turns(*args)) is not None:
+            return self._taken_in_turns(args[0], result, *turns)
         if target == "aten._to_copy" and isinstance(result, Tensor) and result.dtype == args[0].dtype:
             target = "aten.clone"
         if target in SAME and isinstance(result, Tensor):
@@ -168,6 +170,17 @@ class Dispatch(TorchDispatchMode):
         elif any(out.alias_info is not None for out in func._schema.returns):
             for view in tree_flatten(result)[0]:
                 recorder.view_of[id(view)] = args[0]
+        return result
+
+    def _taken_in_turns(self, tensor: Tensor, result: Tensor, dim: int, step: int, start: int) -> Tensor:
+        """Every n-th element of a dim is one of n, once the dim is seen as so many groups: a shard of groups keeps them whole."""
+        recorder = self.recorder
+        shape = (*tensor.shape[:dim], tensor.shape[dim] // step, step, *tensor.shape[dim + 1 :])
+        with recorder.silent():
+            grouped = tensor.new_empty(shape)
+        recorder.record("aten.view", (tensor, shape), {}, grouped)
+        recorder.record("aten.select", (grouped, dim + 1, start), {}, result)
+        recorder.view_of[id(result)] = tensor
         return result
 
     def _result(self, func: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -306,6 +319,15 @@ UNSEEN: Mapping[str, Callable[..., Any]] = {
     "aten.masked_select": _masked_select,
 }
 """What data-dependent aten ops return on meta tensors."""
+
+
+def _in_turns(
+    tensor: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> tuple[int, int, int] | None:
+    """The dim, the step and the start of a slice that takes every n-th of groups of n; None for any other slice."""
+    dim, size, first = dim % tensor.dim(), tensor.shape[dim], start or 0
+    whole = size % step == 0 and 0 <= first < step and (end is None or end >= size)
+    return (dim, step, first) if step > 1 and whole else None
 
 
 def _unseen(target: str, args: tuple[Any, ...]) -> bool:

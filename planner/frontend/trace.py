@@ -54,17 +54,25 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     if inputs is not None or taken(model) is not None:
         return _settled(model, inputs if inputs is not None else example_inputs(model))
     failed: TraceError | None = None
+    first: TraceError | None = None
     for attempt, given in enumerate(attempts(model)):
         try:
             graph = _settled(model, given)
         except TraceError as error:
+            first = first or error
             failed = failed if failed is not None and "input_ids" not in given else error
         else:
             take(model, attempt)
-            return graph
+            return graph if first is None else replace(graph, notes=(*graph.notes, _left_out(first)))
     if failed is not None and isinstance(failed.__cause__, IndexError) and find_first_only(model):
         return trace(model)
     raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images", "", None)
+
+
+def _left_out(failed: "TraceError") -> str:
+    """What was asked of the model first, and why it was not traced so."""
+    where = f" ({failed.source})" if failed.source is not None else ""
+    return f"traced on fewer inputs, for with all that it takes it fails in {failed.module or 'the model'}{where}: {failed}"
 
 
 def _settled(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:

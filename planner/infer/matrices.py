@@ -14,6 +14,8 @@ WORTH_SHARE = 0.01
 """From this share of all parameters on, a matrix is worth a collective of its own, and so is a block of matrices together."""
 WORTH_ELEMENTS = 1 << 26
 """So is a matrix of this many elements."""
+FEWEST = 64
+"""A matrix with fewer rows or columns goes whole beside larger ones: its split would forbid degrees that they allow."""
 ALONE = "embedding_colwise"
 """The style that gathers the output of a weight kept as `[in, out]`, or of a stack of matrices: it asks for no attribute."""
 
@@ -35,7 +37,8 @@ def large_leftovers(
         block = blocks[_block(pattern)]
         tied = weight in looked_up and _times_used(graph, weight) > 1
         alone = weights[pattern] >= WORTH_SHARE * total or prod(graph.values[weight].shape) >= WORTH_ELEMENTS
-        if tied or alone or block >= WORTH_SHARE * total:
+        many = min(graph.values[weight].shape[-2:]) >= FEWEST
+        if tied or alone or (many and block >= WORTH_SHARE * total):
             reason = reasons.get(pattern) or locked(groups, module)
             entries = _on_its_own(graph, module, looked_up, weight, reason)
             if entries:

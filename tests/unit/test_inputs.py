@@ -19,6 +19,15 @@ def test_every_parameter_takes_part(name: str) -> None:
     assert [name for name in idle if "inv_freq" not in name and not name.startswith("constant")] == []
 
 
+def test_what_a_model_refuses_is_said() -> None:
+    notes = trace(build(load("gemma3"))).notes
+    assert any("traced on fewer inputs" in note and "stride should not be zero" in note for note in notes)
+
+
+def test_states_of_another_model_are_given_to_a_decoder_that_names_them() -> None:
+    assert "cross_attention_states" in dict(trace(build(load("mllama"))).inputs)
+
+
 def test_an_encoder_decoder_is_the_whole_of_it() -> None:
     assert load("bart").model_class.__name__ == "BartForConditionalGeneration"
     assert dict(trace(build(load("t5"))).inputs).keys() == {"input_ids", "decoder_input_ids"}

@@ -78,6 +78,7 @@ ODD = {
     "OddParallel": {"aa": "colwise", "dd": "rowwise", "gu": "packed_colwise", "tt": "rowwise"},
     "OddHeadNormed": {"aa": "colwise", "nn_": "replicated_with_grad_allreduce", "gu": "packed_colwise"},
     "OddInterleaved": {"zz": "colwise", "yy": "rowwise", "gu": "colwise", "tt": "rowwise"},
+    "OddStrided": {"zz": "colwise", "gu": "colwise", "tt": "rowwise"},
     "OddGrouped": {"w1": "colwise", "w2": "rowwise", "two": "replicated_with_grad_allreduce"},
     "OddSunk": {"aa": "colwise", "dd": "rowwise", "ss": "colwise", "one": "local_params"},
     "OddListed": {"gu": "packed_colwise", "tt": "rowwise"},
@@ -184,3 +185,7 @@ def test_a_model_that_never_sets_itself_up_is_told() -> None:
     suggestion = suggest("tests.zoo.odd_models:OddUnset")
     (finding,) = prove("tests.zoo.odd_models:OddUnset", suggestion.plan, tp=2).findings
     assert (finding.code, "OddUnset.__init__ without post_init" in finding.found) == ("PL106", True)
+
+
+def test_a_table_of_two_rows_does_not_forbid_degrees() -> None:
+    assert 12 in suggest(load("big_bird", overrides={"num_hidden_layers": "2"})).degrees

@@ -247,6 +247,14 @@ class Pairs(Halves):
         return self.tt(F.silu(gate) * up)
 
 
+class Turns(Halves):
+    """Gate and up in one matrix, in turns, taken by stride."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.gu(x)
+        return self.tt(F.silu(both[..., ::2]) * both[..., 1::2])
+
+
 class Scaled(Relu):
     """A learnt factor on the activations, shared by all of them."""
 
@@ -354,6 +362,7 @@ OddWideNormed = _odd("OddWideNormed", WideNormed, Pairs)
 OddHeadNormed = _odd("OddHeadNormed", HeadNormed, Halves)
 OddBlocked = _odd("OddBlocked", Blocked, Relu)
 OddInterleaved = _odd("OddInterleaved", Interleaved, Pairs)
+OddStrided = _odd("OddStrided", Interleaved, Turns)
 OddGrouped = _odd("OddGrouped", Grouped, Scaled)
 OddPaired = _odd("OddPaired", Paired, Relu)
 OddSunk = _odd("OddSunk", Sunk, Relu)
