@@ -30,12 +30,16 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """One collective per forward (or backward) of a unit: elements that all ranks have together, for one token."""
+    """One collective per forward (or backward) of a unit: elements that all ranks have together, for one token.
+
+    With `shared` all sequences of a batch share it (a table of positions): elements are those of one position.
+    """
 
     kind: Kind
     unit: int
     elements: int
     backward: bool
+    shared: bool = False
 
     def per_rank(self, tp: int) -> int:
         """Elements that a rank puts in: its part of what is gathered, all of what is summed."""

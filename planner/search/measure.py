@@ -92,14 +92,16 @@ def _active(graph: Graph, shape: tuple[int, ...]) -> float:
 
 def _traffic(local: Graph, units: _Units, degree: int, graph: Graph) -> tuple[Traffic, ...]:
     """Per token of the trace; a gather's elements are those of the gathered tensor."""
-    tokens = prod(graph.values[graph.inputs[0][1]].shape)
+    tokens, length = prod(given := graph.values[graph.inputs[0][1]].shape), given[-1]
     wide = {op.module: prod(local.values[op.outputs[0]].shape) for op in local.ops if op.target == "tp.gather"}
     found = []
     for one in collectives(local):
         elements = one.elements
         if one.kind is Kind.ALL_GATHER:
             elements = wide.get(one.module, one.elements * degree)
-        found.append(Traffic(one.kind, units.of(one.module), elements // tokens, one.backward))
+        shared = elements % tokens != 0
+        each = elements // (length if shared else tokens)
+        found.append(Traffic(one.kind, units.of(one.module), each, one.backward, shared))
     return tuple(found)
 
 

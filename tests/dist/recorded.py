@@ -1,4 +1,4 @@
-"""What two real ranks hold and send: every collective of one forward and backward, with the elements a rank puts in."""
+"""What real ranks hold and send: every collective of one forward and backward, with the elements a rank puts in."""
 
 import multiprocessing
 import os
@@ -6,7 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verify.dynamic.cases import Case
+from verify.dynamic.exact import copied_outputs
 from verify.dynamic.reference import sharded_model, single_device
 
 TOKENS = (3, 17)
@@ -74,19 +75,30 @@ def _rank(case: Case, number: int, port: int, answer: Connection) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         dist.init_process_group("gloo", rank=number, world_size=case.tp)
-        answer.send(_measured(case))
+        answer.send(measured(case))
     except Exception as error:
         answer.send(f"{type(error).__name__}: {error}")
 
 
-def _measured(case: Case) -> Recorded:
+class Recorder(Protocol):
+    """What counts collectives while it is entered."""
+
+    found: Counter[tuple[str, int]]
+
+    def __enter__(self) -> object: ...
+    def __exit__(self, *args: Any) -> object: ...
+
+
+def measured(case: Case, recorder: Recorder | None = None) -> Recorded:
+    """By the rank that this runs on, in a process group that is there."""
+    recorder = recorder or _Recorder()
     reference = single_device(case, torch.device("cpu"))
     model = sharded_model(case, reference.state_dict())
     held = sum(_local(parameter).numel() for parameter in model.parameters())
     call: Callable[..., Any] = model.__call__
     torch.manual_seed(0)
     ids = torch.randint(0, 50, TOKENS)
-    with _Recorder() as recorder:
+    with copied_outputs(model), recorder:
         call(input_ids=ids, use_cache=False).logits.sum().backward()
     return held, recorder.found
 

@@ -1,0 +1,145 @@
+"""`python -m tests.bench layouts`: what `plan layout` says a rank holds and sends, against what ranks held and sent.
+
+Every type's suggested plan on a twin, at degrees 2 and 4, with the ranks as threads of this process: elements of the first rank's
+parameters, and every collective of one forward and backward, by kind and elements.
+"""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.api import suggest
+from planner.frontend.load import build, load, quiet
+from planner.frontend.twin import twin
+from planner.search.cost import Facts
+from planner.search.measure import measure
+from tests.bench.types import causal_types
+from tests.dist.recorded import TOKENS, Recorded, measured
+from verify.degrees import legal_degrees
+from verify.dynamic.cases import Case
+from verify.dynamic.threads import Threads
+from verify.dynamic.threads import _Group as Group
+
+DEGREES = (2, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`outcome` is `equal`, `differs`, or `not run`, with what differs or why."""
+
+    type: str
+    degree: int
+    outcome: str
+    note: str = ""
+
+
+class _Counting:
+    """Counts this rank's collectives while it is entered. torch calls a group that is written in Python directly, past its
+    dispatcher, so they are counted where the group is asked.
+    """
+
+    def __init__(self) -> None:
+        self.found: Counter[tuple[str, int]] = Counter()
+
+    def __enter__(self) -> None:
+        _OPEN.counter = self
+
+    def __exit__(self, *_: object) -> None:
+        _OPEN.counter = None
+
+
+class _Open(threading.local):
+    """The counter that a rank's thread has entered."""
+
+    counter: _Counting | None = None
+
+
+_OPEN = _Open()
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    """Groups of threads tell the open counter what each rank puts in."""
+
+    def telling(kind: str, method: Callable[..., object], at: int) -> Callable[..., object]:
+        def told(group: object, *args: Any) -> object:
+            if _OPEN.counter is not None:
+                _OPEN.counter.found[kind, args[at][0].numel()] += 1
+            return method(group, *args)
+
+        return told
+
+    reduce, gather = Group.allreduce, Group.allgather
+    with (
+        patch.object(Group, "allreduce", telling("all-reduce", reduce, 0)),
+        patch.object(Group, "allreduce_coalesced", telling("all-reduce", reduce, 0)),
+        patch.object(Group, "allgather", telling("all-gather", gather, 1)),
+    ):
+        yield
+
+
+def predicted(facts: Facts, tp: int) -> Recorded:
+    """What `plan layout` counts for the first rank, for the tokens of the recording."""
+    batch, length = TOKENS
+    sent = Counter(
+        (one.kind.value, one.per_rank(tp) * (length if one.shared else batch * length)) for one in facts.traffic
+    )
+    return sum(facts.elements(tp)), sent
+
+
+def measured_row(name: str, degree: int) -> Row:
+    """One type at one degree."""
+    try:
+        small = twin(load(name), tp=degree)
+        plan = suggest(small).plan
+        degrees = legal_degrees(small, plan)
+        if degree not in degrees.legal:
+            return Row(name, degree, "not run", "the plan forbids the degree")
+        facts = measure(build(small), plan, degrees, context=16)
+        with quiet(), _counted(), Threads(degree) as ranks:
+            found = ranks.run(lambda _: measured(Case(small, plan, degree, 1), _Counting()), timeout=240.0)[0]
+    except Exception as error:  # what cannot be loaded or run is another benchmark's question
+        return Row(name, degree, "not run", f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
+    wanted = predicted(facts, degree)
+    return Row(name, degree, "equal") if found == wanted else Row(name, degree, "differs", _difference(wanted, found))
+
+
+def _difference(wanted: Recorded, found: Recorded) -> str:
+    parts = [] if wanted[0] == found[0] else [f"parameters {wanted[0]} told, {found[0]} held"]
+    for key in sorted({*wanted[1], *found[1]}):
+        if wanted[1][key] != found[1][key]:
+            parts.append(f"{key[0]} of {key[1]}: {wanted[1][key]} told, {found[1][key]} sent")
+    return "; ".join(parts)
+
+
+def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+    """Go over the types that `out` (JSON lines) does not hold yet; 1 where anything differs."""
+    rows = [Row(**json.loads(line)) for line in out.read_text().splitlines()] if out.exists() else []
+    known = {(row.type, row.degree) for row in rows}
+    with out.open("a") as file:
+        for name in types or causal_types():
+            for degree in DEGREES:
+                if (name, degree) not in known:
+                    rows.append(measured_row(name, degree))
+                    file.write(json.dumps(asdict(rows[-1])) + "\n")
+                    file.flush()
+    Console().print(_table(rows))
+    return int(any(row.outcome == "differs" for row in rows))
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table("outcome", "rows", "of them", title="predicted against recorded: bytes of parameters, collectives")
+    for outcome in ("equal", "differs", "not run"):
+        mine = [row for row in rows if row.outcome == outcome]
+        named = [] if outcome == "equal" else [f"{row.type}@{row.degree}: {row.note}" for row in mine]
+        table.add_row(outcome, str(len(mine)), "\n".join(named))
+    return table
