@@ -1,6 +1,7 @@
 """How sharp and how sound the proof of pipelines is: mutants of right plans and splits, judged by the proof and by two stages.
 
-Counted as for tensor-parallel plans (`tests.bench.mutants`): a mutant is equivalent where real ranks confirm it.
+Counted as for tensor-parallel plans (`tests.bench.mutants`): a mutant is equivalent where a run confirms it. The ranks are
+threads, which say what real ranks say (tests/dist/test_inprocess.py).
 """
 
 import json
@@ -43,7 +44,9 @@ def judge(name: str) -> Iterator[Judged]:
     stack = layer_stack(model, [join(prefix, entry.module) for entry in base]) or ""
     found = list(pipeline_mutants(graph, plan, prefix, stack.removeprefix(f"{prefix}.")))
     proofs = [_proof(model, graph, mutant, len(list(model.get_submodule(stack).children()))) for mutant in found]
-    runs = confirm_cases(tuple(_case(twin(loaded, tp=1, pp=2), mutant) for mutant in found), timeout=120.0)
+    runs = confirm_cases(
+        tuple(_case(twin(loaded, tp=1, pp=2), mutant) for mutant in found), timeout=120.0, engine="inprocess"
+    )
     for mutant, proof, run in zip(found, proofs, runs, strict=True):
         yield _judged(name, mutant, proof, run)
 

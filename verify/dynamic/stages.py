@@ -13,7 +13,7 @@ from itertools import pairwise, starmap
 
 import torch
 from torch import nn
-from transformers import Cache
+from transformers import Cache, EncoderDecoderCache
 from transformers.utils.generic import ModelOutput
 
 from planner.frontend.stacks import layer_stack, members
@@ -130,8 +130,9 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write into the cache, its tensors on the meta device."""
+    """One write into the cache, its tensors on the meta device; `part` is the cache in a cache of several, from 0."""
 
+    part: int
     method: str
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
@@ -176,13 +177,13 @@ def _watch(module: nn.Module, calls: list[Call]) -> tuple[torch.utils.hooks.Remo
 
     def before(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         given.append((tuple(map(_given_form, args)), {name: _given_form(value) for name, value in kwargs.items()}))
-        if (cache := _cache(args, kwargs)) is not None:
+        for part, cache in enumerate(_caches(args, kwargs)):
             for method in _WRITES:
                 if hasattr(cache, method):
-                    vars(cache)[method] = _noted(getattr(cache, method), method, writes)
+                    vars(cache)[method] = _noted(getattr(cache, method), (part, method), writes)
 
     def after(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
-        if (cache := _cache(args, kwargs)) is not None:
+        for cache in _caches(args, kwargs):
             for method in _WRITES:
                 vars(cache).pop(method, None)
         calls.append(Call(_mapped(output, _form), tuple(writes), *given.pop()))
@@ -194,17 +195,21 @@ def _watch(module: nn.Module, calls: list[Call]) -> tuple[torch.utils.hooks.Remo
     )
 
 
-def _noted(write: Callable[..., object], method: str, writes: list[Write]) -> Callable[..., object]:
+def _noted(write: Callable[..., object], where: tuple[int, str], writes: list[Write]) -> Callable[..., object]:
     def noted(*args: object, **kwargs: object) -> object:
         forms = {name: _mapped(value, _form) for name, value in kwargs.items()}
-        writes.append(Write(method, tuple(_mapped(value, _form) for value in args), forms))
+        writes.append(Write(*where, tuple(_mapped(value, _form) for value in args), forms))
         return write(*args, **kwargs)
 
     return noted
 
 
-def _cache(args: Sequence[object], kwargs: Mapping[str, object]) -> Cache | None:
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+def _caches(args: Sequence[object], kwargs: Mapping[str, object]) -> list[Cache]:
+    """The cache among the arguments of a call; of a decoder with an encoder the two that it is made of."""
+    cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    if isinstance(cache, EncoderDecoderCache):
+        return [cache.self_attention_cache, cache.cross_attention_cache]
+    return [] if cache is None else [cache]
 
 
 def _form(tensor: torch.Tensor) -> torch.Tensor:
@@ -328,9 +333,9 @@ class Stage(nn.Module):
 
     def _answer(self, name: str) -> Callable[..., object]:
         def absent(*args: object, **kwargs: object) -> object:
-            call, cache = next(self._calls[name]), _cache(args, kwargs)
-            for write in call.writes if cache is not None else ():
-                getattr(cache, write.method)(
+            call, caches = next(self._calls[name]), _caches(args, kwargs)
+            for write in call.writes if caches else ():
+                getattr(caches[write.part], write.method)(
                     *(self._zeros(value) for value in write.args),
                     **{key: self._zeros(value) for key, value in write.kwargs.items()},
                 )
