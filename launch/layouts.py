@@ -94,21 +94,24 @@ def _layers(layers: tuple[int, ...]) -> str:
 
 def commands(model: str, choice: Choice, machine: Machine, load: Load) -> list[str]:
     """How each client starts a layout. A client that splits layers evenly is told where it takes a split."""
-    tp, pp, dp = choice.layout.tp, choice.layout.pp, choice.layout.dp
+    tp, pp, dp, ep = choice.layout.tp, choice.layout.pp, choice.layout.dp, choice.layout.ep
     per_node = machine.per_node
+    degrees = f"tp_size={tp}, {f'ep_size={ep}, ' if ep > 1 else ''}pp_size={pp}"
     torchrun = f"torchrun --nnodes {machine.nodes} --nproc-per-node {per_node} train.py" + (
-        f"  # from_pretrained(..., distributed_config=DistributedConfig(tp_size={tp}, pp_size={pp}))"
+        f"  # from_pretrained(..., distributed_config=DistributedConfig({degrees}))"
     )
     if load.train:
         return [torchrun]
     partition = ",".join(map(str, choice.layers)) if len(set(choice.layers)) > 1 else ""
     vllm = f"vllm serve {model} --model-impl transformers --tensor-parallel-size {tp} --pipeline-parallel-size {pp}"
     vllm += f" --data-parallel-size {dp}" if dp > 1 else ""
+    vllm += " --enable-expert-parallel" if ep > 1 else ""
     vllm += " --distributed-executor-backend ray" if machine.nodes > 1 else ""
     sglang = (
         f"python -m sglang.launch_server --model-path {model} --model-impl transformers --tp-size {tp} --pp-size {pp}"
     )
     sglang += f" --dp-size {dp}" if dp > 1 else ""
+    sglang += f" --ep-size {ep}" if ep > 1 else ""
     sglang += f" --nnodes {machine.nodes} --node-rank $RANK --dist-init-addr $HEAD:5000" if machine.nodes > 1 else ""
     return [
         (f"VLLM_PP_LAYER_PARTITION={partition} " if partition else "") + vllm,
@@ -125,7 +128,7 @@ def layouts_json(model: str, found: Search, facts: Facts, machine: Machine, load
             "cache_known": facts.cache is not None,
             "layouts": [_choice(model, choice, machine, load) for choice in found.choices],
             "illegal": [
-                {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "reason": reason}
+                {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "ep": layout.ep, "reason": reason}
                 for layout, reason in found.illegal
             ],
         },
@@ -140,6 +143,7 @@ def _choice(model: str, choice: Choice, machine: Machine, load: Load) -> dict[st
         "tp": layout.tp,
         "pp": layout.pp,
         "dp": layout.dp,
+        "ep": layout.ep,
         "layers": list(choice.layers),
         "bytes": {
             "parameters": held.parameters,
@@ -151,6 +155,7 @@ def _choice(model: str, choice: Choice, machine: Machine, load: Load) -> dict[st
         },
         "collectives": choice.sent.count,
         "collective_bytes_per_token": choice.sent.bytes_per_token,
+        "collective_bytes_per_step": choice.sent.bytes_per_step,
         "seconds_estimated": choice.seconds,
         "pareto": choice.pareto,
         "commands": commands(model, choice, machine, load),

@@ -15,7 +15,8 @@ from planner.ir.plan import Plan
 
 if TYPE_CHECKING:
     from planner.frontend.load import Loaded
-    from planner.search.cost import Load, Machine
+    from planner.ir.degrees import Degrees
+    from planner.search.cost import Facts, Load, Machine
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B(?:/s)?")
@@ -105,16 +106,35 @@ def answer(
             plan = given or _plan(loaded)
             degrees = legal_degrees(loaded, plan)
             facts = measure(built, plan, degrees, context=load.context)
+            experts = None if load.train or not plan.ep else _experts(loaded, plan, load)
         except TraceError as error:
             raise UndecidedError(
                 f"{loaded.title}: the forward cannot be traced, so nothing is known: {error}."
             ) from error
     with progress.step(f"searching the layouts of {machine.devices} devices"):
-        found = search(facts, degrees, machine, load)
+        found = search(facts, degrees, machine, load, experts=experts)
     from launch.layouts import layouts_json, layouts_text
 
     show = layouts_json if form is TableFormat.JSON else layouts_text
     return Answer(show(loaded.title, found, facts, machine, load), 0 if found.choices else 1)
+
+
+def _experts(loaded: "Loaded", plan: Plan, load: "Load") -> "tuple[Facts, Degrees] | None":
+    """Facts and degrees where the tensor-parallel ranks hold whole experts; None where that is never legal."""
+    from planner.frontend.load import build
+    from planner.frontend.traced import subject_of
+    from planner.ir.degrees import degrees_within
+    from planner.search.experts import expert_limits, without_experts
+    from planner.search.measure import measure
+    from verify.degrees import legal_degrees
+
+    built = build(loaded)
+    subject = subject_of(built)
+    rest = legal_degrees(loaded, without_experts(plan))
+    degrees = degrees_within(expert_limits(subject.graph, plan, subject.prefix), rest.forbidden)
+    return (
+        (measure(built, plan, degrees, context=load.context, experts=True), degrees) if len(degrees.legal) > 1 else None
+    )
 
 
 def _plan(loaded: "Loaded") -> Plan:

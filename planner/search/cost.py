@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import cached_property
 from math import prod
 
@@ -28,18 +29,27 @@ class Parameter:
         return prod(local_shape(self.shape, self.placement, tp))
 
 
+class Per(Enum):
+    """What the elements of a collective grow with."""
+
+    TOKEN = auto()
+    POSITION = auto()
+    STEP = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """One collective per forward (or backward) of a unit: elements that all ranks have together, for one token.
 
-    With `shared` all sequences of a batch share it (a table of positions): elements are those of one position.
+    Per position where all sequences of a batch share it (a table of positions); per step where no token counts (a parameter's
+    gradient, summed).
     """
 
     kind: Kind
     unit: int
     elements: int
     backward: bool
-    shared: bool = False
+    per: Per = Per.TOKEN
 
     def per_rank(self, tp: int) -> int:
         """Elements that a rank puts in: its part of what is gathered, all of what is summed."""
@@ -136,10 +146,13 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Collectives of one rank: how many a forward (and backward, when training) issues, and bytes put in for one token."""
+    """Collectives of one rank: how many a forward (and backward, when training) issues, bytes put in for one token, and those
+    of a step whatever its tokens.
+    """
 
     count: int
     bytes_per_token: int
+    bytes_per_step: int = 0
 
 
 def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> Held:
@@ -174,7 +187,8 @@ def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> Sent:
     """By tensor parallelism, in a stage with these units; nothing at one rank."""
     mine = set(units)
     found = [one for one in facts.traffic if tp > 1 and one.unit in mine and (load.train or not one.backward)]
-    return Sent(len(found), sum(one.per_rank(tp) for one in found) * load.width)
+    token, step = (sum(one.per_rank(tp) for one in found if (one.per is Per.STEP) == once) for once in (False, True))
+    return Sent(len(found), token * load.width, step * load.width)
 
 
 def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: Machine, *, tp: int, dp: int) -> float:

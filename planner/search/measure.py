@@ -1,5 +1,6 @@
 """The facts of a model that a search needs, from its trace, one rank's program and the cache it fills."""
 
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from math import prod
 
@@ -10,24 +11,33 @@ from planner.frontend.traced import local_program, subject_of
 from planner.ir.degrees import Degrees
 from planner.ir.graph import Graph
 from planner.ir.placement import R
-from planner.ir.plan import Plan, join
-from planner.search.cost import Facts, Parameter, Traffic
+from planner.ir.plan import Plan, generic, join
+from planner.ir.styles import STYLES
+from planner.search.cost import Facts, Parameter, Per, Traffic
+from planner.search.experts import dispatches, with_experts, without_experts
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.collectives import Kind, collectives
 
 
-def measure(model: nn.Module, plan: Plan, degrees: Degrees, *, context: int) -> Facts:
-    """The facts of a meta-device model under a plan; the rank's program is taken at the least legal degree above 1."""
+def measure(model: nn.Module, plan: Plan, degrees: Degrees, *, context: int, experts: bool = False) -> Facts:
+    """The facts of a meta-device model under a plan; the rank's program is taken at the least legal degree above 1.
+
+    With `experts` its experts lie whole on the ranks, by the expert plan, and the traffic is that of serving.
+    """
     subject = subject_of(model)
     graph, prefix = subject.graph, subject.prefix
-    assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
+    given = without_experts(plan) if experts else plan
+    assigned = assign(graph, given.styles(prefix), base_prefix=prefix)
+    lying = with_experts(graph, plan, prefix) if experts else assigned
     units = _Units(graph, plan, prefix)
     degree = next((one for one in degrees.legal if one > 1), 1)
     whole = cache_elements(model, Assigned({}, {}), 1, context=context)
     part = cache_elements(model, assigned, degree, context=context) if degree > 1 else whole
+    traffic = _traffic(local_program(model, assigned, degree), units, degree, graph) if degree > 1 else ()
+    summed = _summed(graph, plan, prefix, units) if experts else ()
     return Facts(
-        parameters=_parameters(graph, assigned, units),
-        traffic=_traffic(local_program(model, assigned, degree), units, degree, graph) if degree > 1 else (),
+        parameters=_parameters(graph, lying, units),
+        traffic=(*traffic, *_gradients(graph, given.styles(prefix), units), *summed),
         depth=units.depth,
         hidden=_hidden(graph, units),
         cache=whole,
@@ -101,8 +111,27 @@ def _traffic(local: Graph, units: _Units, degree: int, graph: Graph) -> tuple[Tr
             elements = wide.get(one.module, one.elements * degree)
         shared = elements % tokens != 0
         each = elements // (length if shared else tokens)
-        found.append(Traffic(one.kind, units.of(one.module), each, one.backward, shared))
+        per = Per.POSITION if shared else Per.TOKEN
+        found.append(Traffic(one.kind, units.of(one.module), each, one.backward, per))
     return tuple(found)
+
+
+def _gradients(graph: Graph, styles: Mapping[str, str], units: "_Units") -> Iterator[Traffic]:
+    """Whole parameters whose gradient is summed over the ranks: one collective each, in every step."""
+    for module in graph.modules:
+        for local, number in module.parameters:
+            keys = map(generic, (join(module.path, local), module.path))
+            style = STYLES.get(next((styles[key] for key in keys if key in styles), ""))
+            if style is not None and style.grad_allreduce:
+                size = prod(graph.values[number].shape)
+                yield Traffic(Kind.ALL_REDUCE, units.of(module.path), size, backward=True, per=Per.STEP)
+
+
+def _summed(graph: Graph, plan: Plan, prefix: str, units: "_Units") -> tuple[Traffic, ...]:
+    """Every dispatch sums its output over the ranks."""
+    hidden = _hidden(graph, units)
+    found = dispatches(graph, plan, prefix)
+    return tuple(Traffic(Kind.ALL_REDUCE, units.of(module.path), hidden, False) for module in found)
 
 
 def _hidden(graph: Graph, units: _Units) -> int:

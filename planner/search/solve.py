@@ -33,12 +33,15 @@ class Search:
     illegal: tuple[tuple[Layout, str], ...]
 
 
-def search(facts: Facts, degrees: Degrees, machine: Machine, load: Load) -> Search:
-    """Every layout of the machine's devices."""
+def search(
+    facts: Facts, degrees: Degrees, machine: Machine, load: Load, *, experts: tuple[Facts, Degrees] | None = None
+) -> Search:
+    """Every layout of the machine's devices; `experts` are facts and degrees where ranks hold whole experts."""
     choices, illegal = [], []
-    for layout in layouts(machine.devices):
-        reason = why_not(layout, degrees=degrees, depth=facts.depth, batch=load.batch)
-        found = None if reason else _choice(facts, layout, machine, load)
+    for layout in layouts(machine.devices, experts=experts is not None):
+        known, legal = experts if experts and layout.experts else (facts, degrees)
+        reason = why_not(layout, degrees=legal, depth=known.depth, batch=load.batch)
+        found = None if reason else _choice(known, layout, machine, load)
         if isinstance(found, Choice):
             choices.append(found)
         else:

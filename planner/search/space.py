@@ -8,21 +8,29 @@ from planner.ir.degrees import Degrees
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Ranks on each axis; `tp * pp * dp` devices."""
+    """Ranks on each axis; `tp * pp * dp` devices. With `experts` the tensor-parallel ranks hold whole experts: ep is tp."""
 
     tp: int
     pp: int
     dp: int
+    experts: bool = False
+
+    @property
+    def ep(self) -> int:
+        """Ranks that share the experts, each expert whole on one of them."""
+        return self.tp if self.experts else 1
 
     def __str__(self) -> str:
-        return f"tp {self.tp} x pp {self.pp} x dp {self.dp}"
+        return f"tp {self.tp}{f' = ep {self.ep}' if self.experts else ''} x pp {self.pp} x dp {self.dp}"
 
 
-def layouts(devices: int) -> Iterator[Layout]:
-    """All of them, the smallest degrees first."""
+def layouts(devices: int, *, experts: bool = False) -> Iterator[Layout]:
+    """All of them, the smallest degrees first; with `experts` also those that split the experts."""
     for tp in divisors(devices):
         for pp in divisors(devices // tp):
             yield Layout(tp, pp, devices // tp // pp)
+            if experts and tp > 1:
+                yield Layout(tp, pp, devices // tp // pp, experts=True)
 
 
 def why_not(layout: Layout, *, degrees: Degrees, depth: int, batch: int) -> str | None:

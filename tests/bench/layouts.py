@@ -20,7 +20,7 @@ from rich.table import Table
 from planner.api import suggest
 from planner.frontend.load import build, load, quiet
 from planner.frontend.twin import twin
-from planner.search.cost import Facts
+from planner.search.cost import Facts, Per
 from planner.search.measure import measure
 from tests.bench.types import causal_types
 from tests.dist.recorded import TOKENS, Recorded, measured
@@ -90,9 +90,8 @@ def _counted() -> Iterator[None]:
 def predicted(facts: Facts, tp: int) -> Recorded:
     """What `plan layout` counts for the first rank, for the tokens of the recording."""
     batch, length = TOKENS
-    sent = Counter(
-        (one.kind.value, one.per_rank(tp) * (length if one.shared else batch * length)) for one in facts.traffic
-    )
+    times = {Per.TOKEN: batch * length, Per.POSITION: length, Per.STEP: 1}
+    sent = Counter((one.kind.value, one.per_rank(tp) * times[one.per]) for one in facts.traffic)
     return sum(facts.elements(tp)), sent
 
 

@@ -46,7 +46,7 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def record(case: Case) -> list[Recorded]:
+def record(case: Case, *, train: bool = True) -> list[Recorded]:
     """By every rank of a case, in processes forked from this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -54,7 +54,7 @@ def record(case: Case) -> list[Recorded]:
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(case.tp)]
     ranks = [
-        context.Process(target=_rank, args=(case, number, port, pipes[number][1]), daemon=True)
+        context.Process(target=_rank, args=(case, number, port, pipes[number][1], train), daemon=True)
         for number in range(case.tp)
     ]
     for rank in ranks:
@@ -70,12 +70,12 @@ def record(case: Case) -> list[Recorded]:
     return measured
 
 
-def _rank(case: Case, number: int, port: int, answer: Connection) -> None:
+def _rank(case: Case, number: int, port: int, answer: Connection, train: bool) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(case.tp)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         dist.init_process_group("gloo", rank=number, world_size=case.tp)
-        answer.send(measured(case))
+        answer.send(measured(case, train=train))
     except Exception as error:
         answer.send(f"{type(error).__name__}: {error}")
 
@@ -89,8 +89,8 @@ class Recorder(Protocol):
     def __exit__(self, *args: Any) -> object: ...
 
 
-def measured(case: Case, recorder: Recorder | None = None) -> Recorded:
-    """By the rank that this runs on, in a process group that is there."""
+def measured(case: Case, recorder: Recorder | None = None, *, train: bool = True) -> Recorded:
+    """By the rank that this runs on, in a process group that is there; with `train` in the backward pass too."""
     recorder = recorder or _Recorder()
     reference = single_device(case, torch.device("cpu"))
     model = sharded_model(case, reference.state_dict())
@@ -98,8 +98,10 @@ def measured(case: Case, recorder: Recorder | None = None) -> Recorded:
     call: Callable[..., Any] = model.__call__
     torch.manual_seed(0)
     ids = torch.randint(0, 50, TOKENS)
-    with copied_outputs(model), recorder:
-        call(input_ids=ids, use_cache=False).logits.sum().backward()
+    with copied_outputs(model), recorder, torch.set_grad_enabled(train):
+        logits = call(input_ids=ids, use_cache=False).logits
+        if train:
+            logits.sum().backward()
     return held, recorder.found
 
 

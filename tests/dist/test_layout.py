@@ -1,23 +1,18 @@
 """What `plan layout` says a rank holds and sends is what real ranks hold and send."""
 
-from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from planner.api import suggest
 from planner.frontend.load import build, load
 from planner.frontend.twin import twin
-from planner.search.cost import Facts, Load, held, sent
+from planner.search.cost import Load, held, sent
 from planner.search.measure import measure
+from tests.bench.layouts import predicted
 from tests.dist.recorded import TOKENS, record
 from verify.degrees import legal_degrees
 from verify.dynamic.cases import Case
-
-
-def predicted(facts: Facts, tp: int) -> Counter[tuple[str, int]]:
-    """Collectives by kind and elements of a rank, for the tokens of the recording."""
-    tokens = TOKENS[0] * TOKENS[1]
-    return Counter((one.kind.value, one.per_rank(tp) * tokens) for one in facts.traffic)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2_moe"])
@@ -28,9 +23,19 @@ def test_parameters_and_collectives_are_those_of_real_ranks(name: str) -> None:
     everything = range(facts.depth + 2)
     load_ = Load(context=17, batch=3, width=8, train=True)
     for elements, collectives in record(Case(small, plan, 2, 1)):
-        assert collectives == predicted(facts, 2)
+        assert (elements, collectives) == predicted(facts, 2)
         assert held(facts, everything, load_, tp=2, dp=1).parameters == elements * 8
         traffic = sent(facts, everything, load_, tp=2)
         assert traffic.count == collectives.total()
         tokens = TOKENS[0] * TOKENS[1]
         assert traffic.bytes_per_token * tokens == sum(size * times * 8 for (_, size), times in collectives.items())
+
+
+def test_experts_whole_on_real_ranks() -> None:
+    """In serving: every rank holds half of the experts, and each dispatch sums once."""
+    small = twin(load("mixtral"), tp=2)
+    plan = suggest(small).plan
+    facts = measure(build(small), plan, legal_degrees(small, plan), context=16, experts=True)
+    elements, collectives = predicted(replace(facts, traffic=tuple(t for t in facts.traffic if not t.backward)), 2)
+    for found in record(Case(small, plan, 2, 1, 2), train=False):
+        assert found == (elements, collectives)

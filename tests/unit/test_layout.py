@@ -1,6 +1,7 @@
 """`plan layout`: legal and illegal layouts, exact bytes, the cache, the Pareto set, and what the command prints."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import PreTrainedConfig
@@ -11,7 +12,7 @@ from planner.frontend.load import base_prefix, build, carried_plan, load
 from planner.frontend.trace import trace
 from planner.ir.degrees import Degrees
 from planner.ir.placement import R, Shard
-from planner.search.cost import Facts, Load, Machine, Parameter, Traffic, held, sent
+from planner.search.cost import Facts, Load, Machine, Parameter, Per, Traffic, held, sent
 from planner.search.solve import search
 from planner.search.space import Layout, layouts, why_not
 from planner.sharding.assign import Assigned, assign
@@ -42,6 +43,23 @@ def test_every_layout_of_the_devices() -> None:
     found = list(layouts(12))
     assert len(found) == len(set(found)) == 18
     assert all(one.tp * one.pp * one.dp == 12 for one in found)
+
+
+def test_layouts_with_experts_have_them_on_the_tensor_parallel_ranks() -> None:
+    found = [one for one in layouts(4, experts=True) if one.experts]
+    assert [str(one) for one in found] == [
+        "tp 2 = ep 2 x pp 1 x dp 2",
+        "tp 2 = ep 2 x pp 2 x dp 1",
+        "tp 4 = ep 4 x pp 1 x dp 1",
+    ]
+    assert [one.ep for one in layouts(2, experts=True)] == [1, 1, 1, 2]
+
+
+def test_a_summed_gradient_counts_once_a_step() -> None:
+    summed = Traffic(Kind.ALL_REDUCE, 1, 16, backward=True, per=Per.STEP)
+    facts = replace(FACTS, traffic=(*FACTS.traffic, summed))
+    told = sent(facts, range(6), Load(10, 4, train=True), tp=2)
+    assert (told.count, told.bytes_per_token, told.bytes_per_step) == (7, (4 * 8 + 51 + 8) * 2, 32)
 
 
 @pytest.mark.parametrize(
