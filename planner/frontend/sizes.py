@@ -8,6 +8,7 @@ the degree as the real one, so that what does not divide in reality does not div
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import permutations
 from math import gcd
 from typing import Any, TypeAlias, TypeGuard
 
@@ -324,12 +325,23 @@ def _scaled_overrides(fields: Mapping[str, object], small: Mapping[str, object])
     found: Fields = {}
     for name, value in small.items():
         if isinstance(value, dict) and value and all(str(key).isdecimal() for key in value):
-            found[name] = {
-                key: {field: _in_ratio(size, fields.get(field), small.get(field)) for field, size in own.items()}
-                for key, own in value.items()
-                if isinstance(own, dict)
-            }
+            layers = {key: own for key, own in value.items() if isinstance(own, dict)}
+            found[name] = {key: _scaled_layer(own, fields, small) for key, own in layers.items()}
     return found
+
+
+def _scaled_layer(own: Fields, fields: Mapping[str, object], small: Mapping[str, object]) -> Fields:
+    """One layer's own sizes; a head dim that is what another one leaves of a third stays that."""
+    scaled = {field: _in_ratio(size, fields.get(field), small.get(field)) for field, size in own.items()}
+    real, now = _head_dims({**fields, **own}), _head_dims({**small, **scaled})
+    for rest, whole, part in permutations(real, 3):
+        if rest in own and real[rest] + real[part] == real[whole] and now[whole] > now[part]:
+            scaled[rest] = now[whole] - now[part]
+    return scaled
+
+
+def _head_dims(fields: Mapping[str, object]) -> dict[str, int]:
+    return {name: size for name, size in fields.items() if role_of(name) == "head dim" and isinstance(size, int)}
 
 
 def _in_ratio(size: object, real: object, small: object) -> object:

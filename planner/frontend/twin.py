@@ -124,9 +124,9 @@ def fields_of(config: PreTrainedConfig) -> Fields:
     """The arguments that would make this config again: what its constructor names, and what it was given beyond that."""
     kind = type(config)
     parameters = inspect.signature(kind.__init__).parameters
-    names = set(parameters)
+    names = set(parameters) | {_OF_LAYERS}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        names |= {field.name for field in dataclasses.fields(kind)} | _beyond(config) | {_OF_LAYERS}
+        names |= {field.name for field in dataclasses.fields(kind)} | _beyond(config)
     return {name: value for name, value in config.to_dict().items() if name in names}
 
 

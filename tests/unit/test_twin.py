@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from planner.frontend.load import build, load
-from planner.frontend.sizes import depth, role_of
+from planner.frontend.sizes import RUNGS, depth, role_of, shrunk
 from planner.frontend.trace import trace
 from planner.frontend.twin import SMALL, random_state, twin
 from planner.ir.plan import generic
@@ -23,7 +23,7 @@ def test_a_twin_runs_the_program_of_the_model(name: str) -> None:
     assert _program(name, small=True, tp=2) == _program(name, small=False, tp=2)
 
 
-@pytest.mark.parametrize("name", ["fuyu", "gemma3"])
+@pytest.mark.parametrize("name", ["fuyu", "gemma3", "gemma4_unified"])
 def test_a_model_of_models_has_a_small_twin(name: str) -> None:
     made = build(twin(load(name), tp=2))
     assert sum(parameter.numel() for parameter in made.parameters()) <= SMALL
@@ -69,3 +69,20 @@ def test_random_weights_do_not_start_from_memory_that_nobody_wrote() -> None:
     state = random_state(_Left())
     assert state["left"].abs().max() < 5
     assert 0 < (state["kept"] - 1).abs().max() < 2
+
+
+def test_a_pattern_of_layers_is_repeated_less_often() -> None:
+    fields: dict[str, object] = {"num_layers": 24, "attention_types": [[["global", "local"], 12]]}
+    cut = depth(fields, {"num_layers": "layers"}, least=3)
+    assert cut == {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
+
+
+def test_sizes_of_single_layers_keep_their_ratio_and_their_sums() -> None:
+    dims = {"qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "head_dim": 256}
+    own = {"05": {"kv_lora_rank": 1024, "qk_nope_head_dim": 192}}
+    fields: dict[str, object] = {"num_hidden_layers": 8, "kv_lora_rank": 512, "per_layer_config": own, **dims}
+    small = shrunk(fields, tp=2, least_layers=2, rung=RUNGS[0])
+    head, rope, rank = (small[name] for name in ("head_dim", "qk_rope_head_dim", "kv_lora_rank"))
+    assert isinstance(head, int) and isinstance(rope, int) and isinstance(rank, int)
+    assert small["num_hidden_layers"] == 2
+    assert small["per_layer_config"] == {"1": {"kv_lora_rank": 2 * rank, "qk_nope_head_dim": head - rope}}
