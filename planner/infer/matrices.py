@@ -1,7 +1,7 @@
 """Large matrices on their own: split by row, with the lookups summed or the output gathered."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import prod
 
 from planner.infer.groups import Groups
@@ -15,17 +15,18 @@ WORTH_SHARE = 0.01
 WORTH_ELEMENTS = 1 << 26
 """So is a matrix of this many elements."""
 FEWEST = 64
-"""A matrix with fewer rows or columns goes whole beside larger ones: its split would forbid degrees that they allow."""
+"""A matrix with fewer rows or columns than this, and than the groups have parts, goes whole beside larger ones: its split
+would forbid degrees that they allow."""
 ALONE = "embedding_colwise"
 """The style that gathers the output of a weight kept as `[in, out]`, or of a stack of matrices: it asks for no attribute."""
 
 
 def large_leftovers(
-    groups: Groups, planned: Mapping[str, TpEntry], reasons: Mapping[str, str], *, tables: bool
+    groups: Groups, planned: Mapping[str, TpEntry], reasons: Mapping[str, str], *, sizes: Iterable[int], tables: bool
 ) -> list[list[TpEntry]]:
     """Proposals for modules without an entry whose parameters are worth a collective; tied ones go together.
 
-    With `tables`, for those that are looked up by row; else for the others.
+    With `tables`, for those that are looked up by row; else for the others. `sizes` are the parts of the groups that are split.
     """
     graph = groups.graph
     looked_up = {op.inputs[0] for op in graph.ops if op.target.endswith("embedding") and op.inputs}
@@ -37,7 +38,7 @@ def large_leftovers(
         block = blocks[_block(pattern)]
         tied = weight in looked_up and _times_used(graph, weight) > 1
         alone = weights[pattern] >= WORTH_SHARE * total or prod(graph.values[weight].shape) >= WORTH_ELEMENTS
-        many = min(graph.values[weight].shape[-2:]) >= FEWEST
+        many = min(graph.values[weight].shape[-2:]) >= min((FEWEST, *sizes))
         if tied or alone or (many and block >= WORTH_SHARE * total):
             reason = reasons.get(pattern) or locked(groups, module)
             entries = _on_its_own(graph, module, looked_up, weight, reason)

@@ -150,14 +150,14 @@ def _add_tables(groups: Groups, result: Inference, probe: Prober, reasons: dict[
     """Split the tables that are looked up by row, and the heads tied to them. Those of `unasked` the client splits without an
     entry: where that is wrong, they get the entry that keeps them whole.
     """
-    proposals = large_leftovers(groups, result.entries, reasons, tables=True)
+    proposals = large_leftovers(groups, result.entries, reasons, sizes=(), tables=True)
     proposals.sort(key=lambda entries: not any(entry.pattern in unasked for entry in entries))
     _add_agreed(proposals, result, probe, reasons, unasked)
 
 
 def _add_gathered(groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str]) -> None:
     """Split the linear layers that are worth it by themselves, their output gathered."""
-    proposals = large_leftovers(groups, result.entries, reasons, tables=False)
+    proposals = large_leftovers(groups, result.entries, reasons, sizes=result.sizes, tables=False)
     _add_agreed(proposals, result, probe, reasons)
 
 

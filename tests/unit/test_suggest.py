@@ -189,3 +189,8 @@ def test_a_model_that_never_sets_itself_up_is_told() -> None:
 
 def test_a_table_of_two_rows_does_not_forbid_degrees() -> None:
     assert 12 in suggest(load("big_bird", overrides={"num_hidden_layers": "2"})).degrees
+
+
+def test_a_small_projection_beside_gathered_ones_is_gathered_too() -> None:
+    styles = {entry.pattern: entry.style for entry in suggest(load("qwen3_next")).plan.tp}
+    assert styles["layers.*.linear_attn.in_proj_ba"] == styles["layers.*.linear_attn.in_proj_qkvz"]
