@@ -7,9 +7,11 @@ they returned a new value.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,8 +72,13 @@ class Functions(TorchFunctionMode):
             and args[0].is_meta
         ):
             args = (args[0], _parts(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0)), *args[2:])
-        if func in FILLS:
-            args, kwargs = _filled(func, args, kwargs)
+        if func in FILLS and isinstance(value := kwargs.get("fill_value", args[-1] if args else None), Tensor):
+            return _filled(func, args, kwargs, value)
+        if func in MADE and (data := _data(func, args, kwargs)) is not None:
+            with recorder.silent():
+                made = func(*args, **kwargs)
+            recorder.record("constant", (data,), {}, made)
+            return made
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Tensor) and args[0].is_meta:
             args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
         target = WHOLE.get(func)
@@ -220,15 +227,32 @@ FILLS = frozenset({torch.full, torch.full_like, Tensor.new_full})
 """Functions that ask a tensor that is given as the value to fill with for its number."""
 
 
-def _filled(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    value = kwargs.get("fill_value", args[-1] if args else None)
-    if not (isinstance(value, Tensor) and value.is_meta):
-        return args, kwargs
-    own = {"dtype": value.dtype} if func is torch.full else {}
-    kwargs = {**own, **kwargs, "fill_value": _zero(value)}
-    return tuple(arg for arg in args if arg is not value), kwargs
+def _filled(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> Tensor:
+    """The same tensor, made from the one that gives the number."""
+    like = args[0] if isinstance(args[0], Tensor) else None
+    size = args[1] if func is Tensor.new_full else kwargs.get("size", args[0]) if like is None else like.shape
+    dtype = kwargs.get("dtype") or (value.dtype if like is None else like.dtype)
+    return value.to(dtype).expand(size).clone()
+
+
+MADE = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
+"""Functions that make a tensor from numbers: what they are is part of the program, for they may be read off a size."""
+_TOLD = 64
+"""Numbers of a constant that are kept as they are; of more, a digest."""
+
+
+def _data(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...] | None:
+    """The numbers that a constant is made from, or a digest of many; None where it is made from another tensor."""
+    position = int(func is Tensor.new_tensor)
+    given = kwargs.get("data", args[position] if len(args) > position else None)
+    if any(isinstance(leaf, Tensor) for leaf in tree_flatten(given)[0]):
+        return None
+    numbers = np.asarray(given)
+    if numbers.dtype == object:
+        return None
+    flat = numbers.ravel()
+    told = (str(number) if number != number else number for number in flat.tolist())  # NaN equals nothing
+    return tuple(told) if flat.size <= _TOLD else (sha256(flat.tobytes()).hexdigest(),)
 
 
 def _parts(tensor: Tensor, sizes: Sequence[int], dim: int) -> Sequence[int]:

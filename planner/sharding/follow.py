@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import assert_never
 
-from planner.ir.graph import Arg, Ref, Shape
+from planner.ir.graph import Arg, Op, Ref, Shape
 from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, local_shape
 from planner.sharding.registry import semantics
 from planner.sharding.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
@@ -25,7 +25,7 @@ class Problem:
 
 Placements = tuple[Placement, ...]
 
-_SIZES_FREE = ("view", "reshape", "expand", "zeros", "ones", "full", "empty", "split", "slice", "repeat", "arange")
+_SIZES_FREE = ("view", "reshape", "expand", "zeros", "ones", "empty", "split", "slice", "repeat")
 
 
 def follow(
@@ -402,8 +402,7 @@ def _shapes_agree(whole: Call, local: Call, placements: Placements, degree: int)
 def _constants_agree(whole: Call, local: Call) -> Problem | None:
     if any(part in whole.op.target for part in _SIZES_FREE):
         return None
-    # How many groups a convolution has follows from its shapes: torch refuses any other number.
-    given = [op.args[:8] if op.target == "aten.convolution" else op.args for op in (whole.op, local.op)]
+    given = [_told(op) for op in (whole.op, local.op)]
     for ours, theirs in zip(*map(_plain, given), strict=False):
         if ours != theirs:
             return Problem(
@@ -414,6 +413,17 @@ def _constants_agree(whole: Call, local: Call) -> Problem | None:
                 str(ours),
             )
     return None
+
+
+def _told(op: Op) -> tuple[Arg, ...]:
+    """The arguments that shapes do not tell."""
+    match op.target:
+        case "aten.convolution":  # how many groups it has follows from its shapes: torch refuses any other number
+            return op.args[:8]
+        case "aten.full" | "aten.new_full":
+            return op.args[-1:]
+        case _:
+            return op.args
 
 
 def _plain(args: tuple[Arg, ...]) -> list[Arg]:

@@ -33,7 +33,7 @@ class _Wrapped(nn.Module):
         self.function = function
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        return self.function(*inputs.values())
+        return self.function(*(value for value in inputs.values() if isinstance(value, Tensor)))
 
 
 def graph_of(function: Function, shapes: tuple[tuple[int, ...], ...]) -> Graph:

@@ -184,7 +184,7 @@ def constant(call: Call) -> Semantics:
     return Fresh(uniform=True)
 
 
-@rule("aten.arange", "aten.linspace", "aten.eye", "aten.logspace")
+@rule("aten.arange", "aten.linspace", "aten.eye", "aten.logspace", "constant")
 def counted(call: Call) -> Semantics:
     """Elements that count from the start of the whole."""
     return Fresh(uniform=False)
