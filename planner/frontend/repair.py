@@ -50,6 +50,12 @@ def _found(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object]
     return {}
 
 
+def empty_reads(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object], *, most: int = 4) -> list[str]:
+    """The empty fields that `build` read last before it failed."""
+    read, failure = _reads(deepcopy(config), build)
+    return list(dict.fromkeys(read))[:most] if failure is not None else []
+
+
 def with_fields(config: PreTrainedConfig, filled: Mapping[str, object]) -> PreTrainedConfig:
     """A copy of a config with fields of it, or of configs in it, set anew."""
     made = deepcopy(config)
