@@ -6,7 +6,7 @@ the modeling source at the call.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 
 import torch
@@ -37,7 +37,9 @@ def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...],
     flow = _Flow(masked, stream(masked), given(masked))
     stack = _stack(model, masked)
     base, head = [], []
-    for path in _on_the_path(model, flow, stack):
+    paths = _on_the_path(model, flow, stack)
+    flow = replace(flow, stream=flow.stream | _made_in(masked, [path for path in paths if path != stack]))
+    for path in paths:
         entry = _entry(model, flow, path)
         if prefix and not path.startswith(prefix + "."):
             head.append(entry)
@@ -57,6 +59,12 @@ class _Flow:
     def matters(self, number: int) -> bool:
         """Whether a stage could not make this value by itself."""
         return number in self.stream or number in self.given
+
+
+def _made_in(graph: Graph, paths: Iterable[str]) -> frozenset[int]:
+    """What these modules give, from parameters or not: a stage without the module cannot make it."""
+    listed = set(paths)
+    return frozenset(number for call in graph.calls if call.module in listed for number in call.outputs)
 
 
 def _with_mask(model: nn.Module, graph: Graph) -> Graph:
