@@ -37,7 +37,7 @@ from planner.frontend.code import (
 )
 from planner.frontend.errors import LoadError, reason
 from planner.frontend.overrides import configure
-from planner.frontend.repair import empty_reads, missing, with_fields
+from planner.frontend.repair import empty_fields, repaired
 from planner.frontend.source import built_at
 from planner.ir.plan import Plan, join, plan_from_json
 from planner.ir.spelling import nearest
@@ -138,20 +138,8 @@ def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Fo
         config, model_class = _paired(
             configure(CONFIG_MAPPING[reference], {}, overrides, name=reference), {}, name=reference
         )
-        return _repaired(config, model_class), model_class, None
+        return repaired(config, model_class), model_class, None
     return _from_cache(reference, overrides, trusted)
-
-
-def _repaired(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
-    """A config of defaults alone, with what its class leaves empty and its model needs."""
-
-    found = missing(config, lambda config: _on_meta_device(model_class, config), kind=model_class)
-    return with_fields(config, found)
-
-
-def _on_meta_device(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> object:
-    with torch.device("meta"):
-        return model_class._from_config(config)
 
 
 def _from_class(model_class: type[PreTrainedModel], overrides: Mapping[str, str], *, name: str) -> _Pair:
@@ -324,22 +312,11 @@ def build(loaded: Loaded, *, device: str = "meta", dtype: torch.dtype = torch.fl
     except Exception as error:
         kind = loaded.model_class
         why = f"{reason(error)}{built_at(error, kind)}"
-        raise LoadError(
-            f"{loaded.name}: {kind.__name__} does not build from this config ({why}).{_outdated(kind)}{_empty(error, loaded)}"
-        ) from error
+        advice = _outdated(kind) + empty_fields(error, loaded.config, kind)
+        raise LoadError(f"{loaded.name}: {kind.__name__} does not build from this config ({why}).{advice}") from error
     if device == "meta":
         _leave_no_data(model)
     return model.eval()
-
-
-def _empty(error: Exception, loaded: Loaded) -> str:
-    """Advice where a constructor computed with a field that the config leaves empty."""
-    if "NoneType" not in str(error):
-        return ""
-    read = empty_reads(loaded.config, lambda config: _on_meta_device(loaded.model_class, config))
-    return (
-        f" Of the fields that it read last, these are empty: {', '.join(read)}; give them with --set." if read else ""
-    )
 
 
 def _outdated(kind: type[PreTrainedModel]) -> str:

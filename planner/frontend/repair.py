@@ -9,9 +9,11 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
 from planner.frontend.overrides import parse_value
@@ -21,10 +23,31 @@ _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
 """Roles for which the other fields, or any small number, tell a value."""
 
 
+def repaired(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
+    """A config of defaults alone, with what its class leaves empty and its model needs."""
+    return with_fields(config, _missing(config, partial(_made, model_class), kind=model_class))
+
+
+def empty_fields(
+    error: Exception, config: PreTrainedConfig, model_class: type[PreTrainedModel], *, most: int = 4
+) -> str:
+    """Advice where a constructor computed with a field that the config leaves empty."""
+    if "NoneType" not in str(error):
+        return ""
+    read, _ = _reads(deepcopy(config), partial(_made, model_class))
+    names = ", ".join(list(dict.fromkeys(read))[:most])
+    return f" Of the fields that it read last, these are empty: {names}; give them with --set." if names else ""
+
+
+def _made(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> object:
+    with torch.device("meta"):
+        return model_class._from_config(config)
+
+
 _known: dict[str, Fields] = {}
 
 
-def missing(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object], *, kind: type) -> Fields:
+def _missing(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object], *, kind: type) -> Fields:
     """Values, by dotted keys, for the fields that `build` needs; empty where it builds, or where nothing helps. `kind` is the
     model's class, whose source names the kinds of layers.
     """
@@ -48,12 +71,6 @@ def _found(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object]
             return {}
         filled |= found
     return {}
-
-
-def empty_reads(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object], *, most: int = 4) -> list[str]:
-    """The empty fields that `build` read last before it failed."""
-    read, failure = _reads(deepcopy(config), build)
-    return list(dict.fromkeys(read))[:most] if failure is not None else []
 
 
 def with_fields(config: PreTrainedConfig, filled: Mapping[str, object]) -> PreTrainedConfig:

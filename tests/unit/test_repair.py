@@ -27,5 +27,5 @@ def test_a_field_that_is_given_is_kept() -> None:
 
 
 def test_what_nothing_tells_stays_an_error() -> None:
-    with pytest.raises(LoadError, match="these are empty: .*indexer_compress_ratio.*give them with --set"):
+    with pytest.raises(LoadError, match=r"these are empty: .*indexer_compress_ratio.*give them with --set"):
         build(load("qwen4_exp_text"))
