@@ -106,7 +106,7 @@ def answer(
             plan = given or _plan(loaded)
             degrees = legal_degrees(loaded, plan)
             facts = measure(built, plan, degrees, context=load.context)
-            experts = None if load.train or not plan.ep else _experts(loaded, plan, load)
+            experts = None if load.train or not plan.ep else _experts(loaded, plan, degrees, load)
         except TraceError as error:
             raise UndecidedError(
                 f"{loaded.title}: the forward cannot be traced, so nothing is known: {error}."
@@ -119,22 +119,22 @@ def answer(
     return Answer(show(loaded.title, found, facts, machine, load), 0 if found.choices else 1)
 
 
-def _experts(loaded: "Loaded", plan: Plan, load: "Load") -> "tuple[Facts, Degrees] | None":
+def _experts(loaded: "Loaded", plan: Plan, degrees: "Degrees", load: "Load") -> "tuple[Facts, Degrees] | None":
     """Facts and degrees where the tensor-parallel ranks hold whole experts; None where that is never legal."""
-    from planner.frontend.load import build
-    from planner.frontend.traced import subject_of
+    from planner.frontend.traced import on_meta, subject_of
     from planner.ir.degrees import degrees_within
     from planner.search.experts import expert_limits, without_experts
     from planner.search.measure import measure
     from verify.degrees import legal_degrees
 
-    built = build(loaded)
-    subject = subject_of(built)
-    rest = legal_degrees(loaded, without_experts(plan))
-    degrees = degrees_within(expert_limits(subject.graph, plan, subject.prefix), rest.forbidden)
-    return (
-        (measure(built, plan, degrees, context=load.context, experts=True), degrees) if len(degrees.legal) > 1 else None
-    )
+    built = on_meta(loaded)
+    subject, rest = subject_of(built), without_experts(plan)
+    taken = {entry.pattern for entry in plan.tp} - {entry.pattern for entry in rest.tp}
+    # Fewer entries forbid no degree more; only where one that is taken away was named may they forbid fewer.
+    if any(limit.place.entry in taken for limit, _ in degrees.limits):
+        degrees = legal_degrees(loaded, rest)
+    legal = degrees_within(expert_limits(subject.graph, plan, subject.prefix), degrees.forbidden)
+    return (measure(built, plan, legal, context=load.context, experts=True), legal) if len(legal.legal) > 1 else None
 
 
 def _plan(loaded: "Loaded") -> Plan:
