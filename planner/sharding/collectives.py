@@ -5,7 +5,7 @@ tensor_parallel.py` (5.23.0): `tp.reduce` sums forward, `tp.gather` gathers forw
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
@@ -35,16 +35,17 @@ def collectives(local: Graph) -> tuple[Collective, ...]:
 
 
 def _spread(local: Graph, owned: list[tuple[Op, Collective]]) -> Iterator[Collective]:
-    """A layer that repeats another issues what that one issued."""
+    """A layer that repeats another issues what that one issued, its own repeats included."""
+    issued: list[Collective] = []
     for op in local.ops:
-        yield from (found for owner, found in owned if owner is op)
+        new = [found for owner, found in owned if owner is op]
         if op.target == "repeat":
             first = local.module_of[op.module].repeats
             assert first is not None
-            for _, found in owned:
-                if found.module == first or found.module.startswith(f"{first}."):
-                    module = op.module + found.module.removeprefix(first)
-                    yield Collective(found.kind, module, found.elements, found.dtype, found.backward)
+            below = [found for found in issued if found.module == first or found.module.startswith(f"{first}.")]
+            new += [replace(found, module=op.module + found.module.removeprefix(first)) for found in below]
+        issued += new
+        yield from new
 
 
 def _of(local: Graph, op: Op) -> Iterator[Collective]:
