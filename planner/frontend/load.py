@@ -312,16 +312,16 @@ def build(loaded: Loaded, *, device: str = "meta", dtype: torch.dtype = torch.fl
     except Exception as error:
         kind = loaded.model_class
         why = f"{reason(error)}{built_at(error, kind)}"
-        advice = _outdated(kind) + empty_fields(error, loaded.config, kind)
+        advice = _outdated(kind, error) + empty_fields(error, loaded.config, kind)
         raise LoadError(f"{loaded.name}: {kind.__name__} does not build from this config ({why}).{advice}") from error
     if device == "meta":
         _leave_no_data(model)
     return model.eval()
 
 
-def _outdated(kind: type[PreTrainedModel]) -> str:
+def _outdated(kind: type[PreTrainedModel], error: Exception) -> str:
     """Advice where a class ties weights in the form that Transformers 5 no longer takes."""
-    if not isinstance(kind._tied_weights_keys, list):
+    if not isinstance(kind._tied_weights_keys, list) or "'list' object has no attribute 'keys'" not in str(error):
         return ""
     return " Its _tied_weights_keys is a list; Transformers 5 wants a dictionary from each tied name to its source."
 

@@ -329,3 +329,15 @@ def test_a_package_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: p
     (tmp_path / "odd_package" / "modeling.py").write_text(CUSTOM)
     monkeypatch.chdir(tmp_path)
     assert load("odd_package.modeling:OddModel").model_class.__name__ == "OddModel"
+
+
+def test_tied_weights_in_a_list_are_named(custom: Path) -> None:
+    text = (custom / "modeling_odd.py").read_text()
+    text = text.replace(
+        "config_class = OddConfig", "config_class = OddConfig\n    _tied_weights_keys = ['mix.weight']", 1
+    )
+    (custom / "modeling_odd.py").write_text(text)
+    config = json.loads((custom / "config.json").read_text())
+    (custom / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(LoadError, match="_tied_weights_keys is a list; Transformers 5 wants a dictionary"):
+        build(load(str(custom), trust_remote_code=True))
