@@ -34,9 +34,13 @@ class Cutting:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """The single-device model of a case and what it answers to all that is `asked`, the same for every rank."""
+    """The single-device model of a case and what it answers to all that is `asked`, the same for every rank.
+
+    `state` are its weights before it was asked: some models change theirs in the first forward.
+    """
 
     single: PreTrainedModel
+    state: State
     cutting: Cutting
     asked: Inputs
     want: Answers
@@ -57,17 +61,17 @@ def laid_out(case: Case, single: PreTrainedModel) -> Cutting:
 
 def alone(case: Case, single: PreTrainedModel, cutting: Cutting) -> Alone:
     """Ask the single-device model, a microbatch at a time."""
+    state = {name: value.clone() for name, value in single.state_dict().items()}
     parts = batch(single, microbatches(case.staging.schedule, case.pp))
     with Wide():  # not around the building of models: their float32 buffers are to be the same
-        return Alone(single, cutting, joined(parts), answers(single, cutting.layout, parts))
+        return Alone(single, state, cutting, joined(parts), answers(single, cutting.layout, parts))
 
 
 def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
     """What this rank of `tp * pp` compared; every rank must call it."""
     mesh = init_device_mesh(_device().type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
     seat = Seat(case.pp * case.staging.rounds, mesh)
-    state = before.single.state_dict()
-    own = tuple(_stage(case, state, before.cutting.layout, place, seat) for place in _places(case, before, seat))
+    own = tuple(_stage(case, before.state, before.cutting.layout, place, seat) for place in _places(case, before, seat))
     with Wide():
         compared = _padded(own, before, seat)
         compared += _decoded(own, before, seat)
