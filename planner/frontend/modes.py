@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from planner.frontend.found import FOUND, carried, place_of
 from planner.frontend.recorder import Recorder
@@ -62,6 +62,7 @@ class Functions(TorchFunctionMode):
         recorder = self.recorder
         if recorder.paused:
             return func(*args, **kwargs)
+        args, kwargs = tree_map(_here, args) if func is Tensor.to else args, {k: _here(v) for k, v in kwargs.items()}
         if func in ANSWERS and args and isinstance(args[0], Tensor) and args[0].is_meta:
             recorder.note("the branch taken does not depend on data here; one representative path was traced")
             return ANSWERS[func](args[0])
@@ -278,6 +279,12 @@ SHAPED: Mapping[str, Callable[..., Any]] = {"one_hot": _one_hot, "embedding": _e
 """Whole ops of which only the result's shape is asked."""
 
 
+def _here(value: Any) -> Any:
+    """A GPU that modeling code names by itself (`.to("cuda:0")`) is the meta device here."""
+    names_a_gpu = isinstance(value, str | torch.device) and str(value).partition(":")[0] == "cuda"
+    return torch.device("meta") if names_a_gpu else value
+
+
 def _to_meta(
     recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -380,6 +387,7 @@ ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
     Tensor.__float__: lambda tensor: 0.0,
     Tensor.tolist: _zeros,
     Tensor.cpu: lambda tensor: tensor,
+    Tensor.cuda: lambda tensor: tensor,
     Tensor.numpy: lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype).numpy(),
 }
 """What is answered when modeling code asks a meta tensor for its data."""

@@ -210,3 +210,15 @@ def test_hooks_that_a_forward_installs_are_taken_away_with_their_flag() -> None:
     )
     assert [op.target for op in trace(model).ops] == [op.target for op in trace(model).ops]
     assert any(op.module.startswith("model.vision_tower") for op in trace(model).ops)
+
+
+class _Elsewhere(nn.Module):
+    """Names a GPU by itself."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return given.to("cuda:0") + torch.ones(4, device="cuda") + given.cuda()
+
+
+def test_a_device_written_into_the_code_is_the_meta_device() -> None:
+    graph = trace(_Elsewhere(), {"given": torch.empty(4, device="meta")})
+    assert [op.target for op in graph.ops] == ["aten.ones", "aten.add", "aten.add"]
