@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from planner.frontend.counts import counted, parts_of
 from planner.frontend.found import FOUND, carried, place_of
 from planner.frontend.recorder import Recorder
 from planner.frontend.shapes import remembered
@@ -92,7 +93,7 @@ class Functions(TorchFunctionMode):
                 args = _in_parts(args)
             elif recorder.unfixed and func in (Tensor.view, Tensor.reshape):
                 args = self._unfixed(args)
-            return carried(func, args, func(*args, **kwargs))
+            return counted(func, args, carried(func, args, func(*args, **kwargs)))
         with recorder.silent():
             args, kwargs = _to_meta(recorder, args, kwargs)
         with recorder.attempt(target, args, kwargs):
@@ -107,7 +108,7 @@ class Functions(TorchFunctionMode):
         if target == "einsum" and len(args) == 2 and isinstance(args[1], list | tuple):
             args = (args[0], *args[1])
         recorder.record(target, args, kwargs, result)
-        return result
+        return counted(func, args, result)
 
     def _unfixed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """A view as it would be with one size left open: what a patch suggestion tries."""
@@ -371,6 +372,10 @@ def _zero(tensor: Tensor) -> Any:
     return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else place_of(tensor)
 
 
+def _numbers(tensor: Tensor) -> Any:
+    return parts_of(tensor) or _zeros(tensor)
+
+
 def _zeros(tensor: Tensor) -> Any:
     value = _zero(tensor)
     for size in reversed(tensor.shape):
@@ -385,9 +390,9 @@ ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
     Tensor.__int__: place_of,
     Tensor.__index__: place_of,
     Tensor.__float__: lambda tensor: 0.0,
-    Tensor.tolist: _zeros,
+    Tensor.tolist: _numbers,
     Tensor.cpu: lambda tensor: tensor,
     Tensor.cuda: lambda tensor: tensor,
-    Tensor.numpy: lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype).numpy(),
+    Tensor.numpy: lambda tensor: torch.tensor(_numbers(tensor), dtype=tensor.dtype).numpy(),
 }
 """What is answered when modeling code asks a meta tensor for its data."""

@@ -222,3 +222,33 @@ class _Elsewhere(nn.Module):
 def test_a_device_written_into_the_code_is_the_meta_device() -> None:
     graph = trace(_Elsewhere(), {"given": torch.empty(4, device="meta")})
     assert [op.target for op in graph.ops] == ["aten.ones", "aten.add", "aten.add"]
+
+
+class _Sorted(nn.Module):
+    """Sorts tokens by expert, counts them, and gives each expert its share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(4))
+        self.choose = nn.Linear(6, 4, bias=False)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        chosen = self.choose(given).topk(2)[1]
+        counts = chosen.new_zeros((len(chosen), 4)).scatter_(1, chosen, 1).sum(dim=0).cpu().numpy()
+        order = chosen.view(-1).argsort()
+        tokens, start, made = given[order // 2], 0, []
+        for part, count in zip(self.parts, counts, strict=True):
+            if count:
+                made.append(part(tokens[start : start + count]))
+            start += count
+        back = torch.empty_like(tokens)
+        back[order] = torch.cat(made)
+        return back.view(-1, 2, 6).sum(1)
+
+
+def test_every_expert_gets_an_equal_share_of_sorted_tokens() -> None:
+    with torch.device("meta"):
+        model = _Sorted()
+    graph = trace(model, {"given": torch.empty(9, 6, device="meta")})
+    calls = [call for call in graph.calls if call.module.startswith("parts")]
+    assert [graph.values[call.outputs[0]].shape for call in calls] == [(4, 6), (4, 6), (4, 6), (6, 6)]
