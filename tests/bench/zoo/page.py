@@ -7,6 +7,7 @@ import torch
 import transformers
 from rich.table import Table
 
+from planner.ir.degrees import spans
 from tests.bench.types import causal_types
 from tests.bench.zoo.rows import Judged, Row, disagreements
 
@@ -126,7 +127,7 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    cells = [row.name, " ".join(str(d) for d in row.degrees if 1 < d <= 64) or "-"]
+    cells = [row.name, spans(tuple(d for d in row.degrees if 1 < d <= 64)) or "-"]
     for judged in (row.mine, row.upstream):
         cells += [f"{judged.fraction:.3f}", _verdicts(judged.proof), _verdicts(judged.run)] if judged else ["-"] * 3
     cells += [
