@@ -155,4 +155,4 @@ def _findings(rows: Iterable[Row]) -> list[str]:
 
 def _cell(text: str) -> str:
     short = text if len(text) <= 300 else text[:297] + "..."
-    return short.replace("|", "\\|")
+    return short.replace("|", "\\|").replace("] [", "] \\[")  # not a link
