@@ -263,7 +263,7 @@ def _plainly(model: nn.Module) -> Iterator[None]:
     Distribution.set_default_validate_args(False)
     try:
         # Scripted functions run op by op: a fused kernel hides its ops, and the fuser knows no meta device.
-        with optimized_execution(False):
+        with optimized_execution(False), _autocast_on_meta():
             yield
     finally:
         for config, name, value in held:
@@ -273,6 +273,21 @@ def _plainly(model: nn.Module) -> Iterator[None]:
             del os.environ[_UNCHECKED]
         else:
             os.environ[_UNCHECKED] = checks
+
+
+@contextmanager
+def _autocast_on_meta() -> Iterator[None]:
+    """`autocast(x.device.type, enabled=False)` is how modeling code keeps its precision; torch knows no autocast on meta."""
+    original = torch.autocast.__init__
+
+    def init(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+        original(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    torch.autocast.__init__ = init  # type: ignore[method-assign]  # for the time of one forward
+    try:
+        yield
+    finally:
+        torch.autocast.__init__ = original  # type: ignore[method-assign]
 
 
 _UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"

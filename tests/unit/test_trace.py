@@ -252,3 +252,17 @@ def test_every_expert_gets_an_equal_share_of_sorted_tokens() -> None:
     graph = trace(model, {"given": torch.empty(9, 6, device="meta")})
     calls = [call for call in graph.calls if call.module.startswith("parts")]
     assert [graph.values[call.outputs[0]].shape for call in calls] == [(4, 6), (4, 6), (4, 6), (6, 6)]
+
+
+class _Precise(nn.Module):
+    """Keeps its own precision on whatever device it is."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device_type=given.device.type, enabled=False):
+            return given * 2
+
+
+def test_autocast_names_the_device_of_its_input() -> None:
+    assert [op.target for op in trace(_Precise(), {"given": torch.empty(4, device="meta")}).ops] == ["aten.mul"]
+    with pytest.raises(RuntimeError):
+        torch.autocast("meta", enabled=False)
