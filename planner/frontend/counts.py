@@ -13,17 +13,8 @@ from torch.nn import functional as F
 
 KEEP = frozenset(
     {
-        *(
-            Tensor.sum,
-            torch.sum,
-            Tensor.view,
-            Tensor.reshape,
-            Tensor.flatten,
-            Tensor.permute,
-            Tensor.transpose,
-            Tensor.t,
-        ),
-        *(Tensor.to, Tensor.long, Tensor.int, Tensor.type, Tensor.detach, Tensor.clone, Tensor.cpu, Tensor.contiguous),
+        *(Tensor.sum, torch.sum, Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.permute, Tensor.transpose),
+        *(Tensor.to, Tensor.long, Tensor.int, Tensor.type, Tensor.detach, Tensor.clone, Tensor.contiguous),
     }
 )
 """Functions whose result counts the same things."""
