@@ -14,7 +14,8 @@ from planner.ir.findings import Source
 from planner.ir.graph import Graph
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
-from planner.sharding.propagate import Stuck, explain_failure, propagate
+from planner.sharding.propagate import explain_failure, propagate
+from planner.sharding.relation import Stuck
 
 
 class Verdict(Enum):

@@ -1,29 +1,16 @@
 """One op, two programs: from the placements of the inputs to those of the outputs, or the reason why there is none."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import assert_never
 
-from planner.ir.graph import Arg, Op, Ref, Shape
-from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, local_shape
+from planner.ir.graph import Arg, Op, Ref
+from planner.ir.placement import P, Partial, R, Replicate, Shard
+from planner.sharding.problem import Placements, Problem, local_shape_or_none, name, shown
 from planner.sharding.registry import semantics
 from planner.sharding.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why an op's local result is no part of its global one; `blame` is the input that should have been another."""
-
-    code: str
-    message: str
-    why: str
-    found: str
-    needed: str
-    blame: int | None = None
-
-
-Placements = tuple[Placement, ...]
+from planner.sharding.views import narrow, reshape
 
 _SIZES_FREE = ("view", "reshape", "expand", "zeros", "ones", "empty", "split", "slice", "repeat")
 
@@ -57,9 +44,9 @@ def related(
         case Einsum():
             return _einsum(_unlocked(meaning) if masked else meaning, whole, local, placements, degree)
         case Reshape():
-            return _reshape(whole, placements[0], degree)
+            return reshape(whole, placements[0], degree)
         case Narrow():
-            return _narrow(meaning, whole, local, placements[0], degree)
+            return narrow(meaning, whole, local, placements[0], degree)
         case Concat(dim):
             return _concat(dim, whole, placements)
         case Fresh(uniform):
@@ -115,7 +102,7 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
             "TP206",
             f"{name(whole)} needs all of a dim that is sharded",
             meaning.why_locked,
-            _shown(placements),
+            shown(placements),
             "R",
             min(sharded),
         )
@@ -150,7 +137,7 @@ def _uneven_groups(whole: Call, placements: Placements, degree: int) -> Problem:
         "TP201",
         f"{name(whole)} pairs groups that do not divide over {degree} ranks",
         "a shorter part of one operand no longer meets its own group of the other",
-        _shown(placements),
+        shown(placements),
         f"sizes that divide by {degree}",
     )
 
@@ -185,7 +172,7 @@ def _mixed(whole: Call, placements: Placements) -> Problem:
         "TP203",
         f"the operands of {name(whole)} are sharded on dims that do not belong together",
         "ranks would combine parts of different places",
-        _shown(placements),
+        shown(placements),
         "one common dim",
     )
 
@@ -196,7 +183,7 @@ def _one_whole(whole: Call, placements: Placements, index: int, sharded: dict[in
         "TP203",
         f"{name(whole)} combines a part of one operand with the whole of another",
         f"operand {index + 1} holds all of the dim of which operand {other + 1} holds a part, so ranks pair the wrong elements",
-        _shown(placements),
+        shown(placements),
         f"operand {index + 1} sharded on the same dim, or none",
         index,
     )
@@ -207,113 +194,9 @@ def _not_linear(whole: Call, placements: Placements, partial: frozenset[int]) ->
         "TP204",
         f"{name(whole)} is given a partial sum",
         "f(sum of parts) is not the sum of f(part), and a whole addend is added once per rank",
-        _shown(placements),
+        shown(placements),
         "the sum reduced first",
         min(partial, default=None),
-    )
-
-
-def flat(shape: Shape, placement: Shard) -> tuple[int, int]:
-    """A shard in row-major terms: how many runs there are before the sharded extent repeats, and the run's length."""
-    outer = prod(shape[: placement.dim]) * placement.blocks
-    return outer, prod(shape) // outer if outer else 0
-
-
-def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shard | None:
-    """Where a shard lies after a row-major reshape; None where a rank's part would not be a part of one dim."""
-    outer, _ = flat(shape, placement)
-    before = 1
-    for dim, size in enumerate(result):
-        if before * size > outer:
-            if outer % before:
-                return None
-            found = Shard(dim, outer // before)
-            if size % found.blocks:
-                return None
-            even = size % (found.blocks * degree) == 0
-            return found if even or keeps_dim(shape, result, placement, found) else None
-        before *= size
-    return None
-
-
-def keeps_dim(shape: Shape, result: Shape, before: Placement, after: Placement) -> bool:
-    """Whether a reshape leaves what is sharded as it is, so that the last rank's part may be shorter: the same number of
-    places, each as wide as before.
-    """
-    return (
-        isinstance(before, Shard)
-        and isinstance(after, Shard)
-        and shape[before.dim] * after.blocks == result[after.dim] * before.blocks
-    )
-
-
-def _reshape(whole: Call, placement: Placement, degree: int) -> Placements | Problem:
-    if not isinstance(placement, Shard):
-        return (placement,)
-    shape, result = whole.shapes[0], whole.results[0]
-    found = reshaped(shape, result, placement, degree)
-    if found is not None:
-        return (found,)
-    return Problem(
-        "TP201",
-        f"a view cuts {list(shape)} at {placement} into {list(result)}",
-        "a rank's boundary falls inside one of the new dims (a head, a block)",
-        str(placement),
-        f"a dim of {list(result)} that divides by {degree}",
-    )
-
-
-def cut_inside(whole: Call, local: Call, placements: Placements, degree: int) -> Problem | None:
-    """Why a view fails that takes the number of heads from its tensor: a rank's part holds no whole number of them."""
-    placement = placements[0] if placements else None
-    if whole.op.target != "aten.view" or not isinstance(placement, Shard):
-        return None
-    given = local.op.args[1:]
-    sizes = given[0] if len(given) == 1 and isinstance(given[0], tuple) else given
-    outer, _ = flat(whole.shapes[0], placement)
-    if -1 not in sizes or prod(whole.results[0][: sizes.index(-1)]) != outer:
-        return None
-    return Problem(
-        "TP201",
-        f"a view cuts {list(whole.shapes[0])} at {placement} into {list(whole.results[0])}",
-        "a rank's boundary falls inside one of the new dims (a head, a block)",
-        f"{placement} over {degree} ranks",
-        "a degree that divides the number of heads or blocks, or this projection whole",
-    )
-
-
-def _narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degree: int) -> Placements | Problem:
-    count = len(meaning.starts)
-    size = whole.shapes[0][meaning.dim]
-    if not isinstance(placement, Shard) or placement.dim != meaning.dim:
-        return tuple(placement for _ in range(count))
-    block = size // placement.blocks
-    if meaning.lengths == (size,):
-        return (placement,)
-    if any(number % block for number in (*meaning.starts, *meaning.lengths)):
-        parts = max(size // max(meaning.lengths[0], 1), 1)
-        return Problem(
-            "TP213",
-            f"{name(whole)} cuts a sharded dim of {size} at {sorted({*meaning.starts, *meaning.lengths})}",
-            "a rank's contiguous part does not hold its share of every packed block",
-            str(placement),
-            f"S({meaning.dim}/{parts})",
-            0,
-        )
-    there = semantics(local)
-    part = -(-block // degree)
-    if not isinstance(there, Narrow) or there.starts != tuple(start // block * part for start in meaning.starts):
-        return _offsets(whole, placement)
-    return tuple(Shard(meaning.dim, length // block) for length in meaning.lengths)
-
-
-def _offsets(whole: Call, placement: Placement) -> Problem:
-    return Problem(
-        "TP203",
-        f"{name(whole)} uses global offsets on a sharded dim",
-        "the same offset means another place in a rank's part",
-        str(placement),
-        "offsets taken from the local size",
     )
 
 
@@ -331,7 +214,7 @@ def _concat(dim: int, whole: Call, placements: Placements) -> Placements | Probl
         "TP203",
         "the parts of a concatenation lie differently",
         "one tensor has one placement",
-        _shown(placements),
+        shown(placements),
         "all alike",
         odd,
     )
@@ -351,14 +234,6 @@ def _fresh(whole: Call, local: Call, degree: int, *, uniform: bool) -> Placement
         str(list(part)),
         f"this rank's part of {list(shape)}",
     )
-
-
-def local_shape_or_none(shape: Shape, placement: Placement, degree: int) -> Shape | None:
-    """`local_shape`, or None where the dim does not divide."""
-    try:
-        return local_shape(shape, placement, degree)
-    except ValueError:
-        return None
 
 
 def _write(placements: Placements) -> Placements | Problem:
@@ -434,12 +309,3 @@ def _plain(args: tuple[Arg, ...]) -> list[Arg]:
         elif not isinstance(arg, Ref):
             found.append(arg)
     return found
-
-
-def name(call: Call) -> str:
-    """An op by its bare name."""
-    return call.op.target.rpartition(".")[2]
-
-
-def _shown(placements: Placements) -> str:
-    return ", ".join(map(str, placements))

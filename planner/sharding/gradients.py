@@ -11,8 +11,9 @@ from planner.ir.graph import Op
 from planner.ir.placement import Partial, R, Replicate, Shard, Unknown
 from planner.ir.plan import generic
 from planner.sharding.assign import Assigned
-from planner.sharding.propagate import Pair, Propagation
+from planner.sharding.propagate import Propagation
 from planner.sharding.registry import semantics
+from planner.sharding.relation import Pair
 from planner.sharding.semantics import Call, Narrow
 
 Roots = frozenset[int]

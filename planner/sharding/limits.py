@@ -14,10 +14,11 @@ from planner.ir.graph import Op, Shape
 from planner.ir.placement import R, Shard
 from planner.ir.plan import generic
 from planner.sharding.assign import Assigned
-from planner.sharding.follow import keeps_dim
-from planner.sharding.propagate import Pair, Propagation
+from planner.sharding.propagate import Propagation
 from planner.sharding.registry import semantics
+from planner.sharding.relation import Pair
 from planner.sharding.semantics import Call, Einsum, Reshape
+from planner.sharding.views import keeps_dim
 
 
 def limits(ran: Propagation, assigned: Assigned) -> tuple[Limit, ...]:

@@ -7,42 +7,19 @@ it is `Unknown`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from planner.ir.graph import Graph, Op
-from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
+from planner.ir.placement import P, Partial, Placement, R, Replicate, Unknown
 from planner.ir.plan import generic
-from planner.ir.styles import Before, Layout
+from planner.ir.styles import Before
 from planner.sharding.assign import Assigned
-from planner.sharding.follow import Problem, cut_inside, follow, related
-from planner.sharding.registry import semantics
-from planner.sharding.semantics import Call, Einsum
-
-
-@dataclass(frozen=True, slots=True)
-class Stuck:
-    """Where the relation breaks: `code` names the finding, `position` the op of the global graph (None: an output), `blame`
-    the whole local value that should have been a part."""
-
-    code: str
-    message: str
-    why: str
-    found: str
-    needed: str
-    position: int | None = None
-    module: str = ""
-    op: Op | None = None
-    entry: str | None = None
-    blame: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One op of the local program beside its op of the global one; a hook's op has none, nor has a slice of all there is."""
-
-    local: Op
-    whole: Op | None
-    position: int
+from planner.sharding.follow import follow, related
+from planner.sharding.hooks import hook
+from planner.sharding.problem import Problem
+from planner.sharding.relation import Pair, State, Stuck, entry_behind, settle
+from planner.sharding.semantics import Call
+from planner.sharding.views import cut_inside
 
 
 @dataclass(frozen=True)
@@ -56,19 +33,6 @@ class Propagation:
     same: Mapping[int, int]
     entry_of: Mapping[int, str]
     stuck: tuple[Stuck, ...]
-
-
-@dataclass
-class _State:
-    whole: Graph
-    local: Graph
-    assigned: Assigned
-    degree: int
-    placements: dict[int, Placement] = field(default_factory=dict)
-    same: dict[int, int] = field(default_factory=dict)
-    entry_of: dict[int, str] = field(default_factory=dict)
-    stuck: list[Stuck] = field(default_factory=list)
-    zeros: set[int] = field(default_factory=set)
 
 
 def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Propagation:
@@ -95,7 +59,7 @@ def explain_failure(
         return state.stuck[0], None
     if failed is None:
         return None, None
-    entry = _entry(state, failed)
+    entry = entry_behind(state, failed)
     position = sum(pair.whole is not None for pair in pairs)
     if position >= len(whole.ops) or whole.ops[position].target != failed.target:
         return None, entry
@@ -111,21 +75,21 @@ def explain_failure(
     return (_stuck(state, pair, found), entry) if isinstance(found, Problem) else (None, entry)
 
 
-def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[_State, tuple[Pair, ...]]:
-    state = _State(whole, local, assigned, degree)
+def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[State, tuple[Pair, ...]]:
+    state = State(whole, local, assigned, degree)
     _place_inputs(state)
     pairs = _align(state)
     for pair in pairs:
         if pair.whole is None and pair.local.target == "aten.slice":
             _local_slice(state, pair)
         elif pair.whole is None:
-            _hook(state, pair)
+            hook(state, pair)
         else:
             _step(state, pair, pair.whole)
     return state, pairs
 
 
-def _place_inputs(state: _State) -> None:
+def _place_inputs(state: State) -> None:
     aliases: dict[int, set[Placement]] = {}
     for name, number in state.local.parameters.items():
         placement, entry = state.assigned.parameters.get(name, (R, ""))
@@ -148,7 +112,7 @@ def _place_inputs(state: _State) -> None:
         state.placements[local], state.same[local] = R, whole
 
 
-def _tied_apart(state: _State, aliases: list[str]) -> None:
+def _tied_apart(state: State, aliases: list[str]) -> None:
     given = {alias: state.assigned.parameters.get(alias, (R, "")) for alias in aliases}
     sharded = next(alias for alias, (placement, _) in given.items() if not isinstance(placement, Replicate))
     other = next(alias for alias in aliases if given[alias][0] != given[sharded][0])
@@ -165,7 +129,7 @@ def _tied_apart(state: _State, aliases: list[str]) -> None:
     )
 
 
-def _align(state: _State) -> tuple[Pair, ...]:
+def _align(state: State) -> tuple[Pair, ...]:
     """Pair the ops of the two programs; where they part, say so and stop there."""
     pairs: list[Pair] = []
     position = 0
@@ -213,30 +177,10 @@ def _diverged(local: Op | None, whole: Op | None, position: int) -> Stuck:
     )
 
 
-def _set(state: _State, number: int, placement: Placement, whole: int, entry: str | None) -> None:
-    state.placements[number] = placement
-    state.same[number] = whole
-    if entry:
-        state.entry_of[number] = entry
-
-
-def _entry(state: _State, op: Op) -> str | None:
-    """The entry behind an op: its own module's where that lays out parameters, else that of its first input that is not
-    whole, else its own module's.
-    """
-    own = state.assigned.modules.get(op.module)
-    if own is not None and own[0].layout is not Layout.KEEP:
-        return own[1]
-    for number in op.inputs:
-        if not isinstance(state.placements.get(number, R), Replicate) and number in state.entry_of:
-            return state.entry_of[number]
-    return own[1] if own is not None else None
-
-
-def _step(state: _State, pair: Pair, whole: Op) -> None:
+def _step(state: State, pair: Pair, whole: Op) -> None:
     """One op that both programs run."""
     local = pair.local
-    entry = _entry(state, local)
+    entry = entry_behind(state, local)
     placements = _input_placements(state, local, whole)
     reasons = [p.reason for p in placements if isinstance(p, Unknown)]
     if reasons:
@@ -251,12 +195,12 @@ def _step(state: _State, pair: Pair, whole: Op) -> None:
         else:
             results = followed
     for number, global_number, placement in zip(local.outputs, whole.outputs, results, strict=False):
-        _set(state, number, placement, global_number, entry)
+        settle(state, number, placement, global_number, entry)
     if local.target in ZEROS or (local.target in ("aten.new_full", "aten.full") and local.args[-1] == 0):
         state.zeros.update(local.outputs)
 
 
-def _local_slice(state: _State, pair: Pair) -> None:
+def _local_slice(state: State, pair: Pair) -> None:
     """A slice that takes all of a dim on a single device, and on a rank the first places of what should be its own part."""
     op = pair.local
     source, made = op.inputs[0], op.outputs[0]
@@ -273,16 +217,16 @@ def _local_slice(state: _State, pair: Pair) -> None:
                 position=pair.position,
                 module=op.module,
                 op=op,
-                entry=_entry(state, op),
+                entry=entry_behind(state, op),
             )
         )
-    _set(state, made, Unknown(reason), state.same.get(source, -1), None)
+    settle(state, made, Unknown(reason), state.same.get(source, -1), None)
 
 
-def _stuck(state: _State, pair: Pair, problem: Problem) -> Stuck:
+def _stuck(state: State, pair: Pair, problem: Problem) -> Stuck:
     op = pair.local
     blame = op.inputs[problem.blame] if problem.blame is not None else None
-    entry = _entry(state, op)
+    entry = entry_behind(state, op)
     if blame is not None and blame in state.entry_of and blame not in state.local.producer:
         entry, blame = state.entry_of[blame], None  # a parameter that an entry of its own has placed
     if blame is not None and not isinstance(state.placements.get(blame, R), Replicate):
@@ -304,7 +248,7 @@ def _stuck(state: _State, pair: Pair, problem: Problem) -> Stuck:
 ZEROS = ("aten.zeros", "aten.zeros_like", "aten.new_zeros", "aten.zero_")
 
 
-def _input_placements(state: _State, local: Op, whole: Op) -> tuple[Placement, ...]:
+def _input_placements(state: State, local: Op, whole: Op) -> tuple[Placement, ...]:
     """The placements of an op's inputs; an input that stands for another global value than it should is unknown."""
     found: list[Placement] = []
     for number, expected in zip(local.inputs, whole.inputs, strict=False):
@@ -323,133 +267,14 @@ def _input_placements(state: _State, local: Op, whole: Op) -> tuple[Placement, .
     return tuple(found)
 
 
-def _looks_up_own_rows(state: _State, op: Op) -> bool:
+def _looks_up_own_rows(state: State, op: Op) -> bool:
     """Whether the ids of a lookup are those that the style's hook has masked."""
     ids = op.inputs[1]
     made = state.local.producer.get(ids)
     return made is not None and state.local.ops[made].target == "tp.ids"
 
 
-@dataclass(frozen=True, slots=True)
-class _HookRule:
-    wants: str
-    code: str
-    message: str
-    why: str
-
-
-_HOOKS: Mapping[str, _HookRule] = {
-    "tp.enter": _HookRule("R", "TP206", "the style takes a whole input", "a shard meets a weight of full input width"),
-    "tp.ids": _HookRule("R", "TP206", "the lookup takes whole ids", "ids are looked up in every rank's rows"),
-    "tp.split": _HookRule("R", "TP206", "the style splits its input itself", "a shard is split twice"),
-    "tp.sharded": _HookRule("S", "TP203", "the style takes a shard of the last dim", "a whole input is too wide for its weight"),
-    "tp.gather": _HookRule("S", "TP205", "the style gathers shards of the last dim", "gathering whole outputs repeats them"),
-    "tp.reduce": _HookRule("P", "TP205", "the style sums partial outputs", "a whole output is counted once per rank"),
-}  # fmt: skip
-
-
-def _hook(state: _State, pair: Pair) -> None:
-    """What a style's hook makes of a value, and whether the value is what it takes."""
-    op = pair.local
-    source, made = op.inputs[0], op.outputs[0]
-    placement = state.placements.get(source, R)
-    entry = state.assigned.modules[op.module][1]
-    whole = state.same.get(source, -1)
-    ndim = len(state.local.values[source].shape)
-    rule = _HOOKS.get(op.target)
-    if isinstance(placement, Unknown):
-        result: Placement = placement
-    elif rule is not None and not _wanted(rule.wants, placement, ndim):
-        code = "TP206" if op.target == "tp.reduce" and isinstance(placement, Shard) else rule.code
-        code = "TP204" if isinstance(placement, Partial) else code
-        why = rule.why if code == rule.code else _other_why(placement)
-        needed = {"R": "R", "S": f"S({ndim - 1})", "P": "P(sum)"}[rule.wants]
-        state.stuck.append(
-            Stuck(
-                code,
-                f"{rule.message}, and gets {placement}",
-                why,
-                str(placement),
-                needed,
-                pair.position,
-                op.module,
-                op,
-                entry,
-                source if op.target == "tp.sharded" and isinstance(placement, Replicate) else None,
-            )
-        )
-        result = Unknown(rule.message)
-    else:
-        result = _after_hook(state, op, placement, ndim)
-    _set(state, made, result, whole, entry)
-    if isinstance(result, Unknown) and not isinstance(placement, Unknown) and rule is None:
-        state.stuck.append(
-            Stuck(
-                "TP210",
-                f"no rule for {op.target}",
-                "the style's effect is not modelled",
-                str(placement),
-                "a rule",
-                pair.position,
-                op.module,
-                op,
-                entry,
-            )
-        )
-
-
-def _other_why(placement: Placement) -> str:
-    return (
-        "a partial sum is not a value yet" if isinstance(placement, Partial) else "shards are concatenated, not summed"
-    )
-
-
-def _wanted(kind: str, placement: Placement, ndim: int) -> bool:
-    match kind:
-        case "R":
-            return isinstance(placement, Replicate)
-        case "S":
-            return placement == Shard(ndim - 1)
-        case _:
-            return isinstance(placement, Partial)
-
-
-def _after_hook(state: _State, op: Op, placement: Placement, ndim: int) -> Placement:
-    match op.target:
-        case "tp.sequence":
-            return placement if _keeps_second_dim(state.local, op) else Unknown("a module that mixes the sequence dim")
-        case "tp.enter" | "tp.ids" | "tp.reduce" | "tp.gather":
-            return R
-        case "tp.split" | "tp.sharded":
-            return Shard(ndim - 1)
-        case "tp.rope":
-            return placement
-        case "tp.divide":
-            return P if isinstance(placement, Replicate) else Unknown("only a whole input can be divided by the degree")
-        case _:
-            return Unknown(f"no rule for {op.target}")
-
-
-def _keeps_second_dim(local: Graph, hook: Op) -> bool:
-    """Whether a module computes every place of dim 1 by itself: then it makes no difference what the client takes that dim
-    for.
-    """
-    ndim = len(local.values[hook.inputs[0]].shape)
-    inside = [op for op in local.ops if op.module == hook.module and not op.target.startswith("tp.")]
-    below = any(op.module.startswith(f"{hook.module}.") for op in local.ops)
-    return ndim > 1 and not below and all(_is_pointwise_in(Call(local, op), ndim) for op in inside)
-
-
-def _is_pointwise_in(call: Call, ndim: int) -> bool:
-    meaning = semantics(call)
-    if not isinstance(meaning, Einsum):
-        return False
-    letters = {given[1] for given in meaning.inputs if len(given) == ndim}
-    outputs = {made[1] if len(made) == ndim else None for made in meaning.outputs}
-    return len(letters) == 1 and letters == outputs and not letters & meaning.locked
-
-
-def _check_outputs(state: _State) -> None:
+def _check_outputs(state: State) -> None:
     for (name, local), (_, whole) in zip(state.local.outputs, state.whole.outputs, strict=False):
         placement = state.placements.get(local, R)
         assert state.stuck or not isinstance(placement, Unknown), "a value became unknown, and nothing said so"

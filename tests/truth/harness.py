@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from planner.frontend.trace import Tracing
 from planner.ir.graph import Graph
 from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard
-from planner.sharding.follow import Problem, follow
+from planner.sharding.follow import follow
+from planner.sharding.problem import Problem
 from planner.sharding.registry import rule_of
 from planner.sharding.semantics import Call
 

@@ -16,8 +16,9 @@ from planner.ir.placement import Shard
 from planner.ir.plan import generic
 from planner.sharding.assign import Assigned, assign, looks_up
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
-from planner.sharding.propagate import Propagation, Stuck, explain_failure, propagate
+from planner.sharding.propagate import Propagation, explain_failure, propagate
 from planner.sharding.reach import Unreachable, unreachable
+from planner.sharding.relation import Stuck
 
 UNDECIDED = {"TP210", "TP211"}
 
