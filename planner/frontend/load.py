@@ -4,27 +4,19 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from planner.frontend.code import (
@@ -37,6 +29,7 @@ from planner.frontend.code import (
 )
 from planner.frontend.errors import LoadError, reason
 from planner.frontend.overrides import configure
+from planner.frontend.pairing import Pair, architecture, paired
 from planner.frontend.repair import empty_fields, repaired
 from planner.frontend.source import built_at
 from planner.ir.plan import Plan, join, plan_from_json
@@ -112,7 +105,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-_Pair: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel]]
 _Found: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel], Path | None]
 
 
@@ -135,14 +127,14 @@ def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Fo
     if path.is_dir() and ("/" in reference or not is_type or (path / "config.json").is_file()):
         return _from_folder(path, overrides, trusted, name=reference)
     if is_type:
-        config, model_class = _paired(
+        config, model_class = paired(
             configure(CONFIG_MAPPING[reference], {}, overrides, name=reference), {}, name=reference
         )
         return repaired(config, model_class), model_class, None
     return _from_cache(reference, overrides, trusted)
 
 
-def _from_class(model_class: type[PreTrainedModel], overrides: Mapping[str, str], *, name: str) -> _Pair:
+def _from_class(model_class: type[PreTrainedModel], overrides: Mapping[str, str], *, name: str) -> Pair:
     return configure(config_class_of(model_class), {}, overrides, name=name), model_class
 
 
@@ -163,7 +155,7 @@ def _from_gguf(path: Path, overrides: Mapping[str, str], *, name: str) -> _Found
     except Exception as error:  # the reader raises whatever a damaged file makes it raise
         raise LoadError(f"{path}: this GGUF file cannot be read ({reason(error)}).") from error
     config = configure(_config_class(fields, name=name), fields, overrides, name=name)
-    return *_paired(config, fields, name=name), path
+    return *paired(config, fields, name=name), path
 
 
 def _from_cache(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:
@@ -200,7 +192,7 @@ def _from_config_file(
             fields, auto_map, overrides, trusted, name=name, folder=code_at or str(path.parent)
         ), None
     config = configure(_config_class(fields, name=name), fields, overrides, name=name)
-    return *_paired(config, fields, name=name), None
+    return *paired(config, fields, name=name), None
 
 
 def _read(path: Path) -> Fields:
@@ -220,23 +212,13 @@ def _read(path: Path) -> Fields:
 
 def _native(fields: Fields) -> bool:
     """Whether Transformers itself has both the config and the class that a config.json asks for."""
-    return fields.get("model_type") in CONFIG_MAPPING and _architecture(fields) is not None
-
-
-def _architecture(fields: Fields) -> type[PreTrainedModel] | None:
-    """The class that `architectures` names, where Transformers has it."""
-    names = fields.get("architectures")
-    for name in names if isinstance(names, list) else []:
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found
-    return None
+    return fields.get("model_type") in CONFIG_MAPPING and architecture(fields) is not None
 
 
 def _config_class(fields: Fields, *, name: str) -> type[PreTrainedConfig]:
-    kind, architecture = fields.get("model_type"), _architecture(fields)
-    if kind is None and architecture is not None:
-        return config_class_of(architecture)
+    kind, named = fields.get("model_type"), architecture(fields)
+    if kind is None and named is not None:
+        return config_class_of(named)
     if not isinstance(kind, str):
         raise LoadError(f'{name}: its config.json has no "model_type"; add one, such as "llama".')
     if kind not in CONFIG_MAPPING:
@@ -247,34 +229,6 @@ def _config_class(fields: Fields, *, name: str) -> type[PreTrainedConfig]:
     return found
 
 
-def _paired(config: PreTrainedConfig, fields: Fields, *, name: str) -> _Pair:
-    """The config with its class: what `architectures` says, else the model that generates text, else the base model."""
-    generates: list[Any] = [AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForImageTextToText, AutoModel]
-    if getattr(config, "is_encoder_decoder", False):  # its causal language model is the decoder alone
-        generates.sort(key=lambda auto: auto is not AutoModelForSeq2SeqLM)
-    model_class = _architecture(fields) or _mapped(type(config), generates)
-    if model_class is None:
-        kind = type(config).__name__
-        raise LoadError(f"{name}: AutoModelForCausalLM and AutoModel know no {kind}; give package.module:Class.")
-    wanted = config_class_of(model_class)
-    if not isinstance(config, wanted):
-        text = config.get_text_config(decoder=True)
-        config = text if isinstance(text, wanted) else config
-    return config, model_class
-
-
-def _mapped(config_class: type[PreTrainedConfig], autos: Sequence[Any]) -> type[PreTrainedModel] | None:
-    for auto in autos:
-        try:
-            entry: object = auto._model_mapping.get(config_class, None)
-        except (ImportError, ValueError):  # the mapping names a class that this installation does not have
-            continue
-        found = entry[0] if isinstance(entry, tuple | list) else entry
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found
-    return None
-
-
 def _from_auto_map(
     fields: Fields,
     auto_map: Mapping[str, object],
@@ -283,7 +237,7 @@ def _from_auto_map(
     *,
     name: str,
     folder: str,
-) -> _Pair:
+) -> Pair:
     keys = [*_MODEL_KEYS, *(key for key in auto_map if key.startswith("AutoModel"))]
     model = next((auto_map[key] for key in keys if isinstance(auto_map.get(key), str)), None)
     config = auto_map.get("AutoConfig")
