@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from planner.frontend.media import media, number
 
@@ -64,7 +64,7 @@ def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
 
 
 def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
-    """Inputs to try in order; empty for a model that takes neither tokens nor images nor sounds."""
+    """Inputs to try in order; empty for a model that takes neither tokens, nor images or sounds, nor states."""
     names = inspect.signature(model.forward).parameters
     config = model.config
     assert isinstance(config, PreTrainedConfig)
@@ -73,28 +73,52 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     found += [tokens | states for states in _states(config, names, sizes)]
     if tokens:
         found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]
-    return found
+    return [_placed(config, names, form) | form for form in found]
 
 
 def caching(model: nn.Module, wanted: bool) -> dict[str, bool]:
-    """Ask for a cache or for none, where the forward knows of one, or hands what it does not name to the base model."""
+    """Ask for a cache or for none, where the forward knows of one, or hands what it does not name to a model that does."""
     names = inspect.signature(type(model).forward).parameters
-    known = "use_cache" in names or any(one.kind is one.VAR_KEYWORD for one in names.values())
+    known = "use_cache" in names
+    if not known and any(one.kind is one.VAR_KEYWORD for one in names.values()):
+        known = any("use_cache" in inspect.signature(kind.forward).parameters for kind in _kinds_of_models(model))
     return {"use_cache": wanted} if known else {}
 
 
-def _ids(rows: int, length: int) -> Tensor:
-    return torch.empty((rows, length), dtype=torch.long, device="meta")
+def _kinds_of_models(model: nn.Module) -> set[type[PreTrainedModel]]:
+    return {type(module) for module in model.modules() if isinstance(module, PreTrainedModel)}
 
 
-def _told_apart(form: Inputs, names: Mapping[str, object], sizes: Sizes) -> Inputs:
+def _ids(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.long, device="meta")
+
+
+def _told_apart(form: Inputs, names: Mapping[str, inspect.Parameter], sizes: Sizes) -> Inputs:
     """The kind of every token, where images come with a grid and the forward names the kinds."""
     wanted = "mm_token_type_ids" in names and "image_grid_thw" in form
     return {"mm_token_type_ids": _ids(sizes.rows, sizes.length)} if wanted else {}
 
 
-def _states(config: PreTrainedConfig, names: Mapping[str, object], sizes: Sizes) -> Iterator[Inputs]:
-    """What another model saw, as a decoder takes it that attends to that in some layers."""
-    width = number(config, "cross_attention_hidden_size", "hidden_size")
+def _placed(config: PreTrainedConfig, names: Mapping[str, inspect.Parameter], form: Inputs) -> Inputs:
+    """Where every token stands on its page, for a model of documents."""
+    if "bbox" not in names or "input_ids" not in form:
+        return {}
+    return {"bbox": _ids(*form["input_ids"].shape, number(config, "dim_bbox") or 4)}
+
+
+def _states(config: PreTrainedConfig, names: Mapping[str, inspect.Parameter], sizes: Sizes) -> Iterator[Inputs]:
+    """What another model saw: for a decoder that attends to it in some layers, or for a model that takes nothing else."""
+    width = number(config, "cross_attention_hidden_size", "hidden_size", "d_model")
     if "cross_attention_states" in names and "pixel_values" not in names and width:
         yield {"cross_attention_states": torch.empty((sizes.rows, sizes.targets, width), device="meta")}
+    if {"input_ids", "decoder_input_ids"} & set(names) or not width:
+        return
+    seen = number(config, "encoder_hidden_size") or width
+    whole = {name: torch.empty((sizes.rows, sizes.length, width), device="meta") for name in _OWN if name in names}
+    other = {name: torch.empty((sizes.rows, sizes.targets, seen), device="meta") for name in _OTHER if name in names}
+    for name, value in whole.items():
+        yield from ({name: value} | other, {name: value}) if other else ({name: value},)
+
+
+_OWN = ("hidden_states", "inputs_embeds", "query_embeds")
+_OTHER = ("encoder_hidden_states",)

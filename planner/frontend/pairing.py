@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -22,9 +23,10 @@ Pair: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel]]
 
 def paired(config: PreTrainedConfig, fields: Mapping[str, object], *, name: str) -> Pair:
     """The config with its class: what `architectures` says, else the model that generates text, else the base model."""
-    generates: list[Any] = [AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForImageTextToText, AutoModel]
+    whole = [AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq]
+    generates: list[Any] = [AutoModelForCausalLM, *whole, AutoModelForImageTextToText, AutoModel]
     if getattr(config, "is_encoder_decoder", False):  # its causal language model is the decoder alone
-        generates.sort(key=lambda auto: auto is not AutoModelForSeq2SeqLM)
+        generates.sort(key=lambda auto: auto not in whole)
     model_class = architecture(fields) or _mapped(type(config), generates) or _own(type(config), name=name)
     wanted = config_class_of(model_class)
     if not isinstance(config, wanted):

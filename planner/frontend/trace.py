@@ -66,7 +66,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
             return graph if first is None else replace(graph, notes=(*graph.notes, _left_out(first)))
     if failed is not None and isinstance(failed.__cause__, IndexError) and find_first_only(model):
         return trace(model)
-    raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images nor sounds", "", None)
+    raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images, sounds or states", "", None)
 
 
 def _left_out(failed: "TraceError") -> str:
