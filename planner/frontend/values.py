@@ -30,7 +30,8 @@ def real_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> Inputs:
                     _runs(model, given)
                     take(model, attempt)
                 return given
-    return _filled(model, next(form for form in forms if form.keys() == token_inputs(model).keys()), sizes, seed)
+    tokens = token_inputs(model).keys()
+    return _filled(model, next((form for form in forms if form.keys() == tokens), forms[0]), sizes, seed)
 
 
 def _runs(model: nn.Module, given: Inputs) -> None:
@@ -69,7 +70,9 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
         else:
             given[name] = torch.zeros(form.shape, dtype=form.dtype) if form.is_meta else form
     given = {name: value.to(device) for name, value in given.items()}
-    return _with_image_tokens(model, given) if len(given) > len(tokens) else given
+    for kind in _MEDIA if len(given) > len(tokens) else ():
+        given = _with_placeholders(model, given, kind)
+    return given
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -88,18 +91,21 @@ def _tokens(model: nn.Module, shape: torch.Size, generator: torch.Generator) -> 
 _MEDIA = ("image", "video", "audio")
 
 
-def _with_image_tokens(model: nn.Module, given: Inputs) -> Inputs:
-    """The rows with a placeholder for every feature of their image; as they are where the model has no placeholders.
+def _with_placeholders(model: nn.Module, given: Inputs, kind: str) -> Inputs:
+    """The rows with a placeholder for every feature of their image (or sound); as they are where the model has no placeholders.
 
     Source of the contract: `get_image_features` and `image_token_id`, transformers 5.23.0, docs/source/en/model_doc of every
-    vision-language model.
+    vision-language model; the same of `video` and `audio`.
     """
-    token, features = getattr(model.config, "image_token_id", None), getattr(model, "get_image_features", None)
-    if token is None or features is None:
+    token, features = _placeholder(model, kind), getattr(model, f"get_{kind}_features", None)
+    if token is None or features is None or "input_ids" not in given:
         return given
     names = inspect.signature(features).parameters
+    wanted = {name: value for name, value in given.items() if name in names and name != "input_ids"}
+    if not any(value.is_floating_point() for value in wanted.values()):
+        return given
     with torch.no_grad():
-        found = features(**{name: value for name, value in given.items() if name in names and name != "input_ids"})
+        found = features(**wanted)
     ids = given["input_ids"]
     count = _rows(getattr(found, "pooler_output", found)) // ids.shape[0]
     longer = {"input_ids": _inserted(ids, token, count)}
@@ -107,6 +113,12 @@ def _with_image_tokens(model: nn.Module, given: Inputs) -> Inputs:
     if kinds is not None:
         longer["mm_token_type_ids"] = _inserted(kinds, 1, count)
     return {**given, **longer}
+
+
+def _placeholder(model: nn.Module, kind: str) -> int | None:
+    return next(
+        (token for word in ("id", "index") if (token := getattr(model.config, f"{kind}_token_{word}", None))), None
+    )
 
 
 def _inserted(rows: Tensor, value: int, count: int) -> Tensor:

@@ -72,9 +72,10 @@ class Case:
 class Inputs:
     """What a model is asked about, the same on every rank.
 
-    `ids` `[rows, length]` are the tokens it continues, its argument `name`; `more` is all else that its forward takes: the
-    encoder's tokens, images. The masks are of the tokens that `attention_mask` is about, `input_ids`: `mask` with rows padded on
-    the left by 0 and 3 tokens, `ragged` with rows padded on the right by 2 and 5.
+    `ids` `[rows, length]` are the tokens it continues, its argument `name`, which is empty where it takes no tokens; `more` is
+    all else that its forward takes: the encoder's tokens, images, sounds. The masks are of the tokens that `attention_mask` is
+    about, `input_ids`, and empty where there are none: `mask` with rows padded on the left by 0 and 3 tokens, `ragged` with rows
+    padded on the right by 2 and 5.
     """
 
     name: str
@@ -95,7 +96,7 @@ class Inputs:
 
     def whole(self) -> dict[str, torch.Tensor]:
         """The arguments of a forward over everything."""
-        return {self.name: self.ids, **self.more}
+        return {self.name: self.ids, **self.more} if self.name else dict(self.more)
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
         """The arguments of a forward over the first tokens."""
@@ -119,12 +120,13 @@ def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
     exact: AbstractContextManager[object] = Wide() if next(model.parameters()).dtype is torch.float64 else nullcontext()
     with exact:
         given = real_inputs(model, SIZES, seed=seed)
-    name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
-    mask, ragged = torch.ones_like(given["input_ids"]), torch.ones_like(given["input_ids"])
+    name = next((each for each in ("decoder_input_ids", "input_ids") if each in given), "")
+    nothing = torch.empty((SIZES.rows, 0), dtype=torch.long)
+    mask, ragged = (torch.ones_like(given.get("input_ids", nothing)) for _ in range(2))
     mask[1:, :3] = 0
     ragged[0, -2:] = 0
     ragged[1, -5:] = 0
-    return Inputs(name, given.pop(name), given, mask, ragged)
+    return Inputs(name, given.pop(name, nothing), given, mask, ragged)
 
 
 def accepts(model: nn.Module, name: str) -> bool:

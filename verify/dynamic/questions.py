@@ -115,7 +115,7 @@ def _forward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 def _masked(model: PreTrainedModel, inputs: Inputs, mask: torch.Tensor) -> torch.Tensor | None:
     """The logits under a mask, at the positions that hold a token: what a padded one gives is nobody's concern."""
-    if not accepts(model, "attention_mask"):
+    if not mask.numel() or not accepts(model, "attention_mask"):
         return None
     with torch.no_grad():
         given = _answered(model, inputs, attention_mask=mask)
@@ -134,6 +134,8 @@ def _ragged(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Prefill, then token by token through what the model keeps; the logits of every step, side by side."""
+    if not inputs.name:
+        return
     cached = caching(model, True)
     with torch.no_grad():
         output = model(**inputs.first(inputs.prompt), **cached)
@@ -153,13 +155,14 @@ def _kept(model: PreTrainedModel, output: Mapping[str, object]) -> dict[str, obj
 
 def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Greedy generation from a left-padded prompt, by the model's own `generate`."""
-    if not model.can_generate():
+    if not model.can_generate() or not inputs.name:
         return
-    prompt = inputs.more if inputs.encoded else inputs.first(inputs.prompt)
+    prompt = dict(inputs.more) if inputs.encoded else inputs.first(inputs.prompt)
+    if inputs.mask.numel():
+        prompt["attention_mask"] = inputs.mask[:, : prompt["input_ids"].shape[1]]
     with quiet():
         output = model.generate(  # type: ignore[operator]  # a mixin that torch's Module hides
             **prompt,
-            attention_mask=inputs.mask[:, : prompt["input_ids"].shape[1]],
             do_sample=False,
             max_new_tokens=NEW_TOKENS,
             min_new_tokens=NEW_TOKENS,
@@ -209,13 +212,13 @@ def _loss(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
     """The model's own loss where it has one that takes tokens for labels, else the cross entropy of the next token; a mean square
     without logits. A rank that takes another way than the single-device model has another loss.
     """
-    if accepts(model, "labels"):
+    if inputs.name and accepts(model, "labels"):
         with suppress(ValueError):  # labels in a form of its own (one for each codebook)
             loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False)).get("loss")
             if loss is not None:
                 return whole(loss)
     given, ids = _answered(model, inputs), inputs.ids
-    if given.ndim == 3 and given.shape[:2] == ids.shape and given.shape[-1] > int(ids.max()):
+    if inputs.name and given.ndim == 3 and given.shape[:2] == ids.shape and given.shape[-1] > int(ids.max()):
         return nn.functional.cross_entropy(given[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return given.square().mean()
 
