@@ -11,7 +11,7 @@ from planner.api import suggest
 from planner.frontend.load import base_prefix, build, carried_plan, load
 from planner.frontend.twin import twin
 from planner.ir.findings import Verdict
-from planner.ir.plan import Edit, Plan
+from planner.ir.plan import Edit, Plan, join
 from verify.dynamic.cases import Case, Schedule, Staging
 from verify.dynamic.compare import LIMIT
 from verify.dynamic.threads import GoneError, Threads
@@ -24,7 +24,7 @@ def _cases(name: str, edits: list[tuple[str, str | None, str | None]], *, tp: in
     plan = suggest(loaded).plan
     prefix = base_prefix(build(loaded))
     small = twin(loaded, tp=tp)
-    plans: list[Plan] = [plan, *(plan.edited(Edit(f"{prefix}.{key}", old, new), prefix) for key, old, new in edits)]
+    plans: list[Plan] = [plan, *(plan.edited(Edit(join(prefix, key), old, new), prefix) for key, old, new in edits)]
     return [Case(small, each, tp) for each in plans]
 
 
@@ -56,6 +56,14 @@ def compare_engines(cases: tuple[Case, ...], verdicts: list[Verdict]) -> None:
 def test_transposed_weights_are_split_as_tables_are() -> None:
     (result,) = confirm_cases(tuple(_cases("gpt2", [])), engine="inprocess")
     assert result.verdict is Verdict.CONFIRMED, result.findings
+
+
+def test_a_model_without_tokens_is_compared_by_what_it_makes_of_images() -> None:
+    right, wrong = confirm_cases(
+        tuple(_cases("vit", [("layernorm", None, "replicated_with_grad_allreduce")])), engine="inprocess"
+    )
+    assert right.verdict is Verdict.CONFIRMED, right.findings
+    assert wrong.verdict is Verdict.REFUTED
 
 
 def test_threads_agree_with_real_ranks() -> None:

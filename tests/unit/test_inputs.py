@@ -2,7 +2,8 @@
 
 import pytest
 
-from planner.frontend.load import build, load
+from planner.frontend.inputs import caching
+from planner.frontend.load import LoadError, build, load
 from planner.frontend.trace import trace
 
 
@@ -31,3 +32,31 @@ def test_states_of_another_model_are_given_to_a_decoder_that_names_them() -> Non
 def test_an_encoder_decoder_is_the_whole_of_it() -> None:
     assert load("bart").model_class.__name__ == "BartForConditionalGeneration"
     assert dict(trace(build(load("t5"))).inputs).keys() == {"input_ids", "decoder_input_ids"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("wav2vec2", {"input_values"}),
+        ("audio-spectrogram-transformer", {"input_values"}),
+        ("whisper", {"input_features", "decoder_input_ids"}),
+        ("videomae", {"pixel_values"}),
+        ("qwen2_5_vl_vision", {"hidden_states", "grid_thw"}),
+        ("blip_2_qformer", {"query_embeds", "encoder_hidden_states"}),
+        ("bros", {"input_ids", "bbox"}),
+    ],
+)
+def test_what_a_model_without_tokens_alone_takes_is_given(name: str, given: set[str]) -> None:
+    assert dict(trace(build(load(name))).inputs).keys() <= given
+
+
+def test_a_tower_that_no_auto_class_knows_is_the_model_named_like_its_config() -> None:
+    assert load("siglip_text_model").model_class.__name__ == "SiglipTextModel"
+    assert load("colpali").model_class.__name__ == "ColPaliForRetrieval"
+    with pytest.raises(LoadError, match=r"know no LwDetrViTConfig; give .*:LwDetrViTEncoder or .*:LwDetrViTBackbone"):
+        load("lw_detr_vit")
+
+
+def test_a_cache_is_asked_of_models_that_know_of_one() -> None:
+    assert caching(build(load("llama")), True) == {"use_cache": True}
+    assert caching(build(load("vit")), True) == {}
