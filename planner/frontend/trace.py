@@ -40,19 +40,20 @@ class TraceError(RuntimeError):
         self.failed = failed
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
+def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None, *, hooked: bool = False) -> Graph:
     """Record one forward of a meta-device model.
 
     Args:
         model: every parameter on the meta device, in eval mode.
         inputs: keyword arguments of the forward, tensors on meta; by default the fullest of `planner.frontend.inputs` that the
             model takes.
+        hooked: what a module is noted to be given is what its own hooks made of that.
 
     Raises:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
     if inputs is not None or taken(model) is not None:
-        return _settled(model, inputs if inputs is not None else example_inputs(model))
+        return _settled(model, inputs if inputs is not None else example_inputs(model), hooked=hooked)
     failed: TraceError | None = None
     first: TraceError | None = None
     for attempt, given in enumerate(attempts(model)):
@@ -75,14 +76,14 @@ def _left_out(failed: "TraceError") -> str:
     return f"traced on fewer inputs, for with all that it takes it fails in {failed.module or 'the model'}{where}: {failed}"
 
 
-def _settled(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
+def _settled(model: nn.Module, inputs: Mapping[str, Any], *, hooked: bool = False) -> Graph:
     """The forward of a model that no longer changes itself: some rescale their weights, or exchange modules, the first time."""
-    tracing = Tracing(model)
+    tracing = Tracing(model, hooked=hooked)
     graph = tracing.run(inputs)
     if not tracing.rebuilds:
         return graph
     Tracing(model, keep=True).run(inputs)
-    again = Tracing(model).run(inputs)
+    again = Tracing(model, hooked=hooked).run(inputs)
     note = f"{type(model).__name__}'s first forward changes the model itself; it was traced as it is afterwards"
     return replace(again, notes=(*again.notes, note))
 
@@ -94,8 +95,8 @@ class Tracing:
     that exchanged modules or wrote to parameters.
     """
 
-    def __init__(self, model: nn.Module, *, keep: bool = False) -> None:
-        self.model, self.keep, self.rebuilds = model, keep, False
+    def __init__(self, model: nn.Module, *, keep: bool = False, hooked: bool = False) -> None:
+        self.model, self.keep, self.hooked, self.rebuilds = model, keep, hooked, False
         self.paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.recorder = Recorder(self.paths, SourceFinder(model))
         self.kinds = layer_kinds(model)
@@ -142,7 +143,8 @@ class Tracing:
 
     def _forward(self, inputs: Mapping[str, Any]) -> object:
         recorder, held = self.recorder, [Held.of(module) for module in self.model.modules()]
-        restore = [self._run_once_per_kind(module) for module in self.model.modules() if id(module) in self.kinds]
+        once = (module for module in self.model.modules() if id(module) in self.kinds and "forward" not in vars(module))
+        restore = [self._run_once_per_kind(module) for module in list(once)]
         try:
             with torch.no_grad(), _plainly(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
                 return self.model(**(caching(self.model, False) | dict(inputs)))
@@ -185,10 +187,12 @@ class Tracing:
             recorder.stack.append(module)
             position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
             self.calls.append(None)
+            noted = self._noted(module) if self.hooked and module._forward_pre_hooks else None
             try:
                 output = original(module, *args, **kwargs)
             finally:
                 recorder.stack.pop()
+                arguments = arguments if noted is None else noted()
                 made = tuple(recorder.number(t) for t in tree_flatten(output)[0] if isinstance(t, Tensor))
                 self.calls[position] = ModuleCall(path, arguments, made)
             return output
@@ -198,6 +202,21 @@ class Tracing:
             yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def _noted(self, module: nn.Module) -> Callable[[], tuple[tuple[str, int], ...]]:
+        """What a call is given after the module's own hooks, to be asked once it is over."""
+        last: list[tuple[tuple[str, int], ...]] = [()]
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            last[0] = self._arguments(module, args, kwargs)
+
+        handle = module.register_forward_pre_hook(note, with_kwargs=True)
+
+        def given() -> tuple[tuple[str, int], ...]:
+            handle.remove()
+            return last[0]
+
+        return given
 
     def _arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

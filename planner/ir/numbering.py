@@ -4,7 +4,7 @@ Layers are single steps here: what a layer gives is named by the layer and by wh
 program of a pipeline stage, with some layers absent, can be held against the whole program.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref
@@ -24,15 +24,24 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A graph's values by number. `made` maps a number to the position of the op that first made it, outside of layers."""
+    """A graph's values by number. `made` maps a number to the position of the op that first made it, outside of layers; `own`
+    are the layers that were there, where not all were.
+    """
 
     graph: Graph
     number: Mapping[int, int]
     made: Mapping[int, int]
+    own: range | None = None
 
 
 def numbered(
-    graph: Graph, numbers: Numbers, *, stack: str, own: range | None = None, given: Mapping[str, int] | None = None
+    graph: Graph,
+    numbers: Numbers,
+    *,
+    stack: str,
+    own: range | None = None,
+    given: Mapping[str, int] | None = None,
+    absent: Collection[str] = (),
 ) -> Numbered:
     """Number all values of a graph.
 
@@ -42,8 +51,9 @@ def numbered(
         stack: the path of the list of layers.
         own: the layers that are there; all of them by default. Others are no steps: what they give is what they were given.
         given: inputs of the graph whose number is known from elsewhere (what a stage received).
+        absent: modules that only answer in form: what they give has a number of its own.
     """
-    return _Numbering(graph, numbers, stack, own).run(given or {})
+    return _Numbering(graph, numbers, stack, own, frozenset(absent)).run(given or {})
 
 
 def _neutral(op: Op) -> bool:
@@ -59,12 +69,52 @@ def _neutral(op: Op) -> bool:
             return False
 
 
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """What runs in a layer: its ops with their flags (numbers may count the layers, of which one stands for its kind), and the
+    places of arguments that none of them reads.
+    """
+
+    ops: tuple[Hashable, ...]
+    unused: frozenset[int]
+
+
+class _Insides(dict[str, _Inside]):
+    """By the layer; one that stands in the graph as a `repeat` runs what the layer runs that it repeats."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __missing__(self, module: str) -> _Inside:
+        graph = self.graph
+        known = graph.module_of.get(module)
+        shown = known.repeats or module if known is not None else module
+        if shown != module:
+            self[module] = self[shown]
+            return self[module]
+        ops = [op for op in graph.ops if op.module == module or op.module.startswith(f"{module}.")]
+        read = {value for op in ops for value in op.inputs}
+        call = next(call for call in graph.calls if call.module == module)
+        read.update(call.outputs)
+        unused = frozenset(at for at, (_, value) in enumerate(call.arguments) if value not in read)
+        self[module] = _Inside(tuple((op.target, *_flags(op)) for op in ops), unused)
+        return self[module]
+
+
+def _flags(op: Op) -> tuple[Hashable, ...]:
+    return tuple((name, value) for name, value in op.kwargs if isinstance(value, bool))
+
+
 class _Numbering:
-    def __init__(self, graph: Graph, numbers: Numbers, stack: str, own: range | None) -> None:
-        self.graph, self.numbers, self.stack, self.own = graph, numbers, stack, own
+    def __init__(
+        self, graph: Graph, numbers: Numbers, stack: str, own: range | None, absent: frozenset[str] = frozenset()
+    ) -> None:
+        self.graph, self.numbers, self.stack, self.own, self.absent = graph, numbers, stack, own, absent
         self.found: dict[int, int] = {}
         self.made: dict[int, int] = {}
         self.hidden = Hidden(graph)
+        self.inside = _Insides(graph)
         self.layer_of: dict[int, tuple[ModuleCall, int, int]] = {}
         calls: dict[str, int] = {}
         for call in graph.calls:
@@ -88,6 +138,9 @@ class _Numbering:
             if _neutral(op) and isinstance(first := op.args[0], Ref):
                 self.found[op.outputs[0]] = self._of(first.value)
                 continue
+            if op.module in self.absent:
+                self.found |= {value: numbers.number(("absent", id(self), value)) for value in op.outputs}
+                continue
             step = (op.target, self._args(op.args), tuple((key, self._args((arg,))) for key, arg in op.kwargs))
             layer = self._layer(op.module)
             if op.target == "repeat" and layer is not None and self.own is not None and layer not in self.own:
@@ -102,7 +155,7 @@ class _Numbering:
                     self.made.setdefault(self.found[value], position)
         for value in self.layer_of:
             self._of(value)
-        return Numbered(graph, self.found, self.made)
+        return Numbered(graph, self.found, self.made, self.own)
 
     def _layer(self, module: str) -> int | None:
         inside = f"{self.stack}."
@@ -112,9 +165,11 @@ class _Numbering:
     def _of(self, value: int) -> int:
         if value not in self.found:
             call, turn, place = self.layer_of[value]
-            arguments = tuple((name, self._of(number)) for name, number in call.arguments)
+            inside = self.inside[call.module]
+            used = [argument for at, argument in enumerate(call.arguments) if at not in inside.unused]
+            arguments = tuple((name, self._of(number)) for name, number in used)
             read = tuple(self._of(number) for number in self.hidden[call.module] if number in self.found)
-            self.found[value] = self.numbers.number(("layer", call.module, turn, place, arguments, read))
+            self.found[value] = self.numbers.number(("layer", call.module, turn, place, arguments, read, inside.ops))
         return self.found[value]
 
     def _args(self, args: tuple[Arg, ...]) -> tuple[Hashable, ...]:

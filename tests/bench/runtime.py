@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
+from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from planner.frontend.load import Loaded, LoadError, load, quiet
@@ -24,7 +25,7 @@ from tests.bench.pipelines import limited
 from tests.bench.types import causal_types
 from verify.backends.stage_programs import check_even_stages
 from verify.backends.transformers import TRANSFORMERS
-from verify.dynamic.cases import Case, inputs
+from verify.dynamic.cases import Case, Inputs, inputs
 from verify.dynamic.compare import LIMIT, relative_error
 from verify.dynamic.reference import State, from_state, single_device
 from verify.dynamic.threads import Threads
@@ -72,10 +73,7 @@ def judged(name: str) -> Row:
         with limited(SECONDS):
             small = twin(load(name), tp=1, pp=STAGES)
             findings = check_even_stages(TRANSFORMERS, small, STAGES)
-            single = single_device(Case(small, Plan()), torch.device("cpu"))
-            asked = inputs(single)
-            with torch.no_grad():
-                want = single(**asked.whole())[0]
+            single, asked, want = _alone(small)
     except (LoadError, TwinError, TraceError, TimeoutError, ValueError, RuntimeError) as error:
         return Row(name, "not run", why=" ".join(str(error).split())[:200])
     said = findings[0].message if findings else ""
@@ -84,6 +82,17 @@ def judged(name: str) -> Row:
     except Exception as raised:  # whatever the runtime raises is the result
         return Row(name, "crashes", said, why=f"{type(raised).__name__}: {' '.join(str(raised).split())[:200]}")
     return Row(name, "right" if far <= LIMIT else "wrong", said, far)
+
+
+def _alone(small: Loaded) -> tuple[PreTrainedModel, Inputs, torch.Tensor]:
+    """One device's model, what it is asked, and its answer; `RuntimeError` where it raises."""
+    single = single_device(Case(small, Plan()), torch.device("cpu"))
+    asked = inputs(single)
+    try:
+        with torch.no_grad():
+            return single, asked, single(**asked.whole())[0]
+    except Exception as error:
+        raise RuntimeError(f"one device raises {type(error).__name__}: {error}") from error
 
 
 def _distance(small: Loaded, state: State, arguments: dict[str, torch.Tensor], want: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ from planner.frontend.load import Loaded
 from planner.frontend.sizes import LENGTH
 from planner.frontend.values import real_inputs
 from planner.ir.plan import Plan
+from verify.dynamic.departures import Departure
 from verify.dynamic.exact import Wide
 
 SIZES = Sizes(2, LENGTH, LENGTH)
@@ -41,13 +42,15 @@ class Staging:
     """How a pipeline is cut and run: `bounds` are the first layers of chunks 1, 2, ..., an even split where there are none;
     chunk `c` lies on rank `c % pp`, and every rank holds `rounds` of them.
 
-    `overlap` layers more than its own each chunk runs at its end (-1: one less); anything but 0 is a fault to be found.
+    `overlap` layers more than its own each chunk runs at its end (-1: one less); anything but 0, and every one of
+    `departures`, is a fault to be found.
     """
 
     schedule: Schedule = Schedule.GPIPE
     rounds: int = 1
     bounds: tuple[int, ...] = ()
     overlap: int = 0
+    departures: tuple[Departure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

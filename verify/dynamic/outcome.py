@@ -16,6 +16,8 @@ from verify.dynamic.compare import Comparison
 from verify.dynamic.localize import Divergence
 
 _ANOTHER = re.compile(r"gloo/|NCCL|Connection (closed|reset|refused)|Timed out waiting|Broken pipe")
+_SCHEDULE = re.compile(r"\[Stage \d+\] failed to run (forward|backward)")
+"""What torch's schedules make of whatever a stage raises: it is the cause that tells."""
 _MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE)
 _OURS = Path(__file__).parents[2]
 _AROUND = ("exact.py", "application.py", "collectives.py")
@@ -100,6 +102,8 @@ def _failure(data: dict[str, Any] | None) -> Failure | None:
 def failure_of(error: BaseException, *, stage: str, module: str, sharded: bool) -> Failure:
     """An exception as data: the first line of its message, and the last line of modeling code that it passed
     through."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None and _SCHEDULE.match(str(error).strip()):
+        error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
     message = lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
     kind = type(error).__name__

@@ -14,14 +14,16 @@ from planner.frontend.inputs import caching
 from planner.frontend.load import base_prefix
 from planner.ir.graph import Graph
 from planner.ir.plan import join
-from verify.dynamic.cases import Case, Inputs, Schedule
+from verify.dynamic.cases import Case, Inputs, Schedule, Staging
 from verify.dynamic.compare import FLOOR, LIMIT, Comparison, relative_error, whole
+from verify.dynamic.departing import depart, set_up
+from verify.dynamic.departures import kept, order_of, unsummed
 from verify.dynamic.exact import Wide
-from verify.dynamic.pipeline_answers import Answers, answers, batch, joined, steps
+from verify.dynamic.pipeline_answers import KEPT, Answers, answers, batch, joined, padded, steps
 from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, sent, traced
 from verify.dynamic.reference import State, from_state, with_plan
 from verify.dynamic.schedules import Seat, exchange, microbatches, scheduled
-from verify.dynamic.stages import Between, Layout, Stage, dealt, drop, layout_of, moved, untie
+from verify.dynamic.stages import Between, Layout, Stage, absent, dealt, drop, layout_of, moved, untie
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +77,34 @@ def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
     with Wide():
         compared = _padded(own, before, seat)
         compared += _decoded(own, before, seat)
-        return (*compared, *_gradients(own, before, seat, case.staging.schedule))
+        compared += _kept(own, before, seat)
+        return (*compared, *_gradients(own, before, seat, case.staging))
 
 
 def _places(case: Case, before: Alone, seat: Seat) -> list[Between]:
-    """What passes the cuts before and after each of this rank's stages: of what must, what the plan lists."""
-    single, layout = before.single, before.cutting.layout
-    prefix = base_prefix(single)
+    """The stages at this rank's places of the pipeline."""
+    order = order_of(case.staging.departures, seat.stages)
+    return [between(case, before.single, before.cutting, order[place]) for place in seat.own]
+
+
+def between(case: Case, single: nn.Module, cutting: Cutting, stage: int) -> Between:
+    """What passes the cuts before and after a stage: of what must, what the plan lists."""
+    layout, prefix = cutting.layout, base_prefix(single)
     listed = next(entry.inputs for entry in case.plan.pp if join(prefix, entry.module) == layout.layers)
-    found = []
-    for stage in seat.own:
-        start, end = (
-            sent(crossing(before.cutting.graph, cut, single), listed, single.get_submodule(layout.layer(0)))
-            if cut
-            else Crossing()
-            for cut in layout.cuts(stage)
-        )
-        found.append(Between(stage, start, end))
-    return found
+    start, end = (
+        sent(crossing(cutting.graph, cut, single), listed, single.get_submodule(layout.layer(0))) if cut else Crossing()
+        for cut in layout.cuts(stage)
+    )
+    return Between(stage, start, end, kept(case.staging.departures, stage))
+
+
+def stage_of(case: Case, model: nn.Module, layout: Layout, place: Between, device: torch.device) -> Stage:
+    """A stage of a model that has its weights, or the forms of them; with the departures that the case asks for."""
+    departures = case.staging.departures
+    set_up(model, layout, departures, place.stage)
+    stage = Stage(model, layout, device, place)
+    depart(stage, departures, place.stage)
+    return stage
 
 
 def _device() -> torch.device:
@@ -105,17 +117,17 @@ def _stage(case: Case, state: State, layout: Layout, place: Between, seat: Seat)
     """One of this rank's stages: the weights of others dropped, its own sharded by the client's own code."""
     model = from_state(with_plan(case.loaded, case.plan), state)
     nn.Module.to(model, _device())
-    absent = layout.absent(place.stage)
-    drop(model, absent)
+    missing = absent(layout, place)
+    drop(model, missing)
     if seat.mesh.size(1) > 1:
         untie(model)
         styles = {
             name: style
             for name, style in model._expand_parallel_plan(model.tp_plan).items()
-            if not any(f"{name}.".startswith(f"{other}.") for other in absent)
+            if not any(f"{name}.".startswith(f"{other}.") for other in missing)
         }
         apply_tensor_parallelism(model, seat.mesh["tp"], styles)
-    return Stage(model, layout, _device(), place)
+    return stage_of(case, model, layout, place, _device())
 
 
 def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
@@ -126,7 +138,8 @@ def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Compariso
     for stage in own:
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     with torch.no_grad():
-        given = scheduled(own, asked.ids, want.logits, seat, Schedule.GPIPE).forward(asked)
+        arguments = padded(asked, positions=bool(want.positions))
+        given = scheduled(own, asked.ids, want.logits, seat, Schedule.GPIPE).forward(asked, arguments)
     seen = None if asked.encoded else asked.mask
     return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, seen)
 
@@ -164,6 +177,18 @@ def _decoded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparis
     return [Comparison("decoded logits", relative_error(torch.cat(given, dim=1), want.decoded), LIMIT)]
 
 
+@torch.no_grad()
+def _kept(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
+    """The logits of the last tokens alone, as a server asks for them."""
+    want = before.want
+    if want.kept is None:
+        return []
+    for stage in own:
+        stage.record, stage.inputs = want.kept_record, {**caching(stage.model, False)}
+    given = exchange(own, {**before.asked.whole(), "logits_to_keep": KEPT}, seat)
+    return [Comparison("kept logits", relative_error(given[0], want.kept), LIMIT)] if given else []
+
+
 class _Sums:
     """Gradients, taken from each parameter as soon as a microbatch has given it.
 
@@ -188,26 +213,27 @@ class _Sums:
         parameter.grad = None
 
 
-def _gradients(own: tuple[Stage, ...], before: Alone, seat: Seat, schedule: Schedule) -> list[Comparison]:
+def _gradients(own: tuple[Stage, ...], before: Alone, seat: Seat, staging: Staging) -> list[Comparison]:
     """A step of the schedule over the microbatches: logits, loss, and the gradients that each stage is left with."""
     want, asked = before.want, before.asked
     for stage in own:
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     taken, losses = {stage: _Sums(stage) for stage in own}, list[torch.Tensor]()
-    given = scheduled(own, asked.ids, want.logits, seat, schedule).step(asked, losses)
+    given = scheduled(own, asked.ids, want.logits, seat, staging.schedule).step(asked, losses)
     compared = []
     if given is not None:
         compared += _by_microbatch("logits", given, want.logits)
         error = relative_error(torch.stack(losses).sum(), torch.stack(want.losses).sum())
         compared.append(Comparison("loss", error, LIMIT))
     sums = {stage: kept.sums for stage, kept in taken.items()}
-    return compared + _compared_gradients(sums, want, before.single, seat)
+    return compared + _compared_gradients(sums, before, seat, unsummed(staging.departures))
 
 
 def _compared_gradients(
-    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]], want: Answers, single: PreTrainedModel, seat: Seat
+    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]], before: Alone, seat: Seat, alone: frozenset[str]
 ) -> list[Comparison]:
-    """Every parameter's gradient summed over its names and its stages; a rank compares what it owns."""
+    """Every parameter's gradient summed over its names and its stages (but of those `alone`); a rank compares what it owns."""
+    want, single = before.want, before.single
     named = {id(value): name for name, value in single.named_parameters()}
     canonical = {name: named[id(value)] for name, value in single.named_parameters(remove_duplicate=False)}
     own: dict[str, torch.Tensor] = {}
@@ -222,7 +248,8 @@ def _compared_gradients(
     compared = []
     for name, wanted in want.gradients.items():
         total = own[name].clone() if name in own else torch.zeros_like(wanted)
-        dist.all_reduce(total, group=seat.group)
+        if name not in alone:
+            dist.all_reduce(total, group=seat.group)
         if name in own:
             error = relative_error(total, wanted, floor=FLOOR * largest)
             compared.append(Comparison("gradient", error, LIMIT, name))

@@ -14,6 +14,10 @@ from verify.dynamic.questions import logits
 from verify.dynamic.stages import Layout, Record, recorded
 
 
+KEPT = 2
+"""Of so many last tokens the logits are asked for."""
+
+
 @dataclass(slots=True)
 class Answers:
     """All that is compared; `gradients` are summed over the microbatches, `steps` are the calls of prefill and decode."""
@@ -25,6 +29,10 @@ class Answers:
     record: Record = field(default_factory=Record)
     steps: list[Record] = field(default_factory=list)
     decoded: torch.Tensor | None = None
+    positions: bool | None = None
+    """Whether the padded rows were given positions; None before they were asked."""
+    kept: torch.Tensor | None = None
+    kept_record: Record = field(default_factory=Record)
 
 
 def batch(model: nn.Module, microbatches: int) -> tuple[Inputs, ...]:
@@ -64,12 +72,39 @@ def answers(single: PreTrainedModel, layout: Layout, parts: Sequence[Inputs]) ->
         want.losses.append(loss.detach())
         if accepts(single, "attention_mask"):
             with torch.no_grad():
-                want.padded.append(logits(single, **part.whole(), attention_mask=part.mask, **more))
+                want.padded.append(_padded(single, part, want, more))
     for name, value in single.named_parameters():
         want.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad
+    if accepts(single, "logits_to_keep"):
+        with torch.no_grad(), recorded(single, layout.named) as want.kept_record:
+            want.kept = logits(single, **joined(parts).whole(), **more, logits_to_keep=KEPT)
     if accepts(single, "past_key_values") and caching(single, True):
         _decode_alone(single, layout, joined(parts), want)
     return want
+
+
+def _padded(single: PreTrainedModel, part: Inputs, want: Answers, more: dict[str, bool]) -> torch.Tensor:
+    """The answer to a left-padded microbatch; with positions of its own, where the model takes them."""
+    if want.positions is None:
+        want.positions = accepts(single, "position_ids") and not part.encoded
+        if want.positions:
+            try:
+                return logits(single, **padded(part, positions=True), **more)
+            except Exception:  # positions of another form (several axes): they are not asked about
+                want.positions = False
+    return logits(single, **padded(part, positions=want.positions), **more)
+
+
+def padded(asked: Inputs, *, positions: bool) -> dict[str, torch.Tensor]:
+    """The arguments of a left-padded forward; positions count the tokens that are not masked, and leave out one.
+
+    Without a gap they would be nothing new: relative positions bear a shift, and packed rows are told by gaps.
+    """
+    arguments = asked.whole() | {"attention_mask": asked.mask}
+    if positions:
+        late = torch.arange(asked.mask.shape[1], device=asked.mask.device) >= asked.prompt
+        arguments["position_ids"] = (asked.mask.cumsum(-1) - 1).clamp_min(0) + late
+    return arguments
 
 
 def steps(asked: Inputs) -> Iterator[dict[str, torch.Tensor]]:

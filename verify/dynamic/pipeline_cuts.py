@@ -50,14 +50,14 @@ def crossing(graph: Graph | None, cut: Cut, model: nn.Module) -> Crossing:
     believed the proof could not contradict it.
     """
     if graph is None:
-        names = _names(model.get_submodule(f"{cut.stack}.{cut.layer}"))
+        names = argument_names(model.get_submodule(f"{cut.stack}.{cut.layer}"))
         return Crossing((Live(cut.layer - 1, Role.SENT, None, 0, (Entrance(cut.layer, names[0]),)),))
     return Crossing(tuple(live for live in live_across(graph, cut) if live.role is Role.SENT))
 
 
 def sent(carried: Crossing, listed: Sequence[str], layer: nn.Module) -> Crossing:
     """Of what a cut must carry, what the layers' entry in the plan lists; `ValueError` where that is nothing."""
-    left = unlisted(carried.values, listed, _names(layer))
+    left = unlisted(carried.values, listed, argument_names(layer))
     if carried.values and len(left) == len(carried.values):
         raise ValueError("The pipeline plan lists no input of the layers that could be sent to a later stage.")
     return Crossing(tuple(live for live in carried.values if live not in left))
@@ -65,7 +65,7 @@ def sent(carried: Crossing, listed: Sequence[str], layer: nn.Module) -> Crossing
 
 def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], entrance: Entrance) -> torch.Tensor:
     """The tensor at an entrance of a layer that is being called so."""
-    leaves, _ = tree_flatten(_argument(module, args, kwargs, entrance.argument))
+    leaves, _ = tree_flatten(argument(module, args, kwargs, entrance.argument))
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)][entrance.leaf]
 
 
@@ -73,23 +73,31 @@ def put(
     module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, tensor: torch.Tensor
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """The same call with another tensor at an entrance."""
-    leaves, form = tree_flatten(_argument(module, args, kwargs, entrance.argument))
+    leaves, form = tree_flatten(argument(module, args, kwargs, entrance.argument))
     at = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)][entrance.leaf]
-    changed = tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form)
-    if entrance.argument in kwargs:
-        return args, kwargs | {entrance.argument: changed}
-    place = _names(module).index(entrance.argument)
-    return (*args[:place], changed, *args[place + 1 :]), kwargs
+    return given(module, args, kwargs, entrance.argument, tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form))
 
 
-def _argument(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], name: str) -> object:
+def given(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str, value: object
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The same call with another value for an argument, which stays in its place; without one that is not passed at all."""
+    place = argument_names(module).index(name)
+    if place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, kwargs | {name: value} if name in kwargs else kwargs
+
+
+def argument(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], name: str) -> object:
+    """What a module that is being called so is given for an argument."""
     if name in kwargs:
         return kwargs[name]
-    names = _names(module)
+    names = argument_names(module)
     if name in names and names.index(name) < len(args):
         return args[names.index(name)]
     raise ValueError(f"{type(module).__name__} was traced with a tensor for {name!r}, and is called without.")
 
 
-def _names(module: nn.Module) -> list[str]:
+def argument_names(module: nn.Module) -> list[str]:
+    """The parameters of a module's forward, in order."""
     return list(signature(type(module).forward).parameters)[1:]

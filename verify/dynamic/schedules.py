@@ -50,9 +50,8 @@ class Scheduled:
     own: tuple[Stage, ...]
     runtime: PipelineScheduleSingle | PipelineScheduleMulti
 
-    def forward(self, asked: Inputs) -> torch.Tensor | None:
-        """All microbatches of a left-padded batch, without gradients."""
-        arguments: dict[str, Any] = asked.whole() | {"attention_mask": asked.mask}
+    def forward(self, asked: Inputs, arguments: dict[str, Any]) -> torch.Tensor | None:
+        """All microbatches of a batch, without gradients."""
         given: torch.Tensor | None = self.runtime.eval(*self._given(asked.ids), **arguments)
         return given if self.own[-1].last else None
 
@@ -125,7 +124,7 @@ def _empty(
     )
 
 
-def exchange(own: tuple[Stage, ...], arguments: Mapping[str, torch.Tensor], seat: Seat) -> list[torch.Tensor]:
+def exchange(own: tuple[Stage, ...], arguments: Mapping[str, object], seat: Seat) -> list[torch.Tensor]:
     """One forward through all stages, each sending to the next one's rank; the last stage's result, where it lies here."""
     for place, stage in zip(seat.own, own, strict=True):
         received = _empty(stage.forms(stage.receives), train=False, device=stage.device)

@@ -245,6 +245,13 @@ class Between:
     stage: int
     receives: Crossing
     sends: Crossing
+    kept: frozenset[str] = frozenset()
+    """Modules of other stages that this one runs all the same: a fault to be found."""
+
+
+def absent(layout: Layout, place: Between) -> tuple[str, ...]:
+    """What a stage does without."""
+    return tuple(name for name in layout.absent(place.stage) if name not in place.kept)
 
 
 def _into(crossing: Crossing, layer: int) -> list[tuple[Live, Entrance]]:
@@ -258,6 +265,7 @@ class Stage(nn.Module):
     `forward(*received, **inputs)`: on the first stage what it is given is unused, on every other it is what `receives`
     lists. It returns what `sends` lists, on the last stage the model's first output. What the stage needs besides is set
     from outside: `record`, the calls of the single-device model to the same question, and `inputs`, more arguments.
+    What it received is `held`, by number; the numbers in `elsewhere` are put in where something else says.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, device: torch.device, place: Between) -> None:
@@ -270,19 +278,20 @@ class Stage(nn.Module):
         self.inputs: Mapping[str, object] = {}
         self.cache: Cache | None = None
         self.device = device
-        self._held: dict[int, torch.Tensor] = {}
+        self.held: dict[int, torch.Tensor] = {}
+        self.elsewhere: set[int] = set()
         self._sent: dict[int, torch.Tensor] = {}
         self._entered: set[int] = set()
         self._calls: dict[str, Iterator[Call]] = {}
-        self._own = layout.chunks[place.stage]
-        for number in range(self._own.start, layout.depth):
+        self.own = layout.chunks[place.stage]
+        for number in range(self.own.start, layout.depth):
             self._watch_entrances(number)
-        for name in layout.absent(place.stage):
+        for name in absent(layout, place):
             vars(model.get_submodule(name))["forward"] = self._answer(name)
 
     def forward(self, *received: torch.Tensor, **inputs: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run the model on this stage's inputs; where autograd refuses its `a += b`, again on copies of the outputs."""
-        self._held = {} if self.first else dict(zip(self.receives.numbers, received, strict=True))
+        self.held = {} if self.first else dict(zip(self.receives.numbers, received, strict=True))
         try:
             return self._run(inputs)
         except RuntimeError as error:
@@ -312,8 +321,8 @@ class Stage(nn.Module):
     def _watch_entrances(self, number: int) -> None:
         """Put what was received where it enters a layer, and keep what is to be sent where it would enter one."""
         module = self.model.get_submodule(self.layout.layer(number))
-        receive = _into(self.receives, number) if number in self._own else []
-        send = [] if number in self._own else _into(self.sends, number)
+        receive = _into(self.receives, number) if number in self.own else []
+        send = [] if number in self.own else _into(self.sends, number)
 
         def enter(
             _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
@@ -321,18 +330,18 @@ class Stage(nn.Module):
             if number not in self._entered:
                 self._entered.add(number)
                 for live, entrance in send:
-                    tensor = self._held.get(live.value)
+                    tensor = self.held.get(live.value)
                     self._sent.setdefault(
                         live.value, taken(module, args, kwargs, entrance) if tensor is None else tensor
                     )
-                for live, entrance in receive:
-                    args, kwargs = put(module, args, kwargs, entrance, self._held[live.value])
+                for live, entrance in (pair for pair in receive if pair[0].value not in self.elsewhere):
+                    args, kwargs = put(module, args, kwargs, entrance, self.held[live.value])
             return args, kwargs
 
         module.register_forward_pre_hook(enter, with_kwargs=True)
 
     def _answer(self, name: str) -> Callable[..., object]:
-        def absent(*args: object, **kwargs: object) -> object:
+        def answer(*args: object, **kwargs: object) -> object:
             call, caches = next(self._calls[name]), _caches(args, kwargs)
             for write in call.writes if caches else ():
                 getattr(caches[write.part], write.method)(
@@ -341,10 +350,11 @@ class Stage(nn.Module):
                 )
             return self._zeros(call.output)
 
-        return absent
+        return answer
 
     def _zeros(self, value: object) -> object:
-        return _mapped(value, lambda form: torch.zeros_like(form, device=self.device))
+        """Made from a shape and not from a form: in a trace a form would be a constant of the program."""
+        return _mapped(value, lambda form: torch.zeros(form.shape, dtype=form.dtype, device=self.device))
 
 
 def drop(model: nn.Module, names: Sequence[str]) -> None:
