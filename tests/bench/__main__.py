@@ -31,7 +31,6 @@ BENCHMARKS = {
     "faults": faults.main,
     "layouts": layouts.main,
     "localize": localize.main,
-    "pipeline-mutants": pipeline_mutants.main,
     "pipelines": pipelines.main,
     "rules": rules.main,
     "runtime": runtime.main,
@@ -43,7 +42,7 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("name", choices=(*BENCHMARKS, "mutants", "zoo"))
+    parser.add_argument("name", choices=(*BENCHMARKS, "mutants", "pipeline-mutants", "zoo"))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
     )
@@ -51,7 +50,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
     parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
     parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo, mutants: these again")
-    parser.add_argument("--page", type=Path, default=None, help="zoo, mutants: also write the page of the docs")
+    parser.add_argument(
+        "--page", type=Path, default=None, help="zoo, mutants, pipeline-mutants: also write the page of the docs"
+    )
     parser.add_argument("--limit", type=int, default=0, help="mutants: at most this many of each plan")
     parser.add_argument("--seed", type=int, default=0, help="mutants: which ones, under a limit")
     parser.add_argument(
@@ -63,6 +64,8 @@ def main(arguments: list[str]) -> int:
     if given.name == "zoo":
         levels = tuple(given.levels.split(","))
         return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
+    if given.name == "pipeline-mutants":
+        return pipeline_mutants.main(types, given.out or Path("pipeline-mutants.jsonl"), page_at=given.page)
     degree = given.tp or (8 if given.name == "configs" else 2)
     if given.name == "mutants":
         options = mutants.Options(degree, given.limit, given.seed, given.time, given.only, given.redo == "failed")

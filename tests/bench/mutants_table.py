@@ -94,19 +94,24 @@ def table(rows: Sequence[Judged]) -> Table:
     return made
 
 
-def page(rows: Sequence[Judged]) -> str:
-    """The page of the documentation, from the rows alone."""
+TEXT = (
+    "# Mutants",
+    "",
+    "Right plans with one mistake each, judged by the proof and by a run of the same plan on the twin, ranks as threads of",
+    "one process. Written by `python -m tests.bench mutants --page docs/mutants.md`; the operators are those of",
+    "`tests/mutants/operators.py`.",
+    "",
+)
+
+
+def page(rows: Sequence[Judged], text: Sequence[str] = TEXT) -> str:
+    """The page of the documentation, under its first lines, from the rows alone."""
     found, bases = _mutants(rows), [row for row in rows if row.operator == "base"]
     wrong = [row for row in found if row.run == "refuted" or (row.outcome == "refuted")]
     refuted = [row for row in wrong if row.outcome == "refuted"]
     counts = Counter(row.outcome for row in found)
     lines = [
-        "# Mutants",
-        "",
-        "Right plans with one mistake each, judged by the proof and by a run of the same plan on the twin, ranks as threads of",
-        "one process. Written by `python -m tests.bench mutants --page docs/mutants.md`; the operators are those of",
-        "`tests/mutants/operators.py`.",
-        "",
+        *text,
         f"- Mutants: {len(found)}, of {len([b for b in bases if b.run == 'confirmed'])} right plans of "
         f"{len({row.model for row in found})} models.",
         f"- Wrong mutants refuted by the proof: {_share(len(refuted), len(wrong))}.",

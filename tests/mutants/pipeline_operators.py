@@ -1,7 +1,7 @@
 """Mutation operators: mistakes that people make in pipeline plans and stage splits, applied to a right one at a time.
 
 The names P1, P3, ... are those of the project's list of faults. Faults of a runtime that no plan or split
-carries (a wrong peer, a local cache index, a tied gradient that is not summed) are none of these.
+carries (a wrong peer, a local cache index, a tied gradient that is not summed) are `tests.mutants.stage_operators`.
 """
 
 from collections.abc import Iterator

@@ -25,9 +25,8 @@ from verify.dynamic.cases import Case
 from verify.dynamic.departing import indices
 from verify.dynamic.departures import order_of, unsummed
 from verify.dynamic.pipeline import Cutting, between, laid_out, stage_of
+from verify.dynamic.pipeline_answers import KEPT
 from verify.dynamic.stages import Between, Layout, Record, Stage, absent, recorded
-
-KEPT = 2
 
 
 def check_programs(case: Case) -> tuple[Finding, ...]:
@@ -127,7 +126,10 @@ class _Stages:
             place = between(self.case, self.model, self.cutting, stage)
             needed = tuple(self.whole.number[self._entering(live.entrances[0])] for live in place.receives.values)
             if carried and needed != carried:
-                yield _finding(f"stage {stage} receives what another stage needs", self.layout.layer(self.layout.chunks[stage].start))
+                yield _finding(
+                    f"stage {stage} receives what another stage needs",
+                    self.layout.layer(self.layout.chunks[stage].start),
+                )
                 return
             try:
                 program = self.programs.program(self.case, self.layout, place)

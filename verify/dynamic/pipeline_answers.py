@@ -13,7 +13,6 @@ from verify.dynamic.compare import LIMIT, relative_error
 from verify.dynamic.questions import logits
 from verify.dynamic.stages import Layout, Record, recorded
 
-
 KEPT = 2
 """Of so many last tokens the logits are asked for."""
 

@@ -75,7 +75,9 @@ def put(
     """The same call with another tensor at an entrance."""
     leaves, form = tree_flatten(argument(module, args, kwargs, entrance.argument))
     at = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)][entrance.leaf]
-    return given(module, args, kwargs, entrance.argument, tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form))
+    return given(
+        module, args, kwargs, entrance.argument, tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form)
+    )
 
 
 def given(
