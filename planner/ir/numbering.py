@@ -131,9 +131,11 @@ class _Numbering:
         graph, numbers = self.graph, self.numbers
         for name, value in graph.inputs:
             self.found[value] = given[name] if name in given else numbers.number(("input", name))
+        lacked = self._lacked()
         for value, kind in enumerate(graph.values):
             if kind.name is not None:
-                self.found[value] = numbers.number(("named", kind.name))
+                name = ("absent", id(self), value) if value in lacked else ("named", kind.name)
+                self.found[value] = numbers.number(name)
         for position, op in enumerate(graph.ops):
             if _neutral(op) and isinstance(first := op.args[0], Ref):
                 self.found[op.outputs[0]] = self._of(first.value)
@@ -156,6 +158,15 @@ class _Numbering:
         for value in self.layer_of:
             self._of(value)
         return Numbered(graph, self.found, self.made, self.own)
+
+    def _lacked(self) -> set[int]:
+        """Weights of absent modules that no other module has too."""
+        owned: dict[bool, set[int]] = {True: set(), False: set()}
+        for module in self.graph.modules if self.absent else ():
+            heads = module.path.split(".")
+            away = any(".".join(heads[:count]) in self.absent for count in range(1, len(heads) + 1))
+            owned[away].update(number for _, number in (*module.parameters, *module.buffers))
+        return owned[True] - owned[False]
 
     def _layer(self, module: str) -> int | None:
         inside = f"{self.stack}."

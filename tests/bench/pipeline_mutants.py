@@ -119,8 +119,8 @@ TEXT = (
     "",
     "Right pipeline plans, splits and stage programs with one mistake each, judged by the proof and by two stages (four for a",
     "wrong peer) of the twin, ranks as threads of one process. P1 to P16 are the faults of pipelines that people report; plans",
-    "are mutated by `tests/mutants/pipeline_operators.py`, the programs of stages by `tests/mutants/stage_operators.py`. Written by",
-    "`python -m tests.bench pipeline-mutants --page docs/pipeline_mutants.md`.",
+    "are mutated by `tests/mutants/pipeline_operators.py`, the programs of stages by `tests/mutants/stage_operators.py`.",
+    "Written by `python -m tests.bench pipeline-mutants --page docs/pipeline_mutants.md`.",
     "",
 )
 

@@ -15,6 +15,7 @@ from planner.infer.pp import infer_pipeline
 from planner.ir.findings import Verdict
 from planner.ir.plan import Plan, PpEntry
 from verify.dynamic.cases import Case, Schedule, Staging
+from verify.dynamic.departures import Departure, Slip
 from verify.dynamic.stages import Layout, dealt, drop, layout_of, moved, untie
 from verify.report import LevelResult
 
@@ -25,7 +26,7 @@ BY_HAND = {
     "opt": ("decoder.embed_tokens", "decoder.embed_positions", "decoder.layers", "decoder.final_layer_norm"),
     "falcon": ("word_embeddings", "h", "ln_f"),
 }
-QUANTITIES = {"logits", "left-padded logits", "decoded logits", "loss", "gradient"}
+QUANTITIES = {"logits", "left-padded logits", "kept logits", "decoded logits", "loss", "gradient"}
 
 
 def entries(*modules: str) -> tuple[PpEntry, ...]:
@@ -141,6 +142,29 @@ def test_a_layer_too_much_or_too_few_is_refuted(staged_otherwise: Mapping[str, L
     assert staged_otherwise[name].findings[0].code == "DY501"
 
 
+DEPARTURES = {
+    "preamble again": Departure(Slip.AGAIN, "model.embed_tokens"),
+    "no rotary embeddings": Departure(Slip.UNPASSED, "position_embeddings"),
+    "local cache index": Departure(Slip.LOCAL_INDEX),
+    "no gradients": Departure(Slip.FROZEN),
+    "tied gradient not summed": Departure(Slip.UNSUMMED, "model.embed_tokens.weight"),
+    "logits_to_keep dropped": Departure(Slip.UNASKED, "logits_to_keep"),
+}
+SAID = {"no rotary embeddings": "DY504", "local cache index": "DY503", "no gradients": "DY502"}
+SAID |= {"tied gradient not summed": "DY502"}
+
+
+def test_mistakes_of_a_runtime_are_seen_in_what_they_change() -> None:
+    """Outputs, decoding, gradients; the proof says so too (tests/unit/test_programs.py)."""
+    loaded = load("granite", overrides={"embedding_multiplier": "12.0", "tie_word_embeddings": "true"})
+    plan = carried_plan(loaded, build(loaded))
+    case = Case(twin(loaded, tp=1, pp=2), plan, 1, 2)
+    cases = {name: replace(case, staging=Staging(departures=(one,))) for name, one in DEPARTURES.items()}
+    for name, result in asked(cases).items():
+        assert result.verdict is Verdict.REFUTED, name
+        assert result.findings[0].code == SAID.get(name, "DY501")
+
+
 MIXES = ("plain", "skip", "late", "between", "outside", "again")
 
 
@@ -212,8 +236,9 @@ def tied() -> tuple[nn.Embedding, nn.Linear, nn.Module]:
 def test_a_dropped_module_leaves_a_tied_weight_to_the_other() -> None:
     embed, head, model = tied()
     drop(model, ["embed"])
-    assert embed.weight.is_meta
-    assert not head.weight.is_meta
+    assert embed.weight.untyped_storage().nbytes() == embed.weight.element_size()
+    assert not embed.weight.any()
+    assert head.weight.any()
 
 
 def test_untied_weights_are_equal_and_two() -> None:

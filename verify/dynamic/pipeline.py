@@ -203,7 +203,7 @@ class _Sums:
     def _register(self, stage: nn.Module, *_: object) -> None:
         self._handle.remove()
         for parameter in stage.parameters():
-            if parameter.requires_grad and not parameter.is_meta:
+            if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._take)
 
     def _take(self, parameter: torch.Tensor) -> None:
@@ -238,12 +238,10 @@ def _compared_gradients(
     canonical = {name: named[id(value)] for name, value in single.named_parameters(remove_duplicate=False)}
     own: dict[str, torch.Tensor] = {}
     for stage, gradients in sums.items():
-        for name, value in stage.model.named_parameters():
-            if not value.is_meta:
-                gradient = (
-                    whole(gradients[value]) if value in gradients else torch.zeros_like(want.gradients[canonical[name]])
-                )
-                own[canonical[name]] = own[canonical[name]] + gradient if canonical[name] in own else gradient
+        for name, value in stage.owned():
+            real = canonical[name]
+            gradient = whole(gradients[value]) if value in gradients else torch.zeros_like(want.gradients[real])
+            own[real] = own[real] + gradient if real in own else gradient
     largest = max((float(value.abs().max()) for value in want.gradients.values()), default=0.0)
     compared = []
     for name, wanted in want.gradients.items():

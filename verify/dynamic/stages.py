@@ -286,8 +286,14 @@ class Stage(nn.Module):
         self.own = layout.chunks[place.stage]
         for number in range(self.own.start, layout.depth):
             self._watch_entrances(number)
-        for name in absent(layout, place):
+        self.absent = absent(layout, place)
+        for name in self.absent:
             vars(model.get_submodule(name))["forward"] = self._answer(name)
+
+    def owned(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that this stage has."""
+        missing = tuple(f"{name}." for name in self.absent)
+        return ((name, value) for name, value in self.model.named_parameters() if not name.startswith(missing))
 
     def forward(self, *received: torch.Tensor, **inputs: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run the model on this stage's inputs; where autograd refuses its `a += b`, again on copies of the outputs."""
@@ -358,9 +364,20 @@ class Stage(nn.Module):
 
 
 def drop(model: nn.Module, names: Sequence[str]) -> None:
-    """Take the weights of these modules away. A weight that is tied to one of another module stays there."""
+    """Take the weights of these modules away: what reads them all the same reads zeros, which need no memory.
+
+    A weight that is tied to one of another module stays there.
+    """
     for name in names:
-        model.get_submodule(name).to("meta")
+        for module in model.get_submodule(name).modules():
+            for own, value in list(module.named_parameters(recurse=False)):
+                setattr(module, own, nn.Parameter(_nothing(value), requires_grad=False))
+            for own, value in list(module.named_buffers(recurse=False)):
+                module._buffers[own] = _nothing(value)
+
+
+def _nothing(value: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=value.dtype, device=value.device).expand(value.shape)
 
 
 def untie(model: nn.Module) -> None:

@@ -1,0 +1,115 @@
+"""The programs of stages against the whole program: right ones are parts of it, and every mistake of a runtime is named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from planner.frontend.load import build, load
+from planner.frontend.trace import trace
+from planner.frontend.twin import twin
+from planner.infer.pp import infer_pipeline
+from planner.ir.plan import Plan
+from tests.mutants.stage_operators import Subject, stage_mutants
+from verify.checks.programs import Programs
+from verify.dynamic.cases import Case, Schedule, Staging
+from verify.dynamic.departures import Departure, Slip, order_of
+from verify.dynamic.pipeline import laid_out
+
+Found = Callable[[str, Departure], str]
+
+
+@cache
+def subject(name: str) -> tuple[Programs, Case]:
+    """A type's twin with the plan that is inferred of it, at two stages."""
+    loaded = load(name, overrides={"embedding_multiplier": "12.0"} if name == "granite" else {})
+    model = build(loaded)
+    base, head = infer_pipeline(model, trace(model))
+    small = twin(loaded, tp=1, pp=2)
+    return Programs(small), Case(small, Plan(pp=base, head_pp=head), 1, 2)
+
+
+def said(name: str, *departures: Departure, rounds: int = 1) -> list[str]:
+    """The messages about a stage program with these mistakes."""
+    programs, case = subject(name)
+    schedule = Schedule.GPIPE if rounds == 1 else Schedule.INTERLEAVED
+    found = programs.check(replace(case, staging=Staging(schedule, rounds, departures=departures)))
+    assert all(finding.code == "PP305" for finding in found)
+    return [finding.message for finding in found]
+
+
+@pytest.mark.parametrize("name", ["granite", "opt", "gemma3_text", "jamba", "bart"])
+def test_right_stages_are_parts_of_the_whole_program(name: str) -> None:
+    assert said(name) == []
+
+
+@pytest.mark.parametrize(
+    ("departure", "message"),
+    [
+        (
+            Departure(Slip.AGAIN, "model.embed_tokens"),
+            "stage 1 applies aten.mul of model to what model.layers.2 takes as hidden_states",
+        ),
+        (
+            Departure(Slip.SKIPPED, "model.embed_tokens", stage=0),
+            "stage 0 does not give model.layers.0 the hidden_states of the whole model",
+        ),
+        (Departure(Slip.APPLIED, "model.norm", stage=0), "stage 0 runs aten.pow of model.norm"),
+        (
+            Departure(Slip.UNPASSED, "attention_mask"),
+            "stage 1 does not give model.layers.2 the attention_mask of the whole model",
+        ),
+        (
+            Departure(Slip.UNPASSED, "position_embeddings"),
+            "stage 1 raises: TypeError: cannot unpack non-iterable NoneType object",
+        ),
+        (
+            Departure(Slip.UNASKED, "attention_mask"),
+            "stage 1 applies aten.slice of model to what model.layers.2 takes as attention_mask",
+        ),
+        (Departure(Slip.UNASKED, "logits_to_keep"), "stage 1 runs linear of lm_head"),
+        (Departure(Slip.LOCAL_INDEX), "stage 1 numbers model.layers.2.self_attn 0 in the cache"),
+        (Departure(Slip.FROZEN), "stage 1 takes no gradient for model.layers.2.self_attn.q_proj.weight"),
+    ],
+)
+def test_a_mistake_of_a_stage_is_named(departure: Departure, message: str) -> None:
+    assert said("granite", departure) == [message]
+
+
+@pytest.mark.parametrize("name", ["position_ids"])
+def test_what_no_layer_reads_need_not_be_passed(name: str) -> None:
+    assert said("granite", Departure(Slip.UNPASSED, name)) == []
+
+
+def test_weights_with_two_names() -> None:
+    untied = said("opt", Departure(Slip.UNTIED, "lm_head.weight"))
+    assert untied == ["stage 1 runs linear of lm_head"]
+    unsummed = said("opt", Departure(Slip.UNSUMMED, "model.decoder.embed_tokens.weight"))
+    assert unsummed == ["the gradient of model.decoder.embed_tokens.weight is not summed over stages 0 and 1"]
+
+
+def test_positions_added_again() -> None:
+    again = Departure(Slip.AGAIN, "model.decoder.embed_tokens"), Departure(Slip.KEPT, "model.decoder.embed_positions")
+    (message,) = said("opt", *again)
+    assert message == "stage 1 applies aten.add of model.decoder to what model.decoder.layers.2 takes as hidden_states"
+
+
+def test_a_layer_that_is_given_the_mask_of_another_kind() -> None:
+    programs, case = subject("gemma3_text")
+    layout = laid_out(case, programs.model).layout
+    (kind,) = [
+        mutant
+        for mutant in stage_mutants(Subject(programs.model, programs.graph, layout))
+        if mutant.operator.startswith("P6") and mutant.departures[0].what == "attention_mask"
+    ]
+    (message,) = said("gemma3_text", *kind.departures)
+    assert message == (
+        f"stage 1 does not give model.layers.{kind.departures[0].layer} the attention_mask of the whole model"
+    )
+
+
+def test_two_stages_in_each_others_place() -> None:
+    swapped = Departure(Slip.PEER, stage=-1, layer=1, other=2)
+    assert order_of((swapped,), 4) == (0, 2, 1, 3)
+    assert said("granite", swapped, rounds=2) == ["stage 2 receives what another stage needs"]
