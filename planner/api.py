@@ -13,7 +13,7 @@ from planner.frontend.trace import TraceError
 from planner.frontend.traced import local_program, on_meta, subject_of
 from planner.infer.ep import infer_ep
 from planner.infer.patches import find_patches
-from planner.infer.pp import infer_pipeline
+from planner.infer.pp import cut_nowhere, infer_pipeline
 from planner.infer.probe import prober
 from planner.infer.tp import Inference, infer_tp, probe_degree
 from planner.infer.why import explain
@@ -61,6 +61,9 @@ def suggest(model: Loaded | str, *, why: bool = False) -> Suggestion:
     built, graph, prefix = subject.model, subject.graph, subject.prefix
     inference = infer_tp(graph, prober(built, graph, prefix), prefix)
     pipeline, head_pipeline = infer_pipeline(built, graph)
+    uncut = cut_nowhere(built, graph, pipeline)
+    if uncut is not None:
+        pipeline, head_pipeline = (), ()
     plan = replace(
         _split_by_owner(inference, prefix, in_config=reads_config_plan(built)), pp=pipeline, head_pp=head_pipeline
     )
@@ -68,7 +71,8 @@ def suggest(model: Loaded | str, *, why: bool = False) -> Suggestion:
     legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
     owners = {path: kind.__name__ for path, kind in plan_owners(built).items()}
     explanation = _explanation(built, graph, inference, plan, prefix) if why else None
-    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, graph.notes, explanation, owners)
+    notes = graph.notes if uncut is None else (*graph.notes, f"there is no pipeline plan: {uncut}")
+    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, notes, explanation, owners)
 
 
 def _with_experts(plan: Plan, ep: tuple[TpEntry, ...], prefix: str) -> Plan:

@@ -18,7 +18,7 @@ from planner.frontend.stacks import layer_stack, members
 from planner.frontend.trace import TraceError, trace
 from planner.infer.sites import Site, call_sites
 from planner.ir.graph import Graph, ModuleCall
-from planner.ir.live import derived, given, stream
+from planner.ir.live import Cut, Live, Role, derived, given, live_across, stream
 from planner.ir.plan import PpEntry
 
 
@@ -46,6 +46,32 @@ def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...],
         else:
             base.append(PpEntry(path.removeprefix(prefix + ".") if prefix else path, entry.inputs, entry.outputs))
     return tuple(base), tuple(head)
+
+
+def cut_nowhere(model: nn.Module, graph: Graph, base: tuple[PpEntry, ...]) -> str | None:
+    """Why no cut between the layers can be made, where that is so: a plan would promise stages that there are not."""
+    prefix = base_prefix(model)
+    paths = [f"{prefix}.{entry.module}" if prefix else entry.module for entry in base]
+    stack = layer_stack(model, paths)
+    if stack is None:
+        return None
+    depth, before = len(list(model.get_submodule(stack).children())), tuple(paths[: paths.index(stack)])
+    first: Live | None = None
+    for number in range(1, depth):
+        missed = next(
+            (live for live in live_across(graph, Cut(stack, number, before)) if live.role is Role.MISSED), None
+        )
+        if missed is None:
+            return None
+        first = first or missed
+    if first is None:
+        return None
+    made = graph.ops[first.made].module if first.made is not None else graph.values[first.value].name
+    used = graph.ops[first.used]
+    return (
+        f"{stack} can be cut nowhere: what {made or 'the model'} makes is needed behind every cut, by {used.target} in "
+        f"{used.module or 'the model'}, and no argument of a layer brings it"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,8 +134,9 @@ class _Numbering:
         lacked = self._lacked()
         for value, kind in enumerate(graph.values):
             if kind.name is not None:
-                name = ("absent", id(self), value) if value in lacked else ("named", kind.name)
-                self.found[value] = numbers.number(name)
+                self.found[value] = numbers.number(
+                    ("absent", id(self), value) if value in lacked else ("named", kind.name)
+                )
         for position, op in enumerate(graph.ops):
             if _neutral(op) and isinstance(first := op.args[0], Ref):
                 self.found[op.outputs[0]] = self._of(first.value)

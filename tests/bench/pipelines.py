@@ -21,7 +21,7 @@ from launch.api import Engine, confirm_cases
 from planner.frontend.load import LoadError, build, carried_plan, load
 from planner.frontend.trace import TraceError, trace
 from planner.frontend.twin import TwinError, twin
-from planner.infer.pp import infer_pipeline
+from planner.infer.pp import cut_nowhere, infer_pipeline
 from planner.ir.findings import Finding, Severity, Verdict
 from planner.ir.plan import Plan, PpEntry
 from tests.bench.types import causal_types
@@ -120,6 +120,8 @@ def _begun(name: str) -> tuple[Row, Plan | None]:
             graph = trace(model)
             base, head = infer_pipeline(model, graph)
             plan = Plan(pp=base, head_pp=head)
+            if (uncut := cut_nowhere(model, graph, base)) is not None:
+                return Row(name, "no plan", reason=_line(uncut), seconds=time.perf_counter() - started), None
             findings = check_pp(model, graph, plan)
             upstream = _compared(plan, carried_plan(loaded, model))
     except (LoadError, TraceError, TimeoutError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from planner.ir.findings import Verdict
 from planner.ir.plan import Plan, PpEntry
 from verify.dynamic.cases import Case, Schedule, Staging
 from verify.dynamic.departures import Departure, Slip
-from verify.dynamic.stages import Layout, dealt, drop, layout_of, moved, untie
+from verify.dynamic.stages import Layout, dealt, drop, layout_of, moved, recorded, untie
 from verify.report import LevelResult
 
 pytestmark = pytest.mark.timeout(200)
@@ -225,6 +226,19 @@ def test_fewer_layers_than_stages_is_refused() -> None:
     model, plan = build(load("llama", overrides={"num_hidden_layers": "2"})), carried("llama")
     with pytest.raises(ValueError, match=r"model\.layers holds 2 layers, too few for 3 pipeline stages\."):
         layout_of(model, plan.pp, plan.head_pp, base_prefix=base_prefix(model), stages=3)
+
+
+def test_forms_of_named_tuples_are_named_tuples() -> None:
+    class Both(NamedTuple):
+        one: torch.Tensor
+        other: torch.Tensor
+
+    layer = nn.Identity()
+    with recorded(nn.Sequential(layer), ["0"]) as record:
+        layer(Both(torch.ones(2), torch.ones(3)))
+    (call,) = record.calls["0"]
+    assert isinstance(call.output, Both)
+    assert call.output.other.is_meta
 
 
 def tied() -> tuple[nn.Embedding, nn.Linear, nn.Module]:

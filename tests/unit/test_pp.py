@@ -2,9 +2,10 @@
 
 import pytest
 
+from planner import suggest
 from planner.frontend.load import base_prefix, build, load
 from planner.frontend.trace import trace
-from planner.infer.pp import infer_pipeline
+from planner.infer.pp import cut_nowhere, infer_pipeline
 from planner.infer.sites import call_sites
 from planner.ir.graph import Graph
 from planner.ir.live import Cut, Entrance, Live, Role, live_across
@@ -155,3 +156,21 @@ def test_a_module_that_every_stage_has_is_no_reason_to_send() -> None:
 
 def test_a_layer_that_never_ran_has_no_cut() -> None:
     assert live_across(mixed("plain"), Cut("core.pile", 9)) == ()
+
+
+@pytest.mark.parametrize(
+    ("mix", "made"), [("outside", "core.zork"), ("again", "core.pile.0"), ("skip", None), ("plain", None)]
+)
+def test_a_model_that_can_be_cut_nowhere_gets_no_plan(mix: str, made: str | None) -> None:
+    """Else the proposal would be one that its own proof refutes."""
+    suggestion = suggest(load(f"{FILE}:StreamForCausalLM", overrides={"mix": mix}))
+    assert bool(suggestion.plan.pp) is (made is None)
+    reason = "there is no pipeline plan: core.pile can be cut nowhere: what "
+    told = [note.removeprefix(reason) for note in suggestion.notes if note.startswith(reason)]
+    assert [note.startswith(str(made)) for note in told] == [True] * (made is not None)
+
+
+def test_some_cuts_that_cannot_be_made_are_no_reason_for_none() -> None:
+    model = build(load("gemma3n_text"))
+    graph = trace(model)
+    assert cut_nowhere(model, graph, infer_pipeline(model, graph)[0]) is None

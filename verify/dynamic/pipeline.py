@@ -48,7 +48,7 @@ class Alone:
     want: Answers
 
 
-def laid_out(case: Case, single: PreTrainedModel) -> Cutting:
+def laid_out(case: Case, single: nn.Module) -> Cutting:
     """The stages that are asked for; even ones avoid cuts that cannot be made. `ValueError` where the plan makes none."""
     plan, staging = case.plan, case.staging
     stages = case.pp * staging.rounds

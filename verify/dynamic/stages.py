@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise, starmap
+from typing import cast
 
 import torch
 from torch import nn
@@ -229,7 +230,8 @@ def _mapped(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -> ob
         case torch.Tensor():
             return change(value)
         case tuple() | list():
-            return type(value)(_mapped(item, change) for item in value)
+            items, kind = [_mapped(item, change) for item in value], cast("Callable[..., object]", type(value))
+            return kind(*items) if hasattr(value, "_fields") else kind(items)
         case ModelOutput():
             return type(value)(**{key: _mapped(item, change) for key, item in value.items()})
         case dict():
@@ -370,10 +372,10 @@ def drop(model: nn.Module, names: Sequence[str]) -> None:
     """
     for name in names:
         for module in model.get_submodule(name).modules():
-            for own, value in list(module.named_parameters(recurse=False)):
-                setattr(module, own, nn.Parameter(_nothing(value), requires_grad=False))
-            for own, value in list(module.named_buffers(recurse=False)):
-                module._buffers[own] = _nothing(value)
+            for own, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, own, nn.Parameter(_nothing(weight), requires_grad=False))
+            for own, buffer in list(module.named_buffers(recurse=False)):
+                module._buffers[own] = _nothing(buffer)
 
 
 def _nothing(value: torch.Tensor) -> torch.Tensor:
