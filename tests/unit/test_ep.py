@@ -7,6 +7,7 @@ import pytest
 from planner.frontend.load import build, carried_plan, load
 from planner.frontend.trace import trace
 from planner.infer.ep import infer_ep
+from planner.ir.findings import Severity
 from planner.ir.plan import Plan, TpEntry
 from verify.checks.experts import check_experts
 
@@ -48,3 +49,10 @@ def test_experts_that_run_all_at_once_are_not_dispatched() -> None:
     entries = tuple(replace(e, pattern=e.pattern.replace("mlp", "feed_forward")) for e in MIXTRAL)
     (finding,) = check_experts(graph, Plan(ep=entries), "model", 2)
     assert "hidden states, expert ids and routing weights" in finding.message
+
+
+def test_experts_that_no_token_of_the_trace_went_to_are_not_accused() -> None:
+    loaded = load("ernie4_5_vl_moe_text", overrides={"num_hidden_layers": "2"})
+    model = build(loaded)
+    findings = check_experts(trace(model), carried_plan(loaded, model), "", 2)
+    assert {(finding.code, finding.severity) for finding in findings} == {("TP210", Severity.UNDECIDED)}

@@ -15,7 +15,7 @@ DISPATCH, STACKED = "ep_dispatch_experts", "grouped_gemm"
 
 
 def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[Finding, ...]:
-    """Findings TP201 and TP214 of the expert-parallel entries, at this many ranks."""
+    """Findings TP201, TP210 and TP214 of the expert-parallel entries, at this many ranks."""
     styles = {join(prefix, entry.pattern): entry.style for entry in plan.ep}
     called = {call.module for call in graph.calls}
     found: list[Finding] = []
@@ -46,6 +46,9 @@ def _module_findings(
                 f"{pattern}: {DISPATCH} beside it",
             )
         return
+    if stacked(graph, module) and all(call.module != module.path for call in graph.calls):
+        yield _unseen(module, pattern)
+        return
     fault = dispatch_fault(graph, module)
     if fault is not None:
         yield _finding(module, pattern, fault, "an entry for experts that tokens cannot be sent to", "no such entry")
@@ -68,6 +71,19 @@ def _finding(module: Module, entry: str, message: str, found: str, needed: str) 
         why="a rank that holds E / t experts is sent the tokens that chose one of them, and nothing else",
         found=found,
         needed=needed,
+    )
+
+
+def _unseen(module: Module, entry: str) -> Finding:
+    """Experts that no token of the trace went to, such as those for images: what is right for them is not known."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"{module.path} took no part in the traced forward",
+        Place(entry, module.path),
+        why="what did not run in the trace is not proved",
+        found="no call",
+        needed="a forward that calls it on every input",
     )
 
 
