@@ -45,6 +45,8 @@ _COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
 _DROPPED = re.compile(r"\w*(drop|jitter)\w*")
 _MULTIPLIER = re.compile(r"\w*(multiplier|logits?_scal(e|ing)|residual_scale|embed(ding)?_scale|scaling_factor)")
 _TOKEN = re.compile(r"\w*token_(ids?|index)")
+_GRID = re.compile(r"\w*pos(ition)?_shape")
+"""A grid of positions, which some models fill when they train."""
 _INNER = re.compile(r"(\w+?)_(?:n|num)_heads")
 HEAD_DIM = 8
 LENGTH = 12
@@ -122,7 +124,7 @@ def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Ru
     small |= _head_sizes(numbers, roles, tp=tp, rung=rung)
     small |= _counts(numbers, roles)
     small |= depth(small, roles, least=least_layers)
-    small |= _numbers_beside_sizes(small, scaled=rung.scaled)
+    small |= numbers_beside_sizes(small, scaled=rung.scaled)
     small |= _rotary(fields, small, roles)
     small |= {
         name: shrunk(part, tp=tp, least_layers=least_layers, rung=rung)
@@ -169,12 +171,25 @@ def narrowed(fields: Mapping[str, object], *, tp: int, least_layers: int, factor
         elif role == "vocabulary":
             small[name] = fit(min(100, value), real=value, tp=tp)
     small |= _counts(numbers, roles)
+    small |= _shared_widths(fields, small, factor=factor)
     small |= depth(small, roles, least=least_layers)
-    small |= _numbers_beside_sizes(small, scaled=True)
+    small |= numbers_beside_sizes(small, scaled=True)
     return small | {
         name: narrowed(part, tp=tp, least_layers=least_layers, factor=factor)
         for name, part in fields.items()
         if is_config(part)
+    }
+
+
+def _shared_widths(fields: Mapping[str, object], small: Mapping[str, object], *, factor: int) -> Fields:
+    """Lists of widths that together make up one that was divided: each is divided too."""
+    made = {value for name, value in fields.items() if type(value) is int and small[name] != value}
+    return {
+        name: [part // factor for part in value]
+        for name, value in fields.items()
+        if isinstance(value, list)
+        and all(type(part) is int and part % factor == 0 for part in value)
+        and sum(value) in made
     }
 
 
@@ -306,7 +321,7 @@ def _kept_layers(kinds: list[tuple[object, ...]], total: int, least: int) -> lis
     return sorted(kept)
 
 
-def _numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Fields:
+def numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Fields:
     """Dropout off, token ids inside the vocabulary, neutral multipliers made visible."""
     vocabulary = next((v for k, v in fields.items() if role_of(k) == "vocabulary" and isinstance(v, int)), None)
     small: Fields = {}
@@ -317,6 +332,8 @@ def _numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Fiel
             small[name] = 1.25
         elif vocabulary and _TOKEN.fullmatch(name):
             small[name] = _inside(value, vocabulary)
+        elif _GRID.fullmatch(name) and isinstance(value, list | tuple) and len(value) == 2:
+            small[name] = [LENGTH // 4, 4]
     return small
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from planner.frontend.inputs import Sizes, caching, token_inputs
 from planner.frontend.load import Loaded, build, quiet
-from planner.frontend.sizes import RUNGS, Fields, narrowed, role_of, shrunk
+from planner.frontend.sizes import RUNGS, Fields, narrowed, numbers_beside_sizes, role_of, shrunk
 from planner.frontend.values import real_inputs
 from planner.ir.plan import generic
 
@@ -171,7 +171,7 @@ def _parameters(loaded: Loaded) -> int:
 
 def _by_trial(loaded: Loaded, *, tp: int, pp: int) -> PreTrainedConfig:
     """The config with integer fields halved, one or two at a time, as long as the model builds and gets smaller."""
-    best, size = loaded.config, _parameters(loaded)
+    best, size = _beside_sizes(loaded), _parameters(loaded)
     for _ in range(_TRIALS):
         if size <= SMALL:
             break
@@ -183,6 +183,16 @@ def _by_trial(loaded: Loaded, *, tp: int, pp: int) -> PreTrainedConfig:
         else:
             break
     return best
+
+
+def _beside_sizes(loaded: Loaded) -> PreTrainedConfig:
+    """The config with what beside its sizes belongs to a twin (no dropout, visible multipliers), where it runs with that."""
+    with suppress(Exception):  # a config class may refuse values
+        fields = fields_of(loaded.config)
+        made = rebuilt(loaded.config, fields | numbers_beside_sizes(fields, scaled=True))
+        if _forwards(dataclasses.replace(loaded, config=made)):
+            return made
+    return loaded.config
 
 
 def _halvings(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:

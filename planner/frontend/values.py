@@ -20,18 +20,27 @@ def real_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> Inputs:
     A row with an image is longer than `sizes` says by the tokens that stand for the image. Where no attempt can be run, what the
     last one's failure is shows when the model is asked.
     """
+    return fullest_inputs(model, sizes, seed=seed)[0]
+
+
+def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[Inputs, Exception | None]:
+    """As `real_inputs`, and why there is nothing but text in them where the model takes more; None where it is complete."""
     forms = attempts(model, sizes)
-    known = taken(model)
+    known, refused = taken(model), None
     for attempt, form in enumerate(forms):
-        if known in (None, attempt):
-            with suppress(Exception):  # a form that this model's code does not take: the next one
-                given = _filled(model, form, sizes, seed)
-                if known is None:
-                    _runs(model, given)
-                    take(model, attempt)
-                return given
+        if known not in (None, attempt):
+            continue
+        try:
+            given = _filled(model, form, sizes, seed)
+            if known is None:
+                _runs(model, given)
+                take(model, attempt)
+        except Exception as error:  # a form that this model's code does not take: the next one
+            refused = refused or error
+            continue
+        return given, refused if refused and form.keys() == token_inputs(model).keys() else None
     tokens = token_inputs(model).keys()
-    return _filled(model, next((form for form in forms if form.keys() == tokens), forms[0]), sizes, seed)
+    return _filled(model, next((form for form in forms if form.keys() == tokens), forms[0]), sizes, seed), refused
 
 
 def _runs(model: nn.Module, given: Inputs) -> None:

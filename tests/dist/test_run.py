@@ -85,7 +85,7 @@ def test_right_plans_are_confirmed(results: Mapping[str, LevelResult], name: str
         ("rowwise missing", "DY504", "layers.*.mlp.down_proj"),
         ("reduced twice", "DY501", "layers.*.mlp"),
         ("q_norm missing", "DY502", "layers.*.self_attn.q_norm"),
-        ("experts packed wrongly", "DY501", "layers.*.mlp.experts"),
+        ("experts packed wrongly", "DY506", "layers.*.mlp.experts.gate_up_proj"),
         ("unknown style", "DY504", None),
     ],
 )

@@ -93,13 +93,29 @@ def _gradients(got: Observed, want: Observed, limits: Limits) -> list[Comparison
     for what, gradients in want.gradients.items():
         if what not in got.gradients:
             continue
-        largest = max((float(gradient.abs().max()) for gradient in gradients.values() if gradient.numel()), default=0.0)
+        scales = _scales(gradients)
         for name, gradient in gradients.items():
             mine = got.gradients[what].get(name)
-            scale = floor(gradient.dtype) * largest
-            error = float("inf") if mine is None else relative_error(mine, gradient, floor=scale)
+            error = float("inf") if mine is None else relative_error(mine, gradient, floor=scales[name])
             found.append(_comparison(what, error, limits, name))
     return found
+
+
+def _scales(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The least scale of each gradient: the largest of its module, and a small part of the largest of all.
+
+    What one module holds gets sums of the same terms. Those of a key's bias cancel, since a softmax does not change where all
+    its inputs move alike: in exact arithmetic it is zero, and what is left of it is rounding in the scale of its weight.
+    """
+    sizes = {name: float(value.abs().max()) if value.numel() else 0.0 for name, value in gradients.items()}
+    largest = max(sizes.values(), default=0.0)
+    modules: dict[str, float] = {}
+    for name, size in sizes.items():
+        module = name.rpartition(".")[0]
+        modules[module] = max(modules.get(module, 0.0), size)
+    return {
+        name: max(modules[name.rpartition(".")[0]], floor(value.dtype) * largest) for name, value in gradients.items()
+    }
 
 
 def _comparison(what: str, error: float, limits: Limits, place: str = "") -> Comparison:

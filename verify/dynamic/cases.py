@@ -12,7 +12,7 @@ from torch import nn
 from planner.frontend.inputs import Sizes
 from planner.frontend.load import Loaded
 from planner.frontend.sizes import LENGTH
-from planner.frontend.values import real_inputs
+from planner.frontend.values import fullest_inputs
 from planner.ir.plan import Plan
 from verify.dynamic.departures import Departure
 from verify.dynamic.exact import Wide
@@ -86,6 +86,8 @@ class Inputs:
     more: Mapping[str, torch.Tensor]
     mask: torch.Tensor
     ragged: torch.Tensor
+    refused: Exception | None = None
+    """Why there is only text, of a model that takes images too."""
 
     @property
     def encoded(self) -> bool:
@@ -122,16 +124,20 @@ def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
     """Random inputs for a model, on its device."""
     exact: AbstractContextManager[object] = Wide() if next(model.parameters()).dtype is torch.float64 else nullcontext()
     with exact:
-        given = real_inputs(model, SIZES, seed=seed)
+        given, refused = fullest_inputs(model, SIZES, seed=seed)
     name = next((each for each in ("decoder_input_ids", "input_ids") if each in given), "")
     nothing = torch.empty((SIZES.rows, 0), dtype=torch.long)
     mask, ragged = (torch.ones_like(given.get("input_ids", nothing)) for _ in range(2))
     mask[1:, :3] = 0
     ragged[0, -2:] = 0
     ragged[1, -5:] = 0
-    return Inputs(name, given.pop(name, nothing), given, mask, ragged)
+    return Inputs(name, given.pop(name, nothing), given, mask, ragged, refused)
 
 
 def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward names this keyword."""
-    return name in inspect.signature(type(model).forward).parameters
+    """Whether the model's forward names this keyword, or hands what it does not name to a base model that names it."""
+    names = inspect.signature(type(model).forward).parameters
+    base = getattr(model, "base_model", model)
+    if name in names or base is model:
+        return name in names
+    return any(one.kind is one.VAR_KEYWORD for one in names.values()) and accepts(base, name)

@@ -42,6 +42,8 @@ class Observed:
     unasked: dict[str, Exception] = field(default_factory=dict)
     stage: str = "loading"
     inside: str = ""
+    trains: bool | None = None
+    """Whether gradients are asked in training mode, as the single-device model gives none in the other; None: not known yet."""
     refused: RuntimeError | None = None
     """Autograd's refusal of an in-place operation of the model, after which the question was asked out of place."""
 
@@ -64,6 +66,9 @@ def observe(
     could answer is asked; without, a model that cannot answer one of the lesser questions is not asked it. Nothing more
     is asked once the answers are `enough`.
     """
+    into.trains = None if asked_of is None else bool(asked_of.trains)
+    if inputs.refused is not None:
+        into.unasked["the way of images"] = inputs.refused
     for stage, ask in _QUESTIONS.items():
         if enough is not None and enough(into):
             break
@@ -177,6 +182,30 @@ def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     into.tokens["generated tokens"] = Tokens(output.sequences[:, -NEW_TOKENS:], lead)
 
 
+def _backward_somehow(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Backward in the mode of the other questions; in training mode where the single-device model refuses that one. There is
+    no dropout in a twin, so that nothing else differs between the two.
+    """
+    if into.trains is None:
+        try:
+            _backward_anyway(model, inputs, into)
+            into.trains = False
+            return
+        except Exception as error:
+            into.trains = True
+            try:
+                _backward_somehow(model, inputs, into)
+            except Exception:
+                raise error from None
+            return
+    before = model.training
+    model.train(into.trains)
+    try:
+        _backward_anyway(model, inputs, into)
+    finally:
+        model.train(before)
+
+
 def _backward_anyway(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Backward; where autograd refuses the model's `a += b` on a sharded module's output, again on copies of the outputs."""
     try:
@@ -247,7 +276,7 @@ _QUESTIONS: Mapping[str, Question] = {
     "ragged forward": _ragged,
     "cached decode": _decode,
     "generation": _generate,
-    "backward": _backward_anyway,
+    "backward": _backward_somehow,
     "eager attention": _eager,
 }
 _NEEDED = ("forward", "backward")

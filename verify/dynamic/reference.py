@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from planner.frontend.load import Loaded, build, quiet
@@ -34,18 +35,56 @@ def single_device(case: Case, device: torch.device) -> PreTrainedModel:
         model = _from_checkpoint(replace(case.loaded, config=copy.deepcopy(case.loaded.config)))
         nn.Module.to(model, device)
         return model
-    state = random_state(reference_model(case.loaded, torch.device("cpu")), seed=case.seed)
-    single = from_state(replace(case.loaded, config=copy.deepcopy(case.loaded.config)), state)
+    made = reference_model(case.loaded, torch.device("cpu"))
+    single = from_state(
+        replace(case.loaded, config=copy.deepcopy(case.loaded.config)), random_state(made, seed=case.seed)
+    )
+    freeze_as(single, made)
     nn.Module.to(single, device)
     return single
+
+
+def freeze_as(model: nn.Module, other: nn.Module) -> None:
+    """Train what the other model trains, and no more: a constructor may freeze a parameter, and the client's loading thaws it
+    where it is whole and not where it is sharded (transformers 5.23.0, core_model_loading.py, `set_param_for_module`).
+    """
+    trained = {name: parameter.requires_grad for name, parameter in other.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(trained.get(name, parameter.requires_grad))
+
+
+def checkpoint_form(case: Case, single: PreTrainedModel) -> State:
+    """The weights of a twin as its checkpoint would hold them: experts one by one, say, that the model stacks.
+
+    What the client merges while it shards is then merged from the ranks' parts, as in reality. As the model holds them where
+    the client's conversion does not lead back to the same bits on one device. Source: transformers 5.23.0,
+    core_model_loading.py, `revert_weight_conversion`; a model loaded from memory remembers no conversion of its own.
+    """
+    state = single.state_dict()
+    if case.weights:
+        return state
+    remembered = single.__dict__.pop("_weight_conversions", None)
+    try:
+        form = {name: value.contiguous() for name, value in revert_weight_conversion(single, _once(state)).items()}
+        if form.keys() <= state.keys():
+            return state
+        loaded = replace(case.loaded, config=copy.deepcopy(case.loaded.config))
+        again = from_state(loaded, form).state_dict()
+    except Exception:  # a conversion that cannot be undone
+        return state
+    finally:
+        single.__dict__["_weight_conversions"] = remembered
+    return form if all(torch.equal(value.cpu(), again[name]) for name, value in state.items()) else state
 
 
 def sharded_model(case: Case, state: State) -> PreTrainedModel:
     """The same model on the ranks, by the client's own way: `from_pretrained` with a `DistributedConfig`.
 
     The plan under test replaces the one the model carries: on the config instance, and on a subclass of the head class.
-    `state` are the twin's weights; a real checkpoint is read from its files again, since how they are cut on the way in
-    is part of the question. Source: transformers 5.23.0, distributed/mixin.py, `init_parallel_plans`.
+    `state` are the twin's weights, best in the form of its checkpoint; a real checkpoint is read from its files again, since
+    how they are cut on the way in is part of the question. Source: transformers 5.23.0, distributed/mixin.py,
+    `init_parallel_plans`.
     """
     planned = with_plan(case.loaded, case.plan)
     # Of a plan for both axes the client takes the experts from one and the rest from the other, on the same ranks.
@@ -57,11 +96,13 @@ def sharded_model(case: Case, state: State) -> PreTrainedModel:
 
 def from_state(loaded: Loaded, state: State, degrees: DistributedConfig | None = None) -> PreTrainedModel:
     """A model with these weights, on one device too by the client's own loading: what that computes anew (buffers that no
-    checkpoint holds) is then alike.
+    checkpoint holds) is then alike. Copies of them: the client keeps a tensor as it is where it can, and models that share one
+    would not differ where either writes to it.
     """
+    own = {name: value.clone() for name, value in _once(state).items()}
     with quiet():
         model = loaded.model_class.from_pretrained(
-            None, config=loaded.config, state_dict=_once(state), dtype=torch.float64, distributed_config=degrees
+            None, config=loaded.config, state_dict=own, dtype=torch.float64, distributed_config=degrees
         )
     model._apply(_widened)
     model.eval()

@@ -18,7 +18,7 @@ from verify.dynamic.compare import Comparison
 from verify.dynamic.localize import Divergence, first_divergence
 from verify.dynamic.outcome import Failure, Outcome, failure_of
 from verify.dynamic.questions import Observed, observe
-from verify.dynamic.reference import sharded_model, single_device
+from verify.dynamic.reference import State, checkpoint_form, freeze_as, sharded_model, single_device
 from verify.dynamic.saved import saved
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class _Progress:
     observed: Observed | None = None
     single: PreTrainedModel | None = None
     want: Observed = field(default_factory=Observed)
+    state: State | None = None
     limits: Limits = field(default_factory=dict)
     before: list[Comparison] = field(default_factory=list)
     """What was compared before the first question."""
@@ -56,12 +57,15 @@ class Known:
 
     single: PreTrainedModel
     want: Observed
+    state: State
+    """Its weights, as its checkpoint would hold them."""
 
 
 def known(case: Case, *, device: torch.device) -> Known:
     """Ask the single-device model of a twin once, for many plans; what it raises passes through."""
     single = single_device(case, device)
-    return Known(single, observe(single, inputs(single, seed=case.seed), into=Observed()))
+    want = observe(single, inputs(single, seed=case.seed), into=Observed())
+    return Known(single, want, checkpoint_form(case, single))
 
 
 def check(
@@ -78,7 +82,7 @@ def check(
             shared = before if isinstance(before, Shared) else Shared()
             return _check_pipeline(case, shared, rank=rank, device=device, progress=progress)
         if isinstance(before, Known):
-            progress.single, progress.want = before.single, before.want
+            progress.single, progress.want, progress.state = before.single, before.want, before.state
         return _check_tensor(case, rank=rank, device=device, progress=progress, hasty=hasty)
     except Exception as error:  # whatever the model, the client or the plan makes it raise is the result
         at = progress.observed
@@ -102,7 +106,8 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
         observe(own.model, asked, into=got, exact=not case.weights, asked_of=progress.want)
         got.gradients = {what: own.whole(gradients) for what, gradients in got.gradients.items()}
         return _outcome(case, progress, rank=rank)
-    model = sharded_model(case, single.state_dict())
+    model = sharded_model(case, progress.state or checkpoint_form(case, single))
+    freeze_as(model, single)
     progress.before = weights(model, single)
     progress.observed = Observed()
     enough = partial(_wrong_already, progress) if hasty else None
