@@ -18,6 +18,8 @@ from tests.bench import (
     rules,
     runtime,
     speed,
+    twins,
+    warm,
     weights,
     write,
 )
@@ -30,11 +32,12 @@ BENCHMARKS = {
     "engines": engines.main,
     "faults": faults.main,
     "layouts": layouts.main,
-    "localize": localize.main,
     "pipelines": pipelines.main,
     "rules": rules.main,
     "runtime": runtime.main,
     "speed": speed.main,
+    "twins": twins.main,
+    "warm": warm.main,
     "weights": weights.main,
     "write": write.main,
 }
@@ -42,7 +45,7 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("name", choices=(*BENCHMARKS, "mutants", "pipeline-mutants", "zoo"))
+    parser.add_argument("name", choices=(*BENCHMARKS, "localize", "mutants", "pipeline-mutants", "zoo"))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
     )
@@ -53,7 +56,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--page", type=Path, default=None, help="zoo, mutants, pipeline-mutants: also write the page of the docs"
     )
-    parser.add_argument("--limit", type=int, default=0, help="mutants: at most this many of each plan")
+    parser.add_argument("--limit", type=int, default=0, help="mutants, localize: at most this many of each plan")
     parser.add_argument("--seed", type=int, default=0, help="mutants: which ones, under a limit")
     parser.add_argument(
         "--time", type=float, default=0.0, help="mutants: start no further type after this many seconds"
@@ -70,6 +73,8 @@ def main(arguments: list[str]) -> int:
     if given.name == "mutants":
         options = mutants.Options(degree, given.limit, given.seed, given.time, given.only, given.redo == "failed")
         return mutants.main(types, given.out or Path("mutants.jsonl"), options=options, page_at=given.page)
+    if given.name == "localize":
+        return localize.main(types, given.out or Path("localize.json"), tp=degree, limit=given.limit)
     return BENCHMARKS[given.name](types, given.out or Path(f"{given.name}.json"), tp=degree)
 
 

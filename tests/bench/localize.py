@@ -7,8 +7,8 @@ from the comparison alone, *after trying* the one whose edit was run and agreed.
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -25,11 +25,11 @@ from tests.mutants.operators import Mutant, mutants
 from verify.dynamic.cases import Case
 from verify.dynamic.diagnose import diagnosed
 from verify.dynamic.inprocess import InProcess
-from verify.dynamic.verdicts import findings_of
+from verify.dynamic.verdicts import findings_of, measures_of
 
 TYPES = ("llama", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3", "olmo2", "starcoder2", "glm4")
 EACH = 24
-"""Faults planted in one type's plan."""
+"""Faults planted in one type's plan, unless `--limit` says otherwise; fewer of them are the first of more."""
 OVERRIDES = {"llama": {"num_key_value_heads": "8"}}
 """Types whose default config has as many KV heads as heads get fewer: only then is a whole key silently wrong."""
 
@@ -46,6 +46,8 @@ class Located:
     first: str | None
     tried: str | None
     edit: str
+    error: float | None
+    """The largest relative error that was measured; None where a rank raised instead."""
 
 
 def plan_of(styles: Mapping[str, str], prefix: str, like: Plan) -> Plan:
@@ -56,24 +58,26 @@ def plan_of(styles: Mapping[str, str], prefix: str, like: Plan) -> Plan:
     return Plan(tp=base, head_tp=head, pp=like.pp, head_pp=like.head_pp)
 
 
-def planted(graph: Graph, styles: Mapping[str, str], *, seed: str) -> list[Mutant]:
-    """Mutants of one entry, at most `EACH`, drawn alike every time; a key that matches nothing is found without a run."""
+def planted(graph: Graph, styles: Mapping[str, str], *, seed: str, most: int = EACH) -> list[Mutant]:
+    """Mutants of one entry, at most so many, drawn alike every time; a key that matches nothing is found without a run."""
     found = [m for m in mutants(graph, styles) if len(m.entries) == 1 and not m.operator.startswith("T3")]
     random.Random(seed).shuffle(found)
-    return found[:EACH]
+    return found[:most]
 
 
-def locate(name: str, *, tp: int) -> Iterator[Located]:
+def locate(name: str, *, tp: int, most: int = EACH) -> Iterator[Located]:
     """Every refuted mutant of one type's own plan."""
     loaded = load(name, overrides=OVERRIDES.get(name))
     model = build(loaded)
     small, prefix, carried = twin(loaded, tp=tp), base_prefix(model), carried_plan(loaded, model)
     with InProcess(tp) as ranks:
-        for mutant in planted(trace(model), carried.styles(prefix), seed=name):
+        for mutant in planted(trace(model), carried.styles(prefix), seed=name, most=most):
             case = Case(small, plan_of(mutant.styles, prefix, carried), tp)
-            found = _findings(ranks, case)
+            outcomes = ranks.check(case)
+            found = findings_of(case, outcomes)
             if any(finding.severity is Severity.ERROR for finding in found):
-                yield _located(name, mutant, case, found, ranks)
+                error = max(measures_of(case, outcomes).values(), default=None)
+                yield replace(_located(name, mutant, case, found, ranks), error=None if raised(found) else error)
 
 
 def _findings(ranks: InProcess, case: Case) -> tuple[Finding, ...]:
@@ -91,10 +95,16 @@ def _located(name: str, mutant: Mutant, case: Case, found: tuple[Finding, ...], 
         first=found[0].place.entry,
         tried=after[0].place.entry,
         edit=str(after[0].fix.title) if after[0].fix else "",
+        error=None,
     )
 
 
-def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+def raised(found: Sequence[Finding]) -> bool:
+    """Whether the plan was refuted since it cannot be run."""
+    return any(finding.code == "DY504" and finding.severity is Severity.ERROR for finding in found)
+
+
+def main(types: tuple[str, ...], out: Path, *, tp: int, limit: int = 0) -> int:
     """Plant, run and locate; print the table, write JSON; exit 1 below 95 %."""
     console = Console(stderr=True)
     known: dict[str, list[dict[str, object]]] = json.loads(out.read_text()) if out.exists() else {}
@@ -102,13 +112,19 @@ def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
         if (key := f"{name} tp {tp}") in known:
             continue
         try:
-            known[key] = [asdict(located) for located in locate(name, tp=tp)]
+            known[key] = [asdict(located) for located in locate(name, tp=tp, most=limit or EACH)]
         except (LoadError, TraceError, TwinError, ValueError) as error:
             known[key] = []
             console.print(f"{name}: not run: {error}")
         out.write_text(json.dumps(known, indent=1))
     rows = [row for rows in known.values() for row in rows]
     Console().print(_table(rows))
+    errors = sorted(float(str(row["error"])) for row in rows if row.get("error") is not None)
+    Console().print(
+        f"smallest relative error of a refuted plan: {errors[0]:.1e} of {len(errors)}"
+        if errors
+        else "no error measured"
+    )
     named = sum(row["entry"] == row["tried"] for row in rows)
     return int(named < 0.95 * len(rows))
 
