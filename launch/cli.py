@@ -3,6 +3,7 @@
 Nothing here imports torch before a command that needs it runs: help and explanations answer at once.
 """
 
+import gc
 import os
 import re
 import signal
@@ -141,6 +142,8 @@ def _terminated(number: int, _: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """The console script."""
+    # A command makes many objects and ends: collecting as often as a server does costs it a tenth of its time.
+    gc.set_threshold(50_000, 20, 20)
     signal.signal(signal.SIGTERM, _terminated)
     code = run(sys.argv[1:])
     if this_rank() is None:

@@ -9,18 +9,16 @@ from verify.render.html import size
 SHOWN = 12
 """Layouts in the table; JSON has all of them."""
 
+NOTE = "* no other is better in memory and time; ~ estimated, the rest is exact, of the fullest and the busiest rank"
+
 
 def layouts_text(model: str, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
     """The table, the reasons against the others, and the commands of the first."""
-    head = (
-        f"{model} on {machine.devices} devices of {size(machine.memory)}, {load.batch} sequences of {load.context} tokens, "
-        f"{'training with AdamW' if load.train else 'serving'}"
-    )
-    parts = [head, _table(found, load)]
+    parts = [headline(model, machine, load), _table(found, load)]
     if not load.train and facts.cache is None:
         parts.append("cache: not known for this model, and not counted")
     if found.illegal:
-        parts.append("not legal:\n" + "\n".join(f"  {layout}: {reason}" for layout, reason in _gathered(found)))
+        parts.append("not legal:\n" + "\n".join(f"  {layout}: {reason}" for layout, reason in gathered(found)))
     if found.choices:
         parts.append(
             "start the first with:\n"
@@ -31,7 +29,15 @@ def layouts_text(model: str, found: Search, facts: Facts, machine: Machine, load
     return "\n\n".join(parts)
 
 
-def _gathered(found: Search) -> list[tuple[str, str]]:
+def headline(model: str, machine: Machine, load: Load) -> str:
+    """What was asked."""
+    return (
+        f"{model} on {machine.devices} devices of {size(machine.memory)}, {load.batch} sequences of {load.context} tokens, "
+        f"{'training with AdamW' if load.train else 'serving'}"
+    )
+
+
+def gathered(found: Search) -> list[tuple[str, str]]:
     """Layouts with one reason on one line."""
     by: dict[str, list[str]] = {}
     for layout, reason in found.illegal:
@@ -42,49 +48,40 @@ def _gathered(found: Search) -> list[tuple[str, str]]:
     ]
 
 
+def columns(load: Load) -> tuple[str, ...]:
+    """The head of the table."""
+    training = ("gradients", "optimizer") if load.train else ("cache",)
+    held = ("parameters", *training, "activations ~", "in all")
+    return ("", "layout", "layers a stage", *held, "collectives", "per token", "time ~")
+
+
+def row(choice: Choice, load: Load, *, best: float) -> tuple[str, ...]:
+    """One layout; its time is a multiple of the best one's."""
+    held = choice.held
+    kept = (size(held.gradients), size(held.optimizer)) if load.train else (size(held.cache),)
+    return (
+        "*" if choice.pareto else "",
+        str(choice.layout),
+        _layers(choice.layers),
+        size(held.parameters),
+        *kept,
+        size(held.activations),
+        size(held.total),
+        str(choice.sent.count),
+        size(choice.sent.bytes_per_token),
+        f"{choice.seconds / best:.2f}",
+    )
+
+
 def _table(found: Search, load: Load) -> str:
     if not found.choices:
         return "no legal layout"
-    training = ("gradients", "optimizer") if load.train else ("cache",)
-    rows = [
-        (
-            "",
-            "layout",
-            "layers a stage",
-            "parameters",
-            *training,
-            "activations ~",
-            "in all",
-            "collectives",
-            "per token",
-            "time ~",
-        )
-    ]
     best = found.choices[0].seconds
-    for choice in found.choices[:SHOWN]:
-        held = choice.held
-        kept = (size(held.gradients), size(held.optimizer)) if load.train else (size(held.cache),)
-        rows.append(
-            (
-                "*" if choice.pareto else "",
-                str(choice.layout),
-                _layers(choice.layers),
-                size(held.parameters),
-                *kept,
-                size(held.activations),
-                size(held.total),
-                str(choice.sent.count),
-                size(choice.sent.bytes_per_token),
-                f"{choice.seconds / best:.2f}",
-            )
-        )
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rows = [columns(load), *(row(choice, load, best=best) for choice in found.choices[:SHOWN])]
+    widths = [max(len(one[at]) for one in rows) for at in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(one, widths, strict=True)).rstrip() for one in rows]
     more = len(found.choices) - SHOWN
-    note = (
-        "* no other is better in memory and time; ~ estimated, the rest is exact, of the fullest and the busiest rank"
-    )
-    return "\n".join([*lines, *([f"and {more} more (--format json has all)"] if more > 0 else []), note])
+    return "\n".join([*lines, *([f"and {more} more (--format json has all)"] if more > 0 else []), NOTE])
 
 
 def _layers(layers: tuple[int, ...]) -> str:
@@ -145,6 +142,7 @@ def _choice(model: str, choice: Choice, machine: Machine, load: Load) -> dict[st
         "dp": layout.dp,
         "ep": layout.ep,
         "layers": list(choice.layers),
+        "stage_bytes": [stage.total for stage in choice.stages],
         "bytes": {
             "parameters": held.parameters,
             "gradients": held.gradients,

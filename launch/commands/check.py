@@ -17,9 +17,11 @@ from launch.options import (
     TrustOption,
     settings,
 )
+from launch.sources import excerpt, located
+from verify.render.contract import contract_html, contract_text, named_once
 from verify.render.json import report_json
-from verify.render.text import finding_text
-from verify.report import LevelResult, Report
+from verify.render.sarif import report_sarif
+from verify.report import Report
 
 ALL = "transformers,vllm,sglang,tgi,torchtitan"
 
@@ -53,22 +55,16 @@ def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progr
             report = lint(loaded, backends)
         except ValueError as error:
             raise MisuseError(str(error)) from error
-    text = report_json(report) if form is ReportFormat.JSON else _text(report)
-    return Answer(text, EXIT_CODES[report.verdict] if report.findings else 0)
+    return Answer(_shown(report, form), EXIT_CODES[report.verdict] if report.findings else 0)
 
 
-def _text(report: Report) -> str:
-    """A line for each client, then every finding once, with the clients it is of."""
-    clients: dict[str, list[str]] = {}
-    for level in report.levels:
-        for finding in level.findings:
-            text = finding_text(finding)
-            clients.setdefault(text, []).append(level.level.removeprefix("contract with "))
-    lines = [f"  {level.level.removeprefix('contract with '):<20} {_count(level)}" for level in report.levels]
-    blocks = [f"{text}\n{'clients':>10}  {', '.join(names)}" for text, names in clients.items()]
-    return "\n\n".join([f"{report.model}\n" + "\n".join(lines), *blocks])
-
-
-def _count(level: LevelResult) -> str:
-    number = len(level.findings)
-    return "nothing found" if not number else f"{number} finding{'s' if number > 1 else ''}"
+def _shown(report: Report, form: ReportFormat) -> str:
+    match form:
+        case ReportFormat.JSON:
+            return report_json(report)
+        case ReportFormat.TEXT:
+            return contract_text(report)
+        case ReportFormat.SARIF:
+            return report_sarif(named_once(report), located=located)
+        case ReportFormat.HTML:
+            return contract_html(report, excerpt=excerpt)

@@ -1,6 +1,7 @@
 """`plan layout MODEL --devices N --memory SIZE`: which layouts are legal, what each costs, and how to start the best."""
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from planner.frontend.load import Loaded
     from planner.ir.degrees import Degrees
     from planner.search.cost import Facts, Load, Machine
+    from planner.search.solve import Search
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B(?:/s)?")
@@ -25,6 +27,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B(?:/s)?")
 class TableFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
+    HTML = "html"
 
 
 class Dtype(StrEnum):
@@ -106,20 +109,32 @@ def answer(
             plan = given or _plan(loaded)
             degrees = legal_degrees(loaded, plan)
             facts = measure(built, plan, degrees, context=load.context)
-            experts = None if load.train or not plan.ep else _experts(loaded, plan, degrees, load)
+            experts = None if load.train or not plan.ep else _experts(loaded, plan, degrees, load, facts)
         except TraceError as error:
             raise UndecidedError(
                 f"{loaded.title}: the forward cannot be traced, so nothing is known: {error}."
             ) from error
     with progress.step(f"searching the layouts of {machine.devices} devices"):
         found = search(facts, degrees, machine, load, experts=experts)
+    return Answer(_shown(form)(loaded.title, found, facts, machine, load), 0 if found.choices else 1)
+
+
+def _shown(form: TableFormat) -> "Callable[[str, Search, Facts, Machine, Load], str]":
     from launch.layouts import layouts_json, layouts_text
+    from launch.layouts_page import layouts_html
 
-    show = layouts_json if form is TableFormat.JSON else layouts_text
-    return Answer(show(loaded.title, found, facts, machine, load), 0 if found.choices else 1)
+    match form:
+        case TableFormat.TEXT:
+            return layouts_text
+        case TableFormat.JSON:
+            return layouts_json
+        case TableFormat.HTML:
+            return layouts_html
 
 
-def _experts(loaded: "Loaded", plan: Plan, degrees: "Degrees", load: "Load") -> "tuple[Facts, Degrees] | None":
+def _experts(
+    loaded: "Loaded", plan: Plan, degrees: "Degrees", load: "Load", facts: "Facts"
+) -> "tuple[Facts, Degrees] | None":
     """Facts and degrees where the tensor-parallel ranks hold whole experts; None where that is never legal."""
     from planner.frontend.traced import on_meta, subject_of
     from planner.ir.degrees import degrees_within
@@ -134,7 +149,9 @@ def _experts(loaded: "Loaded", plan: Plan, degrees: "Degrees", load: "Load") -> 
     if any(limit.place.entry in taken for limit, _ in degrees.limits):
         degrees = legal_degrees(loaded, rest)
     legal = degrees_within(expert_limits(subject.graph, plan, subject.prefix), degrees.forbidden)
-    return (measure(built, plan, legal, context=load.context, experts=True), legal) if len(legal.legal) > 1 else None
+    if len(legal.legal) < 2:
+        return None
+    return measure(built, plan, legal, context=load.context, experts=True, known=facts), legal
 
 
 def _plan(loaded: "Loaded") -> Plan:

@@ -10,6 +10,7 @@ from launch.answers import EXIT_CODES, Answer, UndecidedError
 from launch.console import Progress, only_results_on_stdout, print_result
 from launch.model import Model, read_dialect, read_model
 from launch.options import DebugOption, ForOption, ModelArgument, QuietOption, SetOption, TrustOption, degree, settings
+from launch.sources import excerpt, located
 from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Severity
 from planner.ir.plan import Plan
@@ -17,6 +18,7 @@ from verify.difference import Difference
 from verify.environment import environment
 from verify.render.json import suggestion_json
 from verify.render.python import suggestion_python
+from verify.render.sarif import report_sarif
 from verify.render.suggestion import Suggested
 from verify.report import LevelResult, Report
 
@@ -28,9 +30,13 @@ if TYPE_CHECKING:
 
 class PlanFormat(StrEnum):
     PYTHON = "python"
+    TEXT = "text"
+    """As `python`: a plan reads best as what is pasted."""
     JSON = "json"
     OVERRIDES = "overrides"
     """The keys of config.json, and of vLLM's hf_overrides: a plan that needs no change of code."""
+    SARIF = "sarif"
+    HTML = "html"
 
 
 def suggest(
@@ -62,7 +68,10 @@ def suggest(
     progress = Progress(quiet)
     with only_results_on_stdout(debug=debug):
         loaded = read_model(Model(model, settings(set_), trust_remote_code), progress)
-        result, suggested = answer(loaded, progress=progress, form=form, tp=tp, compared=compare, client=for_, why=why)
+        explained = why or form is PlanFormat.HTML
+        result, suggested = answer(
+            loaded, progress=progress, form=form, tp=tp, compared=compare, client=for_, why=explained
+        )
         if not quiet:
             from launch.tables import show_suggestion
 
@@ -112,18 +121,38 @@ def answer(
         explanation=suggestion.explanation,
         owners=suggestion.owners,
     )
-    return Answer(_text(suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
+    return Answer(_text(loaded, suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
 
 
-def _text(suggested: Suggested, form: PlanFormat) -> str:
+def _text(loaded: "Loaded", suggested: Suggested, form: PlanFormat) -> str:
     match form:
-        case PlanFormat.PYTHON:
+        case PlanFormat.PYTHON | PlanFormat.TEXT:
             return suggestion_python(suggested)
         case PlanFormat.JSON:
             return suggestion_json(suggested)
+        case PlanFormat.SARIF:
+            return report_sarif(suggested.report, located=located)
+        case PlanFormat.HTML:
+            return _page(loaded, suggested)
         case PlanFormat.OVERRIDES:
             whole = suggested.plan.to_json()
             return json.dumps({key: whole[key] for key in ("base_model_tp_plan", "base_model_pp_plan") if whole[key]})
+
+
+def _page(loaded: "Loaded", suggested: Suggested) -> str:
+    """The report of the proof, with the plan as it is pasted and the groups it was read off."""
+    from planner.frontend.traced import on_meta
+    from verify.picture import picture
+    from verify.render.html import report_html
+
+    return report_html(
+        suggested.report,
+        picture(on_meta(loaded), suggested.plan, tp=suggested.tp, pp=1),
+        layout=f"tp {suggested.tp}",
+        excerpt=excerpt,
+        explanation=suggested.explanation,
+        plan=suggestion_python(suggested),
+    )
 
 
 def _compiled(

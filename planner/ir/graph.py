@@ -7,12 +7,13 @@ a value that is a parameter or buffer carries its qualified name. No torch here.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from planner.ir.findings import Source
 from planner.ir.plan import generic
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -148,6 +149,8 @@ class Graph:
 
     def dataflow(self) -> "nx.DiGraph[int]":
         """Ops as nodes, values as edges (attribute `value`)."""
+        import networkx as nx
+
         flow: nx.DiGraph[int] = nx.DiGraph()
         flow.add_nodes_from((position, {"target": op.target}) for position, op in enumerate(self.ops))
         for position, op in enumerate(self.ops):
@@ -158,6 +161,8 @@ class Graph:
 
     def module_tree(self) -> "nx.DiGraph[str]":
         """Module paths as nodes, parent -> child; the root is the empty path."""
+        import networkx as nx
+
         tree: nx.DiGraph[str] = nx.DiGraph()
         for module in self.modules:
             tree.add_node(module.path, kind=module.kind)

@@ -139,9 +139,18 @@ class _Problem:
 
 def _one_round(problem: _Problem) -> tuple[list[int] | None, float]:
     """Exact: the least largest cost, and of the splits that reach it the one with the least sum of squares."""
-    largest, _ = _programmed(problem, lambda so_far, cost: max(so_far, cost), most=inf)
+    largest, _ = _programmed(problem, max, most=_even_largest(problem))
     _, bounds = _programmed(problem, lambda so_far, cost: so_far + cost * cost, most=largest)
     return bounds, largest
+
+
+def _even_largest(problem: _Problem) -> float:
+    """The largest cost of the split into equally many blocks, where that keeps the limits: no better one is above it."""
+    edges = [number * problem.blocks // problem.chunks for number in range(problem.chunks + 1)]
+    chunks = list(enumerate(pairwise(edges)))
+    if not all(problem.fits(chunk, start, end) for chunk, (start, end) in chunks):
+        return inf
+    return max(problem.cost(chunk, start, end) for chunk, (start, end) in chunks)
 
 
 def _programmed(
@@ -155,7 +164,7 @@ def _programmed(
             for end in problem.ends_of(chunk, start):
                 cost = problem.cost(chunk, start, end)
                 if cost > most or not problem.fits(chunk, start, end):
-                    continue
+                    break  # costs and what is limited only grow with the end
                 total = joined(so_far, cost)
                 if end not in reached or total < reached[end][0]:
                     reached[end] = (total, [*bounds, end])

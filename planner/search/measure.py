@@ -19,10 +19,13 @@ from planner.sharding.assign import Assigned, assign
 from planner.sharding.collectives import Kind, collectives
 
 
-def measure(model: nn.Module, plan: Plan, degrees: Degrees, *, context: int, experts: bool = False) -> Facts:
+def measure(
+    model: nn.Module, plan: Plan, degrees: Degrees, *, context: int, experts: bool = False, known: Facts | None = None
+) -> Facts:
     """The facts of a meta-device model under a plan; the rank's program is taken at the least legal degree above 1.
 
-    With `experts` its experts lie whole on the ranks, by the expert plan, and the traffic is that of serving.
+    With `experts` its experts lie whole on the ranks, by the expert plan, and the traffic is that of serving; `known` are the
+    facts without them, whose cache is the same, because experts keep nothing between steps.
     """
     subject = subject_of(model)
     graph, prefix = subject.graph, subject.prefix
@@ -31,8 +34,7 @@ def measure(model: nn.Module, plan: Plan, degrees: Degrees, *, context: int, exp
     lying = with_experts(graph, plan, prefix) if experts else assigned
     units = _Units(graph, plan, prefix)
     degree = next((one for one in degrees.legal if one > 1), 1)
-    whole = cache_elements(model, Assigned({}, {}), 1, context=context)
-    part = cache_elements(model, assigned, degree, context=context) if degree > 1 else whole
+    cache, split = (known.cache, known.split_cache) if known else _cache(model, assigned, degree, context)
     traffic = _traffic(local_program(model, assigned, degree), units, degree, graph) if degree > 1 else ()
     summed = _summed(graph, plan, prefix, units) if experts else ()
     return Facts(
@@ -40,9 +42,18 @@ def measure(model: nn.Module, plan: Plan, degrees: Degrees, *, context: int, exp
         traffic=(*traffic, *_gradients(graph, given.styles(prefix), units), *summed),
         depth=units.depth,
         hidden=_hidden(graph, units),
-        cache=whole,
-        split_cache=tuple(a != b for a, b in zip(whole or (), part or (), strict=False)),
+        cache=cache,
+        split_cache=split,
     )
+
+
+def _cache(
+    model: nn.Module, assigned: Assigned, degree: int, context: int
+) -> tuple[tuple[int, ...] | None, tuple[bool, ...]]:
+    """What each layer keeps for one sequence on one device, and whether ranks share it."""
+    whole = cache_elements(model, Assigned({}, {}), 1, context=context)
+    part = cache_elements(model, assigned, degree, context=context) if degree > 1 else whole
+    return whole, tuple(a != b for a, b in zip(whole or (), part or (), strict=False))
 
 
 class _Units:

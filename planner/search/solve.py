@@ -12,7 +12,8 @@ from planner.search.space import Layout, layouts, why_not
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A legal layout: the layers of each stage, what the fullest rank holds, what the busiest sends, seconds for ranking.
+    """A legal layout: the layers of each stage, what the fullest rank holds, what the busiest sends, seconds for ranking, and
+    what a rank of each stage holds.
 
     `pareto` says that no other layout is at least as good in memory and in time, and better in one.
     """
@@ -22,6 +23,7 @@ class Choice:
     held: Held
     sent: Sent
     seconds: float
+    stages: tuple[Held, ...]
     pareto: bool = False
 
 
@@ -63,13 +65,14 @@ def _choice(facts: Facts, layout: Layout, machine: Machine, load: Load) -> Choic
     except ValueError:
         return _too_full(sum(weights) / layout.pp, max(one.activations for one in alone), machine)
     stages = _stages(split.bounds, facts.depth)
-    most = max((held(facts, units, load, tp=layout.tp, dp=layout.dp) for units in stages), key=lambda one: one.total)
+    each = tuple(held(facts, units, load, tp=layout.tp, dp=layout.dp) for units in stages)
+    most = max(each, key=lambda one: one.total)
     if most.total > machine.memory:
         return _too_full(most.total - most.activations, most.activations, machine)
     busiest = max((sent(facts, units, load, tp=layout.tp) for units in stages), key=lambda one: one.bytes_per_token)
     time = seconds(facts, stages, load, machine, tp=layout.tp, dp=layout.dp)
     layers = tuple(sum(1 for unit in units if 0 < unit <= facts.depth) for units in stages)
-    return Choice(layout, layers, most, busiest, time)
+    return Choice(layout, layers, most, busiest, time, each)
 
 
 def _too_full(weights: float, activations: float, machine: Machine) -> str:

@@ -30,6 +30,8 @@ details details { margin-left: 1.2rem; } summary, .leaf { padding: .05rem .3rem;
 .bar { background: var(--soft); margin: .25rem 0; } .bar div { box-sizing: border-box; background: var(--shard);
   color: #fff; padding: .15rem .5rem;
   white-space: nowrap; min-width: max-content; }
+.stacked { display: flex; height: 1.1rem; background: var(--soft); } .under { margin: 0 0 .5rem; }
+.open { background: var(--open); }
 .finding { border: 1px solid var(--line); border-left: 4px solid var(--bad); padding: .5rem 1rem; margin: 1rem 0; }
 .finding.undecided { border-left-color: var(--open); } .finding.warning { border-left-color: var(--whole); }
 pre { background: var(--soft); padding: .5rem; overflow-x: auto; } pre b { color: var(--bad); }
@@ -37,41 +39,64 @@ pre { background: var(--soft); padding: .5rem; overflow-x: auto; } pre b { color
 
 
 def report_html(
-    report: Report, drawn: Picture, *, layout: str, excerpt: Excerpt, explanation: Explanation | None = None
+    report: Report,
+    drawn: Picture,
+    *,
+    layout: str,
+    excerpt: Excerpt,
+    explanation: Explanation | None = None,
+    plan: str = "",
 ) -> str:
-    """The whole page. `excerpt` gives the numbered lines around a source line; `explanation` has the groups."""
+    """The whole page. `excerpt` gives the numbered lines around a source line; `explanation` has the groups; `plan` is shown
+    as it is.
+    """
     verdict = report.verdict
     parts = [
         f"<h1>{escape(report.model)} at {escape(layout)} "
         f'<span class="verdict {verdict.value.split()[0]}">{verdict.value}</span></h1>',
         f"<p>{escape(verdict_sentence(verdict))}.</p>",
         _levels(report),
-        "<h2>Findings</h2>",
-        *([_finding(finding, excerpt) for finding in report.findings] or ["<p>None.</p>"]),
+        found(report.findings, excerpt),
         "<h2>Stages</h2>",
         _stages(drawn),
         *(["<h2>Groups</h2>", *map(_group, explanation.groups)] if explanation else []),
         "<h2>Modules</h2>",
         _legend(drawn),
         f'<div class="tree">{_tree(drawn.boxes)}</div>',
-        "<h2>Environment</h2>",
-        _table((name, version) for name, version in report.environment.items()),
+        *([f"<h2>Plan</h2><pre>{escape(plan)}</pre>"] if plan else []),
+        versions(report),
     ]
-    title = escape(f"{report.model}: {verdict.value}")
+    return page(f"{report.model}: {verdict.value}", parts)
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A whole file of these parts, which are markup; the title is text."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>"
     )
 
 
+def found(findings: Sequence[Finding], excerpt: Excerpt) -> str:
+    """The section of findings, each with its source lines."""
+    return "\n".join(["<h2>Findings</h2>", *([_finding(one, excerpt) for one in findings] or ["<p>None.</p>"])])
+
+
+def versions(report: Report) -> str:
+    """The section of what the result was found with."""
+    return "<h2>Environment</h2>\n" + table(report.environment.items())
+
+
 def _levels(report: Report) -> str:
-    return _table((level.level, level.verdict.value, f"{level.seconds:.1f} s") for level in report.levels)
+    return table((level.level, level.verdict.value, f"{level.seconds:.1f} s") for level in report.levels)
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+def table(rows: Iterable[Sequence[str]], *, head: Sequence[str] = ()) -> str:
+    """A table of texts."""
+    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    named = ["".join(f"<th>{escape(cell)}</th>" for cell in head)] if head else []
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in [*named, *cells]) + "</table>"
 
 
 def _finding(finding: Finding, excerpt: Excerpt) -> str:
@@ -87,7 +112,7 @@ def _finding(finding: Finding, excerpt: Excerpt) -> str:
     shown = "\n".join(_line(number, text, source.line if source else 0) for number, text in lines)
     return (
         f'<div class="finding {finding.severity.value}"><b>{escape(finding.code)}</b> {escape(finding.message)}'
-        f"{_table(row for row in rows if row[1])}{f'<pre>{shown}</pre>' if shown else ''}</div>"
+        f"{table(row for row in rows if row[1])}{f'<pre>{shown}</pre>' if shown else ''}</div>"
     )
 
 

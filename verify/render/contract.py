@@ -1,0 +1,58 @@
+"""A contract with several clients as text and as a page: a line for each client, and every finding once, with its clients."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from html import escape
+
+from planner.ir.findings import Finding
+from verify.render.html import Excerpt, found, page, table, versions
+from verify.render.text import finding_text
+from verify.report import LevelResult, Report
+
+
+def contract_text(report: Report) -> str:
+    """For a terminal."""
+    lines = [f"  {client:<20} {count}" for client, count in _counts(report)]
+    blocks = [f"{finding_text(finding)}\n{'clients':>10}  {', '.join(names)}" for finding, names in _shared(report)]
+    return "\n\n".join([f"{report.model}\n" + "\n".join(lines), *blocks])
+
+
+def contract_html(report: Report, *, excerpt: Excerpt) -> str:
+    """One self-contained page."""
+    parts = [
+        f"<h1>{escape(report.model)} and its clients</h1>",
+        table(_counts(report)),
+        found(named_once(report).findings, excerpt),
+        versions(report),
+    ]
+    return page(f"{report.model} and its clients", parts)
+
+
+def named_once(report: Report) -> Report:
+    """The same findings, each under its first client and with the names of all."""
+    names = {finding_text(finding): clients for finding, clients in _shared(report)}
+    levels = []
+    for level in report.levels:
+        mine = [(one, names.pop(finding_text(one), None)) for one in level.findings]
+        kept = tuple(replace(one, message=f"{one.message} ({', '.join(of)})") for one, of in mine if of)
+        levels.append(replace(level, findings=kept))
+    return replace(report, levels=tuple(levels))
+
+
+def _shared(report: Report) -> Iterator[tuple[Finding, list[str]]]:
+    """Findings that read alike are one."""
+    clients: dict[str, tuple[Finding, list[str]]] = {}
+    for level in report.levels:
+        for finding in level.findings:
+            clients.setdefault(finding_text(finding), (finding, []))[1].append(_client(level))
+    yield from clients.values()
+
+
+def _counts(report: Report) -> Iterator[tuple[str, str]]:
+    for level in report.levels:
+        number = len(level.findings)
+        yield _client(level), "nothing found" if not number else f"{number} finding{'s' if number > 1 else ''}"
+
+
+def _client(level: LevelResult) -> str:
+    return level.level.removeprefix("contract with ")
