@@ -1,7 +1,9 @@
-"""What a model keeps between decoding steps, in bytes: read off the cache that its own forward fills on the meta device."""
+"""What a model keeps between decoding steps: read off the cache that its own forward fills on the meta device."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +17,76 @@ from planner.sharding.assign import Assigned
 CACHE_NAMES = ("past_key_values", "cache_params")
 """The arguments by which Transformers' models take a cache: attention and hybrids the first, state-space models the second."""
 
+SERVED = torch.bfloat16
+"""The dtype that the parameters have meanwhile: what is kept in another dtype keeps that whatever a model is loaded in."""
 
-def cache_elements(model: nn.Module, assigned: Assigned, degree: int, *, context: int) -> tuple[int, ...] | None:
-    """Elements that one sequence of `context` tokens keeps in each layer, on one of `degree` ranks.
+Tensors: TypeAlias = "tuple[tuple[int, int | None], ...]"
+"""What one layer keeps, tensor by tensor: elements, and bytes of one where that does not follow the model's dtype."""
 
-    Keys and values, compressed latents or states, whatever the layers store; a sliding window keeps its width. None where the
-    forward takes no cache of Transformers' kind, or cannot fill one without data.
+
+def cache_tensors(model: nn.Module, assigned: Assigned, degree: int, *, context: int) -> tuple[Tensors, ...] | None:
+    """What one sequence of `context` tokens keeps in each layer, on one of `degree` ranks.
+
+    Keys and values, compressed latents or states, whatever the layers store, in the cache or in the model's own modules; a
+    sliding window keeps its width. None where the forward takes no cache of Transformers' kind, or cannot fill one without
+    data.
     """
+    for dtype in (SERVED, None):  # some forwards mix dtypes only as long as all are the default one
+        try:
+            return _traced(model, assigned, degree, context, dtype)
+        except (TraceError, TypeError, AttributeError, ValueError, StopIteration):
+            continue
+    return None
+
+
+def _traced(
+    model: nn.Module, assigned: Assigned, degree: int, context: int, dtype: torch.dtype | None
+) -> tuple[Tensors, ...] | None:
+    config = model.config
+    assert isinstance(config, PreTrainedConfig)
+    cache = DynamicCache(config=config)
+    name = next(name for name in CACHE_NAMES if name in signature(model.forward).parameters)
+    ids = torch.empty((1, context), dtype=torch.long, device="meta")
+    left: dict[str, list[Tensor]] = {}
+    with _served(model, dtype):
+        asked = {"input_ids": ids, name: cache, "use_cache": True}
+        graph = trace_local(model, assigned, degree, asked, left=left)
+    layers = [_kept(_tensors(vars(layer)), dtype) for layer in cache.layers]
+    for path, tensors in left.items():
+        number = _layer_of(path, len(layers))
+        if number is not None:
+            layers[number] += _kept(tensors, dtype)
+    return _filled(graph, layers)
+
+
+@contextmanager
+def _served(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """With floating-point parameters and buffers in a dtype, as a model that is loaded in it; tied ones stay tied."""
+    if dtype is None:
+        yield
+        return
+    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    held = [(table, dict(table)) for table in tables]
+    made: dict[int, Tensor] = {}
+    for table, values in held:
+        for name, value in values.items():
+            if value is not None and value.is_floating_point():
+                table[name] = made.setdefault(id(value), _like(value, dtype))  # type: ignore[assignment]  # of its kind
     try:
-        config = model.config
-        assert isinstance(config, PreTrainedConfig)
-        cache = DynamicCache(config=config)
-        name = next(name for name in CACHE_NAMES if name in signature(model.forward).parameters)
-        inputs = {
-            "input_ids": torch.empty((1, context), dtype=torch.long, device="meta"),
-            name: cache,
-            "use_cache": True,
-        }
-        graph = trace_local(model, assigned, degree, inputs)
-    except (TraceError, TypeError, AttributeError, ValueError, StopIteration):
-        return None
-    return _filled(graph, [_elements(layer) for layer in cache.layers])
+        yield
+    finally:
+        for table, values in held:
+            table.update(values)  # type: ignore[arg-type]  # what was in it
 
 
-def _elements(layer: object) -> int:
-    kept = [value for value in _tensors(vars(layer)) if value.dim() > 1]
-    return sum(value.numel() for value in kept)
+def _like(value: Tensor, dtype: torch.dtype) -> Tensor:
+    served = torch.empty_like(value, dtype=dtype)
+    return nn.Parameter(served, requires_grad=False) if isinstance(value, nn.Parameter) else served
+
+
+def _kept(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensors:
+    many = (value for value in tensors if value.dim() > 1)
+    return tuple((one.numel(), None if dtype in (None, one.dtype) else one.element_size()) for one in many)
 
 
 def _tensors(fields: Mapping[str, object]) -> list[Tensor]:
@@ -53,10 +99,22 @@ def _tensors(fields: Mapping[str, object]) -> list[Tensor]:
     return found
 
 
-def _filled(graph: Graph, elements: list[int]) -> tuple[int, ...] | None:
+def _layer_of(path: str, depth: int) -> int | None:
+    """The layer that a module belongs to, by the first number of its path."""
+    number = next((int(part) for part in path.split(".") if part.isdigit()), None)
+    return number if number is not None and number < depth else None
+
+
+def _filled(graph: Graph, layers: list[Tensors]) -> tuple[Tensors, ...] | None:
     """Layers that were not run because they repeat another keep what that one keeps."""
+    lists: dict[str, int] = {}
     for module in graph.modules:
-        number = module.path.rpartition(".")[2]
-        if module.repeats is not None and number.isdigit() and int(number) < len(elements):
-            elements[int(number)] = elements[int(module.repeats.rpartition(".")[2])]
-    return tuple(elements) if any(elements) else None
+        parent, _, number = module.path.rpartition(".")
+        if number.isdigit():
+            lists[parent] = lists.get(parent, 0) + 1
+    stacks = {parent for parent, count in lists.items() if count == len(layers)} or set(lists)
+    for module in graph.modules:
+        parent, _, number = module.path.rpartition(".")
+        if module.repeats is not None and parent in stacks and number.isdigit() and int(number) < len(layers):
+            layers[int(number)] = layers[int(module.repeats.rpartition(".")[2])]
+    return tuple(layers) if any(layers) else None

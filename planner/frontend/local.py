@@ -41,10 +41,12 @@ def trace_local(
     inputs: Mapping[str, Any] | None = None,
     *,
     unfixed: Mapping[Source, int] | None = None,
+    left: dict[str, list[Tensor]] | None = None,
 ) -> Graph:
     """Record one rank's program. The model is changed for the time of the trace, and given back as it was.
 
-    With `unfixed`, views at these source lines leave this dim (counted from the end, so negative) open.
+    With `unfixed`, views at these source lines leave this dim (counted from the end, so negative) open. `left` is told the
+    tensors that the forward leaves in modules, which are taken away from them.
 
     Raises:
         IndivisibleError: a parameter does not divide; see its fields.
@@ -61,7 +63,10 @@ def trace_local(
             if style.before is not Before.NOTHING or style.after is not After.NOTHING:
                 hooked.append(model.get_submodule(path))
                 _hook(model, path, style, tracing.recorder, degree, _width(model, path, assigned, held))
-        return tracing.run(given)
+        graph = tracing.run(given)
+        if left is not None:
+            left.update(tracing.left)
+        return graph
     finally:
         for module, parameters in held.items():
             module._parameters.update(parameters)

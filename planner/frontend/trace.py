@@ -104,6 +104,7 @@ class Tracing:
         self.outputs_of: dict[str, Any] = {}
         self.repeats: dict[str, str] = {}
         self.calls: list[ModuleCall | None] = []
+        self.left: dict[str, list[Tensor]] = {}
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
         """Run the forward and return its graph."""
@@ -152,6 +153,7 @@ class Tracing:
             self.rebuilds = self._rebuilt()
             for undo in restore:
                 undo()
+            self.left = {self.paths[id(each.module)]: tensors for each in held if (tensors := each.added())}
             for each in () if self.keep else held:
                 each.give_back()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 _TABLES = (
     *("_buffers", "_parameters", "_modules", "_non_persistent_buffers_set"),
@@ -27,6 +27,11 @@ class Held:
     def of(cls, module: nn.Module) -> Self:
         """As the module is now."""
         return cls(module, dict(vars(module)), tuple((value, value.copy()) for value in _containers(module)))
+
+    def added(self) -> list[Tensor]:
+        """The tensors that the forward has put into attributes of the module."""
+        now = vars(self.module).items()
+        return [value for name, value in now if isinstance(value, Tensor) and self.attributes.get(name) is not value]
 
     def give_back(self) -> None:
         """Put everything back as it was."""

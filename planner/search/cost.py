@@ -56,19 +56,29 @@ class Traffic:
         return -(-self.elements // tp) if self.kind is Kind.ALL_GATHER else self.elements
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One tensor that a layer keeps between steps, for one sequence on one device: its elements, bytes of one where that is
+    not the model's dtype (states in float32), and whether ranks share it.
+    """
+
+    elements: int
+    width: int | None = None
+    split: bool = True
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of a model and its plan. Units: 0 is before the layers, `1..depth` the layers, `depth + 1` after them.
 
-    `cache` is elements per layer for one sequence on one device; `split_cache` says for each layer whether ranks share it.
+    `cache` is what each layer keeps; None where that is not known.
     """
 
     parameters: tuple[Parameter, ...]
     traffic: tuple[Traffic, ...]
     depth: int
     hidden: int
-    cache: tuple[int, ...] | None
-    split_cache: tuple[bool, ...] = ()
+    cache: tuple[tuple[Kept, ...], ...] | None
 
     @cached_property
     def _elements(self) -> dict[int, tuple[int, ...]]:
@@ -161,7 +171,7 @@ def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) ->
     tensors, sizes = facts.used(units), facts.elements(tp)
     elements = sum(sizes[at] for at in tensors)
     sequences = -(-load.batch // dp)
-    kept = sum(_cached(facts, unit - 1, tp) for unit in mine if 0 < unit <= facts.depth)
+    kept = sum(_cached(facts, unit - 1, load, tp) for unit in mine if 0 < unit <= facts.depth)
     # Per token and layer: a checkpointed input of each layer when training; two layers' worth of states when serving.
     layers = sum(1 for unit in mine if 0 < unit <= facts.depth)
     live = layers + 32 if load.train else 16
@@ -171,16 +181,16 @@ def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) ->
         gradients=elements * load.width if load.train else 0,
         # torch.optim.AdamW: two moments like the parameter, and a 4-byte step for each tensor.
         optimizer=2 * elements * load.width + 4 * len(tensors) if load.train else 0,
-        cache=0 if load.train else kept * sequences * load.width,
+        cache=0 if load.train else kept * sequences,
         activations=live * tokens * facts.hidden * load.width * (1 if load.train else sequences),
     )
 
 
-def _cached(facts: Facts, layer: int, tp: int) -> int:
-    if facts.cache is None:
+def _cached(facts: Facts, layer: int, load: Load, tp: int) -> int:
+    """Bytes of one sequence."""
+    if facts.cache is None or layer >= len(facts.cache):
         return 0
-    whole = facts.cache[layer] if layer < len(facts.cache) else 0
-    return whole // tp if layer < len(facts.split_cache) and facts.split_cache[layer] else whole
+    return sum(one.elements // (tp if one.split else 1) * (one.width or load.width) for one in facts.cache[layer])
 
 
 def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> Sent:

@@ -6,14 +6,14 @@ from math import prod
 
 from torch import nn
 
-from planner.frontend.cache import cache_elements
+from planner.frontend.cache import cache_tensors
 from planner.frontend.traced import local_program, subject_of
 from planner.ir.degrees import Degrees
 from planner.ir.graph import Graph
 from planner.ir.placement import R
 from planner.ir.plan import Plan, generic, join
 from planner.ir.styles import STYLES
-from planner.search.cost import Facts, Parameter, Per, Traffic
+from planner.search.cost import Facts, Kept, Parameter, Per, Traffic
 from planner.search.experts import dispatches, with_experts, without_experts
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.collectives import Kind, collectives
@@ -34,7 +34,6 @@ def measure(
     lying = with_experts(graph, plan, prefix) if experts else assigned
     units = _Units(graph, plan, prefix)
     degree = next((one for one in degrees.legal if one > 1), 1)
-    cache, split = (known.cache, known.split_cache) if known else _cache(model, assigned, degree, context)
     traffic = _traffic(local_program(model, assigned, degree), units, degree, graph) if degree > 1 else ()
     summed = _summed(graph, plan, prefix, units) if experts else ()
     return Facts(
@@ -42,18 +41,20 @@ def measure(
         traffic=(*traffic, *_gradients(graph, given.styles(prefix), units), *summed),
         depth=units.depth,
         hidden=_hidden(graph, units),
-        cache=cache,
-        split_cache=split,
+        cache=known.cache if known else _cache(model, assigned, degree, context),
     )
 
 
-def _cache(
-    model: nn.Module, assigned: Assigned, degree: int, context: int
-) -> tuple[tuple[int, ...] | None, tuple[bool, ...]]:
-    """What each layer keeps for one sequence on one device, and whether ranks share it."""
-    whole = cache_elements(model, Assigned({}, {}), 1, context=context)
-    part = cache_elements(model, assigned, degree, context=context) if degree > 1 else whole
-    return whole, tuple(a != b for a, b in zip(whole or (), part or (), strict=False))
+def _cache(model: nn.Module, assigned: Assigned, degree: int, context: int) -> tuple[tuple[Kept, ...], ...] | None:
+    """What each layer keeps for one sequence, and which of it ranks share: a tensor that is smaller on one of them."""
+    whole = cache_tensors(model, Assigned({}, {}), 1, context=context)
+    part = cache_tensors(model, assigned, degree, context=context) if degree > 1 else whole
+    if whole is None or part is None or [len(one) for one in whole] != [len(one) for one in part]:
+        return None
+    return tuple(
+        tuple(Kept(count, width, mine < count) for (count, width), (mine, _) in zip(*layer, strict=True))
+        for layer in zip(whole, part, strict=True)
+    )
 
 
 class _Units:
@@ -112,14 +113,18 @@ def _active(graph: Graph, shape: tuple[int, ...]) -> float:
 
 
 def _traffic(local: Graph, units: _Units, degree: int, graph: Graph) -> tuple[Traffic, ...]:
-    """Per token of the trace; a gather's elements are those of the gathered tensor."""
-    tokens, length = prod(given := graph.values[graph.inputs[0][1]].shape), given[-1]
+    """Per token of the trace, of the decoder's where the collective is on its side; a gather's elements are those of the
+    gathered tensor.
+    """
+    given = [graph.values[number].shape for name, number in graph.inputs if name.endswith("input_ids")]
+    texts = [(prod(shape), shape[-1]) for shape in given or [graph.values[graph.inputs[0][1]].shape]]
     wide = {op.module: prod(local.values[op.outputs[0]].shape) for op in local.ops if op.target == "tp.gather"}
     found = []
     for one in collectives(local):
         elements = one.elements
         if one.kind is Kind.ALL_GATHER:
             elements = wide.get(one.module, one.elements * degree)
+        tokens, length = next((text for text in texts if elements % text[0] == 0), texts[-1])
         shared = elements % tokens != 0
         each = elements // (length if shared else tokens)
         per = Per.POSITION if shared else Per.TOKEN

@@ -91,9 +91,13 @@ def _depth(ran: Propagation, fault: GradientFault) -> int:
     return max(users, default=-1)
 
 
-def _has_gradient(state: _Backward, number: int) -> bool:
+def has_gradient(dtype: str) -> bool:
     """Whether autograd follows values of this dtype: floats, and the complex numbers of a rotary embedding."""
-    return any(kind in state.ran.local.values[number].dtype for kind in ("float", "complex"))
+    return any(kind in dtype for kind in ("float", "complex"))
+
+
+def _has_gradient(state: _Backward, number: int) -> bool:
+    return has_gradient(state.ran.local.values[number].dtype)
 
 
 def _back(state: _Backward, pair: Pair, position: int) -> None:

@@ -1,7 +1,7 @@
-"""`python -m tests.bench layouts`: what `plan layout` says a rank holds and sends, against what ranks held and sent.
+"""`python -m tests.bench layouts`: what `plan layout` says a rank holds, keeps and sends, against what ranks did.
 
 Every type's suggested plan on a twin, at degrees 2 and 4, with the ranks as threads of this process: elements of the first rank's
-parameters, and every collective of one forward and backward, by kind and elements.
+parameters, every collective of one forward and backward, by kind and elements, and elements of the cache after a prefill.
 """
 
 import json
@@ -103,13 +103,28 @@ def measured_row(name: str, degree: int) -> Row:
         degrees = legal_degrees(small, plan)
         if degree not in degrees.legal:
             return Row(name, degree, "not run", "the plan forbids the degree")
-        facts = measure(build(small), plan, degrees, context=16)
+        facts = measure(build(small), plan, degrees, context=TOKENS[1])
+        kept: list[int | None] = []
         with quiet(), _counted(), Threads(degree) as ranks:
-            found = ranks.run(lambda _: measured(Case(small, plan, degree, 1), _Counting()), timeout=240.0)[0]
+            case = Case(small, plan, degree, 1)
+            found = ranks.run(lambda _: measured(case, _Counting(), kept=kept), timeout=240.0)[0]
     except Exception as error:  # what cannot be loaded or run is another benchmark's question
         return Row(name, degree, "not run", f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
-    wanted = predicted(facts, degree)
-    return Row(name, degree, "equal") if found == wanted else Row(name, degree, "differs", _difference(wanted, found))
+    wanted, keeps = predicted(facts, degree), predicted_cache(facts, degree)
+    differs = [_difference(wanted, found)] if found != wanted else []
+    if None in kept or keeps is None:
+        note = "cache not told" if keeps is None else "cache not held: the forward raises"
+    else:
+        note = ""
+        differs += [f"cache {keeps} told, {one} held" for one in kept[:1] if one != keeps]
+    return Row(name, degree, "differs", "; ".join(differs)) if differs else Row(name, degree, "equal", note)
+
+
+def predicted_cache(facts: Facts, tp: int) -> int | None:
+    """Elements that `plan layout` counts for the sequences of the recording, on one rank."""
+    if facts.cache is None:
+        return None
+    return TOKENS[0] * sum(one.elements // (tp if one.split else 1) for layer in facts.cache for one in layer)
 
 
 def _difference(wanted: Recorded, found: Recorded) -> str:
@@ -139,6 +154,6 @@ def _table(rows: Sequence[Row]) -> Table:
     table = Table("outcome", "rows", "of them", title="predicted against recorded: bytes of parameters, collectives")
     for outcome in ("equal", "differs", "not run"):
         mine = [row for row in rows if row.outcome == outcome]
-        named = [] if outcome == "equal" else [f"{row.type}@{row.degree}: {row.note}" for row in mine]
+        named = [f"{row.type}@{row.degree}: {row.note}" for row in mine if row.note]
         table.add_row(outcome, str(len(mine)), "\n".join(named))
     return table

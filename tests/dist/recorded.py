@@ -1,17 +1,22 @@
 """What real ranks hold and send: every collective of one forward and backward, with the elements a rank puts in."""
 
+import inspect
 import multiprocessing
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+
+from planner.frontend.cache import CACHE_NAMES
 
 from verify.dynamic.cases import Case
 from verify.dynamic.exact import copied_outputs
@@ -89,8 +94,12 @@ class Recorder(Protocol):
     def __exit__(self, *args: Any) -> object: ...
 
 
-def measured(case: Case, recorder: Recorder | None = None, *, train: bool = True) -> Recorded:
-    """By the rank that this runs on, in a process group that is there; with `train` in the backward pass too."""
+def measured(
+    case: Case, recorder: Recorder | None = None, *, train: bool = True, kept: list[int | None] | None = None
+) -> Recorded:
+    """By the rank that this runs on, in a process group that is there; with `train` in the backward pass too. `kept` is told
+    the elements that the rank keeps for the next step.
+    """
     recorder = recorder or _Recorder()
     reference = single_device(case, torch.device("cpu"))
     model = sharded_model(case, reference.state_dict())
@@ -102,7 +111,44 @@ def measured(case: Case, recorder: Recorder | None = None, *, train: bool = True
         logits = call(input_ids=ids, use_cache=False).logits
         if train:
             logits.sum().backward()
+    if kept is not None:
+        kept.append(_kept(model, ids))
     return held, recorder.found
+
+
+def _kept(model: nn.Module, ids: torch.Tensor) -> int | None:
+    """Elements in the cache that a forward returns, and in the modules, where it leaves its states; None where it raises."""
+    before = _attributes(model)  # held, so that no new tensor takes the place of one
+    given = {}
+    if not hasattr(model, "get_encoder") or not model.config.is_encoder_decoder:
+        names = inspect.signature(model.forward).parameters
+        given = {name: DynamicCache(config=model.config) for name in CACHE_NAMES if name in names}
+    try:
+        with torch.no_grad(), copied_outputs(model):
+            output = model(input_ids=ids, use_cache=True, **given)
+    except Exception:  # what one device cannot answer either is another benchmark's question
+        return None
+    cache = next((output[name] for name in CACHE_NAMES if output.get(name) is not None), next(iter(given.values()), None))
+    old = {id(value) for value in before}
+    left = [value for value in _attributes(model) if id(value) not in old]
+    found = {(t.data_ptr(), t.shape): t.numel() for t in (*_inside(cache, set()), *left) if t.dim() > 1}
+    return sum(found.values())
+
+
+def _attributes(model: nn.Module) -> list[torch.Tensor]:
+    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+
+
+def _inside(value: object, seen: set[int]) -> Iterator[torch.Tensor]:
+    """Every tensor that hangs on an object."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _inside(one, seen)
+    elif hasattr(value, "__dict__") and id(value) not in seen:
+        seen.add(id(value))
+        yield from _inside(vars(value), seen)
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

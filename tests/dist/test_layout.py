@@ -9,7 +9,7 @@ from planner.frontend.load import build, load
 from planner.frontend.twin import twin
 from planner.search.cost import Load, held, sent
 from planner.search.measure import measure
-from tests.bench.layouts import predicted
+from tests.bench.layouts import measured_row, predicted
 from tests.dist.recorded import TOKENS, record
 from verify.degrees import legal_degrees
 from verify.dynamic.cases import Case
@@ -39,3 +39,10 @@ def test_experts_whole_on_real_ranks() -> None:
     elements, collectives = predicted(replace(facts, traffic=tuple(t for t in facts.traffic if not t.backward)), 2)
     for found in record(Case(small, plan, 2, 1, 2), train=False):
         assert found == (elements, collectives)
+
+
+@pytest.mark.parametrize("name", ["bart", "axk2", "recurrent_gemma"])
+def test_what_is_told_of_two_lengths_of_indices_and_of_states_in_modules(name: str) -> None:
+    """An encoder's tokens beside the decoder's; choices through which no gradient flows; states that no cache object holds."""
+    row = measured_row(name, 2)
+    assert (row.outcome, row.note) == ("equal", "")

@@ -2,23 +2,25 @@
 
 import json
 from dataclasses import replace
+from typing import TypeAlias
 
 import pytest
 from transformers import PreTrainedConfig
 
 from launch.cli import run
-from planner.frontend.cache import cache_elements
+from planner.frontend.cache import Tensors, cache_tensors
 from planner.frontend.load import base_prefix, build, carried_plan, load
 from planner.frontend.trace import trace
 from planner.ir.degrees import Degrees
 from planner.ir.placement import R, Shard
-from planner.search.cost import Facts, Load, Machine, Parameter, Per, Traffic, held, sent
+from planner.search.cost import Facts, Kept, Load, Machine, Parameter, Per, Traffic, held, sent
 from planner.search.solve import search
 from planner.search.space import Layout, layouts, why_not
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.collectives import Kind
 
 Captured = pytest.CaptureFixture[str]
+Cache: TypeAlias = "tuple[Tensors, ...]"
 
 TWO = Degrees((1, 2), {})
 FACTS = Facts(
@@ -34,8 +36,7 @@ FACTS = Facts(
     ),
     depth=4,
     hidden=8,
-    cache=(32, 32, 32, 32),
-    split_cache=(True, True, True, False),
+    cache=(*((Kept(32),) for _ in range(3)), (Kept(32, split=False),)),
 )
 
 
@@ -112,6 +113,10 @@ def test_the_search_keeps_the_memory_and_marks_the_pareto_set() -> None:
     assert all(sum(choice.layers) == 4 for choice in found.choices)
 
 
+def _elements(cache: Cache) -> int:
+    return sum(count for layer in cache for count, _ in layer)
+
+
 @pytest.mark.parametrize(("name", "elements"), [("llama", 2 * 2 * 4 * 32), ("deepseek_v3", 2 * (512 + 64))])
 def test_the_cache_is_what_the_model_keeps(name: str, elements: int) -> None:
     """Per token, of two layers: keys and values of all heads, or the compressed latent, which ranks do not share."""
@@ -120,21 +125,21 @@ def test_the_cache_is_what_the_model_keeps(name: str, elements: int) -> None:
         small |= {"hidden_size": "128", "num_attention_heads": "4"}
     loaded = load(name, overrides=small)
     model = build(loaded)
-    whole = cache_elements(model, Assigned({}, {}), 1, context=64)
+    whole = cache_tensors(model, Assigned({}, {}), 1, context=64)
     assert whole is not None
-    assert sum(whole) == elements * 64
+    assert _elements(whole) == elements * 64
     prefix = base_prefix(model)
     assigned = assign(trace(model), carried_plan(loaded, model).styles(prefix), base_prefix=prefix)
-    part = cache_elements(model, assigned, 2, context=64)
+    part = cache_tensors(model, assigned, 2, context=64)
     assert part is not None
-    assert sum(part) * (2 if name == "llama" else 1) == sum(whole)
+    assert _elements(part) * (2 if name == "llama" else 1) == _elements(whole)
 
 
 @pytest.mark.parametrize("name", ["mamba", "jamba"])
 def test_states_and_keys_of_one_sequence(name: str) -> None:
     """A state-space layer keeps as much whatever the context; an attention layer of a hybrid keeps keys and values a token."""
     model = build(load(name, overrides={"num_hidden_layers": "8"}))
-    short, long = (cache_elements(model, Assigned({}, {}), 1, context=context) for context in (16, 64))
+    short, long = (cache_tensors(model, Assigned({}, {}), 1, context=context) for context in (16, 64))
     assert short is not None
     assert long is not None
     config = model.config
@@ -150,7 +155,9 @@ def test_states_and_keys_of_one_sequence(name: str) -> None:
         * (config.hidden_size // getattr(config, "num_attention_heads", 1))
     )
     for context, found in ((16, short), (64, long)):
-        assert found == tuple(inner * (kernel + states) if kind == "mamba" else wide * context for kind in kinds)
+        assert [sum(count for count, _ in layer) for layer in found] == [
+            inner * (kernel + states) if kind == "mamba" else wide * context for kind in kinds
+        ]
 
 
 def test_the_command(capsys: Captured) -> None:
