@@ -57,6 +57,8 @@ def confirm_in_vllm(
     """
     began = perf_counter()
     interpreter = python or os.environ.get(PYTHON, "")
+    if interpreter and not Path(interpreter).is_file():
+        raise MisuseError(f"{interpreter}: there is no such interpreter; give the Python of vLLM's environment.")
     if not interpreter or not Path(interpreter).is_file():
         raise MisuseError(f"--level client needs vLLM's own Python: give --client-python, or set {PYTHON}.")
     small = servable(loaded, tp=tp, pp=pp)

@@ -36,6 +36,8 @@ def prove(model: Loaded | str, plan: Plan, *, tp: int = 2, ep: int = 1) -> Level
     loaded = load(model) if isinstance(model, str) else model
     built = on_meta(loaded)
     findings = check_plan(built, plan, tp)
+    if ep > 1 and not plan.ep:
+        findings += (_no_experts(ep),)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += _tensor_findings(built, plan, tp, ep)
     prefix = base_prefix(built)
@@ -50,6 +52,17 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Fi
     styles = plan.styles(subject.prefix)
     experts = check_experts(subject.graph, plan, subject.prefix, ep)
     return (*with_fix(subject, styles, tp, check_tensor(subject, styles, tp)), *experts)
+
+
+def _no_experts(ep: int) -> Finding:
+    return Finding(
+        "PL104",
+        Severity.ERROR,
+        f"the plan has no expert-parallel entry, and {ep} ranks are to share the experts",
+        why="without one every rank holds every expert, or the tensor-parallel part of each",
+        found="no entry",
+        needed="base_model_ep_plan, or no --ep",
+    )
 
 
 def not_traced(error: TraceError) -> Finding:

@@ -40,7 +40,10 @@ def check(
     """Check the contract with each client: keywords, attention, config, plan in its dialect, processor."""
     with only_results_on_stdout(debug=debug):
         wanted = Model(model, settings(set_), trust_remote_code)
-        result = answer(wanted, tuple(filter(None, backend.split(","))), form=form, progress=Progress(quiet))
+        clients = tuple(filter(None, (name.strip() for name in backend.split(","))))
+        if not clients:
+            raise MisuseError(f"--backend names no client; give some of {ALL}.")
+        result = answer(wanted, clients, form=form, progress=Progress(quiet))
     print_result(result.text)
     raise typer.Exit(result.code)
 

@@ -40,6 +40,9 @@ class Optimizer(StrEnum):
     ADAMW = "adamw"
 
 
+MOST = 2**17
+"""Devices; the layouts of so many are still found at once."""
+
 _WIDTHS = {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2}
 
 
@@ -52,7 +55,7 @@ def _bytes(text: str) -> float:
 
 def layout(
     model: ModelArgument,
-    devices: Annotated[int, typer.Option(min=1, metavar="N", help="Devices in all.")],
+    devices: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Devices in all.")],
     memory: Annotated[float, typer.Option(parser=_bytes, metavar="SIZE", help="Memory of a device, such as 80GiB.")],
     nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes that they lie in.")] = 1,
     intra_bw: Annotated[

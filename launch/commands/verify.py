@@ -1,6 +1,5 @@
 """`plan verify MODEL`: prove a plan, and run it on real ranks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,23 +25,18 @@ from launch.options import (
     settings,
     speaks,
 )
-from launch.sources import excerpt, located
+from launch.reports import Drawing, shown
 from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Place, Severity, Verdict, as_written
 from planner.ir.plan import Plan
 from planner.ir.why import Explanation
 from verify.environment import environment
-from verify.render.html import report_html
-from verify.render.json import report_json
-from verify.render.sarif import report_sarif
-from verify.render.text import report_text, verdict_sentence
 from verify.report import LevelResult, Report
 
 if TYPE_CHECKING:
     from torch import nn
 
     from planner.frontend.load import Loaded
-    from verify.picture import Cut
 
 
 class Level(StrEnum):
@@ -190,6 +184,7 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
     loaded = read_model(request.model, progress)
     model = on_meta(loaded)
     plan = given if given is not None else carried_plan(loaded, model)
+    _refuse_empty_stages(request, loaded, model, plan)
     if request.client is None:
         levels, skipped = _levels(request, loaded, model, plan, progress)
     else:
@@ -197,39 +192,26 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
     proved = request.client is None and any(level.level == "proof" for level in levels)
     degrees = _degrees(loaded, plan) if proved and request.layout.tp > 1 else None
     report = Report(loaded.title, _contradiction_named(levels), environment(), degrees)
-    return Answer(_shown(report, request, model, plan, skipped, progress), EXIT_CODES[report.verdict])
+    drawing = Drawing(model, plan, request.layout.tp, request.layout.pp, lambda: _groups(request, progress))
+    name = request.plan_file.name if request.plan_file else None
+    text = shown(report, request.form, layout=str(request.layout), drawing=drawing, plan_file=name, skipped=skipped)
+    return Answer(text, EXIT_CODES[report.verdict])
 
 
-def _shown(
-    report: Report, request: Verification, model: "nn.Module", plan: Plan, skipped: str, progress: Progress
-) -> str:
-    layout = str(request.layout)
-    match request.form:
-        case ReportFormat.JSON:
-            return report_json(report)
-        case ReportFormat.SARIF:
-            name = request.plan_file.name if request.plan_file else None
-            return report_sarif(report, located=located, plan_file=name)
-        case ReportFormat.HTML:
-            from verify.picture import picture
+def _refuse_empty_stages(request: Verification, loaded: "Loaded", model: "nn.Module", plan: Plan) -> None:
+    """`MisuseError` where the plan's list of layers is shorter than the pipeline."""
+    from torch import nn
 
-            drawn = picture(model, plan, tp=request.layout.tp, pp=request.layout.pp, cut=_balanced(request.layout.pp))
-            return report_html(report, drawn, layout=layout, excerpt=excerpt, explanation=_groups(request, progress))
-        case ReportFormat.TEXT:
-            text = report_text(report, layout=layout, skipped=skipped)
-            return f"{text}\n\n{report.verdict.value}: {verdict_sentence(report.verdict)}"
+    from planner.frontend.load import base_prefix
+    from planner.ir.plan import join
 
-
-def _balanced(stages: int) -> "Cut":
-    """Stages whose fullest rank holds the fewest bytes of parameters; as many layers each where there are too few to choose."""
-    from planner.search.balance import Costs, balance
-
-    def cut(layers: Sequence[int], before: int, after: int) -> Sequence[int]:
-        if len(layers) < stages:
-            return [number * len(layers) // stages for number in range(1, stages)]
-        return balance(Costs(tuple(layers), before, after), stages=stages).bounds
-
-    return cut
+    modules = dict(model.named_modules())
+    listed = [modules.get(join(base_prefix(model), entry.module)) for entry in plan.pp]
+    layers = next((len(module) for module in listed if isinstance(module, nn.ModuleList)), None)
+    if layers is not None and request.layout.pp > layers:
+        raise MisuseError(
+            f"--pp {request.layout.pp}: {loaded.title} has {layers} layers, and every stage needs one; give {layers} at most."
+        )
 
 
 def _groups(request: Verification, progress: Progress) -> Explanation | None:
@@ -335,12 +317,18 @@ def _stages(model: "nn.Module", plan: Plan) -> tuple[Finding, ...]:
         return (Finding("TP210", Severity.UNDECIDED, message, place, fault=Fault.MODEL),)
 
 
+def _has_weights(checkpoint: Path) -> bool:
+    return checkpoint.is_file() or any(any(checkpoint.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.gguf"))
+
+
 def _run(loaded: "Loaded", plan: Plan, request: Verification) -> LevelResult:
     from launch.api import confirm
 
     layout = request.layout
     if request.weights and loaded.checkpoint is None:
         raise MisuseError(f"{loaded.title} has no weights; give a checkpoint folder or a GGUF file, or drop --weights.")
+    if request.weights and loaded.checkpoint is not None and not _has_weights(loaded.checkpoint):
+        raise MisuseError(f"{loaded.title}: this folder holds no weights (*.safetensors, *.bin); drop --weights.")
     return confirm(
         loaded,
         plan,

@@ -160,7 +160,7 @@ def _from_gguf(path: Path, overrides: Mapping[str, str], *, name: str) -> _Found
 
 def _from_cache(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:
     """A Hub id, from the local cache alone."""
-    if not _HUB_ID.fullmatch(reference) or Path(reference).is_absolute():
+    if not _HUB_ID.fullmatch(reference) or Path(reference).is_absolute() or reference.startswith("."):
         raise LoadError(f"{reference}: there is no such file or folder; give {_FORMS}.")
     cached = _cached_config(reference)
     if cached is None:

@@ -78,6 +78,8 @@ def _put(
     if head not in known:
         raise LoadError(f"{name}: --set {key} names no field of {_kind(owner)}.{nearest(head, known)}")
     if not rest:
+        if head.startswith("num_") and isinstance(value, int) and value < 0:
+            raise LoadError(f"{name}: --set {key}={value} is no count; give a number from 0 up.")
         fields[head] = value
         return
     inner = getattr(owner, head, None)

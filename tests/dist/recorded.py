@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 from planner.frontend.cache import CACHE_NAMES
 
@@ -119,10 +119,11 @@ def measured(
 def _kept(model: nn.Module, ids: torch.Tensor) -> int | None:
     """Elements in the cache that a forward returns, and in the modules, where it leaves its states; None where it raises."""
     before = _attributes(model)  # held, so that no new tensor takes the place of one
-    given = {}
-    if not hasattr(model, "get_encoder") or not model.config.is_encoder_decoder:
+    given, config = {}, model.config
+    assert isinstance(config, PreTrainedConfig)
+    if not config.is_encoder_decoder:
         names = inspect.signature(model.forward).parameters
-        given = {name: DynamicCache(config=model.config) for name in CACHE_NAMES if name in names}
+        given = {name: DynamicCache(config=config) for name in CACHE_NAMES if name in names}
     try:
         with torch.no_grad(), copied_outputs(model):
             output = model(input_ids=ids, use_cache=True, **given)

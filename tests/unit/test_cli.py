@@ -246,7 +246,16 @@ def test_a_job_that_is_there_already(environment: dict[str, str], rank: Rank | N
         ),
         (["verify", "llama", "--for", "mlx"], "there is no client 'mlx'; the clients are transformers, vllm"),
         (["verify", "llama", "--for", "vllm", "--level", "run"], "--level run is Transformers' own runtime"),
-        (["verify", "llama", "--level", "client", "--client-python", "none"], "needs vLLM's own Python"),
+        (["verify", "llama", "--level", "client", "--client-python", "none"], "none: there is no such interpreter"),
+        (["verify", "llama", "--level", "client"], "needs vLLM's own Python"),
+        (["verify", "llama", "--set", "num_hidden_layers=-3"], "--set num_hidden_layers=-3 is no count"),
+        (
+            ["verify", "llama", "--pp", "64"],
+            "--pp 64: llama has 32 layers, and every stage needs one; give 32 at most.",
+        ),
+        (["verify", "./lama"], "./lama: there is no such file or folder"),
+        (["check", "llama", "--backend", ","], "--backend names no client; give some of transformers"),
+        (["layout", "llama", "--devices", "999999999999", "--memory", "1GiB"], "131072"),
         (["verify", "lama"], "Did you mean"),
         (["verify", "llama", "--plan", "none.json"], "none.json: there is no such plan file"),
         (["explain", "TP299"], "did you mean TP209"),
@@ -279,6 +288,20 @@ def test_a_broken_plan_file(text: str, sentence: str, tmp_path: Path, capsys: Ca
     err = capsys.readouterr().err
     assert sentence in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_folder_without_weights(tmp_path: Path, capsys: Captured) -> None:
+    fields = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert run(["verify", str(tmp_path), "--weights", "--level", "run", "-q"]) == 2
+    assert "this folder holds no weights" in capsys.readouterr().err
+
+
+def test_experts_that_no_entry_splits(capsys: Captured) -> None:
+    assert run(["verify", "llama", "--ep", "2", "--level", "proof", "--format", "json", "-q"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["code"] == "PL104"
+    assert "no expert-parallel entry" in finding["message"]
 
 
 def test_a_folder_is_no_plan_file(tmp_path: Path, capsys: Captured) -> None:

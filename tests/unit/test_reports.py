@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from launch.cli import run
-from launch.commands.verify import _balanced
+from launch.reports import balanced
 from planner.frontend.load import build, carried_plan, load
 from planner.ir.findings import Finding, Place, Severity, Source
 from planner.ir.why import Explanation, Group, Member, Tie
@@ -131,7 +131,7 @@ def test_stages_are_cut_so_that_the_fullest_holds_the_fewest() -> None:
     loaded = load("llama", overrides=small | {"vocab_size": "896"})
     model = build(loaded)
     plan = carried_plan(loaded, model)
-    even, fair = (picture(model, plan, tp=1, pp=2, cut=cut).stages for cut in (None, _balanced(2)))
+    even, fair = (picture(model, plan, tp=1, pp=2, cut=cut).stages for cut in (None, balanced(2)))
     assert [stage.layers for stage in even] == ["model.layers 0 to 1", "model.layers 2 to 3"]
     assert max(stage.size for stage in fair) <= max(stage.size for stage in even)
     assert sum(stage.size for stage in fair) == sum(stage.size for stage in even)
@@ -140,8 +140,8 @@ def test_stages_are_cut_so_that_the_fullest_holds_the_fewest() -> None:
 
 
 def test_the_cut_of_a_page_minds_what_stands_before_the_layers() -> None:
-    assert list(_balanced(2)([10, 10, 10, 10], 20, 0)) == [1]
-    assert list(_balanced(3)([10, 10], 0, 0)) == [0, 1]
+    assert list(balanced(2)([10, 10, 10, 10], 20, 0)) == [1]
+    assert list(balanced(3)([10, 10], 0, 0)) == [0, 1]
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")])
@@ -168,6 +168,83 @@ def test_nothing_of_the_machine_is_told(
         jsonschema.validate(json.loads(out), schema())
     if form == "html":
         assert "query_states = self.q_proj(hidden_states)" in "".join(Outline(out).text)
+
+
+HOSTILE = """
+import os
+from transformers import LlamaForCausalLM
+
+
+class Mine(LlamaForCausalLM):
+    def forward(self, input_ids=None, **kwargs):
+        home = os.environ["HOME"]
+        raise RuntimeError(f"{home}/models/mine.bin: no such file (token {os.environ['MY_TOKEN']}, 'file://{home}/x/y')")
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json", "sarif", "html"])
+@pytest.mark.parametrize(
+    "command", [["check"], ["verify", "--level", "proof"], ["verify", "--level", "proof", "--pp", "2"]]
+)
+def test_what_modeling_code_raises_tells_nothing_of_the_machine(
+    command: list[str], form: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "alice-secretive"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MY_TOKEN", "sesame-1234")
+    (home / "mine.py").write_text(HOSTILE)
+    monkeypatch.chdir(home)
+    name, *options = command
+    small = ["--set", "num_hidden_layers=2", "--set", "hidden_size=64", "--set", "vocab_size=64"]
+    run([name, f"{home}/mine.py:Mine", *options, "--format", form, "-q", *small])
+    out = capsys.readouterr().out
+    assert "no such file" in " ".join(out.replace("\\n", " ").split())
+    assert [secret for secret in ("alice", str(tmp_path), "sesame") if secret in out] == []
+    if form == "sarif":
+        jsonschema.validate(json.loads(out), schema())
+
+
+@pytest.mark.parametrize("form", ["text", "json", "sarif", "html"])
+def test_a_contract_has_every_form(form: str, capsys: Captured) -> None:
+    small = ["--set", "num_hidden_layers=2"]
+    asked = ["check", "bloom", "--backend", "vllm,sglang", "--format", form, "-q", *small]
+    assert run(asked) == 1
+    out = capsys.readouterr().out
+    assert "BE40" in out
+    if form == "sarif":
+        made = json.loads(out)
+        jsonschema.validate(made, schema())
+        messages = [one["message"]["text"] for one in made["runs"][0]["results"]]
+        assert len(messages) == len(set(messages))
+        assert any("(vllm" in message and "sglang" in message for message in messages)
+    if form == "html":
+        seen = Outline(out)
+        assert (seen.open, seen.fetched) == ([], [])
+
+
+def test_a_suggestion_has_a_page_and_sarif(capsys: Captured) -> None:
+    small = ["--set", "num_hidden_layers=2", "-q"]
+    assert run(["suggest", "llama", "--format", "html", *small]) == 0
+    seen = Outline(capsys.readouterr().out)
+    assert (seen.open, seen.fetched) == ([], [])
+    text = "".join(seen.text)
+    assert "base_model_tp_plan = {" in text
+    assert "can be split" in text
+    assert run(["suggest", "llama", "--format", "sarif", *small]) == 0
+    jsonschema.validate(json.loads(capsys.readouterr().out), schema())
+
+
+@pytest.mark.parametrize("train", [[], ["--train", "adamw"]])
+def test_layouts_have_a_page(train: list[str], capsys: Captured) -> None:
+    small = ["--set", "num_hidden_layers=4", "-q", *train]
+    assert run(["layout", "llama", "--devices", "4", "--memory", "24GiB", "--format", "html", *small]) == 0
+    seen = Outline(capsys.readouterr().out)
+    assert (seen.open, seen.fetched) == ([], [])
+    text = "".join(seen.text)
+    assert "The first: tp" in text
+    assert "stage 0" in text
+    assert "optimizer" in text if train else "vllm serve" in text
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -6,6 +6,7 @@ from html import escape
 from planner.ir.findings import Finding, Source
 from planner.ir.why import Explanation, Group
 from verify.drawing import Box, Picture
+from verify.render.private import told
 from verify.render.text import next_edit, verdict_sentence
 from verify.report import Report
 
@@ -40,7 +41,7 @@ pre { background: var(--soft); padding: .5rem; overflow-x: auto; } pre b { color
 
 def report_html(
     report: Report,
-    drawn: Picture,
+    drawn: Picture | None,
     *,
     layout: str,
     excerpt: Excerpt,
@@ -48,7 +49,7 @@ def report_html(
     plan: str = "",
 ) -> str:
     """The whole page. `excerpt` gives the numbered lines around a source line; `explanation` has the groups; `plan` is shown
-    as it is.
+    as it is. Nothing is `drawn` of a model whose forward is not known.
     """
     verdict = report.verdict
     parts = [
@@ -57,12 +58,9 @@ def report_html(
         f"<p>{escape(verdict_sentence(verdict))}.</p>",
         _levels(report),
         found(report.findings, excerpt),
-        "<h2>Stages</h2>",
-        _stages(drawn),
+        *(["<h2>Stages</h2>", _stages(drawn)] if drawn else []),
         *(["<h2>Groups</h2>", *map(_group, explanation.groups)] if explanation else []),
-        "<h2>Modules</h2>",
-        _legend(drawn),
-        f'<div class="tree">{_tree(drawn.boxes)}</div>',
+        *(["<h2>Modules</h2>", _legend(drawn), f'<div class="tree">{_tree(drawn.boxes)}</div>'] if drawn else []),
         *([f"<h2>Plan</h2><pre>{escape(plan)}</pre>"] if plan else []),
         versions(report),
     ]
@@ -100,6 +98,7 @@ def table(rows: Iterable[Sequence[str]], *, head: Sequence[str] = ()) -> str:
 
 
 def _finding(finding: Finding, excerpt: Excerpt) -> str:
+    finding = told(finding)
     rows = [
         ("where", str(finding.place)),
         ("why", finding.why),

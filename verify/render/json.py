@@ -6,6 +6,7 @@ from planner.ir.degrees import Degrees, spans
 from planner.ir.findings import Finding, Fix
 from verify.catalogue import name_of
 from verify.difference import Backed, Difference
+from verify.render.private import public, told
 from verify.render.suggestion import Suggested
 from verify.render.why import explanation_json
 from verify.report import LevelResult, Report
@@ -46,6 +47,7 @@ def suggestion_json(suggested: Suggested) -> str:
 
 def finding_json(finding: Finding) -> dict[str, object]:
     """One finding: `entry`, `module`, `source` and `fix` are null where they are not known."""
+    finding = told(finding)
     return {
         "code": finding.code,
         "name": name_of(finding.code),
@@ -71,7 +73,7 @@ def _forbidden(degrees: Degrees) -> list[dict[str, object]]:
             "module": limit.place.module,
             "source": str(limit.place.source) if limit.place.source else None,
             "size": limit.size,
-            "reason": limit.reason,
+            "reason": public(limit.reason),
         }
         for limit, against in degrees.limits
     ]

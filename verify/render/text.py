@@ -5,6 +5,7 @@ from textwrap import TextWrapper
 
 from planner.ir.findings import Fault, Finding, Severity, Verdict
 from verify.catalogue import rules
+from verify.render.private import public, told
 from verify.report import LevelResult, Report
 
 _WIDTH = 100
@@ -16,7 +17,7 @@ def report_text(report: Report, *, layout: str, skipped: str = "") -> str:
     head = f"{report.model} at {layout}: {report.verdict}"
     levels = "\n".join(_level(level) for level in report.levels) + (f"\n  {skipped}" if skipped else "")
     degrees = (
-        _part("degrees", "\n".join(report.degrees.clauses()))
+        _part("degrees", public("\n".join(report.degrees.clauses())))
         if report.degrees and len(report.degrees.legal) > 1
         else ""
     )
@@ -32,6 +33,7 @@ def _level(level: LevelResult) -> str:
 
 def finding_text(finding: Finding) -> str:
     """What, where, why, found against needed, and the next edit. Parts that a finding does not have are left out."""
+    finding = told(finding)
     rule = rules().get(finding.code)
     # That no rule tells, or that a rank was killed, is nobody's fault.
     blamed = finding.fault is not Fault.PLAN and finding.severity is not Severity.UNDECIDED

@@ -1,0 +1,78 @@
+"""A report of a verification in the form that was asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from launch.options import ReportFormat
+from launch.sources import excerpt, located
+from planner.ir.plan import Plan
+from planner.ir.why import Explanation
+from verify.render.html import report_html
+from verify.render.json import report_json
+from verify.render.sarif import report_sarif
+from verify.render.text import report_text, verdict_sentence
+from verify.report import Report
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from verify.drawing import Picture
+    from verify.picture import Cut
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What a page draws beside the findings: a plan on a meta model, and the groups, which are found only when asked for."""
+
+    model: "nn.Module"
+    plan: Plan
+    tp: int
+    pp: int
+    groups: Callable[[], Explanation | None]
+
+
+def shown(
+    report: Report,
+    form: ReportFormat,
+    *,
+    layout: str,
+    drawing: Drawing,
+    plan_file: str | None = None,
+    skipped: str = "",
+) -> str:
+    """The text for stdout; `plan_file` is where SARIF shows a finding without a source line."""
+    match form:
+        case ReportFormat.JSON:
+            return report_json(report)
+        case ReportFormat.SARIF:
+            return report_sarif(report, located=located, plan_file=plan_file)
+        case ReportFormat.HTML:
+            drawn = _drawn(drawing)
+            groups = drawing.groups() if drawn else None
+            return report_html(report, drawn, layout=layout, excerpt=excerpt, explanation=groups)
+        case ReportFormat.TEXT:
+            text = report_text(report, layout=layout, skipped=skipped)
+            return f"{text}\n\n{report.verdict.value}: {verdict_sentence(report.verdict)}"
+
+
+def _drawn(drawing: Drawing) -> "Picture | None":
+    from planner.frontend.trace import TraceError
+    from verify.picture import picture
+
+    try:
+        return picture(drawing.model, drawing.plan, tp=drawing.tp, pp=drawing.pp, cut=balanced(drawing.pp))
+    except TraceError:
+        return None
+
+
+def balanced(stages: int) -> "Cut":
+    """Stages whose fullest rank holds the fewest bytes of parameters; as many layers each where there are too few to choose."""
+    from planner.search.balance import Costs, balance
+
+    def cut(layers: Sequence[int], before: int, after: int) -> Sequence[int]:
+        if len(layers) < stages:
+            return [number * len(layers) // stages for number in range(1, stages)]
+        return balance(Costs(tuple(layers), before, after), stages=stages).bounds
+
+    return cut
