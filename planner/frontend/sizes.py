@@ -15,7 +15,10 @@ from typing import Any, TypeAlias, TypeGuard
 Fields: TypeAlias = dict[str, object]
 
 _ROLES: tuple[tuple[str, str], ...] = (
-    ("layers", r"(num|n)_(hidden_|decoder_|encoder_|transformer_)?(layers?|blocks?)|depth|(encoder|decoder)_layers"),
+    (
+        "layers",
+        r"(num|n)_(hidden_|decoder_|encoder_|transformer_)?(layers?|blocks?)(_per_stack)?|depth|(encoder|decoder)_layers",
+    ),
     ("last layers", r"(num_)?\w*shared_layers"),
     ("dense layers", r"first_k_dense\w*|(num|n)_(first_)?dense_layers"),
     ("vocabulary", r"(\w+_)?vocab(ulary)?_size(_\w+)?|n_vocab"),

@@ -121,13 +121,18 @@ def _by_width(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrai
 
 
 def fields_of(config: PreTrainedConfig) -> Fields:
-    """The arguments that would make this config again: what its constructor names, and what it was given beyond that."""
+    """The arguments that would make this config again: what its constructor names, and what it was given beyond that.
+
+    A class may write a field under another name than its constructor takes (`attribute_map`).
+    """
     kind = type(config)
     parameters = inspect.signature(kind.__init__).parameters
     names = set(parameters) | {_OF_LAYERS}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         names |= {field.name for field in dataclasses.fields(kind)} | _beyond(config)
-    return {name: value for name, value in config.to_dict().items() if name in names}
+    written = {own: name for name, own in kind.attribute_map.items() if name in names and own not in names}
+    given = {written.get(name, name): value for name, value in config.to_dict().items()}
+    return {name: value for name, value in given.items() if name in names}
 
 
 _OF_LAYERS = "per_layer_config"
@@ -186,12 +191,12 @@ def _by_trial(loaded: Loaded, *, tp: int, pp: int) -> PreTrainedConfig:
 
 
 def _beside_sizes(loaded: Loaded) -> PreTrainedConfig:
-    """The config with what beside its sizes belongs to a twin (no dropout, visible multipliers), where it runs with that."""
+    """The config with what beside its sizes belongs to a twin (no dropout, visible multipliers), where it builds with that."""
     with suppress(Exception):  # a config class may refuse values
         fields = fields_of(loaded.config)
         made = rebuilt(loaded.config, fields | numbers_beside_sizes(fields, scaled=True))
-        if _forwards(dataclasses.replace(loaded, config=made)):
-            return made
+        build(dataclasses.replace(loaded, config=made))
+        return made
     return loaded.config
 
 

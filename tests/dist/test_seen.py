@@ -95,6 +95,14 @@ def test_a_wrong_plan_is_the_plans_fault(ranks: InProcess) -> None:
     assert first.fix is not None
 
 
+def test_a_style_that_somebody_wrote_on_purpose_is_doubted_last(ranks: InProcess) -> None:
+    """Phi-3 gathers before the split of its input: where that split is lost, taking the gather away would mend it too."""
+    plan = plan_of("phi3").edited(Edit("model.layers.*.mlp.down_proj", "rowwise_split_input", "rowwise"), "model")
+    first = found(ranks, Case(twin(load("phi3"), tp=2), plan, tp=2))[0]
+    assert first.fix is not None
+    assert first.place.entry == "model.layers.*.mlp.down_proj"
+
+
 def test_a_client_that_sums_twice_is_at_fault_itself(ranks: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     right: Callable[..., torch.Tensor] = client.RowwiseParallel.transform_output_post_forward
 

@@ -1,13 +1,15 @@
 """Twins: small, of the same structure, and of the same program."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from planner.frontend.load import build, load
-from planner.frontend.sizes import RUNGS, depth, role_of, shrunk
+from planner.frontend.sizes import LENGTH, RUNGS, depth, role_of, shrunk
 from planner.frontend.trace import trace
-from planner.frontend.twin import SMALL, random_state, twin
+from planner.frontend.twin import SMALL, _beside_sizes, fields_of, random_state, twin
 from planner.ir.plan import generic
 
 
@@ -86,3 +88,21 @@ def test_sizes_of_single_layers_keep_their_ratio_and_their_sums() -> None:
     assert isinstance(head, int) and isinstance(rope, int) and isinstance(rank, int)
     assert small["num_hidden_layers"] == 2
     assert small["per_layer_config"] == {"1": {"kv_lora_rank": 2 * rank, "qk_nope_head_dim": head - rope}}
+
+
+def test_fields_that_a_class_writes_under_another_name_are_cut() -> None:
+    """kimi_linear takes `num_local_experts` and writes `num_experts`."""
+    config = twin(load("kimi_linear"), tp=4).config
+    assert (config.num_experts, config.num_experts_per_token) == (8, 2)
+    assert fields_of(load("kimi_linear").config)["num_local_experts"] == 256
+
+
+def test_widths_that_make_up_another_are_divided_with_it() -> None:
+    """reformer's two axes of positions fill its width, and their grid what it trains on."""
+    config = twin(load("reformer"), tp=2).config
+    assert sum(config.axial_pos_embds_dim) == config.hidden_size < 256
+    assert math.prod(config.axial_pos_shape) == LENGTH
+
+
+def test_dropout_is_off_where_sizes_are_found_by_trial() -> None:
+    assert _beside_sizes(load("reformer")).hidden_dropout_prob == 0.0

@@ -72,7 +72,8 @@ def _mending(case: Case, finding: Finding, run: Run) -> Fix | None:
 def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
     """Edits that may mend the finding: those that the proof accepts, at the places that it and the run point to.
 
-    One that moves whole activations (a gather, a split of the input) also hides the lack of a shard beside it: such come last.
+    One that moves whole activations (a gather, a split of the input) also hides the lack of a shard beside it, and one that takes
+    such a style away doubts what somebody wrote on purpose: these come last, those where the run points to first.
     """
     model = on_meta(case.loaded)
     try:
@@ -88,7 +89,7 @@ def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
     better: list[Edit] = []
     for edit in tried:
         left = check_tensor(subject, edited(styles, edit), case.tp)
-        if not left and edit.new not in WHOLE:
+        if not left and not {edit.old, edit.new} & WHOLE:
             yield edit
         elif not left:
             costly.append(edit)
