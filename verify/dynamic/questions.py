@@ -66,7 +66,7 @@ def observe(
     could answer is asked; without, a model that cannot answer one of the lesser questions is not asked it. Nothing more
     is asked once the answers are `enough`.
     """
-    into.trains = None if asked_of is None else bool(asked_of.trains)
+    into.trains = None if asked_of is None and exact else asked_of is not None and bool(asked_of.trains)
     if inputs.refused is not None:
         into.unasked["the way of images"] = inputs.refused
     for stage, ask in _QUESTIONS.items():
@@ -184,7 +184,7 @@ def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 def _backward_somehow(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Backward in the mode of the other questions; in training mode where the single-device model refuses that one. There is
-    no dropout in a twin, so that nothing else differs between the two.
+    no dropout in a twin, so that nothing else differs between the two; a real checkpoint may have some, and is not asked.
     """
     if into.trains is None:
         try:
