@@ -68,6 +68,8 @@ class Dialect:
     repeats_kv: bool = False
     gathers_norms: bool = False
     cuts_sinks: bool = False
+    keeps_tied: bool = False
+    """Whether the last stage has the modules before the layers too, where input and output embeddings are tied."""
     latent_types: frozenset[str] = field(default_factory=frozenset)
     whole_attention: frozenset[str] = field(default_factory=frozenset)
     reach: str = ""

@@ -15,7 +15,7 @@ from planner.ir.plan import Plan, generic
 from planner.sharding.propagate import Propagation
 from verify.backends.dialect import Dialect, Pipeline, Reader
 from verify.backends.reading import Reading, read
-from verify.backends.stage_programs import check_even_stages
+from verify.backends.stage_programs import check_even_stages, check_keyed_stages
 from verify.backends.stages import check_stages
 from verify.checks.plan import check_plan
 from verify.checks.tensor import check_relation, relate
@@ -58,6 +58,12 @@ def _findings(
     stages = check_stages(dialect, subject, plan) if pp > 1 else ()
     if pp > 1 and dialect.pipeline is Pipeline.EVEN:
         stages += check_even_stages(dialect, loaded, pp)
+    elif (
+        pp > 1
+        and dialect.pipeline in (Pipeline.KEYS, Pipeline.KEYS_OR_ORDER)
+        and not any(finding.severity is Severity.ERROR for finding in stages)
+    ):
+        stages += check_keyed_stages(dialect, loaded, plan, pp)
     return form + (_of_ranks(dialect, subject, plan, tp) if tp > 1 else ()) + stages
 
 

@@ -14,6 +14,7 @@ from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
 from planner.ir.plan import Plan, join
 from verify.backends.dialect import Dialect, Pipeline
+from verify.backends.stage_programs import keys_of
 
 _SAME = ("aten.dropout", "aten._to_copy", "aten.alias", "aten.view", "aten.contiguous", "aten.clone")
 """Ops that leave a value what it is, in a served model."""
@@ -27,15 +28,12 @@ def check_stages(dialect: Dialect, subject: Subject, plan: Plan) -> tuple[Findin
         )
     if dialect.pipeline not in (Pipeline.KEYS, Pipeline.KEYS_OR_ORDER):
         return ()
-    base = subject.model.get_submodule(subject.prefix)
-    keys = [entry.module for entry in plan.pp]
-    if not keys and dialect.pipeline is Pipeline.KEYS_OR_ORDER:
-        keys = [name for name, child in base.named_children() if next(child.parameters(), None) is not None]
+    owner, keys = keys_of(dialect, subject.model, plan)
     if not keys:
         return (
             _refused(dialect, "the model has no pipeline plan", "no base_model_pp_plan", "the plan of `plan suggest`"),
         )
-    modules = dict(base.named_modules())
+    modules = dict(owner.named_modules())
     missing = [key for key in keys if key not in modules]
     stacks = [key for key in keys if isinstance(modules.get(key), nn.ModuleList)]
     if missing or len(stacks) != 1:
@@ -44,7 +42,8 @@ def check_stages(dialect: Dialect, subject: Subject, plan: Plan) -> tuple[Findin
             _refused(dialect, f"the plan has {found}", found, "keys that are modules, one of them the list of layers"),
         )
     position = keys.index(stacks[0])
-    return tuple(_of_the_path(dialect, subject, keys[:position], stacks[0], keys[position + 1 :]))
+    inside = next(path for path, module in subject.model.named_modules() if module is owner)
+    return tuple(_of_the_path(dialect, subject, inside, keys[:position], stacks[0], keys[position + 1 :]))
 
 
 def _refused(dialect: Dialect, because: str, found: str, needed: str, fault: Fault = Fault.PLAN) -> Finding:
@@ -60,11 +59,11 @@ def _refused(dialect: Dialect, because: str, found: str, needed: str, fault: Fau
 
 
 def _of_the_path(
-    dialect: Dialect, subject: Subject, before: list[str], stack: str, after: list[str]
+    dialect: Dialect, subject: Subject, inside: str, before: list[str], stack: str, after: list[str]
 ) -> Iterable[Finding]:
-    """The hidden states from the embeddings to the layers, and from the layers to the output."""
+    """The hidden states from the embeddings to the layers, and from the layers to the output; keys are names in `inside`."""
     graph, prefix = subject.graph, subject.prefix
-    layers = [call for call in graph.calls if call.module.rpartition(".")[0] == join(prefix, stack)]
+    layers = [call for call in graph.calls if call.module.rpartition(".")[0] == join(inside, stack)]
     base = next((call for call in graph.calls if call.module == prefix), None)
     if not layers or base is None:
         return
@@ -73,12 +72,12 @@ def _of_the_path(
     paths = {id(module): path for path, module in subject.model.named_modules()}
     embedded = next((c.outputs[0] for c in graph.calls if c.module == paths.get(id(embedding), "?")), None)
     if embedded is not None and first.arguments:
-        owned = [join(prefix, key) for key in before]
+        owned = [join(inside, key) for key in before]
         for op in _between(graph, embedded, first.arguments[0][1], owned):
             yield _again(dialect, op, "before its layers, and a later stage does it again to what it received")
             break
     if last.outputs and base.outputs:
-        owned = [join(prefix, key) for key in after]
+        owned = [join(inside, key) for key in after]
         for op in _between(graph, last.outputs[0], base.outputs[0], owned):
             yield _again(dialect, op, "after its layers, and every stage does it to what it passes on")
             break

@@ -28,6 +28,7 @@ VLLM_0_24 = Dialect(
     },
     unknown=Unknown.REPLICATED,
     pipeline=Pipeline.KEYS,
+    keeps_tied=True,
     reads_head=False,
     local_heads=True,
     reach='hf_overrides={"base_model_tp_plan": {...}, "base_model_pp_plan": {...}}, or the same keys in config.json',
