@@ -54,14 +54,16 @@ def trace_local(
     """
     given = inputs if inputs is not None else example_inputs(model)  # read off the forward, which a hook will hide
     held = {module: dict(module._parameters) for module in model.modules()}
-    hooked: list[nn.Module] = []
+    hooked: dict[int, nn.Module] = {}
     try:
         _shrink(model, assigned, degree)
         tracing = Tracing(model)
         tracing.recorder.unfixed = unfixed or {}
         for path, (style, _) in assigned.modules.items():
-            if style.before is not Before.NOTHING or style.after is not After.NOTHING:
-                hooked.append(model.get_submodule(path))
+            module = model.get_submodule(path)
+            hooks = style.before is not Before.NOTHING or style.after is not After.NOTHING
+            if hooks and id(module) not in hooked:  # a module may have two paths
+                hooked[id(module)] = module
                 _hook(model, path, style, tracing.recorder, degree, _width(model, path, assigned, held))
         graph = tracing.run(given)
         if left is not None:
@@ -70,7 +72,7 @@ def trace_local(
     finally:
         for module, parameters in held.items():
             module._parameters.update(parameters)
-        for module in hooked:
+        for module in hooked.values():
             del module.forward
 
 

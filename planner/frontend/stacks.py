@@ -17,3 +17,13 @@ def members(model: nn.Module, path: str) -> tuple[str, ...]:
     if isinstance(module, nn.ModuleList):
         return tuple(f"{path}.{name}" for name, _ in module.named_children())
     return (path,)
+
+
+def same_member(model: nn.Module, path: str) -> tuple[int, int] | None:
+    """The places of the first module that stands twice in a list; None where each stands once."""
+    seen: dict[int, int] = {}
+    for at, member in enumerate(model.get_submodule(path)._modules.values()):
+        first = seen.setdefault(id(member), at)
+        if first != at:
+            return first, at
+    return None

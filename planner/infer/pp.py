@@ -14,11 +14,11 @@ from torch import nn
 
 from planner.frontend.inputs import example_inputs
 from planner.frontend.load import base_prefix
-from planner.frontend.stacks import layer_stack, members
+from planner.frontend.stacks import layer_stack, members, same_member
 from planner.frontend.trace import TraceError, trace
 from planner.infer.sites import Site, call_sites
 from planner.ir.graph import Graph, ModuleCall
-from planner.ir.live import Cut, Live, Role, derived, given, live_across, stream
+from planner.ir.live import Cut, Live, Role, derived, given, live_across, read_behind, stream
 from planner.ir.plan import PpEntry
 
 
@@ -55,6 +55,8 @@ def cut_nowhere(model: nn.Module, graph: Graph, base: tuple[PpEntry, ...]) -> st
     stack = layer_stack(model, paths)
     if stack is None:
         return None
+    if (twice := same_member(model, stack)) is not None:
+        return f"{stack}.{twice[0]} and {stack}.{twice[1]} are one module, which cannot be on one stage alone"
     depth, before = len(list(model.get_submodule(stack).children())), tuple(paths[: paths.index(stack)])
     first: Live | None = None
     for number in range(1, depth):
@@ -131,7 +133,11 @@ def _on_the_path(model: nn.Module, flow: _Flow, stack: str) -> list[str]:
         if path is not None and any(number in flow.stream for number in call.outputs):
             found.setdefault(path, []).append(position)
     layers = found.get(stack, [0])
-    return [path for path, at in found.items() if path == stack or not at[0] < layers[0] <= layers[-1] < at[-1]]
+    return [
+        path
+        for path, at in found.items()
+        if path == stack or not (at[0] < layers[0] and (layers[-1] < at[-1] or read_behind(flow.graph, path, stack)))
+    ]
 
 
 def _listed(model: nn.Module, module: str, opened: set[str]) -> str | None:

@@ -21,6 +21,19 @@ def stream(graph: Graph) -> frozenset[int]:
     return derived(graph, (number for module in graph.modules for _, number in module.parameters))
 
 
+def read_behind(graph: Graph, module: str, stack: str) -> bool:
+    """Whether what runs behind the layers of `stack` reads a weight of a module, or of one in it, past that module."""
+    last = max((at for at, op in enumerate(graph.ops) if _inside(op.module, stack)), default=None)
+    if last is None:
+        return False
+    owners: dict[int, set[bool]] = {}
+    for one in graph.modules:
+        for _, number in one.parameters:
+            owners.setdefault(number, set()).add(_inside(one.path, module))
+    own = {number for number, inside in owners.items() if inside == {True}}
+    return any(not own.isdisjoint(op.inputs) for op in graph.ops[last + 1 :] if not _inside(op.module, module))
+
+
 def given(graph: Graph) -> frozenset[int]:
     """Values that derive from the caller's inputs."""
     return derived(graph, (number for _, number in graph.inputs))

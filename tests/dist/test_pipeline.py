@@ -166,7 +166,7 @@ def test_mistakes_of_a_runtime_are_seen_in_what_they_change() -> None:
         assert result.findings[0].code == SAID.get(name, "DY501")
 
 
-MIXES = ("plain", "skip", "late", "between", "outside", "again")
+MIXES = ("plain", "skip", "late", "between", "outside", "again", "raw")
 
 
 @pytest.fixture(scope="module")
@@ -176,18 +176,19 @@ def mixes() -> dict[str, LevelResult]:
     for mix in MIXES:
         loaded = load("tests.zoo.stream_models:StreamForCausalLM", overrides={"mix": mix})
         layers = PpEntry("pile", ("w", "first"), ("w",))
-        plan = Plan(pp=(*entries("zork"), layers, *entries("fin")), head_pp=entries("out"))
+        ends = ((), ()) if mix == "raw" else (entries("zork"), entries("out"))
+        plan = Plan(pp=(*ends[0], layers, *entries("fin")), head_pp=ends[1])
         cases[mix] = Case(loaded, plan, 1, 3)
         if mix == "skip":
             cases["unlisted"] = Case(loaded, replace(plan, pp=entries("zork", "pile", "fin")), 1, 3)
     return asked(cases)
 
 
-@pytest.mark.parametrize("mix", ["plain", "skip", "late", "between"])
+@pytest.mark.parametrize("mix", ["plain", "skip", "late", "between", "raw"])
 def test_what_the_trace_says_is_live_crosses_every_cut(mixes: Mapping[str, LevelResult], mix: str) -> None:
     result = mixes[mix]
     assert result.verdict is Verdict.CONFIRMED
-    assert set(result.measures.values()) == {0.0}
+    assert max(result.measures.values()) <= (1e-15 if mix == "raw" else 0.0)  # raw: a gradient of two stages is summed
 
 
 @pytest.mark.parametrize("mix", ["outside", "again", "unlisted"])

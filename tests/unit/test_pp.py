@@ -174,3 +174,16 @@ def test_some_cuts_that_cannot_be_made_are_no_reason_for_none() -> None:
     model = build(load("gemma3n_text"))
     graph = trace(model)
     assert cut_nowhere(model, graph, infer_pipeline(model, graph)[0]) is None
+
+
+def test_a_table_that_the_head_reads_is_left_to_every_stage() -> None:
+    """As a module that runs on both sides: a key would take it from the last stage."""
+    suggestion = suggest(load(f"{FILE}:StreamForCausalLM", overrides={"mix": "raw"}))
+    assert [entry.module for entry in suggestion.plan.pp] == ["pile", "fin"]
+
+
+def test_a_module_that_stands_twice_in_the_list_of_layers() -> None:
+    suggestion = suggest(load(f"{FILE}:StreamForCausalLM", overrides={"mix": "shared"}))
+    assert suggestion.plan.pp == ()
+    why = "there is no pipeline plan: core.pile.0 and core.pile.2 are one module, which cannot be on one stage alone"
+    assert suggestion.notes[-1] == why

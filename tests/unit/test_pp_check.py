@@ -148,6 +148,16 @@ def test_streams_that_enter_the_layers_can_be_sent(mix: str) -> None:
     assert found(STREAMS, mix=mix) == []
 
 
+def test_a_table_that_the_head_reads_needs_no_key() -> None:
+    assert found(STREAMS, mix="raw") == []
+
+
+def test_a_module_that_stands_twice_in_the_list_of_layers() -> None:
+    (finding,) = found(STREAMS, mix="shared")
+    assert (finding.code, finding.fault) == ("PP304", Fault.MODEL)
+    assert finding.message == '"core.pile.0" and "core.pile.2" are one module, which cannot be on one stage alone'
+
+
 def test_a_second_stream_that_is_not_listed() -> None:
     (finding,) = found(STREAMS, changed("pile", inputs=("q",)), mix="skip")
     assert finding.code == "PP303"

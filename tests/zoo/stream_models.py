@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-MIXES = ("plain", "skip", "late", "between", "outside", "again")
-"""How the layers are joined; see `Core.forward`."""
+MIXES = ("plain", "skip", "late", "between", "outside", "again", "raw", "shared")
+"""How the layers are joined, see `Core.forward`; raw: the head reads the embedding's weight; shared: two layers stand twice."""
 
 
 class StreamConfig(PreTrainedConfig):
@@ -46,6 +46,8 @@ class Core(PreTrainedModel):
         super().__init__(config)
         self.zork = nn.Embedding(config.vocab_size, config.width)
         self.pile = nn.ModuleList(Fold(config) for _ in range(config.depth))
+        if config.mix == "shared":
+            self.pile = nn.ModuleList([*self.pile[:2], *self.pile[:2]])
         self.fin = nn.LayerNorm(config.width)
         self.post_init()
 
@@ -81,8 +83,9 @@ class StreamForCausalLM(PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, **kwargs: object) -> CausalLMOutput:
-        words = self.out(self.core(input_ids).logits)
-        return CausalLMOutput(logits=words)
+        words = self.core(input_ids).logits
+        raw = self.config.mix == "raw"
+        return CausalLMOutput(logits=nn.functional.linear(words, self.core.zork.weight) if raw else self.out(words))
 
 
 class Pair(nn.Module):

@@ -10,10 +10,10 @@ from inspect import signature
 from torch import nn
 
 from planner.frontend.load import base_prefix
-from planner.frontend.stacks import layer_stack
+from planner.frontend.stacks import layer_stack, same_member
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.graph import Graph
-from planner.ir.live import Cut, Live, Role, live_across, stream, unlisted
+from planner.ir.live import Cut, Live, Role, live_across, read_behind, stream, unlisted
 from planner.ir.plan import Plan, PpEntry, join
 from verify.checks.pipeline_names import check_names
 
@@ -52,6 +52,8 @@ def _of_the_keys(model: nn.Module, graph: Graph, keys: list[str]) -> list[Findin
     if owners:
         return [_member(owners[0])]
     stack = layer_stack(model, keys)
+    if stack is not None and (twice := same_member(model, stack)) is not None:
+        return [_one_module(stack, *twice)]
     found = [*_twice(keys), *_order(graph, keys), *_dropped(graph, keys, stack or "")]
     return found or ([] if stack else [_no_stack()])
 
@@ -100,6 +102,19 @@ def _member(key: str) -> Finding:
         why="layers are dealt out to the stages from their list",
         found=key,
         needed=stack,
+    )
+
+
+def _one_module(stack: str, first: int, second: int) -> Finding:
+    return Finding(
+        "PP304",
+        Severity.ERROR,
+        f'"{stack}.{first}" and "{stack}.{second}" are one module, which cannot be on one stage alone',
+        Place(entry=stack, module=stack),
+        why="the stages together must be the model, with every layer once",
+        found="a module that stands twice in the list of layers",
+        needed="a module for each place",
+        fault=Fault.MODEL,
     )
 
 
@@ -174,7 +189,9 @@ def _dropped(graph: Graph, keys: list[str], stack: str) -> list[Finding]:
 def _on_both_sides(graph: Graph, child: str, stack: str) -> bool:
     ran = [at for at, call in enumerate(graph.calls) if _holds(child, call.module)]
     layers = [at for at, call in enumerate(graph.calls) if call.module.startswith(f"{stack}.")]
-    return bool(ran and layers) and ran[0] < layers[0] and layers[-1] < ran[-1]
+    if not (ran and layers) or ran[0] >= layers[0]:
+        return False
+    return layers[-1] < ran[-1] or read_behind(graph, child, stack)
 
 
 def _child(module: str, scope: str) -> str:

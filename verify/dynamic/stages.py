@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Cache, EncoderDecoderCache
 from transformers.utils.generic import ModelOutput
 
-from planner.frontend.stacks import layer_stack, members
+from planner.frontend.stacks import layer_stack, members, same_member
 from planner.ir.live import Cut, Entrance, Live
 from planner.ir.plan import PpEntry, join
 from verify.dynamic.compare import whole
@@ -111,6 +111,10 @@ def layout_of(
     assert isinstance(layers, nn.ModuleList)
     if len(layers) < stages:
         raise ValueError(f"{stack} holds {len(layers)} layers, too few for {stages} pipeline stages.")
+    if (twice := same_member(model, stack)) is not None:
+        raise ValueError(
+            f"{stack}.{twice[0]} and {stack}.{twice[1]} are one module, which cannot be on one stage alone."
+        )
     at = order.index(stack)
     after = (*order[at + 1 :], *(entry.module for entry in head))
     return Layout(
