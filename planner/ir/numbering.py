@@ -4,7 +4,7 @@ Layers are single steps here: what a layer gives is named by the layer and by wh
 program of a pipeline stage, with some layers absent, can be held against the whole program.
 """
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref
@@ -71,11 +71,11 @@ def _neutral(op: Op) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Inside:
-    """What runs in a layer: its ops with their flags (numbers may count the layers, of which one stands for its kind), and the
-    places of arguments that none of them reads.
+    """What runs in a layer: the kinds of its ops with their flags (numbers may count the layers, of which one stands for its
+    kind), and the places of arguments that none of them reads.
     """
 
-    ops: tuple[Hashable, ...]
+    ops: frozenset[Hashable]
     unused: frozenset[int]
 
 
@@ -85,6 +85,7 @@ class _Insides(dict[str, _Inside]):
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
+        self.first = {call.module: call for call in reversed(graph.calls)}
 
     def __missing__(self, module: str) -> _Inside:
         graph = self.graph
@@ -94,12 +95,25 @@ class _Insides(dict[str, _Inside]):
             self[module] = self[shown]
             return self[module]
         ops = [op for op in graph.ops if op.module == module or op.module.startswith(f"{module}.")]
-        read = {value for op in ops for value in op.inputs}
-        call = next(call for call in graph.calls if call.module == module)
-        read.update(call.outputs)
-        unused = frozenset(at for at, (_, value) in enumerate(call.arguments) if value not in read)
-        self[module] = _Inside(tuple((op.target, *_flags(op)) for op in ops), unused)
+        kinds = frozenset((op.target, *_flags(op)) for op in ops if op.target != "repeat")
+        call = self.first[module]
+        read = self._read(ops).union(call.outputs)
+        self[module] = _Inside(
+            kinds, frozenset(at for at, (_, value) in enumerate(call.arguments) if value not in read)
+        )
         return self[module]
+
+    def _read(self, ops: Iterable[Op]) -> set[int]:
+        """What ops read; a part that stands as a `repeat` reads, of what it is given, what the part reads that it repeats."""
+        read = set[int]()
+        for op in ops:
+            shown = self.graph.module_of[op.module].repeats if op.target == "repeat" else None
+            if shown is None or not (shown in self.first and op.module in self.first):
+                read.update(op.inputs)
+            else:
+                given = self.first[op.module].arguments
+                read.update(value for at, (_, value) in enumerate(given) if at not in self[shown].unused)
+        return read
 
 
 def _flags(op: Op) -> tuple[Hashable, ...]:

@@ -111,8 +111,8 @@ def test_an_embedding_that_is_kept_to_the_last_rank() -> None:
 def test_layers_are_dealt_out_as_the_engine_does() -> None:
     """Source: vLLM 0.32.0, `get_pp_indices`: 7 layers on 3 ranks are 2, 3, 2."""
     cut = _Keyed("model", (), "layers", (), keeps_tied=True)
-    assert [len(cut.range(7, stage, 3)) for stage in range(3)] == [2, 3, 2]
-    assert [len(cut.range(9, stage, 2)) for stage in range(2)] == [5, 4]
+    assert [len(cut.own(7, stage, 3)) for stage in range(3)] == [2, 3, 2]
+    assert [len(cut.own(9, stage, 2)) for stage in range(2)] == [5, 4]
 
 
 def test_a_multiplier_of_one_that_is_applied_again_changes_nothing() -> None:

@@ -88,7 +88,7 @@ class _Keyed:
     after: tuple[str, ...]
     keeps_tied: bool
 
-    def range(self, count: int, stage: int, stages: int) -> range:
+    def own(self, count: int, stage: int, stages: int) -> range:
         """Source: vLLM 0.32.0, `get_pp_indices`: what does not divide goes to the stages before the last, from behind."""
         sizes = [count // stages] * stages
         for place in range(2, count % stages + 2):
@@ -186,7 +186,7 @@ class _Comparison:
 
     def _own(self, depth: int, stage: int, stages: int) -> range:
         if self.keyed is not None:
-            return self.keyed.range(depth, stage, stages)
+            return self.keyed.own(depth, stage, stages)
         return range(stage * (depth // stages), depth if stage == stages - 1 else (stage + 1) * (depth // stages))
 
     def _inputs(self, model: nn.Module, *, first: bool) -> dict[str, torch.Tensor]:
