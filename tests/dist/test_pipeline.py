@@ -166,7 +166,7 @@ def test_mistakes_of_a_runtime_are_seen_in_what_they_change() -> None:
         assert result.findings[0].code == SAID.get(name, "DY501")
 
 
-MIXES = ("plain", "skip", "late", "between", "outside", "again", "raw")
+MIXES = ("plain", "skip", "late", "between", "outside", "again", "shelf", "raw")
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def mixes() -> dict[str, LevelResult]:
     return asked(cases)
 
 
-@pytest.mark.parametrize("mix", ["plain", "skip", "late", "between", "raw"])
+@pytest.mark.parametrize("mix", ["plain", "skip", "late", "between", "shelf", "raw"])
 def test_what_the_trace_says_is_live_crosses_every_cut(mixes: Mapping[str, LevelResult], mix: str) -> None:
     result = mixes[mix]
     assert result.verdict is Verdict.CONFIRMED

@@ -44,6 +44,13 @@ def test_right_stages_are_parts_of_the_whole_program(name: str) -> None:
     assert said(name) == []
 
 
+def test_what_a_layer_leaves_in_a_dictionary_is_put_there() -> None:
+    loaded = load("tests.zoo.stream_models:StreamForCausalLM", overrides={"mix": "shelf"})
+    base, head = infer_pipeline(model := build(loaded), trace(model))
+    assert base[1].inputs == ("w", "shelf")
+    assert Programs(loaded).check(Case(loaded, Plan(pp=base, head_pp=head), 1, 3)) == ()
+
+
 @pytest.mark.parametrize(
     ("departure", "message"),
     [

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-MIXES = ("plain", "skip", "late", "between", "outside", "again", "raw", "shared")
+MIXES = ("plain", "skip", "late", "between", "outside", "again", "shelf", "raw", "shared")
 """How the layers are joined, see `Core.forward`; raw: the head reads the embedding's weight; shared: two layers stand twice."""
 
 
@@ -32,8 +32,10 @@ class Fold(nn.Module):
         super().__init__()
         self.aa, self.bb = (nn.Linear(config.width, config.width) for _ in range(2))
 
-    def forward(me, q: Tensor, trace: Tensor | None = None) -> Tensor:  # noqa: N805 - on purpose
+    def forward(me, q: Tensor, trace: Tensor | None = None, shelf: dict[str, Tensor] | None = None) -> Tensor:  # noqa: N805
         q = q + me.aa(q).tanh()
+        if shelf is not None:
+            q = q + me.bb(shelf.setdefault("z", q)).cos()
         return q if trace is None else q + me.bb(trace)
 
 
@@ -53,6 +55,7 @@ class Core(PreTrainedModel):
 
     def forward(self, input_ids: Tensor, **kwargs: object) -> CausalLMOutput:
         w = first = self.zork(input_ids)
+        shelf: dict[str, Tensor] = {}
         for place, piece in enumerate(self.pile):
             match self.config.mix:
                 case "skip":  # the embeddings go into every layer
@@ -61,6 +64,8 @@ class Core(PreTrainedModel):
                     w = piece(w, first if place == self.config.depth - 1 else None)
                 case "between":  # what a layer gets is not what the one before it gave
                     w = piece(w * 1.5)
+                case "shelf":  # what the first layer leaves is read by the others
+                    w = piece(w, shelf=shelf)
                 case "outside":  # the embeddings join between the layers, through no argument
                     w = piece(w) + first
                 case "again":  # the first layer runs again behind every other

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from planner.ir.live import Entrance
 from verify.dynamic.departures import Departure, Slip
-from verify.dynamic.pipeline_cuts import argument, argument_names, given, put
+from verify.dynamic.pipeline_cuts import Received, argument, argument_names, given, put
 from verify.dynamic.stages import Layout, Stage
 
 
@@ -104,7 +104,7 @@ def _skip(stage: Stage, name: str) -> None:
     layer, made = stage.model.get_submodule(stage.layout.layer(0)), list[torch.Tensor]()
     entrance = Entrance(0, argument_names(layer)[0])
     stage.model.get_submodule(name).register_forward_hook(lambda _, __, output: made.append(output))
-    layer.register_forward_pre_hook(lambda _, a, k: put(layer, a, k, entrance, made.pop()), with_kwargs=True)
+    layer.register_forward_pre_hook(lambda _, a, k: put(layer, a, k, entrance, Received(made.pop())), with_kwargs=True)
 
 
 def _first_through(module: nn.Module) -> Callable[..., object]:

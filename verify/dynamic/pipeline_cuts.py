@@ -69,15 +69,39 @@ def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)][entrance.leaf]
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A tensor, and the form that the argument has which it is put in."""
+
+    tensor: torch.Tensor
+    form: object = None
+
+
 def put(
-    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, tensor: torch.Tensor
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, received: Received
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """The same call with another tensor at an entrance."""
-    leaves, form = tree_flatten(argument(module, args, kwargs, entrance.argument))
-    at = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)][entrance.leaf]
-    return given(
-        module, args, kwargs, entrance.argument, tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form)
-    )
+    """The same call with another tensor at an entrance; a dictionary, which layers share, is changed itself."""
+    name, now = entrance.argument, argument(module, args, kwargs, entrance.argument)
+    if isinstance(now, dict) and isinstance(received.form, dict):
+        _put_in(now, received.form, entrance.leaf, received.tensor)
+        return args, kwargs
+    return given(module, args, kwargs, name, _replaced(now, entrance.leaf, received.tensor))
+
+
+def _put_in(now: dict[object, object], form: Mapping[object, object], leaf: int, tensor: torch.Tensor) -> None:
+    """An absent layer has left nothing in a dictionary: the form says under which key it would have."""
+    for key, value in form.items():
+        count = sum(isinstance(one, torch.Tensor) for one in tree_flatten(value)[0])
+        if leaf < count:
+            now[key] = _replaced(now.get(key, value), leaf, tensor)
+            return
+        leaf -= count
+
+
+def _replaced(value: object, leaf: int, tensor: torch.Tensor) -> object:
+    leaves, form = tree_flatten(value)
+    at = [place for place, one in enumerate(leaves) if isinstance(one, torch.Tensor)][leaf]
+    return tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form)
 
 
 def given(

@@ -22,7 +22,7 @@ from planner.ir.live import Cut, Entrance, Live
 from planner.ir.plan import PpEntry, join
 from verify.dynamic.compare import whole
 from verify.dynamic.exact import copied_outputs
-from verify.dynamic.pipeline_cuts import Crossing, put, taken
+from verify.dynamic.pipeline_cuts import Crossing, Received, argument, put, taken
 
 _REFUSAL = "is a view and is being modified inplace"
 _WRITES = ("update", "update_conv_state", "update_recurrent_state")
@@ -347,7 +347,9 @@ class Stage(nn.Module):
                         live.value, taken(module, args, kwargs, entrance) if tensor is None else tensor
                     )
                 for live, entrance in (pair for pair in receive if pair[0].value not in self.elsewhere):
-                    args, kwargs = put(module, args, kwargs, entrance, self.held[live.value])
+                    call = self.record.calls[self.layout.layer(number)][0]
+                    form = argument(module, call.args, call.kwargs, entrance.argument)
+                    args, kwargs = put(module, args, kwargs, entrance, Received(self.held[live.value], form))
             return args, kwargs
 
         module.register_forward_pre_hook(enter, with_kwargs=True)
