@@ -68,7 +68,9 @@ def main(arguments: list[str]) -> int:
         levels = tuple(given.levels.split(","))
         return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
     if given.name == "pipeline-mutants":
-        return pipeline_mutants.main(types, given.out or Path("pipeline-mutants.jsonl"), page_at=given.page)
+        return pipeline_mutants.main(
+            types, given.out or Path("pipeline-mutants.jsonl"), limit=given.limit, page_at=given.page
+        )
     degree = given.tp or (8 if given.name == "configs" else 2)
     if given.name == "mutants":
         options = mutants.Options(degree, given.limit, given.seed, given.time, given.only, given.redo == "failed")

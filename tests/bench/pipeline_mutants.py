@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from time import perf_counter
 
 from rich.console import Console
@@ -47,8 +48,8 @@ SCALED = {"granite": {"embedding_multiplier": "12.0"}}
 """Defaults that hide a fault: a multiplier of one."""
 
 
-def judge(name: str) -> Iterator[Judged]:
-    """The inferred plan of one type, and every mutant of it."""
+def judge(name: str, limit: int = 0) -> Iterator[Judged]:
+    """The inferred plan of one type, and every mutant of it, or `limit` of them at random."""
     loaded = load(name, overrides=SCALED.get(name, {}))
     model = build(loaded)
     graph, prefix = trace(model), base_prefix(model)
@@ -60,6 +61,7 @@ def judge(name: str) -> Iterator[Judged]:
     subject = Subject(programs.model, programs.graph, laid_out(right, programs.model).layout)
     plans = list(pipeline_mutants(graph, plan, prefix, stack.removeprefix(f"{prefix}.")))
     stages = list(stage_mutants(subject))
+    plans, stages = _some(name, plans, stages, limit)
     depth = len(list(model.get_submodule(stack).children()))
     proofs = [
         _proved(lambda: check_pp(model, graph, plan) + programs.check(right)),
@@ -71,6 +73,17 @@ def judge(name: str) -> Iterator[Judged]:
     whats = [_Mutant("base", "base", ()), *map(_of_plan, plans), *map(_of_stage, stages)]
     for mutant, proof, run in zip(whats, proofs, runs, strict=True):
         yield _judged(name, mutant, proof, run)
+
+
+def _some(
+    name: str, plans: list[PipelineMutant], stages: list[StageMutant], limit: int
+) -> tuple[list[PipelineMutant], list[StageMutant]]:
+    """The same ones for a name in every sweep; of stage programs twice as many as of plans, where there are."""
+    if not limit:
+        return plans, stages
+    chosen = Random(name)
+    some = chosen.sample(stages, min(len(stages), limit * 2 // 3))
+    return chosen.sample(plans, min(len(plans), limit - len(some))), some
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +157,7 @@ def _judged(name: str, mutant: _Mutant, proof: LevelResult, run: LevelResult) ->
     )
 
 
-def main(types: tuple[str, ...], out: Path, *, page_at: Path | None = None) -> int:
+def main(types: tuple[str, ...], out: Path, *, limit: int = 0, page_at: Path | None = None) -> int:
     """Judge all mutants of these types, print the table, write JSON and the page; exit 1 on a false proof or accusation."""
     console = Console(stderr=True)
     done = {row.model for row in read(out)}
@@ -152,7 +165,7 @@ def main(types: tuple[str, ...], out: Path, *, page_at: Path | None = None) -> i
         if name in done:
             continue
         try:
-            rows = list(judge(name))
+            rows = list(judge(name, limit))
         except (LoadError, TraceError, TwinError, ValueError) as error:
             console.print(f"{name}: not judged: {error}")
             continue
