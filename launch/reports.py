@@ -8,7 +8,7 @@ from launch.options import ReportFormat
 from launch.sources import excerpt, located
 from planner.ir.plan import Plan
 from planner.ir.why import Explanation
-from verify.render.html import report_html
+from verify.render.html import report_html, size
 from verify.render.json import report_json
 from verify.render.sarif import report_sarif
 from verify.render.text import report_text, verdict_sentence
@@ -52,7 +52,7 @@ def shown(
             groups = drawing.groups() if drawn else None
             return report_html(report, drawn, layout=layout, excerpt=excerpt, explanation=groups)
         case ReportFormat.TEXT:
-            text = report_text(report, layout=layout, skipped=skipped)
+            text = "\n\n".join(filter(None, (report_text(report, layout=layout, skipped=skipped), _stages(drawing))))
             return f"{text}\n\n{report.verdict.value}: {verdict_sentence(report.verdict)}"
 
 
@@ -64,6 +64,31 @@ def _drawn(drawing: Drawing) -> "Picture | None":
         return picture(drawing.model, drawing.plan, tp=drawing.tp, pp=drawing.pp, cut=balanced(drawing.pp))
     except TraceError:
         return None
+
+
+def _stages(drawing: Drawing) -> str:
+    """The stages of a pipeline plan, balanced by the bytes of their parameters, and what an even split would come to."""
+    from planner.frontend.trace import TraceError
+    from verify.picture import stages_of
+
+    if drawing.pp < 2 or not drawing.plan.pp:
+        return ""
+    try:
+        found, even = (
+            stages_of(drawing.model, drawing.plan, tp=drawing.tp, pp=drawing.pp, cut=cut)
+            for cut in (balanced(drawing.pp), None)
+        )
+    except TraceError:
+        return ""
+    if len(found) != drawing.pp:
+        return ""
+    most, otherwise = (max(stage.size for stage in stages) for stages in (found, even))
+    width = max(len(stage.layers) for stage in found)
+    lines = [
+        f"{'  stages  ' if at == 0 else ' ' * 10}{stage.layers:<{width}}  {size(stage.size)}"
+        for at, stage in enumerate(found)
+    ]
+    return "\n".join([*lines, f"{' ' * 10}{'the fullest':<{width}}  {size(most)}; split evenly {size(otherwise)}"])
 
 
 def balanced(stages: int) -> "Cut":

@@ -47,6 +47,14 @@ def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None =
     return Picture(boxes, _stages(graph, plan, prefix, local, pp, cut or partial(_evenly, pp)), tp, pp)
 
 
+def stages_of(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None = None) -> tuple[Stage, ...]:
+    """The stages of a plan, with the bytes of parameters that one rank of each holds; `cut` as of `picture`."""
+    subject = subject_of(model)
+    assigned = assign(subject.graph, plan.styles(subject.prefix), base_prefix=subject.prefix)
+    local = {module.path: _bytes(subject.graph, assigned, module.path, tp)[1] for module in subject.graph.modules}
+    return _stages(subject.graph, plan, subject.prefix, local, pp, cut or partial(_evenly, pp))
+
+
 def _evenly(pp: int, layers: Sequence[int], before: int, after: int) -> Sequence[int]:  # noqa: ARG001  # a `Cut`
     return [number * len(layers) // pp for number in range(1, pp)]
 

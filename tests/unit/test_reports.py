@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 
 from launch.cli import run
-from launch.reports import balanced
+from launch.options import ReportFormat
+from launch.reports import Drawing, balanced, shown
 from planner.frontend.load import build, carried_plan, load
 from planner.ir.findings import Finding, Place, Severity, Source
 from planner.ir.why import Explanation, Group, Member, Tie
@@ -259,3 +260,13 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     done = subprocess.run([BROWSER, *options, file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert 'class="verdict refuted"' in done.stdout
     assert "one stage" in done.stdout
+
+
+def test_stages_are_shown_against_the_even_split() -> None:
+    """gemma2's table is as large as ten layers, so equally many layers are no balance."""
+    model = build(load("gemma2"))
+    drawing = Drawing(model, carried_plan(load("gemma2"), model), 1, 4, lambda: None)
+    text = shown(Report("gemma2", ()), ReportFormat.TEXT, layout="pp 4", drawing=drawing)
+    lines = [line.strip() for line in text.splitlines()]
+    assert "stages  model.layers 0 to 2    3.1 GiB" in lines
+    assert "the fullest            3.1 GiB; split evenly 4.2 GiB" in lines
