@@ -51,7 +51,7 @@ def numbered(
         stack: the path of the list of layers.
         own: the layers that are there; all of them by default. Others are no steps: what they give is what they were given.
         given: inputs of the graph whose number is known from elsewhere (what a stage received).
-        absent: modules that only answer in form: what they give has a number of its own.
+        absent: modules that answer with zeros: what they give has a number of its own.
     """
     return _Numbering(graph, numbers, stack, own, frozenset(absent)).run(given or {})
 
@@ -127,6 +127,7 @@ class _Numbering:
         self.graph, self.numbers, self.stack, self.own, self.absent = graph, numbers, stack, own, absent
         self.found: dict[int, int] = {}
         self.made: dict[int, int] = {}
+        self.zeros: set[int] = set()
         self.hidden = Hidden(graph)
         self.inside = _Insides(graph)
         self.layer_of: dict[int, tuple[ModuleCall, int, int]] = {}
@@ -157,6 +158,10 @@ class _Numbering:
                 continue
             if op.module in self.absent:
                 self.found |= {value: numbers.number(("absent", id(self), value)) for value in op.outputs}
+                self.zeros.update(op.outputs)
+                continue
+            if (kept := self._kept(op)) is not None:
+                self.found[op.outputs[0]] = self._of(kept)
                 continue
             step = (op.target, self._args(op.args), tuple((key, self._args((arg,))) for key, arg in op.kwargs))
             layer = self._layer(op.module)
@@ -173,6 +178,14 @@ class _Numbering:
         for value in self.layer_of:
             self._of(value)
         return Numbered(graph, self.found, self.made, self.own)
+
+    def _kept(self, op: Op) -> int | None:
+        """Of a sum with what an absent module gives, which is zeros, the other summand."""
+        if op.target != "aten.add" or len(op.inputs) != 2 or self.zeros.isdisjoint(op.inputs):
+            return None
+        (kept,) = [value for value in op.inputs if value not in self.zeros] or op.inputs[:1]
+        shapes = [self.graph.values[value].shape for value in (kept, op.outputs[0])]
+        return kept if shapes[0] == shapes[1] else None
 
     def _lacked(self) -> set[int]:
         """Weights of absent modules that no other module has too."""

@@ -96,6 +96,12 @@ def test_weights_with_two_names() -> None:
     assert unsummed == ["the gradient of model.decoder.embed_tokens.weight is not summed over stages 0 and 1"]
 
 
+def test_what_changes_nothing_is_not_accused() -> None:
+    """Positions that a stage lacks are zeros; a model that keeps no cache needs no numbers for it."""
+    assert said("opt", Departure(Slip.AGAIN, "model.decoder.embed_tokens")) == []
+    assert said("bert", Departure(Slip.LOCAL_INDEX)) == []
+
+
 def test_positions_added_again() -> None:
     again = Departure(Slip.AGAIN, "model.decoder.embed_tokens"), Departure(Slip.KEPT, "model.decoder.embed_positions")
     (message,) = said("opt", *again)

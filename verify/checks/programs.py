@@ -7,13 +7,14 @@ next receives; every value that is sent, and the result, must have the number th
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
 from planner.frontend.cache import CACHE_NAMES
-from planner.frontend.inputs import example_inputs
+from planner.frontend.inputs import caching, example_inputs
 from planner.frontend.load import Loaded, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity
@@ -79,6 +80,20 @@ class Programs:
         cutting = laid_out(case, self.model)
         found = check_chunks(cutting.layout.chunks, cutting.layout.depth)
         return found or tuple(_Stages(case, self, cutting).findings())
+
+    @cached_property
+    def caches(self) -> bool:
+        """Whether the model gives a cache where it is asked for one; one that cannot be asked without data may."""
+        names = [name for name in CACHE_NAMES if name in signature(type(self.model).forward).parameters]
+        given: list[object] = []
+        handle = self.model.register_forward_hook(lambda _, __, output: given.append(output))
+        try:
+            trace(self.model, {**example_inputs(self.model), **caching(self.model, True)})
+        except TraceError:
+            return bool(names)
+        finally:
+            handle.remove()
+        return any(getattr(output, name, None) is not None for output in given for name in names)
 
     def record(self, layout: Layout) -> Record:
         """The forms of what modules were given and gave."""
@@ -205,9 +220,7 @@ class _Stages:
         yield from self._summed(programs)
 
     def _indices(self, programs: list[_Program]) -> Iterator[Finding]:
-        """Layers find their place in a cache by their own number."""
-        if not any(name in signature(type(self.model).forward).parameters for name in CACHE_NAMES):
-            return
+        """Layers find their place in a cache by their own number, where the model keeps one."""
         layers = self.model.get_submodule(self.layout.layers)
         names = list(indices(layers))
         for program in programs:
@@ -216,7 +229,7 @@ class _Stages:
                 for inside, name in names:
                     part = f"{path}.{inside}" if inside else path
                     mine, right = (getattr(m.get_submodule(part), name) for m in (program.model, self.model))
-                    if mine != right:
+                    if mine != right and self.programs.caches:
                         what = f"stage {program.place.stage} numbers {part} {mine} in the cache"
                         yield _finding(what, part, None, found=str(mine), needed=str(right))
                         return
