@@ -34,7 +34,6 @@ BENCHMARKS = {
     "layouts": layouts.main,
     "pipelines": pipelines.main,
     "rules": rules.main,
-    "runtime": runtime.main,
     "speed": speed.main,
     "twins": twins.main,
     "warm": warm.main,
@@ -45,7 +44,7 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("name", choices=(*BENCHMARKS, "localize", "mutants", "pipeline-mutants", "zoo"))
+    parser.add_argument("name", choices=(*BENCHMARKS, "localize", "mutants", "pipeline-mutants", "runtime", "zoo"))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
     )
@@ -54,7 +53,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
     parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo, mutants: these again")
     parser.add_argument(
-        "--page", type=Path, default=None, help="zoo, mutants, pipeline-mutants: also write the page of the docs"
+        "--page",
+        type=Path,
+        default=None,
+        help="zoo, mutants, pipeline-mutants, runtime: also write the page of the docs",
     )
     parser.add_argument("--limit", type=int, default=0, help="mutants, localize: at most this many of each plan")
     parser.add_argument("--seed", type=int, default=0, help="mutants: which ones, under a limit")
@@ -71,6 +73,8 @@ def main(arguments: list[str]) -> int:
         return pipeline_mutants.main(
             types, given.out or Path("pipeline-mutants.jsonl"), limit=given.limit, page_at=given.page
         )
+    if given.name == "runtime":
+        return runtime.main(types, given.out or Path("runtime.json"), page_at=given.page)
     degree = given.tp or (8 if given.name == "configs" else 2)
     if given.name == "mutants":
         options = mutants.Options(degree, given.limit, given.seed, given.time, given.only, given.redo == "failed")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import transformers
 from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel
@@ -50,9 +51,8 @@ class Row:
         return self.ran == "not run" or (self.ran == "right") == (not self.said)
 
 
-def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+def main(types: tuple[str, ...], out: Path, *, page_at: Path | None = None) -> int:
     """Judge these types (all causal-LM types by default), print the counts and those that differ; exit 1 where one does."""
-    del tp
     lines = out.read_text().splitlines() if out.exists() else []
     known = {row.model: row for row in (Row(**json.loads(line)) for line in lines)}
     wanted = types or causal_types()
@@ -64,6 +64,8 @@ def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
             kept.write(json.dumps(asdict(known[name])) + "\n")
     rows = [known[name] for name in wanted]
     Console().print(summary(rows))
+    if page_at is not None:
+        page_at.write_text(page(rows))
     return int(not all(row.agrees for row in rows))
 
 
@@ -123,3 +125,36 @@ def summary(rows: Sequence[Row]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/pipeline_runtime.md."""
+    wrong = [row for row in rows if row.ran in ("wrong", "crashes")]
+    left = [row for row in rows if row.ran == "not run"]
+    lines = [
+        "# Transformers' own pipeline runtime",
+        "",
+        f"Transformers {transformers.__version__} splits every model into {STAGES} stages by itself, whatever the plan says, and",
+        "each stage runs the whole forward with identities in the place of what it lacks. Each type's twin is run by that",
+        "runtime, ranks as threads, and its stages are proved (BE433). Written by",
+        "`python -m tests.bench runtime --page docs/pipeline_runtime.md`.",
+        "",
+        *(f"- {line}" for line in summary(rows).splitlines()[:3]),
+        "",
+        "| type | the runtime | what the proof says |",
+        "|---|---|---|",
+        *(f"| {row.model} | {row.ran} | {_escaped(row.said or 'nothing')} |" for row in wrong),
+        "",
+        "## Not run",
+        "",
+        "| type | why |",
+        "|---|---|",
+        *(f"| {row.model} | {_escaped(row.why)} |" for row in left),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """As a cell of a table: no bars, no brackets that would be links."""
+    return text.replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")
