@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -14,6 +16,7 @@ from launch.cli import run  # found by the line above
 from verify.catalogue import FAMILIES, rules
 from verify.render.pages import rule_page, rules_page
 
+SHIM = "https://unpkg.com/iframe-worker/shim"
 COMMANDS = ("suggest", "verify", "layout", "check", "explain", "undo", "doctor")
 
 
@@ -52,3 +55,13 @@ def _help(command: str) -> str:
     with contextlib.redirect_stdout(printed):
         run([*([command] if command else []), "--help"])
     return printed.getvalue().rstrip()
+
+
+def on_post_page(output: str, *, page: Page, **_: object) -> str:
+    """The search's frame is ours: what the theme would fetch for it is not there without a network."""
+    return output.replace(SHIM, get_relative_url("js/search-worker.js", page.url))
+
+
+def on_post_template(output: str, **_: object) -> str:
+    """The page of a wrong address lies at the top."""
+    return output.replace(SHIM, "js/search-worker.js")

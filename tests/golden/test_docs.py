@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -176,3 +178,23 @@ def test_the_site_builds_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest
     fetched = re.compile(r'(?:src|<link[^>]+href)="?(https?:[^" >]+)')
     for page in made:
         assert not fetched.findall((tmp_path / "site" / page).read_text()), page
+    if BROWSER is not None:
+        assert "matching documents" in _searched(
+            BROWSER, tmp_path / "site" / "how-to" / "ci.html", tmp_path / "profile"
+        )
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def _searched(browser: str, page: Path, profile: Path) -> str:
+    """What a page shows that was opened from the disk, once it has searched."""
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=20000",
+    ]
+    asked = [browser, *options, "--dump-dom", f"{page.as_uri()}?q=rowwise"]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=120, check=True).stdout
