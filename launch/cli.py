@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -85,7 +86,14 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _stopped()
     except Exception as error:
-        return _bug(error, debug="--debug" in arguments)
+        # Transformers makes an error of its own of a Ctrl-C in one of its late imports.
+        return _stopped() if _interrupted(error) else _bug(error, debug="--debug" in arguments)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _usage(error: BaseException) -> str:
@@ -150,6 +158,8 @@ def main() -> None:
         sys.exit(code)
     # In a job the first rank's code is the answer: torchrun ends all ranks as soon as one of them fails, also while the
     # first still prints. And no clean-up: a rank whose peer has died may hold a collective that never returns.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError):
+                stream.flush()
     os._exit(code if speaks() else 0)

@@ -4,13 +4,16 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+
+from launch.answers import UndecidedError
 
 
 def say(sentence: str) -> None:
-    """One line on stderr."""
-    print(f"plan: {sentence}", file=sys.stderr)
+    """One line on stderr; nobody may be there to read it."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(f"plan: {sentence}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -38,13 +41,21 @@ _QUIET = {
 
 
 def print_result(text: str) -> None:
-    """The result, on stdout. A reader that has gone away (`plan ... | head`) is no error: the exit code counts."""
+    """The result, on stdout. A reader that has gone away (`plan ... | head`) is no error: the exit code counts.
+
+    `UndecidedError` where it cannot be written: what was found is not known to the caller then.
+    """
+    if sys.stdout is None:
+        raise UndecidedError("the result could not be written: stdout is closed.")
     try:
         print(text)
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes stdout once more at exit; that must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UndecidedError(f"the result could not be written to stdout: {error.strerror}.") from error
 
 
 @dataclass(frozen=True, slots=True)

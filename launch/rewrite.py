@@ -35,7 +35,11 @@ def rewrite(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> None:
 
     `MisuseError` where a file is no longer what was read, or cannot be written.
     """
+    before, after = ({file.resolve(): content for file, content in files.items()} for files in (before, after))
     _unchanged(before)
+    for file in before:
+        if not file.stat().st_mode & 0o222:  # a rename would pass over it
+            raise MisuseError(f"{shown(file)} is read-only; nothing was changed.")
     for file, content in before.items():
         _remember(file, content, after[file])
     try:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from planner.api import Suggestion, suggest
     from planner.frontend.load import Loaded, LoadError, load
+    from planner.ir.plan import Plan
 
-__all__ = ["LoadError", "Loaded", "Suggestion", "load", "suggest"]
+__all__ = ["LoadError", "Loaded", "Plan", "Suggestion", "load", "suggest"]
 
 _HOMES = {
     "suggest": "planner.api",
@@ -18,6 +19,7 @@ _HOMES = {
     "load": "planner.frontend.load",
     "Loaded": "planner.frontend.load",
     "LoadError": "planner.frontend.load",
+    "Plan": "planner.ir.plan",
 }
 
 

@@ -144,8 +144,26 @@ class Graph:
 
     @cached_property
     def used_parameters(self) -> frozenset[str]:
-        """Patterns of the parameters that some op reads; of repeated layers the first stands for all."""
-        return frozenset(generic(name) for name, number in self.parameters.items() if number in self.users)
+        """Patterns of the parameters that some op reads. A module that repeats another uses what that one uses."""
+        first = {module.path: module.repeats for module in self.modules if module.repeats is not None}
+        return frozenset(
+            generic(name)
+            for name, number in self.parameters.items()
+            if number in self.users or self._repeated(name, first) in self._read
+        )
+
+    @cached_property
+    def _read(self) -> frozenset[str]:
+        return frozenset(name for name, number in self.parameters.items() if number in self.users)
+
+    @staticmethod
+    def _repeated(name: str, first: Mapping[str, str]) -> str | None:
+        """The parameter that stands for one of a repeated module: of the same name in the module that ran."""
+        around = name
+        while around := around.rpartition(".")[0]:
+            if around in first:
+                return first[around] + name.removeprefix(around)
+        return None
 
     def dataflow(self) -> "nx.DiGraph[int]":
         """Ops as nodes, values as edges (attribute `value`)."""

@@ -350,6 +350,43 @@ def test_ctrl_c(monkeypatch: Patch, capsys: Captured) -> None:
     assert capsys.readouterr().err == "plan: interrupted.\n"
 
 
+def test_ctrl_c_in_a_late_import_of_transformers(monkeypatch: Patch, capsys: Captured) -> None:
+    def interrupted(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stop:
+            raise ModuleNotFoundError("Could not import module 'PreTrainedModel'") from stop
+
+    monkeypatch.setattr("launch.commands.verify.answer", lambda *_, **__: interrupted())
+    assert run(["verify", "llama", "-q"]) == 130
+    assert capsys.readouterr().err == "plan: interrupted.\n"
+
+
+@pytest.mark.parametrize(
+    ("closed", "sentence"), [(">&-", "stdout is closed"), (">/dev/full", "No space left on device")]
+)
+def test_a_result_that_cannot_be_written(closed: str, sentence: str) -> None:
+    code = "from launch.entry import main; import sys; sys.argv = ['plan', 'explain', 'TP203']; main()"
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nobody_reads_stderr() -> None:
+    code = "from launch.entry import main; import sys; sys.argv = ['plan', 'explain', 'TP299']; main()"
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, code], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 2
+
+
 def test_what_a_model_prints_is_kept_from_stdout(tmp_path: Path) -> None:
     (tmp_path / "noisy.py").write_text(
         "import warnings\nprint('noise')\nwarnings.warn('a warning')\n"

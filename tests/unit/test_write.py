@@ -243,3 +243,25 @@ def test_a_difference_in_the_stages() -> None:
     (found,) = compare(model, trace(model), replace(right, pp=right.pp[:2]), right, tp=2)
     assert (found.attribute, found.key, found.first) == ("base_model_pp_plan", "norm", None)
     assert (found.second, found.backed) == ("hidden_states -> hidden_states", Backed.SECOND)
+
+
+def test_a_read_only_file_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "configuration.py"
+    file.write_bytes(b"old")
+    file.chmod(0o444)
+    with pytest.raises(MisuseError, match=r"configuration\.py is read-only; nothing was changed"):
+        rewrite({file: b"old"}, {file: b"new"})
+    assert file.read_bytes() == b"old"
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """What it points to is changed, and is taken back under either name."""
+    real, link = tmp_path / "real.py", tmp_path / "link.py"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    rewrite({link: b"old"}, {link: b"new"})
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    undo([link])
+    assert link.is_symlink()
+    assert real.read_bytes() == b"old"

@@ -3,7 +3,7 @@
 Nothing here infers: the plan is given, and every finding follows from relating the two programs (`planner.sharding`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from planner.frontend.initial import UnloadableError, check_initial
@@ -90,13 +90,7 @@ def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | t
 
 def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
     """Sharded parameters that no traced op used, under a pattern none of whose modules ran: nothing is proved of them."""
-    repeating = {module.path for module in local.modules if module.repeats is not None}
-    used = {
-        generic(name)
-        for name, number in local.parameters.items()
-        if number in local.users or not repeating.isdisjoint(_ancestors(name))
-    }
-    silent = {entry: name for name, (_, entry) in assigned.parameters.items() if generic(name) not in used}
+    silent = {e: name for name, (_, e) in assigned.parameters.items() if generic(name) not in local.used_parameters}
     return tuple(
         Finding(
             "TP210",
@@ -109,12 +103,6 @@ def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
         )
         for entry, name in silent.items()
     )
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """The modules around a parameter, the closest first."""
-    while path := path.rpartition(".")[0]:
-        yield path
 
 
 def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
