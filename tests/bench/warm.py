@@ -22,8 +22,7 @@ from planner.frontend.twin import TwinError, twin
 from planner.ir.findings import Severity
 from tests.bench.types import causal_types
 from verify.dynamic.cases import Case
-from verify.dynamic.outcome import worst
-from verify.dynamic.verdicts import findings_of
+from verify.dynamic.verdicts import findings_of, measures_of
 
 TOGETHER = 12
 """Types that share one start of the ranks."""
@@ -76,13 +75,14 @@ def _warm(name: str, case: Case, answer: Answer) -> Warm:
     if len(answer.outcomes) < case.tp:
         return Warm(name, answer.seconds, finding=f"no answer: {answer.death or 'time ran out'}", raised=True)
     wrong = [found for found in findings_of(case, answer.outcomes) if found.severity is not Severity.WARNING]
-    most = max(worst(answer.outcomes).values(), key=lambda one: one.error)
+    measures = measures_of(case, answer.outcomes)  # less what the client alone gets wrong
+    what = max(measures, key=lambda one: measures[one])
     return Warm(
         name,
         round(answer.seconds, 2),
         round(max(outcome.cpu_seconds for outcome in answer.outcomes.values()), 2),
-        most.error,
-        f"{most.what} {most.place}".strip(),
+        measures[what],
+        what,
         f"{wrong[0].code} {wrong[0].message}" if wrong else "",
         any(outcome.failure for outcome in answer.outcomes.values()),
     )
