@@ -40,7 +40,8 @@ ForOption = Annotated[
         "--for",
         "--client",
         metavar="CLIENT",
-        help="Whose reading of the plan: transformers, vllm, sglang, tgi, torchtitan or deepspeed, or one version, as vllm@0.24.",
+        help="Whose reading of the plan: transformers, vllm, sglang, tgi, torchtitan or deepspeed, or one version, as vllm@0.24; "
+        "with --level client also accelerate and trl.",
         show_default="transformers",
     ),
 ]

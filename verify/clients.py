@@ -11,13 +11,17 @@ from planner.frontend.trace import TraceError
 from planner.frontend.traced import Subject, on_meta, subject_of
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.plan import Plan
-from verify.backends.dialect import Dialect, Reader
+from verify.backends.dialect import Dialect, Pipeline, Reader
 from verify.backends.proof import prove_for
 from verify.backends.registry import find_dialect
+from verify.backends.stage_programs import check_keyed_stages
+from verify.backends.stages import check_stages
 from verify.contract.attention import attention_modules, check_attention
 from verify.contract.config import check_folder, check_places
 from verify.contract.keywords import lost_keywords
-from verify.contract.processor import check_processor_class, processor_class
+from verify.contract.masks import check_masks
+from verify.contract.processor import check_processor, check_processor_class, made_processor, processor_class
+from verify.contract.served import check_served
 from verify.environment import environment
 from verify.report import LevelResult, Report
 
@@ -73,8 +77,11 @@ def _common(loaded: Loaded) -> tuple[Finding, ...]:
     """Of the config and the processor: alike for every client."""
     found = check_folder(loaded.checkpoint) if loaded.checkpoint is not None else []
     found += check_places(loaded.model_class, loaded.config)
-    processor = processor_class(loaded.config)
-    return (*found, *(check_processor_class(processor) if processor is not None else ()))
+    made = made_processor(loaded)
+    if made is not None:
+        return (*found, *check_processor(made))
+    kind = processor_class(loaded.config)
+    return (*found, *(check_processor_class(kind) if kind is not None else ()))
 
 
 def _level(
@@ -86,11 +93,14 @@ def _level(
     if dialect.client in KEYWORDS:
         decoder = _decoder(built, prefix)
         paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
-        found += lost_keywords(built, paths, prefix, KEYWORDS[dialect.client])
+        # An engine runs the base model; Transformers and TGI call the head.
+        top = "" if dialect.client in ("transformers", "tgi") else prefix
+        found += lost_keywords(built, paths, top, KEYWORDS[dialect.client])
         if dialect.client in OWN_ATTENTION:
-            found += check_attention(
-                built, subject.graph if subject is not None else None, paths, dialect.client, decoder
-            )
+            graph = subject.graph if subject is not None else None
+            found += check_attention(built, graph, paths, dialect.client, decoder)
+            found += check_masks(built, graph, decoder, dialect.client) if graph is not None else []
+            found += check_served(built, graph, prefix, dialect.client)
     found += _of_the_plan(dialect, loaded, plan, subject)
     written = tuple(as_written(finding, prefix) for finding in _once(found))
     return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)
@@ -104,11 +114,20 @@ def _decoder(model: nn.Module, prefix: str) -> str:
 
 
 def _of_the_plan(dialect: Dialect, loaded: Loaded, plan: Plan, subject: Subject | None) -> tuple[Finding, ...]:
-    """The plan's findings in a dialect at two ranks."""
-    if not plan.tp and not plan.head_tp and dialect.reader is not Reader.NAMES:
-        # A model without a plan is no fault of its contract: `plan suggest` writes one.
-        return ()
-    return prove_for(dialect, loaded, plan, tp=2, subject=subject).findings
+    """The plan's findings in a dialect at two ranks, and of the stages where the client makes them by the plan's keys."""
+    found: tuple[Finding, ...] = ()
+    # A model without a plan is no fault of its contract: `plan suggest` writes one.
+    if plan.tp or plan.head_tp or dialect.reader is Reader.NAMES:
+        found += prove_for(dialect, loaded, plan, tp=2, subject=subject).findings
+    if subject is not None and _makes_stages(dialect, plan):
+        told = check_stages(dialect, subject, plan)
+        found += told or check_keyed_stages(dialect, loaded, plan, 2)
+    return found
+
+
+def _makes_stages(dialect: Dialect, plan: Plan) -> bool:
+    """Whether the client would make stages of the model as it is."""
+    return dialect.pipeline is Pipeline.KEYS_OR_ORDER or (dialect.pipeline is Pipeline.KEYS and bool(plan.pp))
 
 
 def _once(findings: Sequence[Finding]) -> list[Finding]:

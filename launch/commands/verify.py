@@ -114,7 +114,7 @@ def verify(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The interpreter of vLLM's environment, for --level client.",
+            help="The interpreter of the client's environment, for --level client.",
             show_default="SHARDPROOF_VLLM_PYTHON",
         ),
     ] = None,
@@ -231,7 +231,9 @@ def _for_client(request: Verification, loaded: "Loaded", plan: Plan, progress: P
     """The proof in one client's dialect; a run on ranks here would be Transformers' own."""
     from verify.backends.proof import prove_for
 
-    dialect = read_dialect(request.client or "")
+    client = request.client or ""
+    # accelerate and TRL train what Transformers has sharded: its reading is theirs.
+    dialect = read_dialect("transformers" if client in ("accelerate", "trl") else client)
     if Level.RUN in request.levels:
         raise MisuseError(f"--level run is Transformers' own runtime, which says nothing of {dialect.client}.")
     layout, wanted, results = request.layout, request.levels or (Level.PROOF,), []
@@ -239,21 +241,24 @@ def _for_client(request: Verification, loaded: "Loaded", plan: Plan, progress: P
         with progress.step(f"proving the plan of {loaded.title} at {layout} for {dialect.name}"):
             results.append(prove_for(dialect, loaded, plan, tp=layout.tp, pp=layout.pp))
     if Level.CLIENT in wanted:
-        results.append(_served(request, dialect.client, loaded, plan, progress))
+        results.append(_served(request, client.partition("@")[0], loaded, plan, progress))
     return tuple(results)
 
 
 def _served(request: Verification, client: str, loaded: "Loaded", plan: Plan, progress: Progress) -> LevelResult:
-    """The client itself; only vLLM runs without a GPU."""
-    from launch.client import confirm_in_vllm
+    """The client itself, where it runs without a GPU."""
+    from launch.client import confirm_in_ranks, confirm_in_vllm
+    from launch.engines.stepping import CLIENTS
 
-    if client != "vllm":
-        raise MisuseError(f"--level client runs vLLM alone: {client} does not run without a GPU, or is not a server.")
-    layout = request.layout
-    with progress.step(f"serving a twin of {loaded.title} in vLLM at {layout}"):
-        return confirm_in_vllm(
-            loaded, plan, tp=layout.tp, pp=layout.pp, python=request.client_python, timeout=request.timeout
-        )
+    layout, python = request.layout, request.client_python
+    if client != "vllm" and client not in CLIENTS:
+        raise MisuseError(f"--level client runs vllm, {', '.join(CLIENTS)}: {client} does not run without a GPU.")
+    with progress.step(f"running a twin of {loaded.title} in {client} at {layout}"):
+        if client == "vllm":
+            return confirm_in_vllm(loaded, plan, tp=layout.tp, pp=layout.pp, python=python, timeout=request.timeout)
+        if layout.pp > 1:
+            raise MisuseError(f"{client} makes no pipeline stages of the plan; --level run --pp {layout.pp} does.")
+        return confirm_in_ranks(loaded, plan, client, tp=layout.tp, python=python, timeout=request.timeout)
 
 
 def _levels(

@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.bench import (
     balance,
     configs,
+    contract,
     drift,
-    engines,
     faults,
     layouts,
     localize,
@@ -23,13 +23,14 @@ from tests.bench import (
     weights,
     write,
 )
+from tests.bench.engines import bench as engines
 from tests.bench.zoo import bench as zoo
 
 BENCHMARKS = {
     "balance": balance.main,
     "configs": configs.main,
+    "contract": contract.main,
     "drift": drift.main,
-    "engines": engines.main,
     "faults": faults.main,
     "layouts": layouts.main,
     "pipelines": pipelines.main,
@@ -44,25 +45,27 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("name", choices=(*BENCHMARKS, "localize", "mutants", "pipeline-mutants", "runtime", "zoo"))
+    own = ("engines", "localize", "mutants", "pipeline-mutants", "runtime", "zoo")
+    parser.add_argument("name", choices=(*BENCHMARKS, *own))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
     )
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
     parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
     parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
-    parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo, mutants: these again")
+    parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo, mutants, engines: these again")
     parser.add_argument(
         "--page",
         type=Path,
         default=None,
-        help="zoo, mutants, pipeline-mutants, runtime: also write the page of the docs",
+        help="zoo, engines, mutants, pipeline-mutants, runtime: also write the page of the docs",
     )
     parser.add_argument("--limit", type=int, default=0, help="mutants, localize: at most this many of each plan")
     parser.add_argument("--seed", type=int, default=0, help="mutants: which ones, under a limit")
     parser.add_argument(
-        "--time", type=float, default=0.0, help="mutants: start no further type after this many seconds"
+        "--time", type=float, default=0.0, help="mutants, engines: start no further type after this many seconds"
     )
+    parser.add_argument("--plans", default="ours,shipped", help="engines: whose plans are served")
     parser.add_argument("--only", default="", help="mutants: those whose name contains this, again")
     given = parser.parse_args(arguments)
     types = tuple(filter(None, given.types.split(",")))
@@ -75,6 +78,10 @@ def main(arguments: list[str]) -> int:
         )
     if given.name == "runtime":
         return runtime.main(types, given.out or Path("runtime.json"), page_at=given.page)
+    if given.name == "engines":
+        plans = tuple(given.plans.split(","))
+        path, redo = given.out or Path("engines.jsonl"), given.redo == "all"
+        return engines.main(types, path, plans=plans, seconds=given.time, redo=redo, page_at=given.page)
     degree = given.tp or (8 if given.name == "configs" else 2)
     if given.name == "mutants":
         options = mutants.Options(degree, given.limit, given.seed, given.time, given.only, given.redo == "failed")

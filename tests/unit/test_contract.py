@@ -1,5 +1,6 @@
 """The backend contract: every rule's examples, and planted faults at each level of nesting."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import functools
 import torch
 from torch import nn
 from tests.zoo.contract_model import (
-    ALL_ATTENTION_FUNCTIONS, Attention, Config, Layer, Model, PreTrained, Processor, assemble,
+    ALL_ATTENTION_FUNCTIONS, Attention, Config, Head, Layer, Model, PreTrained, Processor, assemble,
 )
 
 """
@@ -64,47 +65,47 @@ def test_examples_do_what_they_say(rule: str, example: Example, kind: str, tmp_p
 FAULTS = {
     "no keywords in the model's signature": """
 class Model(Model):
-    def forward(self, input_ids, attention_mask=None):
-        hidden = self.embed_tokens(input_ids)
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None):
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         for layer in self.layers:
             hidden = layer(hidden)
-        return hidden
+        return (hidden,)
 """,
     "a loop by index drops them": """
 class Model(Model):
-    def forward(self, input_ids, **kwargs):
-        hidden = self.embed_tokens(input_ids)
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         for index in range(len(self.layers)):
             hidden = self.layers[index](hidden)
-        return hidden
+        return (hidden,)
 """,
     "a loop over pairs drops them": """
 class Model(Model):
-    def forward(self, input_ids, **kwargs):
-        hidden = self.embed_tokens(input_ids)
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         for index, (block, scale) in enumerate(zip(self.layers, [1.0, 1.0])):
             hidden = block(hidden) * scale
-        return hidden
+        return (hidden,)
 """,
     "a helper method drops them": """
 class Model(Model):
     def run(self, hidden, **kwargs):
         for layer in self.layers:
             hidden = layer(hidden)
-        return hidden
+        return (hidden,)
 
-    def forward(self, input_ids, **kwargs):
-        return self.run(self.embed_tokens(input_ids), **kwargs)
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        return self.run(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds, **kwargs)
 """,
     "a helper method is not given them": """
 class Model(Model):
     def run(self, hidden, **kwargs):
         for layer in self.layers:
             hidden = layer(hidden, **kwargs)
-        return hidden
+        return (hidden,)
 
-    def forward(self, input_ids, **kwargs):
-        return self.run(self.embed_tokens(input_ids))
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        return self.run(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
 """,
     "a function that is given the layers drops them": """
 def stack(blocks, hidden, options):
@@ -114,8 +115,8 @@ def stack(blocks, hidden, options):
 
 
 class Model(Model):
-    def forward(self, input_ids, **kwargs):
-        return stack(self.layers, self.embed_tokens(input_ids), kwargs)
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        return (stack(self.layers, self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds, kwargs),)
 """,
     "they are thrown away first": """
 class Layer(Layer):
@@ -139,11 +140,11 @@ class Layer(Old):
 
 
 class Model(Model):
-    def forward(self, input_ids, **kwargs):
-        hidden = self.embed_tokens(input_ids)
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         for layer in self.layers:
             hidden = layer(hidden)
-        return hidden
+        return (hidden,)
 """,
     "a decorator drops them": """
 def timed(function):
@@ -174,10 +175,10 @@ class Layer(Layer):
 """,
     "the attention does not give them to the interface": """
 class Attention(Attention):
-    def forward(self, hidden_states, **kwargs):
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
         query, key, value = self.heads(hidden_states)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        output, _ = attend(self, query, key, value, None, scaling=self.scaling)
+        output, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling)
         return self.o_proj(output.reshape(hidden_states.shape))
 """,
 }
@@ -194,10 +195,10 @@ class Model(Model):
     def run(self, hidden, **kwargs):
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden = layer(hidden, **kwargs)
-        return hidden
+        return (hidden,)
 
-    def forward(self, input_ids, **kwargs):
-        return self.run(self.embed_tokens(input_ids), **kwargs)
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        return self.run(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds, **kwargs)
 """,
     "through a decorator": """
 def timed(function):
@@ -246,3 +247,27 @@ def test_no_finding_of_a_model_that_engines_serve(name: str) -> None:
 def test_an_unknown_client_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no client 'mlx'"):
         check("llama", ("mlx",))
+
+
+PROCESSOR = """
+from tests.zoo.contract_model import Processor
+
+
+class Broken(Processor):
+    extra = 1
+"""
+
+
+def test_the_processor_of_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counts are compared with what it emits, which no class tells."""
+    model = tmp_path / "contract_example.py"
+    model.write_text(f"{HEAD}\n\nContractForCausalLM = assemble(globals())\n")
+    (tmp_path / "processor_config.json").write_text("{}")
+    loaded = replace(load(f"{model}:ContractForCausalLM"), checkpoint=tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    namespace: dict[str, object] = {}
+    exec(PROCESSOR, namespace)
+    kind = namespace["Broken"]
+    assert isinstance(kind, type)
+    monkeypatch.setattr("verify.contract.processor.AutoProcessor.from_pretrained", lambda *_, **__: kind())
+    assert "BE442" in {finding.code for finding in check(loaded, ("vllm",), plan=Plan()).findings}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
@@ -33,22 +34,26 @@ class Attention(nn.Module):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         return [p(hidden_states).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)]
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
         query, key, value = self.heads(hidden_states)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        output, _ = attend(self, query, key, value, None, scaling=self.scaling, **kwargs)
+        output, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
         return self.o_proj(output.reshape(hidden_states.shape))  # type: ignore[no-any-return]  # torch leaves calls untyped
 
 
 class Layer(nn.Module):
     attention: type[nn.Module] = Attention
+    norm: type[nn.Module] = nn.RMSNorm
 
     def __init__(self, config: Config, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = self.attention(config, layer_idx)
+        self.input_norm = self.norm(config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return hidden_states + self.self_attn(hidden_states, **kwargs)  # type: ignore[no-any-return]  # torch leaves calls untyped
+        return hidden_states + self.self_attn(self.input_norm(hidden_states), **kwargs)  # type: ignore[no-any-return]  # torch leaves calls untyped
 
 
 class PreTrained(PreTrainedModel):
@@ -67,11 +72,27 @@ class Model(PreTrained):
         self.layers = nn.ModuleList(self.layer(config, index) for index in range(config.num_hidden_layers))
         self.post_init()  # type: ignore[no-untyped-call]  # Transformers leaves it untyped
 
-    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        hidden_states = self.embed_tokens(input_ids)
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def make_mask(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> Any:
+        return create_causal_mask(
+            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=None
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor]:
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        mask = self.make_mask(hidden_states, attention_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
-        return hidden_states  # type: ignore[no-any-return]  # torch leaves calls untyped
+            hidden_states = layer(hidden_states, attention_mask=mask, **kwargs)
+        return (hidden_states,)
 
 
 class Head:
@@ -83,15 +104,19 @@ class Head:
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[attr-defined]  # of PreTrainedModel
 
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
     def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return self.lm_head(self.model(input_ids, **kwargs))  # type: ignore[no-any-return]  # torch leaves calls untyped
+        return self.lm_head(self.model(input_ids, **kwargs)[0])  # type: ignore[no-any-return]  # torch leaves calls untyped
 
 
 def assemble(parts: Mapping[str, Any]) -> type[PreTrainedModel]:
     """The head class of the parts that a namespace holds."""
     layer = type("Layer", (parts["Layer"],), {"attention": parts["Attention"]})
     model = type("Model", (parts["Model"], parts["PreTrained"]), {"layer": layer})
-    return type("ContractForCausalLM", (Head, parts["PreTrained"]), {"inner": model, "__module__": parts["__name__"]})
+    head = parts.get("Head", Head)
+    return type("ContractForCausalLM", (head, parts["PreTrained"]), {"inner": model, "__module__": parts["__name__"]})
 
 
 class Processor(ProcessorMixin):

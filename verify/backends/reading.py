@@ -87,6 +87,7 @@ def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, finding
     if dialect.gathers_norms:
         layout |= _sharded_norms(subject.graph, layout)
     findings += _lost_entries(dialect, subject, keys, decided)
+    findings += _unmatched(dialect, subject, keys)
     findings += _not_modelled(dialect, decided)
     assigned = _laid_out(subject.graph, layout)
     if dialect.cuts_sinks:
@@ -281,6 +282,25 @@ def _lost_entries(
         elif first != own and first is not None and keys[first] != written:
             found.append(_shadowed(dialect, entry, written, first, keys[first]))
     return list({finding.place.entry: finding for finding in found}.values())
+
+
+def _unmatched(dialect: Dialect, subject: Subject, keys: Mapping[str, str]) -> list[Finding]:
+    """Keys that match the beginning of no module's path and no parameter's: dropped without a word."""
+    paths = {_seen_path(dialect, subject, module.path) for module in subject.graph.modules} - {None}
+    paths |= {_seen_path(dialect, subject, name) for name in subject.graph.parameters} - {None}
+    return [
+        Finding(
+            "BE413",
+            Severity.ERROR,
+            f'{dialect.name} finds no module for "{pattern.removeprefix("model.")}", and drops it.',
+            Place(entry=join(subject.prefix, pattern.removeprefix("model."))),
+            why=f"keys get the prefix model. and are matched from the beginning of a path ({dialect.cites[0]})",
+            found="no module",
+            needed="a key relative to the base model, such as layers.*.self_attn.q_proj",
+        )
+        for pattern in keys
+        if not any(first_match(dialect.matching, (pattern,), path) for path in paths if path is not None)
+    ]
 
 
 def _shadowed(dialect: Dialect, entry: str, written: str, first: str, style: str) -> Finding:

@@ -10,7 +10,7 @@ VERIFIED = {
     "sglang": ("dialect", "python -m tests.bench drift"),
     "deepspeed": ("dialect", "python -m tests.bench drift"),
     "tgi": ("dialect", "plan verify MODEL --for tgi"),
-    "torchtitan": ("dialect", "plan verify MODEL --for torchtitan"),
+    "torchtitan": ("run of its steps, dialect", "plan verify MODEL --level client --client torchtitan"),
 }
 """How far each is verified: `run` by the client's own code, `dialect` by its source alone; and the command."""
 
@@ -23,6 +23,20 @@ that the client's own code was run with plans and compared with the single-devic
 taken from its published source, and that a drift test compares it with that.
 
 """
+
+
+_LEVEL = "plan verify MODEL --level client --client"
+TRAINED = (
+    ("client", "what two ranks did", "verified by", "command"),
+    ("---", "---", "---", "---"),
+    ("Transformers", "`generate` and `generate_batch`, greedy", "run", f"`{_LEVEL} transformers`"),
+    ("`transformers serve`", "nothing: no option of it reaches `DistributedConfig`", "nothing", ""),
+    ("accelerate 1.15", "forward, backward, one step of the optimizer", "run", f"`{_LEVEL} accelerate`"),
+    ("torch's `parallelize_module`", "the same, as torchtitan takes it", "run", f"`{_LEVEL} torchtitan`"),
+    ("TRL 1.16", "one step of `SFTTrainer`: see [training](how-to/train.md)", "nothing", f"`{_LEVEL} trl`"),
+    ("Axolotl, Unsloth", "nothing: see [training](how-to/train.md)", "nothing", ""),
+)
+"""Clients without a reading of their own."""
 
 
 def page() -> str:
@@ -40,7 +54,9 @@ def page() -> str:
     )
     rows = [columns, tuple("---" for _ in columns), *(_row(dialect) for dialect in DIALECTS)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return HEAD + table + "\n\n" + "\n".join(_details(dialect) for dialect in DIALECTS)
+    trained = "\n".join(f"| {' | '.join(row)} |" for row in TRAINED)
+    titled = f"## Clients that take what Transformers has sharded\n\n{trained}\n\n"
+    return HEAD + table + "\n\n" + titled + "\n".join(_details(dialect) for dialect in DIALECTS)
 
 
 def _row(dialect: Dialect) -> tuple[str, ...]:

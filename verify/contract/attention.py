@@ -8,9 +8,10 @@ same, without soft-cap and sinks. `text_generation_server/models/transformers_fl
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph
@@ -19,6 +20,7 @@ from verify.contract.functions import names_in
 from verify.contract.keywords import interface_calls
 
 SOFTCAP = "attn_logit_softcapping"
+KNOWN_FROM_CALL = "attention functions know it from the call alone"
 
 
 def attention_modules(model: nn.Module) -> list[str]:
@@ -118,6 +120,13 @@ def _adds(value: ast.expr) -> bool:
 
 def _vllm_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, call: ast.Call) -> Iterator[Finding]:
     """What vLLM reads off the call and the module."""
+    if isinstance(call.func, ast.Subscript):
+        problem = "the attention function is called where it is looked up"
+        needed = "a local name for ALL_ATTENTION_FUNCTIONS[...], and one call of it"
+        yield _finding("BE408", kind, path, call, problem, "the call is looked for by that name", needed)
+    if getattr(module, "config", None) is None:
+        problem = "the attention has no config"
+        yield _finding("BE408", kind, path, tree, problem, "its attention implementation is read there", "self.config")
     if not isinstance(getattr(module, "layer_idx", None), int):
         problem = "the attention has no integer layer_idx"
         yield _finding("BE408", kind, path, tree, problem, "layers are told apart by it", "self.layer_idx = layer_idx")
@@ -131,20 +140,20 @@ def _vllm_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, 
 def _options(
     model: nn.Module, kind: type, path: str, module: nn.Module, call: ast.Call, client: str
 ) -> Iterator[Finding]:
-    """Windows and soft-caps that the model has and the call does not pass, or the client does not have."""
+    """Windows, soft-caps and causality that the model has and the call does not pass, or the client does not have."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
-    passed = {k.arg for k in call.keywords}
+    passed = {k.arg: k.value for k in call.keywords if k.arg is not None}
     if getattr(module, "sliding_window", None) and "sliding_window" not in passed:
         problem = "the module has a sliding window, and does not pass it to the interface"
-        yield _finding(
-            "BE407", kind, path, call, problem, "attention functions know it from the call alone", "sliding_window="
-        )
-    if getattr(text, SOFTCAP, None) and "softcap" not in passed:
-        problem = f"the config has {SOFTCAP}, and the call passes no softcap"
-        yield _finding(
-            "BE407", kind, path, call, problem, "attention functions know it from the call alone", "softcap="
-        )
+        yield _finding("BE407", kind, path, call, problem, KNOWN_FROM_CALL, "sliding_window=self.sliding_window")
+    cap = next((name for name in _fields(text) if _caps_scores(name) and getattr(text, name)), None)
+    if cap is not None and "softcap" not in passed:
+        problem = f"the config has {cap}, and the call passes no softcap"
+        yield _finding("BE407", kind, path, call, problem, KNOWN_FROM_CALL, "softcap=")
+    yield from _causality(kind, path, module, call, passed)
+    if client == "vllm":
+        yield from _config_options(text, kind, path, module, call, passed)
     lacking = {"softcap": "soft-cap", "s_aux": "attention sinks"} if client == "sglang" else {}
     for keyword, name in lacking.items():
         value = next((k.value for k in call.keywords if k.arg == keyword), None)
@@ -160,6 +169,60 @@ def _options(
                 "keywords that it does not know are dropped",
                 f"a model without {name}",
             )
+
+
+def _fields(text: object) -> list[str]:
+    return sorted(vars(text)) if text is not None else []
+
+
+def _caps_scores(name: str) -> bool:
+    """Whether a config field is a soft-cap of attention scores, by its words; one of the logits is the head's."""
+    words = name.lower()
+    caps = "softcap" in words or "soft_cap" in words or "logit_cap" in words
+    return caps and "attn" in words.replace("attention", "attn")
+
+
+def _causality(
+    kind: type, path: str, module: nn.Module, call: ast.Call, passed: Mapping[str, ast.expr]
+) -> Iterator[Finding]:
+    """`is_causal`, on the module or in the call (`integrations/flash_attention.py`, `sdpa_attention.py`, 5.23.0)."""
+    given = passed.get("is_causal")
+    if given is None and not isinstance(getattr(module, "is_causal", None), bool):
+        problem = "the module has no is_causal, and the call passes none"
+        yield _finding("BE407", kind, path, call, problem, "attention functions read it there", "self.is_causal = True")
+    constant = isinstance(given, ast.Constant) and given.value is False
+    if constant or (given is None and getattr(module, "is_causal", True) is False):
+        problem = "is_causal is False in a decoder"
+        why = "an engine takes the model for an encoder, or attends to what is not there yet"
+        yield _finding("BE407", kind, path, call, problem, why, "self.is_causal = True")
+
+
+def _config_options(
+    text: object, kind: type, path: str, module: nn.Module, call: ast.Call, passed: Mapping[str, ast.expr]
+) -> Iterator[Finding]:
+    """Options that vLLM reads from the config alone (`_create_attention_instances`, 0.32.0), against what the call passes."""
+    window, cap = _value(passed.get("sliding_window"), module), _value(passed.get("softcap"), module)
+    if isinstance(cap, float | int) and cap and not getattr(text, SOFTCAP, None):
+        problem = f"the call passes a softcap, and the config has no {SOFTCAP}"
+        yield _finding(
+            "BE407", kind, path, call, problem, "the client knows it from that field alone", f"config.{SOFTCAP}"
+        )
+    if not isinstance(window, int) or isinstance(window, bool) or not window:
+        return
+    layer, kinds = getattr(module, "layer_idx", None), getattr(text, "layer_types", None)
+    whole = kinds is not None and isinstance(layer, int) and layer < len(kinds) and "sliding" not in kinds[layer]
+    if getattr(text, "sliding_window", None) != window or whole:
+        problem = "the call passes a sliding window that the config does not give this layer"
+        why = "the client knows windows from config.sliding_window and config.layer_types alone"
+        yield _finding("BE407", kind, path, call, problem, why, "both fields in the config")
+
+
+def _value(expression: ast.expr | None, module: nn.Module) -> object:
+    """What `self.<name>` or a constant is on the module; None for anything else."""
+    if isinstance(expression, ast.Constant):
+        return expression.value
+    own = isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name)
+    return getattr(module, expression.attr, None) if own and expression.value.id == "self" else None  # type: ignore[union-attr]
 
 
 def _inline(model: nn.Module, graph: Graph, paths: list[str], client: str) -> Iterator[Finding]:
@@ -189,6 +252,8 @@ def _claims(model: nn.Module, paths: list[str], client: str) -> Iterator[Finding
     """`_supports_attention_backend`, missing or claimed falsely."""
     kind = type(model)
     claims = bool(getattr(kind, "_supports_attention_backend", False))
+    # vLLM's second question (`_try_resolve_transformers`, 0.32.0): does the file use the interface?
+    taken = client == "vllm" and isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
     if claims and not paths:
         problem = "_supports_attention_backend is claimed, and no module calls the attention interface"
         needed = "the attention through ALL_ATTENTION_FUNCTIONS, or no claim"
@@ -199,7 +264,7 @@ def _claims(model: nn.Module, paths: list[str], client: str) -> Iterator[Finding
         return
     yield Finding(
         "BE406",
-        Severity.ERROR,
+        Severity.WARNING if taken and paths else Severity.ERROR,
         f"{kind.__name__}: {problem}.",
         Place(source=source_of(kind)),
         why=f"{client} takes a model for its Transformers backend by this attribute",

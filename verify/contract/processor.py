@@ -11,12 +11,14 @@ from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import transformers
-from transformers import PreTrainedConfig
+from transformers import AutoProcessor, PreTrainedConfig
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from planner.frontend.load import Loaded
 from planner.ir.findings import Fault, Finding, Place, Severity
 from verify.backends.source import source_of
 
+FILES = ("processor_config.json", "preprocessor_config.json")
 SIZES = ((224, 224), (64, 160), (300, 100))
 """Heights and widths of the images that counts are compared on."""
 TEXT, IMAGE, VIDEO = 0, 1, 2
@@ -38,6 +40,18 @@ def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin] | None:
     name = auto.PROCESSOR_MAPPING_NAMES.get(config.model_type)
     found = getattr(transformers, name, None) if name else None
     return found if isinstance(found, type) and issubclass(found, ProcessorMixin) else None
+
+
+def made_processor(loaded: Loaded) -> ProcessorMixin | None:
+    """The processor of a checkpoint folder; None where it has none, or it cannot be made here (images need Pillow)."""
+    folder = loaded.checkpoint
+    if folder is None or not any((folder / name).is_file() for name in FILES):
+        return None
+    try:
+        made = AutoProcessor.from_pretrained(folder, trust_remote_code=loaded.trust_remote_code, local_files_only=True)
+    except Exception:  # whatever the parts of a processor raise where a package or a file is missing
+        return None
+    return made if isinstance(made, ProcessorMixin) else None
 
 
 def check_processor_class(kind: type[ProcessorMixin]) -> list[Finding]:

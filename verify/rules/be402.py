@@ -18,7 +18,7 @@ register(
                 note="The scores are computed in the forward.",
                 code="""\
 class Attention(Attention):
-    def forward(self, hidden_states, **kwargs):
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
         query, key, value = self.heads(hidden_states)
         weights = torch.softmax(query @ key.transpose(-1, -2) * self.scaling, dim=-1)
         return self.o_proj((weights @ value).transpose(1, 2).reshape(hidden_states.shape))

@@ -18,10 +18,10 @@ register(
                 note="The weights are scaled by a gate.",
                 code="""\
 class Attention(Attention):
-    def forward(self, hidden_states, **kwargs):
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
         query, key, value = self.heads(hidden_states)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        output, weights = attend(self, query, key, value, None, scaling=self.scaling, **kwargs)
+        output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
         if weights is not None:
             output = output + (weights * 0.5).sum()
         return self.o_proj(output.reshape(hidden_states.shape))

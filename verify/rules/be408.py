@@ -18,10 +18,10 @@ register(
                 note="The scale is computed in the call.",
                 code="""\
 class Attention(Attention):
-    def forward(self, hidden_states, **kwargs):
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
         query, key, value = self.heads(hidden_states)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        output, _ = attend(self, query, key, value, None, scaling=self.scaling * 1.0, **kwargs)
+        output, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling * 1.0, **kwargs)
         return self.o_proj(output.reshape(hidden_states.shape))
 """,
             ),

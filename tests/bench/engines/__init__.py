@@ -1,0 +1,1 @@
+"""Families in real vLLM on CPU, beside what the proof in its dialect and `plan check` say of the same plans."""

@@ -1,0 +1,47 @@
+"""Transformers' own clients on two real ranks: a right plan, one that is wrong, and a client that does not start."""
+
+from functools import cache
+
+import pytest
+
+from launch.client import confirm_in_ranks
+from planner.frontend.load import Loaded, build, carried_plan, load
+from planner.ir.findings import Verdict
+from planner.ir.plan import Edit, Plan
+
+
+@cache
+def small() -> tuple[Loaded, Plan]:
+    loaded = load("llama", overrides={"num_hidden_layers": "2"})
+    whole = carried_plan(loaded, build(loaded))
+    return loaded, Plan(tp=tuple(entry for entry in whole.tp if "embed" not in entry.pattern))
+
+
+def test_a_step_by_torch_s_own_parallel_modules_is_that_of_one_device() -> None:
+    loaded, plan = small()
+    result = confirm_in_ranks(loaded, plan, "torchtitan", tp=2, timeout=200)
+    assert result.verdict is Verdict.CONFIRMED, result.findings
+    assert max(result.measures.values()) < 1e-5
+
+
+def test_a_wrong_plan_is_refuted_by_the_client_with_its_own_words() -> None:
+    loaded, plan = small()
+    wrong = plan.edited(Edit("model.layers.*.mlp.down_proj", "rowwise", "colwise"), "model")
+    result = confirm_in_ranks(loaded, wrong, "torchtitan", tp=2, timeout=200)
+    assert result.verdict is Verdict.REFUTED
+    assert {finding.code for finding in result.findings} <= {"BE451", "BE452"}
+
+
+def test_generate_and_generate_batch_give_what_one_device_gives() -> None:
+    loaded, plan = small()
+    result = confirm_in_ranks(loaded, plan, "transformers", tp=2, timeout=200)
+    assert result.verdict is Verdict.CONFIRMED, result.findings
+    assert result.measures["generate_batch, tokens that differ"] == 0
+
+
+def test_a_client_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, plan = small()
+    monkeypatch.setenv("PYTHONPATH", "")
+    result = confirm_in_ranks(loaded, plan, "trl", tp=2, timeout=200)
+    assert result.verdict is Verdict.NOT_PROVED
+    assert "trl" in result.findings[0].message
