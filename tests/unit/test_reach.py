@@ -2,8 +2,9 @@
 
 import pytest
 
-from planner.frontend.load import load
-from planner.ir.findings import Verdict
+from planner.frontend.conversions import interleaved
+from planner.frontend.load import build, carried_plan, load
+from planner.ir.findings import Severity, Verdict
 from planner.ir.plan import Plan, TpEntry
 from verify.static import prove
 
@@ -27,3 +28,12 @@ def test_hooks_reach_what_is_called_with_a_tensor(plan: dict[str, str], code: st
         return
     assert result.verdict is Verdict.REFUTED
     assert (result.findings[0].code, result.findings[0].place.entry) == (code, entry)
+
+
+def test_halves_that_are_told_apart_after_each_rank_has_its_part_are_not_decided() -> None:
+    loaded = load("inkling2_text", overrides={"num_hidden_layers": "2"})
+    model = build(loaded)
+    assert set(interleaved(model).values()) == {1}
+    result = prove(loaded, carried_plan(loaded, model), tp=2)
+    assert [(finding.code, finding.severity) for finding in result.findings] == [("TP210", Severity.UNDECIDED)]
+    assert interleaved(build(load("mixtral"))) == {}
