@@ -192,3 +192,7 @@ def test_source_keeps_the_lines_of_its_file() -> None:
 def test_the_table_of_clients_is_the_generated_one() -> None:
     written = PAGE.read_text()
     assert written == page(), "run: python -m tests.clients_page"
+
+
+def test_what_an_engine_cuts_lies_in_plain_tensors_that_no_hook_has_to_reach() -> None:
+    assert codes("gpt_oss", "vllm") == set()

@@ -71,7 +71,7 @@ def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[
     reading = read(dialect, subject, plan, tp)
     if reading.settled:
         return reading.findings
-    ran = relate(subject, reading.assigned, tp)
+    ran = relate(subject, reading.assigned, tp, distributed=dialect.reader in (Reader.TRANSFORMERS, Reader.NAMES))
     if not isinstance(ran, Propagation):
         return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
     heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()

@@ -96,10 +96,15 @@ def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tu
     return _once(tuple(_of_gradient(fault) for fault in nearest(ran, tuple(faults))))
 
 
-def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | tuple[Finding, ...]:
-    """The two programs of one plan at one degree, related, or what forbids it."""
+def relate(
+    subject: Subject, assigned: Assigned, degree: int, *, distributed: bool = True
+) -> Propagation | tuple[Finding, ...]:
+    """The two programs of one plan at one degree, related, or what forbids it. `distributed`: the client keeps what it shards as
+    distributed tensors, as Transformers does, which its hooks have to reach.
+    """
     try:
-        check_initial(subject.model, assigned)
+        if distributed:
+            check_initial(subject.model, assigned)
         local = local_program(subject.model, assigned, degree)
     except IndivisibleError as error:
         return (_indivisible(error),)
@@ -107,7 +112,7 @@ def relate(subject: Subject, assigned: Assigned, degree: int) -> Propagation | t
         return (_of_unloadable(error),)
     except TraceError as error:
         return (_local_failure(subject.graph, assigned, error, degree),)
-    if apart := unreachable(local, assigned):
+    if distributed and (apart := unreachable(local, assigned)):
         return _once(tuple(_of_unreachable(found) for found in apart))
     ran = propagate(subject.graph, local, assigned, degree)
     return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck)) if ran.stuck else ran
