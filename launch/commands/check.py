@@ -18,7 +18,6 @@ from launch.options import (
     settings,
 )
 from launch.sources import excerpt, located
-from verify.render.contract import contract_html, contract_text, named_once
 from verify.render.json import report_json
 from verify.render.sarif import report_sarif
 from verify.report import Report
@@ -62,6 +61,8 @@ def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progr
 
 
 def _shown(report: Report, form: ReportFormat) -> str:
+    from verify.render.contract import contract_html, contract_text, named_once  # pages are for few commands
+
     match form:
         case ReportFormat.JSON:
             return report_json(report)
