@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
 
-from planner.ir.findings import Finding
+from planner.ir.findings import Finding, Place
 from verify.render.html import Excerpt, found, page, table, versions
 from verify.render.text import finding_text
 from verify.report import LevelResult, Report
@@ -30,22 +30,26 @@ def contract_html(report: Report, *, excerpt: Excerpt) -> str:
 
 def named_once(report: Report) -> Report:
     """The same findings, each under its first client and with the names of all."""
-    names = {finding_text(finding): clients for finding, clients in _shared(report)}
+    names = {_what(finding): clients for finding, clients in _shared(report)}
     levels = []
     for level in report.levels:
-        mine = [(one, names.pop(finding_text(one), None)) for one in level.findings]
+        mine = [(one, names.pop(_what(one), None)) for one in level.findings]
         kept = tuple(replace(one, message=f"{one.message} ({', '.join(of)})") for one, of in mine if of)
         levels.append(replace(level, findings=kept))
     return replace(report, levels=tuple(levels))
 
 
 def _shared(report: Report) -> Iterator[tuple[Finding, list[str]]]:
-    """Findings that read alike are one."""
-    clients: dict[str, tuple[Finding, list[str]]] = {}
+    """Findings that say the same of one place are one, though each client has its own reason; the first one's is shown."""
+    clients: dict[tuple[str, str, Place], tuple[Finding, list[str]]] = {}
     for level in report.levels:
         for finding in level.findings:
-            clients.setdefault(finding_text(finding), (finding, []))[1].append(_client(level))
+            clients.setdefault(_what(finding), (finding, []))[1].append(_client(level))
     yield from clients.values()
+
+
+def _what(finding: Finding) -> tuple[str, str, Place]:
+    return finding.code, finding.message, finding.place
 
 
 def _counts(report: Report) -> Iterator[tuple[str, str]]:
