@@ -1,7 +1,7 @@
 """What a stage may be told to do otherwise than its plan says: the mistakes of stage runtimes, as data.
 
 A stage without departures is the one that a plan stands for. The same description is what the proof traces
-(`verify.checks.stage_programs`) and what the ranks run, so each can be held against the other.
+(`verify.checks.programs`) and what the ranks run, so each can be held against the other.
 """
 
 from collections.abc import Iterable
