@@ -48,7 +48,7 @@ def _images(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> 
     config = _part(whole, ("patch_size",), ("hidden_size", "embed_dim"))
     if "grid_thw" in names:
         yield from _gridded(
-            config or whole, "hidden_states" if "hidden_states" in names else "pixel_values", "grid_thw"
+            config or whole, "hidden_states" if "hidden_states" in names else "pixel_values", "grid_thw", rows
         )
     if "pixel_values" not in names:
         return
@@ -74,7 +74,7 @@ def _pixels(config: PreTrainedConfig, names: Mapping[str, object], rows: int) ->
             yield {"pixel_values": _floats(rows, frames, channels, side, side)}
 
 
-def _gridded(config: PreTrainedConfig, pixels: str, grid: str, images: int = 3) -> Iterator[dict[str, Tensor]]:
+def _gridded(config: PreTrainedConfig, pixels: str, grid: str, images: int) -> Iterator[dict[str, Tensor]]:
     """Images as rows of flattened patches, with a grid of patches each."""
     side = 2 * (number(config, "spatial_merge_size") or 1)
     deep, patch = number(config, "temporal_patch_size") or 1, number(config, "patch_size") or 1

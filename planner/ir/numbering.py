@@ -220,3 +220,20 @@ class _Numbering:
             else (type(arg).__name__, arg)
             for arg in args
         )
+
+
+def _ancestors(graph: Graph, value: int) -> set[int]:
+    """The positions of the ops that a value comes from."""
+    found, wanted = set[int](), {value}
+    for position in range(len(graph.ops) - 1, -1, -1):
+        op = graph.ops[position]
+        if not wanted.isdisjoint(op.outputs):
+            found.add(position)
+            wanted.update(op.inputs)
+    return found
+
+
+def first_new(one: Numbered, value: int, other: Numbered) -> Op | None:
+    """The first op outside the layers that one program's value comes from, and that the other program does not run."""
+    known, ancestors = set(other.number.values()), _ancestors(one.graph, value)
+    return next((one.graph.ops[at] for number, at in one.made.items() if at in ancestors and number not in known), None)

@@ -18,8 +18,8 @@ from planner.frontend.inputs import example_inputs
 from planner.frontend.load import Loaded, base_prefix, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity
-from planner.ir.graph import Graph, Op
-from planner.ir.numbering import Numbered, Numbers, numbered
+from planner.ir.graph import Graph
+from planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from planner.ir.plan import Plan, join
 from verify.backends.dialect import Dialect, Pipeline
 from verify.checks.pipeline import check_pp
@@ -216,27 +216,10 @@ def _entering(graph: Graph, stack: str, layer: int) -> int:
     return next(call.arguments[0][1] for call in graph.calls if call.module == f"{stack}.{layer}")
 
 
-def _ancestors(graph: Graph, value: int) -> set[int]:
-    """The positions of the ops that a value comes from."""
-    found, wanted = set[int](), {value}
-    for position in range(len(graph.ops) - 1, -1, -1):
-        op = graph.ops[position]
-        if not wanted.isdisjoint(op.outputs):
-            found.add(position)
-            wanted.update(op.inputs)
-    return found
-
-
-def _new(one: Numbered, value: int, other: Numbered) -> Op | None:
-    """The first op outside the layers that one program's value comes from, and that the other program does not run."""
-    known, ancestors = set(other.number.values()), _ancestors(one.graph, value)
-    return next((one.graph.ops[at] for number, at in one.made.items() if at in ancestors and number not in known), None)
-
-
 def _differs(dialect: Dialect, stage: int, whole: Numbered, ran: Numbered, wanted: int) -> Finding:
     """What the stage does that the whole program does not, else what it does not that the whole program does."""
-    more = _new(ran, ran.graph.outputs[0][1], whole)
-    op = more or _new(whole, wanted, ran)
+    more = first_new(ran, ran.graph.outputs[0][1], whole)
+    op = more or first_new(whole, wanted, ran)
     what = (
         "gives another value"
         if op is None

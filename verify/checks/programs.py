@@ -20,7 +20,7 @@ from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Module, Op
 from planner.ir.live import Entrance
-from planner.ir.numbering import Numbered, Numbers, numbered
+from planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from verify.checks.pipeline import check_chunks
 from verify.dynamic.cases import Case
 from verify.dynamic.departing import indices
@@ -189,15 +189,15 @@ class _Stages:
         layer = self._layer_differs(ran)
         if layer is not None:
             path, name, mine, right = layer
-            op = _new(ran, mine, self.whole) if mine is not None else None
+            op = first_new(ran, mine, self.whole) if mine is not None else None
             if op is not None:
                 what = f"applies {op.target} of {op.module or 'the model'} to what {path} takes as {name}"
                 return _finding(f"stage {stage} {what}", op.module, op)
-            op = _new(self.whole, right, ran)
+            op = first_new(self.whole, right, ran)
             more = f": {op.target} of {op.module or 'the model'} is left out" if op is not None else ""
             return _finding(f"stage {stage} does not give {path} the {name} of the whole model{more}", path, op)
-        extra = _new(ran, got, self.whole)
-        op = extra or _new(self.whole, wanted, ran)
+        extra = first_new(ran, got, self.whole)
+        op = extra or first_new(self.whole, wanted, ran)
         if op is None:
             return _finding(f"stage {stage} gives another value", None)
         does = "runs" if extra else "does not run"
@@ -311,22 +311,6 @@ def _inside(graph: Graph, prefix: str) -> Graph:
 def _read(graph: Graph) -> list[str]:
     """Parameters and buffers that some op reads, by the name of the value."""
     return [value.name for at, value in enumerate(graph.values) if value.name is not None and at in graph.users]
-
-
-def _new(one: Numbered, value: int, other: Numbered) -> Op | None:
-    """The first op outside the layers that one program's value comes from, and that the other program does not run."""
-    known, ancestors = set(other.number.values()), _ancestors(one.graph, value)
-    return next((one.graph.ops[at] for number, at in one.made.items() if at in ancestors and number not in known), None)
-
-
-def _ancestors(graph: Graph, value: int) -> set[int]:
-    found, wanted = set[int](), {value}
-    for position in range(len(graph.ops) - 1, -1, -1):
-        op = graph.ops[position]
-        if not wanted.isdisjoint(op.outputs):
-            found.add(position)
-            wanted.update(op.inputs)
-    return found
 
 
 def _finding(
