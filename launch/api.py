@@ -143,15 +143,15 @@ def _seated(world: World, timeout: float) -> Ask:
     adopt(world)
     seat = Seat(world, timeout=timeout)
     number = 0
-    lost = False
+    kept = True
 
     def ask(case: Case) -> Answer:
-        nonlocal number, lost
+        nonlocal number, kept
         began = time.monotonic()
-        outcomes = {} if lost else seat.answer(case, number, heard=_unheard)
+        outcomes, kept = seat.answer(case, number, heard=_unheard) if kept else ({}, False)
         number += 1
         lost = len(outcomes) < world.size
-        return Answer(outcomes, time.monotonic() - began, timed_out=lost)
+        return Answer(outcomes, time.monotonic() - began, timed_out=lost, kept=kept)
 
     return ask
 
@@ -195,7 +195,8 @@ def _incomplete(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ..
         return findings_of(case, failed)
     if answer.death is not None and not answer.timed_out and answer.death.rank not in outcomes:
         message = f"{answer.death} before it answered"
-        return (_undecided("DY504", message, "a rank that is gone compares nothing"),)
+        said = f'; the last it wrote: "{answer.death.words}"' if answer.death.words else ""
+        return (_undecided("DY504", message, f"a rank that is gone compares nothing{said}"),)
     silent = ", ".join(str(rank) for rank in range(case.tp * case.pp) if rank not in outcomes)
     return (_undecided("DY505", f"no answer from rank {silent} in {timeout:g} s", "nothing was compared in time"),)
 

@@ -1,7 +1,9 @@
-"""The script that `launch.torchrun` starts: torch's elastic launcher, with the ranks forked after the imports.
+"""The script that `launch.torchrun` starts: torch's elastic launcher, with the ranks forked after the imports (on a
+GPU they are started afresh: a forked process can use none).
 
 Usage: python -P elastic.py DIRECTORY. Reads `start` there; the ranks answer `request-0`, `request-1`, ... as they come,
-with one outcome file per case and rank, until there is an `end`; `deaths.json` says which rank ended, and how.
+with one outcome file per case and rank, and a `ready` file of each that stays for the next, until there is an `end`;
+`deaths.json` says which rank ended, and how.
 It ends itself and all its ranks when its standard input closes: that is when the process that started it is gone.
 """
 
@@ -37,7 +39,10 @@ def main(directory: Path) -> None:
     try:
         elastic_launch(_config(read_start(directory), directory), serve)(str(directory))
     except ChildFailedError as error:
-        deaths = {rank: [death.timestamp, death.exitcode] for rank, death in error.failures.items()}
+        deaths = {
+            rank: [death.timestamp, death.exitcode, _last_words(directory, death.local_rank)]
+            for rank, death in error.failures.items()
+        }
         (directory / "deaths.json").write_text(json.dumps(deaths))
         sys.exit(1)
 
@@ -54,9 +59,17 @@ def _config(start: Start, directory: Path) -> LaunchConfig:
         rdzv_configs={} if nodes.count == 1 else {"is_host": nodes.this == 0},
         max_restarts=0,
         monitor_interval=0.1,
-        start_method="fork",
+        start_method="spawn" if torch.cuda.is_available() else "fork",  # a forked process can use no GPU
         logs_specs=DefaultLogsSpecs(log_dir=str(directory / "logs"), redirects=Std.ALL),
     )
+
+
+def _last_words(directory: Path, local_rank: int) -> str:
+    """The last line that a rank wrote to its standard error: of one that raised, the exception."""
+    logs = sorted((directory / "logs").glob(f"*/attempt_*/{local_rank}/stderr.log"))
+    lines = [line.strip() for log in logs[-1:] for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    fatal = [line for line in lines if line.startswith("Fatal Python error")]  # what follows is every thread's stack
+    return (fatal or lines or [""])[-1]
 
 
 def serve(directory: str) -> None:
@@ -71,10 +84,12 @@ def serve(directory: str) -> None:
     for request in _requests(Path(directory)):
         for number, case in enumerate(request.cases, request.first):
             path = Path(directory) / f"outcome-{number}-{world.rank}.json"
-            outcomes = seat.answer(case, number, heard=partial(_write, path))
+            outcomes, kept = seat.answer(case, number, heard=partial(_write, path))
             if world.local_rank == 0:
                 _write_of_other_nodes(Path(directory), number, outcomes)
-            if len(outcomes) < world.size:
+            if kept:
+                (Path(directory) / f"ready-{number}-{world.rank}").touch()
+            else:
                 sys.stdout.flush()
                 os._exit(1)  # not sys.exit: a collective may be stuck, and joining its threads would wait for it
     assert not dist.is_initialized()

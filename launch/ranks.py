@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from launch import staged
 from planner.frontend.load import quiet
 from verify.dynamic.cases import Case
 from verify.dynamic.outcome import Outcome, outcome_from
@@ -70,14 +71,14 @@ def adopt(world: World) -> None:
 
 
 def device_and_backend(world: World) -> tuple[torch.device, str]:
-    """nccl where each rank has a GPU of its own, gloo where ranks share one, gloo on the CPU."""
+    """nccl where each rank has a GPU of its own, gloo on copies where ranks share one, gloo on the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), "gloo"
     own = torch.cuda.device_count() >= world.local_size
     index = world.local_rank if own else world.local_rank % torch.cuda.device_count()
     os.environ["LOCAL_RANK"] = str(index)  # the client binds the GPU of this number
     torch.cuda.set_device(index)
-    return torch.device("cuda", index), "nccl" if own else "cpu:gloo,cuda:gloo"
+    return torch.device("cuda", index), "nccl" if own else staged.register()
 
 
 class Seat:
@@ -91,8 +92,8 @@ class Seat:
         self.store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=self.timeout))
         self.store.set_timeout(self.timeout)
 
-    def answer(self, case: Case, number: int, *, heard: Callable[[Outcome], None]) -> dict[int, Outcome]:
-        """Check one case, tell the others, and give what every rank answered.
+    def answer(self, case: Case, number: int, *, heard: Callable[[Outcome], None]) -> tuple[dict[int, Outcome], bool]:
+        """Check one case, tell the others, and give what every rank answered and whether all ranks stay together.
 
         `heard` gets this rank's own outcome before anything is waited for. A rank that never answers is absent.
         """
@@ -107,9 +108,10 @@ class Seat:
         heard(mine)
         store.set(f"outcome{self.world.rank}", mine.dumps())
         outcomes = self._gather(store, mine)
-        if len(outcomes) == self.world.size:
+        kept = self._all_stay(store, complete=len(outcomes) == self.world.size)
+        if kept:
             dist.destroy_process_group()
-        return outcomes
+        return outcomes, kept
 
     def _gather(self, store: Store, mine: Outcome) -> dict[int, Outcome]:
         """Every rank's outcome; once any rank has failed, the others get `GRACE` seconds to answer."""
@@ -124,3 +126,15 @@ class Seat:
                     outcomes[rank] = outcome_from(store.get(f"outcome{rank}").decode())
             time.sleep(0.01)
         return outcomes
+
+    def _all_stay(self, store: Store, *, complete: bool) -> bool:
+        """One decision for all ranks: together where each has heard all others, apart where one has given up waiting.
+
+        The store takes the first of the two words: a rank that gave up an instant before the last answer leaves, and the
+        others then know.
+        """
+        if complete and store.add("complete", 1) == self.world.size:
+            store.compare_set("fate", "", "together")
+        elif not complete:
+            store.compare_set("fate", "", "apart")
+        return bool(store.get("fate") == b"together")

@@ -33,10 +33,11 @@ _POLL = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A rank that ended without an answer: its exit code, negative for a signal."""
+    """A rank that ended without an answer: its exit code, negative for a signal, and the last line of its errors."""
 
     rank: int
     exitcode: int
+    words: str = ""
 
     def __str__(self) -> str:
         if self.exitcode >= 0:
@@ -46,7 +47,8 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for one case: the outcome of each rank that answered, the first death, whether time ran out.
+    """What came back for one case: the outcome of each rank that answered, the first death, whether time ran out; `kept` if
+    the ranks stay for another.
 
     `complaint` is the last line that the launcher wrote, for the case that no rank ever started.
     """
@@ -56,6 +58,7 @@ class Answer:
     death: Death | None = None
     timed_out: bool = False
     complaint: str = ""
+    kept: bool = False
 
 
 class Ranks(AbstractContextManager["Ranks"]):
@@ -78,7 +81,7 @@ class Ranks(AbstractContextManager["Ranks"]):
         self._stop()
 
     def ask(self, cases: tuple[Case, ...]) -> Iterator[Answer]:
-        """One answer per case, in order; after one that is not complete, the ranks are ended and no more come."""
+        """One answer per case, in order; after one that the ranks did not survive, they are ended and no more come."""
         begun = time.monotonic()
         allowed = self.start.timeout + GRACE + (_STARTING if self._process is None else 0.0)
         if self._process is None:
@@ -88,7 +91,7 @@ class Ranks(AbstractContextManager["Ranks"]):
         self._requests += 1
         for number in range(first, first + len(cases)):
             answer = self._wait(number, begun, begun + allowed)
-            if len(answer.outcomes) < self.start.ranks:
+            if not answer.kept:
                 self._stop()
                 yield answer
                 return
@@ -102,8 +105,9 @@ class Ranks(AbstractContextManager["Ranks"]):
             late = time.monotonic() > end
             outcomes = _outcomes(self._directory, number, self.start.ranks, anyway=over or late)
             seconds = time.monotonic() - begun
-            if len(outcomes) == self.start.ranks:
-                return Answer(outcomes, seconds)
+            ready = len(list(self._directory.glob(f"ready-{number}-*"))) == self.start.ranks // self.start.nodes.count
+            if ready and len(outcomes) == self.start.ranks:
+                return Answer(outcomes, seconds, kept=True)
             if over or late:
                 return Answer(outcomes, seconds, _first_death(self._directory), late and not over, self._complaint())
             time.sleep(_POLL)
@@ -213,4 +217,5 @@ def _first_death(directory: Path) -> Death | None:
         return None
     deaths = {int(rank): death for rank, death in json.loads(path.read_text()).items()}
     rank = min(deaths, key=lambda rank: deaths[rank][0])
-    return Death(rank, int(deaths[rank][1]))
+    _, exitcode, words = deaths[rank]
+    return Death(rank, exitcode, words)

@@ -73,15 +73,20 @@ def measured(names: Sequence[str], tp: int) -> Iterator[Warm]:
 
 def _warm(name: str, case: Case, answer: Answer) -> Warm:
     if len(answer.outcomes) < case.tp:
-        return Warm(name, answer.seconds, finding=f"no answer: {answer.death or 'time ran out'}", raised=True)
+        return Warm(
+            name,
+            answer.seconds,
+            finding=f"no answer: {answer.death or 'time ran out'}: {answer.death.words if answer.death else ''}",
+            raised=True,
+        )
     wrong = [found for found in findings_of(case, answer.outcomes) if found.severity is not Severity.WARNING]
     measures = measures_of(case, answer.outcomes)  # less what the client alone gets wrong
-    what = max(measures, key=lambda one: measures[one])
+    what = max(measures, key=lambda one: measures[one], default="")
     return Warm(
         name,
         round(answer.seconds, 2),
         round(max(outcome.cpu_seconds for outcome in answer.outcomes.values()), 2),
-        measures[what],
+        measures.get(what, 0.0),
         what,
         f"{wrong[0].code} {wrong[0].message}" if wrong else "",
         any(outcome.failure for outcome in answer.outcomes.values()),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.api import confirm_cases
+from launch.elastic import _last_words
 from planner.frontend.load import build, carried_plan, load
 from planner.frontend.twin import twin
 from planner.ir.findings import Severity, Verdict
@@ -55,6 +56,16 @@ EXPECTED = {
     Fault.HITS_A_LIMIT: Expected("DY504", Severity.UNDECIDED, "rank 1 failed in forward: RuntimeError"),
     Fault.CALLS_ONE_MORE: Expected("", Severity.UNDECIDED, ""),  # gloo waits, or ends the rank: both decide nothing
 }
+
+
+def test_a_rank_that_ends_without_an_answer_has_its_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "run" / "attempt_0" / "1" / "stderr.log"
+    log.parent.mkdir(parents=True)
+    assert _last_words(tmp_path, 1) == ""
+    log.write_text("Traceback (most recent call last):\n  File ...\nRuntimeError: no GPU for a forked process\n\n")
+    assert _last_words(tmp_path, 1) == "RuntimeError: no GPU for a forked process"
+    log.write_text("a warning\nFatal Python error: Segmentation fault\n\n  File ...\nExtension modules: torch._C\n")
+    assert _last_words(tmp_path, 1) == "Fatal Python error: Segmentation fault"
 
 
 def test_the_first_cause_is_said_and_the_next_case_is_not_spoilt() -> None:

@@ -71,9 +71,9 @@ def alone(case: Case, single: PreTrainedModel, cutting: Cutting) -> Alone:
 
 def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
     """What this rank of `tp * pp` compared; every rank must call it."""
-    mesh = init_device_mesh(_device().type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
+    mesh = init_device_mesh(before.single.device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
     seat = Seat(case.pp * case.staging.rounds, mesh)
-    own = tuple(_stage(case, before.state, before.cutting.layout, place, seat) for place in _places(case, before, seat))
+    own = tuple(_stage(case, before, place, seat) for place in _places(case, before, seat))
     with Wide():
         compared = _padded(own, before, seat)
         compared += _decoded(own, before, seat)
@@ -107,16 +107,11 @@ def stage_of(case: Case, model: nn.Module, layout: Layout, place: Between, devic
     return stage
 
 
-def _device() -> torch.device:
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-def _stage(case: Case, state: State, layout: Layout, place: Between, seat: Seat) -> Stage:
+def _stage(case: Case, before: Alone, place: Between, seat: Seat) -> Stage:
     """One of this rank's stages: the weights of others dropped, its own sharded by the client's own code."""
-    model = from_state(with_plan(case.loaded, case.plan), state)
-    nn.Module.to(model, _device())
+    layout, device = before.cutting.layout, before.single.device
+    model = from_state(with_plan(case.loaded, case.plan), before.state)
+    nn.Module.to(model, device)
     missing = absent(layout, place)
     drop(model, missing)
     if seat.mesh.size(1) > 1:
@@ -127,7 +122,7 @@ def _stage(case: Case, state: State, layout: Layout, place: Between, seat: Seat)
             if not any(f"{name}.".startswith(f"{other}.") for other in missing)
         }
         apply_tensor_parallelism(model, seat.mesh["tp"], styles)
-    return stage_of(case, model, layout, place, _device())
+    return stage_of(case, model, layout, place, device)
 
 
 def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from transformers import PreTrainedModel
 
 from planner.frontend.load import base_prefix
@@ -107,6 +108,7 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
         got.gradients = {what: own.whole(gradients) for what, gradients in got.gradients.items()}
         return _outcome(case, progress, rank=rank)
     model = sharded_model(case, progress.state or checkpoint_form(case, single))
+    nn.Module.to(model, device)  # a model of one rank is left on the CPU by the client
     freeze_as(model, single)
     progress.before = weights(model, single)
     progress.observed = Observed()
