@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, TCPStore
 
-
 from launch import staged
 from planner.api import suggest
 from planner.frontend.load import load
