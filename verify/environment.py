@@ -1,7 +1,6 @@
 """What a result was found with: versions, and nothing of the machine."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 
 def environment() -> dict[str, str]:
@@ -13,6 +12,8 @@ _PACKAGES = ("torch", "transformers", "shardproof")
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # it reads mail to find a version: help needs neither
+
     try:
         return version(package)
     except PackageNotFoundError:

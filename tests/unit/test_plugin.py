@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import run
-from launch.commands.doctor import _fits
+from launch.installed import _fits
 
 ROOT = Path(__file__).parents[2]
 
