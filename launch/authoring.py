@@ -3,7 +3,7 @@
 import inspect
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 from libcst import ParserSyntaxError
@@ -11,9 +11,9 @@ from torch import nn
 
 from launch.answers import MisuseError
 from launch.rewrite import diff, rewrite, shown
-from planner.frontend.load import Loaded
+from planner.frontend.load import Loaded, base_prefix
 from planner.frontend.owners import plan_owners
-from planner.ir.plan import Plan, PpEntry, TpEntry, owner_of
+from planner.ir.plan import Plan, PpEntry, TpEntry, join, owner_of
 from verify.render.attributes import Mapped, NoClassError, with_attributes
 
 _REMOTE_CODE = "transformers_modules"
@@ -25,13 +25,14 @@ _GENERATED = "This file was automatically generated from"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The attributes of one class, in its file, that are to be other than they are."""
+    """The attributes of one class, in its file, that are to be other than they are; `fields` says that it is a dataclass."""
 
     file: Path
     class_name: str
     attributes: Mapping[str, Mapped]
     installed: bool
     generated: bool
+    fields: bool = False
 
 
 def changes(loaded: Loaded, model: nn.Module, plan: Plan) -> tuple[Change, ...]:
@@ -41,17 +42,33 @@ def changes(loaded: Loaded, model: nn.Module, plan: Plan) -> tuple[Change, ...]:
     of a model made of models get their entries in their own config classes, relative to themselves.
     """
     found = []
-    for owner, attributes in _wanted(loaded, model, plan):
+    for owner, _, attributes in _wanted(loaded, model, plan):
         different = {name: value for name, value in attributes.items() if not _carries(owner, name, value)}
         if different:
             file = _file(owner, loaded)
-            text = file.read_text(errors="replace")[:2000]
-            found.append(Change(file, owner.__qualname__, different, _is_installed(file), _GENERATED in text))
+            generated = _GENERATED in file.read_text(errors="replace")[:2000]
+            found.append(
+                Change(file, owner.__qualname__, different, _is_installed(file), generated, fields=is_dataclass(owner))
+            )
     return tuple(found)
 
 
-def _wanted(loaded: Loaded, model: nn.Module, plan: Plan) -> Iterator[tuple[type, dict[str, Mapped]]]:
-    owners = plan_owners(model)
+def not_read(loaded: Loaded, model: nn.Module, plan: Plan) -> tuple[str, ...]:
+    """`Class.attribute` of everything that a built model has otherwise than the plan says, which is what a client reads.
+
+    A class may have what its instances have not: their `__init__`, a dataclass field or config.json may say another thing.
+    """
+    return tuple(
+        f"{owner.__qualname__}.{name}"
+        for owner, holder, attributes in _wanted(loaded, model, plan)
+        for name, value in attributes.items()
+        if not _carries(holder, name, value)
+    )
+
+
+def _wanted(loaded: Loaded, model: nn.Module, plan: Plan) -> Iterator[tuple[type, object, dict[str, Mapped]]]:
+    """A class, what clients read its attributes from, and what these are to be."""
+    owners, prefix = plan_owners(model), base_prefix(model)
     tensor, pipeline = bool(plan.tp or plan.head_tp), bool(plan.pp or plan.head_pp)
     for path, config_class in owners.items():
         attributes: dict[str, Mapped] = {}
@@ -61,13 +78,13 @@ def _wanted(loaded: Loaded, model: nn.Module, plan: Plan) -> Iterator[tuple[type
             attributes["base_model_pp_plan"] = _pp(plan.pp, path, owners)
         if plan.ep:
             attributes["base_model_ep_plan"] = _tp(plan.ep, path, owners)
-        yield config_class, attributes
+        yield config_class, model.get_submodule(join(prefix, path)).config, attributes
     head: dict[str, Mapped] = {}
     if tensor:
         head["_tp_plan"] = {entry.pattern: entry.style for entry in plan.head_tp}
     if pipeline:
         head["_pp_plan"] = {entry.module: (entry.inputs, entry.outputs) for entry in plan.head_pp}
-    yield loaded.model_class, head
+    yield loaded.model_class, loaded.model_class, head
 
 
 def _tp(entries: tuple[TpEntry, ...], path: str, owners: Mapping[str, type]) -> dict[str, str]:
@@ -80,9 +97,9 @@ def _pp(entries: tuple[PpEntry, ...], path: str, owners: Mapping[str, type]) -> 
     return {entry.module.removeprefix(f"{path}."): (entry.inputs, entry.outputs) for entry in mine}
 
 
-def _carries(owner: type, name: str, wanted: Mapped) -> bool:
-    """Whether the class says so already, itself or by inheritance; no plan and an empty one are alike."""
-    have: object = getattr(owner, name, None) or {}
+def _carries(holder: object, name: str, wanted: Mapped) -> bool:
+    """Whether the class (itself or by inheritance) or config says so; no plan and an empty one are alike."""
+    have: object = getattr(holder, name, None) or {}
     if not isinstance(have, Mapping):
         return False
     if name.endswith("pp_plan"):
@@ -125,10 +142,11 @@ def _is_installed(file: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: a unified diff (empty where the model carried the plan already), and what to know about it."""
+    """What was written: a unified diff (empty where the model carried the plan already), what to know about it, and where."""
 
     diff: str
     notes: tuple[str, ...]
+    files: tuple[Path, ...] = ()
 
 
 def write_plan(loaded: Loaded, model: nn.Module, plan: Plan, *, allow_installed: bool = False) -> Written:
@@ -137,6 +155,8 @@ def write_plan(loaded: Loaded, model: nn.Module, plan: Plan, *, allow_installed:
     `MisuseError` where a file belongs to an installed package and that was not allowed, or cannot be changed.
     """
     found = changes(loaded, model, plan)
+    if not found and (lost := not_read(loaded, model, plan)):
+        raise MisuseError(f"the class statements carry this plan already, but {overruled(lost)}")
     if not found:
         return Written("", (f"{loaded.title} carries this plan already; there is nothing to write.",))
     for change in found:
@@ -155,12 +175,22 @@ def write_plan(loaded: Loaded, model: nn.Module, plan: Plan, *, allow_installed:
     generated = [
         f"{shown(c.file)} is generated from a modular file; write the plan there too." for c in found if c.generated
     ]
-    return Written(text, (f"wrote {names}; `plan undo {names}` takes it back.", *dict.fromkeys(generated)))
+    return Written(
+        text, (f"wrote {names}; `plan undo {names}` takes it back.", *dict.fromkeys(generated)), tuple(before)
+    )
+
+
+def overruled(names: tuple[str, ...]) -> str:
+    """The end of a sentence on attributes that something else sets."""
+    return (
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} set once more elsewhere: by a later statement, a property, "
+        "__init__, a dataclass field or config.json. Take that away first."
+    )
 
 
 def _edited(change: Change, source: bytes) -> bytes:
     try:
-        return with_attributes(source, change.class_name, change.attributes)
+        return with_attributes(source, change.class_name, change.attributes, fields=change.fields)
     except (NoClassError, ParserSyntaxError) as error:
         why = "holds no such class statement" if isinstance(error, NoClassError) else "is not valid Python"
         raise MisuseError(f"{change.class_name}: {shown(change.file)} {why}; paste the plan by hand.") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import nn
 
@@ -9,15 +10,19 @@ from planner.frontend.load import base_prefix
 from planner.frontend.traced import Subject
 from planner.ir.findings import Finding, Severity
 from planner.ir.graph import Graph
-from planner.ir.plan import Edit, Plan, PpEntry
+from planner.ir.plan import Edit, Plan, PpEntry, TpEntry
+from verify.checks.experts import DISPATCH, STACKED, check_experts
 from verify.checks.pipeline import check_pp
 from verify.checks.plan import check_plan
 from verify.checks.tensor import check_tensor
 from verify.difference import Backed, Difference
 
+T = TypeVar("T")
+
 
 def compare(model: nn.Module, graph: Graph, first: Plan, second: Plan, *, tp: int) -> tuple[Difference, ...]:
-    """Every difference in the tensor and pipeline entries, each decided by proving either plan with that one entry swapped.
+    """Every difference in the tensor, pipeline and expert entries, each decided by proving either plan with that one entry
+    swapped.
 
     An axis on which one of them has no entry at all is not compared: there is nothing to swap an entry into.
 
@@ -30,6 +35,7 @@ def compare(model: nn.Module, graph: Graph, first: Plan, second: Plan, *, tp: in
     return (
         *(_tensor(model, graph, first, second, tp) if tensor else ()),
         *(_pipeline(model, graph, first, second) if pipeline else ()),
+        *(_experts(graph, base_prefix(model), first, second, tp) if first.ep and second.ep else ()),
     )
 
 
@@ -58,7 +64,7 @@ def _tensor(model: nn.Module, graph: Graph, first: Plan, second: Plan, tp: int) 
 
 
 def _backed(
-    check: Callable[[Plan], tuple[Finding, ...]], first_in_second: Plan, second_in_first: Plan
+    check: Callable[[T], tuple[Finding, ...]], first_in_second: T, second_in_first: T
 ) -> tuple[Backed, tuple[str, ...]]:
     """By the two plans with one entry swapped: each entry is judged among the other plan's entries."""
     findings = check(first_in_second)
@@ -99,6 +105,26 @@ def _pipeline(model: nn.Module, graph: Graph, first: Plan, second: Plan) -> list
             )
             backed, codes = _backed(check, *swapped)
             found.append(Difference(attribute, key, _text(old), _text(new), backed, codes))
+    return found
+
+
+def _experts(graph: Graph, prefix: str, first: Plan, second: Plan, tp: int) -> list[Difference]:
+    one: dict[str, str | None] = {entry.pattern: entry.style for entry in first.ep}
+    two: dict[str, str | None] = {entry.pattern: entry.style for entry in second.ep}
+
+    def check(entries: Mapping[str, str | None]) -> tuple[Finding, ...]:
+        kept = tuple(TpEntry(key, style) for key, style in entries.items() if style is not None)
+        return check_experts(graph, Plan(ep=kept), prefix, tp)
+
+    found = []
+    for key in dict.fromkeys([*one, *two]):
+        old, new = one.get(key), two.get(key)
+        if old == new:
+            continue
+        # Any other style in an expert plan is the tensor-parallel one, which is not proved beside experts.
+        known = {old, new} <= {DISPATCH, STACKED, None}
+        backed, codes = _backed(check, two | {key: old}, one | {key: new}) if known else (Backed.OPEN, ())
+        found.append(Difference("base_model_ep_plan", key, old, new, backed, codes))
     return found
 
 

@@ -1,12 +1,15 @@
 """`plan suggest MODEL`: infer a plan, prove it, print it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.answers import EXIT_CODES, Answer, UndecidedError
+from launch.answers import EXIT_CODES, Answer, MisuseError, UndecidedError
 from launch.console import Progress, only_results_on_stdout, print_result
 from launch.model import Model, read_dialect, read_model
 from launch.options import DebugOption, ForOption, ModelArgument, QuietOption, SetOption, TrustOption, degree, settings
@@ -180,6 +183,7 @@ def _differences(loaded: "Loaded", suggestion: "Suggestion", degree: int, progre
 def _write(loaded: "Loaded", suggested: Suggested, progress: Progress, *, allow_installed: bool) -> Answer:
     """Only a plan that is proved is written."""
     from launch.authoring import write_plan
+    from launch.readback import not_carried
     from planner.frontend.traced import on_meta
 
     code = EXIT_CODES[suggested.report.verdict]
@@ -187,9 +191,25 @@ def _write(loaded: "Loaded", suggested: Suggested, progress: Progress, *, allow_
         progress.note(f"nothing was written: the plan is {suggested.report.verdict}.")
         return Answer("", code)
     written = write_plan(loaded, on_meta(loaded), suggested.plan, allow_installed=allow_installed)
+    if written.files:
+        with progress.step("reading it back"), _taken_back_unless_kept(written.files):
+            if why := not_carried(loaded, suggested.plan):
+                raise MisuseError(f"nothing was changed, because with the plan written {why}")
     for sentence in written.notes:
         progress.note(sentence)
     return Answer(written.diff.rstrip("\n"), 0)
+
+
+@contextmanager
+def _taken_back_unless_kept(files: tuple[Path, ...]) -> Iterator[None]:
+    """Also after a Ctrl-C."""
+    from launch.rewrite import undo
+
+    try:
+        yield
+    except BaseException:
+        undo(files)
+        raise
 
 
 def _infer(loaded: "Loaded", *, why: bool) -> "Suggestion":

@@ -54,6 +54,10 @@ def attributes(source: bytes) -> dict[str, object]:
         ("class Mine:\n    tp_plan = None  # why\n", "class Mine:\n    {tp}  # why\n"),
         ("class Mine:\n    tp_plan: dict | None = None\n", "class Mine:\n    tp_plan: dict | None = {value}\n"),
         ("class Mine:\n    tp_plan = dict(a='b')\n", "class Mine:\n    {tp}\n"),
+        (
+            "class Mine:\n    kind = 'x'; tp_plan = None\n    n: int = 3\n",
+            "class Mine:\n    kind = 'x'; tp_plan = None\n    {tp}\n    n: int = 3\n",
+        ),
         ("if 1:\n    class Mine:\n        kind = 'x'\n", "if 1:\n    class Mine:\n        kind = 'x'\n        {tp}\n"),
     ],
 )
@@ -63,6 +67,18 @@ def test_where_an_attribute_goes(source: str, wanted: str) -> None:
     value = "{\n" + "".join(f'{deep}    "{key}": "{style}",\n' for key, style in TP.items()) + deep + "}"
     assert made == wanted.replace("{tp}", "tp_plan = {value}").replace("{value}", value)
     assert with_attributes(made.encode(), "Mine", {"tp_plan": TP}) == made.encode()
+
+
+@pytest.mark.parametrize("annotation", ["dict | None", "ClassVar[dict | None]"])
+def test_a_dataclass_gets_an_attribute_and_no_field(annotation: str) -> None:
+    """A field cannot have a dict for its default: the class statement would raise."""
+    source = (
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        f"@dataclass\nclass Mine:\n    tp_plan: {annotation} = None\n    n: int = 3\n"
+    )
+    made = with_attributes(source.encode(), "Mine", {"tp_plan": TP}, fields=True)
+    assert attributes(made) == {"tp_plan": TP}
+    assert (f"tp_plan: {annotation} = " in made.decode()) is annotation.startswith("ClassVar")
 
 
 def test_a_method_stands_after_an_empty_line() -> None:
@@ -143,6 +159,59 @@ def test_write_and_undo(tmp_path: Path, monkeypatch: Patch, capsys: Captured) ->
     assert file.read_bytes() == EXAMPLE.read_bytes()
     assert run(["undo", "custom_model.py"]) == 2
     assert "there is nothing to undo" in capsys.readouterr().err
+
+
+PLAIN = "        super().__init__(**kwargs)\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (PLAIN, f"{PLAIN}        self.base_model_tp_plan = {{}}\n"),
+        ("\n\ndef plain_attention", "\n\nComboConfig.base_model_tp_plan = {}\n\n\ndef plain_attention"),
+    ],
+)
+def test_a_plan_that_something_else_overrules_is_taken_back(
+    old: str, new: str, tmp_path: Path, monkeypatch: Patch, capsys: Captured
+) -> None:
+    """A fresh process reads what was written: the class statement is not all that decides."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "custom_model.py"
+    source = EXAMPLE.read_text().replace(old, new, 1)
+    file.write_text(source)
+    assert run(["suggest", "custom_model.py:ComboForCausalLM", "--write", "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert "nothing was changed, because with the plan written ComboConfig.base_model_tp_plan is set once more" in err
+    assert out == ""
+    assert file.read_text() == source
+    assert run(["undo", "custom_model.py"]) == 2
+
+
+def test_a_class_that_carries_a_plan_which_its_instances_do_not(tmp_path: Path) -> None:
+    plan = Plan(tp=(TpEntry("tokens", "embedding_rowwise"),))
+    file = tmp_path / "custom_model.py"
+    told = '    model_type = "combo"\n'
+    source = EXAMPLE.read_text().replace(PLAIN, f"{PLAIN}        self.base_model_tp_plan = {{}}\n", 1)
+    file.write_text(source.replace(told, f'{told}    base_model_tp_plan = {{"tokens": "embedding_rowwise"}}\n'))
+    loaded = load(f"{file}:ComboForCausalLM")
+    with pytest.raises(
+        MisuseError, match=r"carry this plan already, but ComboConfig.base_model_tp_plan is set once more"
+    ):
+        write_plan(loaded, build(loaded), plan)
+
+
+def test_what_does_not_import_any_more_is_taken_back(tmp_path: Path, monkeypatch: Patch, capsys: Captured) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "launch.authoring.with_attributes", lambda source, *_, **__: source + b"raise ValueError('gone')\n"
+    )
+    file = tmp_path / "custom_model.py"
+    file.write_bytes(EXAMPLE.read_bytes())
+    assert run(["suggest", "custom_model.py:ComboForCausalLM", "--write", "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert "the model cannot be read again" in err
+    assert "raised ValueError: gone on line" in err
+    assert file.read_bytes() == EXAMPLE.read_bytes()
 
 
 def test_an_installed_package_is_not_changed_unasked(monkeypatch: Patch) -> None:
@@ -243,6 +312,27 @@ def test_a_difference_in_the_stages() -> None:
     (found,) = compare(model, trace(model), replace(right, pp=right.pp[:2]), right, tp=2)
     assert (found.attribute, found.key, found.first) == ("base_model_pp_plan", "norm", None)
     assert (found.second, found.backed) == ("hidden_states -> hidden_states", Backed.SECOND)
+
+
+@pytest.mark.parametrize(
+    ("key", "style", "backed", "codes"),
+    [
+        ("layers.*.mlp.experts.down_proj", None, Backed.SECOND, ("TP214",)),
+        ("layers.*.mlp.experts", None, Backed.SECOND, ("TP214",)),
+        ("layers.*.mlp.experts.down_proj", "rowwise", Backed.OPEN, ()),
+    ],
+)
+def test_a_difference_in_the_experts(key: str, style: str | None, backed: Backed, codes: tuple[str, ...]) -> None:
+    from planner.frontend.trace import trace
+
+    loaded = load("mixtral", overrides={"num_hidden_layers": "1"})
+    model = build(loaded)
+    right = carried_plan(loaded, model)
+    entries = {**{entry.pattern: entry.style for entry in right.ep}, key: style}
+    wrong = replace(right, ep=tuple(TpEntry(one, given) for one, given in entries.items() if given))
+    (found,) = compare(model, trace(model), wrong, right, tp=2)
+    assert (found.attribute, found.key, found.first) == ("base_model_ep_plan", key, style)
+    assert (found.backed, found.codes) == (backed, codes)
 
 
 def test_a_read_only_file_is_left_alone(tmp_path: Path) -> None:

@@ -18,17 +18,18 @@ class NoClassError(LookupError):
     """The source defines no such class."""
 
 
-def with_attributes(source: bytes, class_name: str, attributes: Mapping[str, Mapped]) -> bytes:
+def with_attributes(source: bytes, class_name: str, attributes: Mapping[str, Mapped], *, fields: bool = False) -> bytes:
     """The source with the class's attributes set to these mappings; the same bytes where they are so already.
 
-    `class_name` is qualified (`Outer.Inner`). Raises `NoClassError` where the source has no such class, and
-    `libcst.ParserSyntaxError` where it is no Python.
+    `class_name` is qualified (`Outer.Inner`). With `fields` the class is a dataclass: an annotation would make a field of an
+    attribute, whose default cannot be a dict, so only `ClassVar` stays. Raises `NoClassError` where the source has no such
+    class, and `libcst.ParserSyntaxError` where it is no Python.
     """
     module = cst.parse_module(source)
     found = _find(module.body, class_name.split("."))
     if found is None:
         raise NoClassError(class_name)
-    written = _written(found, attributes, module.default_indent)
+    written = _written(found, attributes, module.default_indent, fields=fields)
     if written is found:
         return source
     replaced = module.deep_replace(found, written)
@@ -49,7 +50,7 @@ def _find(body: Iterable[cst.BaseStatement | cst.BaseSmallStatement], names: Seq
     return found
 
 
-def _written(found: cst.ClassDef, attributes: Mapping[str, Mapped], indent: str) -> cst.ClassDef:
+def _written(found: cst.ClassDef, attributes: Mapping[str, Mapped], indent: str, *, fields: bool) -> cst.ClassDef:
     suite = _block(found.body)
     inner = suite.indent or indent
     body = list(suite.body)
@@ -61,7 +62,7 @@ def _written(found: cst.ClassDef, attributes: Mapping[str, Mapped], indent: str)
             continue
         changed = True
         if at is not None and isinstance(old, cst.SimpleStatementLine):
-            body[at] = _assigned(old, _value(old), wanted, inner)
+            body[at] = _assigned(old, _value(old), wanted, inner, fields=fields)
         else:
             at, line = _placed(body, _assignment(name, wanted, inner))
             body[at:] = [line, *_set_off(body[at:])]
@@ -105,6 +106,18 @@ def _target(statement: cst.BaseStatement) -> str | None:
             return None
 
 
+def _bound(statement: cst.BaseStatement) -> list[str]:
+    """All names that a line of assignments sets: one line may hold several, and one assignment several targets."""
+    found: list[str] = []
+    for small in statement.body if isinstance(statement, cst.SimpleStatementLine) else ():
+        match small:
+            case cst.Assign(targets=targets):
+                found += [one.target.value for one in targets if isinstance(one.target, cst.Name)]
+            case cst.AnnAssign(target=cst.Name(name)):
+                found.append(name)
+    return found
+
+
 def _value(statement: cst.BaseStatement) -> cst.BaseExpression | None:
     assert isinstance(statement, cst.SimpleStatementLine)
     small = statement.body[0]
@@ -136,15 +149,22 @@ def _frozen(value: object) -> object:
 
 
 def _assigned(
-    statement: cst.SimpleStatementLine, value: cst.BaseExpression | None, wanted: Mapped, indent: str
+    statement: cst.SimpleStatementLine, value: cst.BaseExpression | None, wanted: Mapped, indent: str, *, fields: bool
 ) -> cst.SimpleStatementLine:
     small = statement.body[0]
     assert isinstance(small, cst.Assign | cst.AnnAssign)
     new = _merged(value, wanted) if isinstance(value, cst.Dict) and _plain(value) else None
-    changed = small.with_changes(value=new or _dict(wanted, indent))
-    if isinstance(changed, cst.AnnAssign) and not isinstance(changed.equal, cst.AssignEqual):
+    literal = new or _dict(wanted, indent)
+    changed = small.with_changes(value=literal)
+    if isinstance(changed, cst.AnnAssign) and fields and not _is_class_variable(changed.annotation):
+        changed = cst.Assign([cst.AssignTarget(changed.target)], literal)
+    elif isinstance(changed, cst.AnnAssign) and not isinstance(changed.equal, cst.AssignEqual):
         changed = changed.with_changes(equal=cst.AssignEqual())
     return statement.with_changes(body=[changed])
+
+
+def _is_class_variable(annotation: cst.Annotation) -> bool:
+    return "ClassVar" in cst.Module([]).code_for_node(annotation.annotation)
 
 
 def _plain(value: cst.Dict) -> bool:
@@ -207,7 +227,7 @@ def _last_comma(closing: cst.Comma | cst.MaybeSentinel, value: cst.Dict) -> cst.
 
 def _placed(body: Sequence[cst.BaseStatement], line: cst.SimpleStatementLine) -> tuple[int, cst.SimpleStatementLine]:
     """Where: after the other plans, else after the first plain assignments of the class, else after its docstring."""
-    plans = [at for at, statement in enumerate(body) if (_target(statement) or "").endswith("_plan")]
+    plans = [at for at, statement in enumerate(body) if any(name.endswith("_plan") for name in _bound(statement))]
     if plans:
         return plans[-1] + 1, line
     first = 1 if body and _is_docstring(body[0]) else 0
