@@ -122,7 +122,7 @@ def write(folder: Path, types: list[str]) -> None:
 
 def check(folder: Path) -> None:
     """Whether each type imports, carries what was written, and would not be written again."""
-    from launch.authoring import changes
+    from launch.authoring import changes, not_read
     from planner.frontend.load import build, load
     from planner.ir.plan import plan_from_json
 
@@ -133,10 +133,12 @@ def check(folder: Path) -> None:
         outcome = "refused" if "refused" in row else "no plan"
         if "plan" in row:
             try:
-                loaded = load(name)
-                left = changes(loaded, build(loaded), plan_from_json(row["plan"]))
+                loaded, plan = load(name), plan_from_json(row["plan"])
+                model = build(loaded)
+                again = [f"{one.class_name}.{key}" for one in changes(loaded, model, plan) for key in one.attributes]
+                left = again or not_read(loaded, model, plan)
                 outcome = "not carried" if left else "carried" if row["lines"] else "carried before"
-                note = ", ".join(f"{change.class_name}.{key}" for change in left for key in change.attributes)
+                note = ", ".join(left)
             except Exception as error:  # any failure to import is the finding
                 outcome, note = "does not import", f"{type(error).__name__}: {error}"[:200]
         checked.append({"type": name, "outcome": outcome, "note": note, "lines": row.get("lines", 0)})
