@@ -1,12 +1,13 @@
 """The answers of two models side by side: every quantity with its relative error and its limit."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from verify.dynamic.boundaries import Crossing
-from verify.dynamic.compare import LIMIT, Comparison, floor, relative_error, whole
+from verify.dynamic.compare import LIMIT, Comparison, factor_between, floor, relative_error, whole
 from verify.dynamic.questions import Observed
 
 Limits = Mapping[tuple[str, str], float]
@@ -97,7 +98,10 @@ def _gradients(got: Observed, want: Observed, limits: Limits) -> list[Comparison
         for name, gradient in gradients.items():
             mine = got.gradients[what].get(name)
             error = float("inf") if mine is None else relative_error(mine, gradient, floor=scales[name])
-            found.append(_comparison(what, error, limits, name))
+            compared = _comparison(what, error, limits, name)
+            if mine is not None and not compared.right:
+                compared = replace(compared, factor=factor_between(mine, gradient))
+            found.append(compared)
     return found
 
 

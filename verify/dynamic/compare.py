@@ -20,12 +20,16 @@ def floor(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One compared quantity: `error` and `limit` are relative, `place` is a module or parameter path."""
+    """One compared quantity: `error` and `limit` are relative, `place` is a module or parameter path.
+
+    `factor` is what the wanted has to be multiplied by to give what was got, where one number does; else zero.
+    """
 
     what: str
     error: float
     limit: float
     place: str = ""
+    factor: float = 0.0
 
     @property
     def right(self) -> bool:
@@ -46,6 +50,15 @@ def relative_error(got: torch.Tensor, want: torch.Tensor, *, floor: float = 0.0)
     scale = max(float(want.abs().max()), floor)
     error = float((got - want).abs().max()) / (scale or 1.0)
     return error if math.isfinite(error) else math.inf
+
+
+def factor_between(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The number that makes the wanted tensor what was got; zero where none does."""
+    if got.shape != want.shape or not want.numel():
+        return 0.0
+    got, want = got.detach().to("cpu", torch.float64), want.detach().to("cpu", torch.float64)
+    factor = float((got * want).sum() / (want * want).sum())
+    return factor if relative_error(got, factor * want) <= LIMIT else 0.0
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

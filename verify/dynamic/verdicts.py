@@ -216,16 +216,14 @@ def _clients_accumulation(case: Case, comparison: Comparison, styles: dict[str, 
     """Whether this is Transformers' own way with `replicated_with_grad_allreduce`.
 
     Its hook reduces the *accumulated* gradient, so after a second backward the first counts `tp` times: `(tp + 1) g`
-    where
-    `2 g` is right, a relative error of `(tp - 1) / 2`. Source: transformers 5.23.0, distributed/tensor_parallel.py,
-    `ReplicatedWithGradAllReduce`.
+    where `2 g` is right. Source: transformers 5.23.0, distributed/tensor_parallel.py, `ReplicatedWithGradAllReduce`.
     """
     entry = entry_of(comparison.place, styles)
-    expected = (case.tp - 1) / 2
+    counted = (case.tp + 1) / 2
     return (
         entry is not None
         and styles[entry] == "replicated_with_grad_allreduce"
-        and abs(comparison.error - expected) < 1e-6
+        and abs(comparison.factor - counted) < 1e-6
     )
 
 
