@@ -6,6 +6,7 @@ from enum import Enum
 
 from torch import nn
 
+from planner.frontend.conversions import Misplaced, misplaced
 from planner.frontend.initial import UnloadableError, check_initial
 from planner.frontend.local import IndivisibleError, trace_local
 from planner.frontend.trace import TraceError
@@ -41,6 +42,8 @@ def prober(
 
     def probe(styles: Mapping[str, str], degree: int) -> Probe:
         assigned = assign(graph, styles, base_prefix=base_prefix)
+        if mixed := misplaced(model, assigned, degree):
+            return _mixed(mixed[0])
         try:
             check_initial(model, assigned)
             local = (
@@ -69,6 +72,11 @@ def _failed(graph: Graph, assigned: Assigned, degree: int, error: TraceError) ->
         return _stuck(stuck)
     where = f" ({error.source})" if error.source else ""
     return Probe(Verdict.WRONG, f"a rank's forward fails in {error.module}{where}: {error}", error.module)
+
+
+def _mixed(found: Misplaced) -> Probe:
+    why = f"a checkpoint holds {found.name} as {', '.join(found.sources)}, which is cut before it is converted"
+    return Probe(Verdict.WRONG, why, found.name.rpartition(".")[0], found.entry)
 
 
 def _stuck(stuck: Stuck) -> Probe:

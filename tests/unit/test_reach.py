@@ -2,10 +2,14 @@
 
 import pytest
 
-from planner.frontend.conversions import interleaved
+from planner.api import suggest
+from planner.frontend.conversions import misplaced
 from planner.frontend.load import build, carried_plan, load
-from planner.ir.findings import Severity, Verdict
+from planner.frontend.traced import subject_of
+from planner.ir.findings import Verdict
+from planner.ir.placement import Shard
 from planner.ir.plan import Plan, TpEntry
+from planner.sharding.assign import assign
 from verify.static import prove
 
 MODEL = "tests.zoo.borrowing_model:BorrowingForCausalLM"
@@ -30,10 +34,35 @@ def test_hooks_reach_what_is_called_with_a_tensor(plan: dict[str, str], code: st
     assert (result.findings[0].code, result.findings[0].place.entry) == (code, entry)
 
 
-def test_halves_that_are_told_apart_after_each_rank_has_its_part_are_not_decided() -> None:
-    loaded = load("inkling2_text", overrides={"num_hidden_layers": "2"})
-    model = build(loaded)
-    assert set(interleaved(model).values()) == {1}
-    result = prove(loaded, carried_plan(loaded, model), tp=2)
-    assert [(finding.code, finding.severity) for finding in result.findings] == [("TP210", Severity.UNDECIDED)]
-    assert interleaved(build(load("mixtral"))) == {}
+@pytest.mark.parametrize(
+    ("model", "style", "held"),
+    [
+        ("hrm_text", "colwise", None),  # query, key, value and gate come out of one matrix
+        (
+            "inkling2_text",
+            "colwise",
+            Shard(1, 2),
+        ),  # pairs are told apart: right on the ranks, and saved in another order
+        ("inkling2_text", "packed_colwise", None),
+        ("mixtral", "packed_colwise", Shard(1, 2)),  # gate and up of every expert are put together: as it should be
+        ("mixtral", "colwise", Shard(1, 2)),
+    ],
+)
+def test_what_a_rank_holds_after_loading_is_tried(model: str, style: str, held: Shard | None) -> None:
+    key = "L_module.layers.*.self_attn.q_proj" if model == "hrm_text" else "layers.*.mlp.experts.gate_up_proj"
+    loaded = load(model, overrides={"num_hidden_layers": "2"})
+    built = build(loaded)
+    assigned = assign(subject_of(built).graph, {f"model.{key}": style}, base_prefix="model")
+    found = misplaced(built, assigned, 2)
+    wanted = {placement for placement, _ in assigned.parameters.values()}
+    assert [(one.held, one.known) for one in found] == [] if wanted == {held} else [(held, True)]
+
+
+def test_a_plan_whose_parts_are_mixed_by_the_conversion_is_refuted() -> None:
+    for model in ("hrm_text", "inkling2_text"):
+        loaded = load(model, overrides={"num_hidden_layers": "2"})
+        result = prove(loaded, carried_plan(loaded, build(loaded)), tp=2)
+        assert result.verdict is Verdict.REFUTED
+        assert result.findings[0].code == ("TP216" if model == "hrm_text" else "TP213")
+        ours = prove(loaded, suggest(loaded).plan, tp=2)
+        assert ours.verdict is Verdict.PROVED

@@ -6,7 +6,7 @@ Nothing here infers: the plan is given, and every finding follows from relating 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from planner.frontend.conversions import interleaved
+from planner.frontend.conversions import Misplaced, misplaced
 from planner.frontend.initial import UnloadableError, check_initial
 from planner.frontend.local import HookError, IndivisibleError
 from planner.frontend.trace import TraceError
@@ -34,32 +34,36 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     if hidden := {*opaque.values()}:
         styles = {key: style for key, style in styles.items() if not {key, key.rpartition(".")[0]} & hidden}
         assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
-    if turned := _turned(subject, assigned):
-        return turned
     ran = relate(subject, assigned, degree)
     found = check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
-    return (*found, *_once(tuple(_of_opaque(path, entry) for path, entry in opaque.items())))
+    accused = {finding.place.entry for finding in found}
+    mixed = [_of_misplaced(one) for one in misplaced(subject.model, assigned, degree) if one.entry not in accused]
+    return (*found, *mixed, *_once(tuple(_of_opaque(path, entry) for path, entry in opaque.items())))
 
 
-def _turned(subject: Subject, assigned: Assigned) -> tuple[Finding, ...]:
-    """Sharded parameters that the client puts in order after it has cut them: what a rank holds is not what their style says."""
-    turned = interleaved(subject.model)
-    cut = {
-        entry: name
-        for name, (placement, entry) in assigned.parameters.items()
-        if isinstance(placement, Shard) and turned.get(name) == placement.dim
-    }
-    return tuple(
-        Finding(
+def _of_misplaced(found: Misplaced) -> Finding:
+    sources = ", ".join(found.sources)
+    place = Place(found.entry, found.name.rpartition(".")[0])
+    if not found.known:
+        return Finding(
             "TP210",
             Severity.UNDECIDED,
-            f"the halves of {name} lie in turns in a checkpoint, and are told apart after each rank has its part",
-            Place(entry, name.rpartition(".")[0]),
-            why="what a rank then holds is not the part that the style stands for, and that is not modelled",
-            found=str(assigned.parameters[name][0]),
+            f"{found.name} is made of a checkpoint's {sources} after each rank has its part of that",
+            place,
+            why="how the conversion and the cut go together could not be tried",
+            found=str(found.placement),
             needed="a parameter that is cut as the model holds it",
         )
-        for entry, name in cut.items()
+    after = "; whatever it then computes, it would save another parameter" if found.held else ""
+    return Finding(
+        "TP216",
+        Severity.ERROR,
+        f"loaded from a checkpoint, a rank does not hold its part of {found.name}",
+        place,
+        why=f"Transformers cuts what the checkpoint holds ({sources}) and makes the parameter of each rank's part{after}",
+        found=str(found.held) if found.held else "a mixture of other parts",
+        needed=str(found.placement),
+        fault=Fault.CLIENT,
     )
 
 

@@ -7,10 +7,7 @@ import torch
 import torch.distributed as dist
 
 from planner.ir.placement import Placement, Shard
-
-
-class PartError(ValueError):
-    """A tensor that does not divide into the parts that its placement asks for."""
+from planner.sharding.parts import part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +20,7 @@ class Ranks:
 
 def part(tensor: torch.Tensor, placement: Placement, at: Ranks) -> torch.Tensor:
     """This rank's part of a whole tensor. `PartError` where the blocks are unequal, or nothing would be left."""
-    if not isinstance(placement, Shard):
-        return tensor
-    size = tensor.shape[placement.dim]
-    if size < at.degree or size % placement.blocks:
-        raise PartError(f"{list(tensor.shape)} does not divide into {placement} over {at.degree} ranks")
-    blocks = [block.chunk(at.degree, placement.dim) for block in tensor.chunk(placement.blocks, placement.dim)]
-    if any(len(pieces) <= at.rank for pieces in blocks):
-        raise PartError(f"{list(tensor.shape)} at {placement} leaves nothing for rank {at.rank}")
-    return torch.cat([pieces[at.rank] for pieces in blocks], placement.dim)
+    return part_of(tensor, placement, rank=at.rank, degree=at.degree)
 
 
 def gathered(mine: torch.Tensor, placement: Placement, at: Ranks, *, size: int) -> torch.Tensor:
