@@ -78,7 +78,8 @@ class Inputs:
     `ids` `[rows, length]` are the tokens it continues, its argument `name`, which is empty where it takes no tokens; `more` is
     all else that its forward takes: the encoder's tokens, images, sounds. The masks are of the tokens that `attention_mask` is
     about, `input_ids`, and empty where there are none: `mask` with rows padded on the left by 0 and 3 tokens, `ragged` with rows
-    padded on the right by 2 and 5.
+    padded on the right by 2 and 5. `target_mask` is of the tokens that a decoder beside an encoder continues, where its model
+    takes one: with a gap in the last row, so that every position still sees one token.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Inputs:
     more: Mapping[str, torch.Tensor]
     mask: torch.Tensor
     ragged: torch.Tensor
+    target_mask: torch.Tensor
     refused: Exception | None = None
     """Why there is only text, of a model that takes images too."""
 
@@ -102,6 +104,15 @@ class Inputs:
     def whole(self) -> dict[str, torch.Tensor]:
         """The arguments of a forward over everything."""
         return {self.name: self.ids, **self.more} if self.name else dict(self.more)
+
+    def masking(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A mask as arguments of a forward over everything, the decoder's beside it."""
+        target = {"decoder_attention_mask": self.target_mask} if self.target_mask.numel() else {}
+        return {"attention_mask": mask, **target}
+
+    def seen(self, mask: torch.Tensor) -> torch.Tensor:
+        """Of which of the continued tokens the logits count under a mask: what a padded one gives is nobody's concern."""
+        return (self.target_mask if self.encoded else mask).bool()
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
         """The arguments of a forward over the first tokens."""
@@ -131,7 +142,11 @@ def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
     mask[1:, :3] = 0
     ragged[0, -2:] = 0
     ragged[1, -5:] = 0
-    return Inputs(name, given.pop(name, nothing), given, mask, ragged, refused)
+    ids = given.pop(name, nothing)
+    apart = name == "decoder_input_ids" and accepts(model, "decoder_attention_mask")
+    target_mask = torch.ones_like(ids) if apart else nothing
+    target_mask[1:, 2:5] = 0
+    return Inputs(name, ids, given, mask, ragged, target_mask, refused)
 
 
 def accepts(model: nn.Module, name: str) -> bool:

@@ -21,7 +21,7 @@ from verify.dynamic.departures import kept, order_of, unsummed
 from verify.dynamic.exact import Wide
 from verify.dynamic.pipeline_answers import KEPT, Answers, answers, batch, joined, padded, steps
 from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, sent, traced
-from verify.dynamic.reference import State, from_state, with_plan
+from verify.dynamic.reference import State, freeze_as, from_state, with_plan
 from verify.dynamic.schedules import Seat, exchange, microbatches, scheduled
 from verify.dynamic.stages import Between, Layout, Stage, absent, dealt, drop, layout_of, moved, untie
 
@@ -111,6 +111,7 @@ def _stage(case: Case, before: Alone, place: Between, seat: Seat) -> Stage:
     """One of this rank's stages: the weights of others dropped, its own sharded by the client's own code."""
     layout, device = before.cutting.layout, before.single.device
     model = from_state(with_plan(case.loaded, case.plan), before.state)
+    freeze_as(model, before.single)
     nn.Module.to(model, device)
     missing = absent(layout, place)
     drop(model, missing)
@@ -135,8 +136,7 @@ def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Compariso
     with torch.no_grad():
         arguments = padded(asked, positions=bool(want.positions))
         given = scheduled(own, asked.ids, want.logits, seat, Schedule.GPIPE).forward(asked, arguments)
-    seen = None if asked.encoded else asked.mask
-    return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, seen)
+    return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, asked.seen(asked.mask))
 
 
 def _by_microbatch(
@@ -144,7 +144,7 @@ def _by_microbatch(
 ) -> list[Comparison]:
     """Only positions that hold a token count, where there is a mask."""
     compared = []
-    masks = [None] * len(want) if mask is None else [part.bool() for part in mask.chunk(len(want))]
+    masks = [None] * len(want) if mask is None or not mask.numel() else mask.chunk(len(want))
     for got, wanted, seen in zip(given.chunk(len(want)), want, masks, strict=True):
         if seen is not None and got.ndim == 3:
             got, wanted = (full[:, -seen.shape[1] :][seen] for full in (got, wanted))

@@ -47,6 +47,7 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
         {name: torch.cat([part.more[name] for part in parts]) for name in parts[0].more},
         torch.cat([part.mask for part in parts]),
         torch.cat([part.ragged for part in parts]),
+        torch.cat([part.target_mask for part in parts]),
     )
 
 
@@ -103,7 +104,7 @@ def padded(asked: Inputs, *, positions: bool) -> dict[str, torch.Tensor]:
 
     Without a gap they would be nothing new: relative positions bear a shift, and packed rows are told by gaps.
     """
-    arguments = asked.whole() | {"attention_mask": asked.mask}
+    arguments = asked.whole() | asked.masking(asked.mask)
     if positions:
         late = torch.arange(asked.mask.shape[1], device=asked.mask.device) >= asked.prompt
         arguments["position_ids"] = (asked.mask.cumsum(-1) - 1).clamp_min(0) + late

@@ -119,12 +119,13 @@ def _forward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 
 def _masked(model: PreTrainedModel, inputs: Inputs, mask: torch.Tensor) -> torch.Tensor | None:
-    """The logits under a mask, at the positions that hold a token: what a padded one gives is nobody's concern."""
+    """The logits under a mask, at the positions that hold a token."""
     if not mask.numel() or not accepts(model, "attention_mask"):
         return None
     with torch.no_grad():
-        given = _answered(model, inputs, attention_mask=mask)
-    return given if given.ndim != 3 or inputs.encoded else given[:, -mask.shape[1] :][mask.bool()]
+        given = _answered(model, inputs, **inputs.masking(mask))
+    seen = inputs.seen(mask)
+    return given if given.ndim != 3 or not seen.numel() else given[:, -seen.shape[1] :][seen]
 
 
 def _padded(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise, starmap
+from mmap import mmap
 from typing import cast
 
 import torch
@@ -385,7 +386,13 @@ def drop(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _nothing(value: torch.Tensor) -> torch.Tensor:
-    return torch.zeros((), dtype=value.dtype, device=value.device).expand(value.shape)
+    """Zeros that need no memory: of the processor's a page is taken with the first write to it (some models rescale the weights
+    of all their layers in place); those of a GPU are one number.
+    """
+    if value.device.type != "cpu" or not value.numel():
+        return torch.zeros((), dtype=value.dtype, device=value.device).expand(value.shape)
+    pages = mmap(-1, value.numel() * value.element_size())
+    return torch.frombuffer(pages, dtype=value.dtype).reshape(value.shape)
 
 
 def untie(model: nn.Module) -> None:
