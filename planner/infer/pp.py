@@ -96,15 +96,24 @@ def _made_in(graph: Graph, paths: Iterable[str]) -> frozenset[int]:
 
 
 def _with_mask(model: nn.Module, graph: Graph) -> Graph:
-    """The program with a padding mask, so that what derives from it is seen; the given one where that cannot be traced."""
-    if "attention_mask" not in signature(model.forward).parameters:
+    """The program with padding masks (a decoder's beside an encoder's), so that what derives from them is seen; the given one
+    where that cannot be traced.
+    """
+    names = signature(model.forward).parameters
+    if "attention_mask" not in names:
         return graph
     inputs = example_inputs(model)
-    ids = next(iter(inputs.values()))
+    masks = {"attention_mask": _mask_of(next(iter(inputs.values())))}
+    if "decoder_attention_mask" in names and "decoder_input_ids" in inputs:
+        masks["decoder_attention_mask"] = _mask_of(inputs["decoder_input_ids"])
     try:
-        return trace(model, {**inputs, "attention_mask": torch.empty(ids.shape, dtype=torch.long, device="meta")})
+        return trace(model, {**inputs, **masks})
     except TraceError:
         return graph
+
+
+def _mask_of(ids: torch.Tensor) -> torch.Tensor:
+    return torch.empty(ids.shape, dtype=torch.long, device="meta")
 
 
 def _stack(model: nn.Module, graph: Graph) -> str:

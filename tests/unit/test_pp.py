@@ -63,7 +63,9 @@ def test_an_encoder_is_one_module_before_the_decoders_layers() -> None:
     assert base[0].module == "encoder"
     assert (
         PpEntry(
-            "decoder.layers", ("hidden_states", "encoder_hidden_states", "encoder_attention_mask"), ("hidden_states",)
+            "decoder.layers",
+            ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask"),
+            ("hidden_states",),
         )
         in base
     )
