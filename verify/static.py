@@ -10,14 +10,15 @@ from planner.frontend.traced import on_meta, subject_of
 from planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from planner.ir.plan import Plan
 from verify.checks.experts import check_experts
+from verify.checks.pipeline import check_pp
 from verify.checks.plan import check_plan
 from verify.checks.tensor import check_tensor
 from verify.fixes import with_fix
 from verify.report import LevelResult
 
 
-def prove(model: Loaded | str, plan: Plan, *, tp: int = 2, ep: int = 1) -> LevelResult:
-    """Prove or refute a tensor-parallel plan at one degree.
+def prove(model: Loaded | str, plan: Plan, *, tp: int = 2, ep: int = 1, pp: int = 1) -> LevelResult:
+    """Prove or refute a plan at one degree of each axis: placements for tensor parallelism, stages for pipelines.
 
     Args:
         model: a loaded model or a reference to one.
@@ -25,13 +26,15 @@ def prove(model: Loaded | str, plan: Plan, *, tp: int = 2, ep: int = 1) -> Level
         tp: the tensor-parallel degree, at least 1.
         ep: the expert-parallel degree; experts lie on the tensor-parallel ranks. The expert plan's form is checked at
             any degree, and whether the experts divide where it is above 1.
+        pp: the number of stages; above 1 the pipeline plan is checked, and every stage's program is held against the
+            whole program.
 
     Raises:
         ValueError: a degree is below 1.
         LoadError: the reference names no model.
     """
-    if min(tp, ep) < 1:
-        raise ValueError(f"a degree is at least 1, got {min(tp, ep)}.")
+    if min(tp, ep, pp) < 1:
+        raise ValueError(f"a degree is at least 1, got {min(tp, ep, pp)}.")
     started = perf_counter()
     loaded = load(model) if isinstance(model, str) else model
     built = on_meta(loaded)
@@ -41,7 +44,10 @@ def prove(model: Loaded | str, plan: Plan, *, tp: int = 2, ep: int = 1) -> Level
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += _tensor_findings(built, plan, tp, ep)
     prefix = base_prefix(built)
-    return LevelResult("proof", perf_counter() - started, tuple(as_written(finding, prefix) for finding in findings))
+    findings = tuple(as_written(finding, prefix) for finding in findings)
+    if pp > 1:
+        findings += tuple(found for found in _stage_findings(loaded, built, plan, pp) if found not in findings)
+    return LevelResult("proof", perf_counter() - started, findings)
 
 
 def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
@@ -52,6 +58,20 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Fi
     styles = plan.styles(subject.prefix)
     experts = check_experts(subject.graph, plan, subject.prefix, ep)
     return (*with_fix(subject, styles, tp, check_tensor(subject, styles, tp)), *experts)
+
+
+def _stage_findings(loaded: Loaded, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
+    """What the plan says of the stages, and where that is right, what the stages compute."""
+    try:
+        found = check_pp(built, subject_of(built).graph, plan)
+        if any(finding.severity is not Severity.WARNING for finding in found):
+            return found
+        from verify.checks.programs import check_programs  # torch's pipelining, only where there are stages
+        from verify.dynamic.cases import Case
+
+        return (*found, *check_programs(Case(loaded, plan, pp=pp)))
+    except TraceError as error:
+        return (not_traced(error),)
 
 
 def _no_experts(ep: int) -> Finding:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,7 +26,7 @@ from launch.options import (
 )
 from launch.reports import Drawing, shown
 from planner.ir.degrees import Degrees
-from planner.ir.findings import Fault, Finding, Place, Severity, Verdict, as_written
+from planner.ir.findings import Fault, Finding, Severity, Verdict, as_written
 from planner.ir.plan import Plan
 from planner.ir.why import Explanation
 from verify.environment import environment
@@ -265,12 +264,14 @@ def _levels(
     request: Verification, loaded: "Loaded", model: "nn.Module", plan: Plan, progress: Progress
 ) -> tuple[tuple[LevelResult, ...], str]:
     """The results, and a sentence on a level that was not reached."""
+    from verify.static import prove
+
     layout, wanted = request.layout, request.levels or (Level.PROOF, Level.RUN)
     malformed = _malformed(model, plan, layout)
     results: list[LevelResult] = []
     if Level.PROOF in wanted:
         with progress.step(f"proving the plan of {loaded.title} at {layout}"):
-            results.append(_prove(loaded, model, plan, layout))
+            results.append(prove(loaded, plan, tp=layout.tp, ep=layout.ep, pp=layout.pp))
     if Level.RUN in wanted:
         if malformed and not results:
             results.append(LevelResult("run", 0.0, malformed))
@@ -291,35 +292,10 @@ def _malformed(model: "nn.Module", plan: Plan, layout: Layout) -> tuple[Finding,
     return findings if any(finding.severity is Severity.ERROR for finding in findings) else ()
 
 
-def _prove(loaded: "Loaded", model: "nn.Module", plan: Plan, layout: Layout) -> LevelResult:
-    """The proof on both axes: placements for tensor parallelism, and the stages where there are several."""
-    from verify.static import prove
-
-    proof = prove(loaded, plan, tp=layout.tp, ep=layout.ep)
-    if layout.pp == 1:
-        return proof
-    began = perf_counter()
-    stages = _stages(model, plan)
-    return replace(proof, findings=(*proof.findings, *stages), seconds=proof.seconds + perf_counter() - began)
-
-
 def _degrees(loaded: "Loaded", plan: Plan) -> Degrees:
     from verify.degrees import legal_degrees
 
     return legal_degrees(loaded, plan)
-
-
-def _stages(model: "nn.Module", plan: Plan) -> tuple[Finding, ...]:
-    from planner.frontend.trace import TraceError
-    from planner.frontend.traced import subject_of
-    from verify.checks.pipeline import check_pp
-
-    try:
-        return check_pp(model, subject_of(model).graph, plan)
-    except TraceError as error:
-        place = Place(module=error.module or None, source=error.source)
-        message = f"the forward could not be traced, so what crosses a cut is not known: {error}"
-        return (Finding("TP210", Severity.UNDECIDED, message, place, fault=Fault.MODEL),)
 
 
 def _has_weights(checkpoint: Path) -> bool:

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
+from planner.frontend.parts import part_of
 from planner.ir.placement import Placement, R, Shard
 from planner.ir.plan import generic
 from planner.sharding.assign import Assigned
-from planner.sharding.parts import part_of
 
 _Tensors: TypeAlias = dict[str, list[Tensor]]
 

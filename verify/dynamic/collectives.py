@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from planner.frontend.parts import part_of
 from planner.ir.placement import Placement, Shard
-from planner.sharding.parts import part_of
 
 
 @dataclass(frozen=True, slots=True)
