@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.frontend.cache import CACHE_NAMES
-from planner.frontend.inputs import caching, example_inputs
+from planner.frontend.inputs import caching, example_inputs, taken
 from planner.frontend.load import Loaded, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity
@@ -271,6 +271,8 @@ def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
 
 def asked(model: nn.Module) -> tuple[dict[str, object], Graph]:
     """The fullest of the questions that the whole model takes: with a mask, positions, and the last logits only."""
+    if taken(model) is None:
+        trace(model)  # which of the forms of inputs it takes
     inputs: dict[str, object] = dict(example_inputs(model))
     names = signature(model.forward).parameters
     ids = inputs.get("input_ids")

@@ -389,7 +389,9 @@ def _nothing(value: torch.Tensor) -> torch.Tensor:
     """Zeros that need no memory: of the processor's a page is taken with the first write to it (some models rescale the weights
     of all their layers in place); those of a GPU are one number.
     """
-    if value.device.type != "cpu" or not value.numel():
+    if value.is_meta or not value.numel():
+        return torch.zeros_like(value)
+    if value.device.type != "cpu":
         return torch.zeros((), dtype=value.dtype, device=value.device).expand(value.shape)
     pages = mmap(-1, value.numel() * value.element_size())
     return torch.frombuffer(pages, dtype=value.dtype).reshape(value.shape)
