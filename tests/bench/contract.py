@@ -234,7 +234,9 @@ def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
             right.mkdir()
             found = _found(source, kind, right, frozenset())
             rows.append({"model": model, "fault": "", **found})
-            print(f"{model:<8} {'as it is':<46} {'right' if found['right'] else 'ACCUSED'} {found['codes']}", flush=True)
+            print(
+                f"{model:<8} {'as it is':<46} {'right' if found['right'] else 'ACCUSED'} {found['codes']}", flush=True
+            )
             for number, planted in enumerate(faults(source)):
                 place = Path(folder) / f"{model}{number}"
                 place.mkdir()

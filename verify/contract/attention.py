@@ -279,7 +279,7 @@ def _head_counts(model: nn.Module, graph: Graph, paths: list[str]) -> Iterator[F
                     Severity.ERROR,
                     f"{type(module).__name__}: its attention is given {count} {name} heads, where the config has {known}.",
                     Place(module=op.module, source=op.source),
-                    why="vllm's attention has the config's numbers of heads, and reads more heads as more tokens, without a check",
+                    why="vllm's attention has the config's numbers of heads, and reads more heads as more tokens, unchecked",
                     found=f"{count} {name} heads",
                     needed=f"{known} {name} heads, which the attention functions repeat themselves where they have to",
                     fault=Fault.MODEL,
