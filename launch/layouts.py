@@ -52,7 +52,7 @@ def columns(load: Load) -> tuple[str, ...]:
     """The head of the table."""
     training = ("gradients", "optimizer") if load.train else ("cache",)
     held = ("parameters", *training, "activations ~", "in all")
-    return ("", "layout", "layers a stage", *held, "collectives", "per token", "time ~")
+    return ("", "layout", "layers a stage", *held, "collectives", "per token", "to stages", "time ~")
 
 
 def row(choice: Choice, load: Load, *, best: float) -> tuple[str, ...]:
@@ -69,6 +69,7 @@ def row(choice: Choice, load: Load, *, best: float) -> tuple[str, ...]:
         size(held.total),
         str(choice.sent.count),
         size(choice.sent.bytes_per_token),
+        size(choice.handed) if choice.handed else "",
         f"{choice.seconds / best:.2f}",
     )
 
@@ -153,7 +154,10 @@ def _choice(model: str, choice: Choice, machine: Machine, load: Load) -> dict[st
         },
         "collectives": choice.sent.count,
         "collective_bytes_per_token": choice.sent.bytes_per_token,
+        "collective_bytes_per_sequence": choice.sent.bytes_per_sequence,
         "collective_bytes_per_step": choice.sent.bytes_per_step,
+        "stage_bytes_per_token": choice.handed,
+        "replica_bytes_per_step": choice.summed,
         "seconds_estimated": choice.seconds,
         "pareto": choice.pareto,
         "commands": commands(model, choice, machine, load),

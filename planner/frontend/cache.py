@@ -85,7 +85,8 @@ def _like(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _kept(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensors:
-    many = (value for value in tensors if value.dim() > 1)
+    """Each memory once: some layers keep one latent under the names of keys and of values."""
+    many = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in tensors if t.dim() > 1}.values()
     return tuple((one.numel(), None if dtype in (None, one.dtype) else one.element_size()) for one in many)
 
 

@@ -38,9 +38,9 @@ TRACED = Sizes()
 _taken: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
-def example_inputs(model: nn.Module) -> Inputs:
+def example_inputs(model: nn.Module, sizes: Sizes = TRACED) -> Inputs:
     """The inputs of a trace, on the meta device: those that `trace` found the model to take, else the fullest."""
-    every = attempts(model)
+    every = attempts(model, sizes)
     return every[min(_taken.get(model, 0), len(every) - 1)]
 
 

@@ -161,7 +161,9 @@ def _sides(graph: Graph, cut: Cut) -> _Sides:
 def _absent_weights(graph: Graph, cut: Cut) -> set[int]:
     absent, present = set[int](), set[int]()
     for module in graph.modules:
-        owned = {number for _, number in (*module.parameters, *module.buffers)}
+        owned = [number for _, number in (*module.parameters, *module.buffers)]
+        if not owned:
+            continue  # of a deep model most modules
         (absent if cut.lacks(module.path) else present).update(owned)
     return absent - present
 

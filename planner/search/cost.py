@@ -6,7 +6,7 @@ from enum import Enum, auto
 from functools import cached_property
 from math import prod
 
-from planner.ir.placement import Placement, local_shape
+from planner.ir.placement import Placement, Shard, local_shape
 from planner.sharding.collectives import Kind
 
 
@@ -15,7 +15,10 @@ class Parameter:
     """One parameter: its shape, where it lies, and the units (0 before the layers, 1.. the layers, last after) that use it.
 
     `active` is the share that one token uses: experts that it is not sent to are held, and not read. In the units of
-    `looked_up` it is a table of rows, and nothing is multiplied.
+    `looked_up` it is a table of rows, and nothing is multiplied. It is `trained` where a gradient reaches it.
+
+    A table that is cut by its rows and only looked up has a whole gradient on every rank (torch 2.13.0's distributed tensors: the
+    backward of an embedding gives a replicated one).
     """
 
     shape: tuple[int, ...]
@@ -23,6 +26,13 @@ class Parameter:
     units: frozenset[int]
     active: float = 1.0
     looked_up: frozenset[int] = frozenset()
+    trained: bool = True
+    only_looked_up: bool = False
+
+    def gradient(self, tp: int) -> int:
+        """Elements of its gradient on the first rank."""
+        rows = isinstance(self.placement, Shard) and self.placement.dim == 0
+        return 0 if not self.trained else prod(self.shape) if self.only_looked_up and rows else self.elements(tp)
 
     def elements(self, tp: int) -> int:
         """Of the first rank's part, which is the largest."""
@@ -39,10 +49,11 @@ class Per(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """One collective per forward (or backward) of a unit: elements that all ranks have together, for one token.
+    """One collective per forward (or backward) of a unit: elements that all ranks have together, for one token, and `fixed`
+    ones beside them for each sequence (a pooled state, a learned prompt).
 
-    Per position where all sequences of a batch share it (a table of positions); per step where no token counts (a parameter's
-    gradient, summed).
+    Per position where all sequences of a batch share it (a table of positions), `fixed` then for each step; per step where no
+    token counts (a parameter's gradient, summed).
     """
 
     kind: Kind
@@ -50,10 +61,42 @@ class Traffic:
     elements: int
     backward: bool
     per: Per = Per.TOKEN
+    fixed: int = 0
 
     def per_rank(self, tp: int) -> int:
-        """Elements that a rank puts in: its part of what is gathered, all of what is summed."""
-        return -(-self.elements // tp) if self.kind is Kind.ALL_GATHER else self.elements
+        """Elements that a rank puts in: its part of what is gathered, all of what is summed; without the fixed ones."""
+        return self._part(self.elements, tp)
+
+    def fixed_per_rank(self, tp: int) -> int:
+        """Of the fixed ones, what a rank puts in: they stand for whole tokens where they can."""
+        tokens, rest = divmod(self.fixed, self.elements) if self.elements else (0, self.fixed)
+        return self._part(self.fixed, tp) if rest else tokens * self._part(self.elements, tp)
+
+    def of(self, rows: int, length: int, *, tp: int) -> int:
+        """Elements that a rank puts in for so many sequences of that length."""
+        each, fixed = self.per_rank(tp), self.fixed_per_rank(tp)  # what does not divide is padded in every token's
+        match self.per:
+            case Per.TOKEN:
+                return rows * (length * each + fixed)
+            case Per.POSITION:
+                return length * each + fixed
+            case Per.STEP:
+                return each
+
+    def _part(self, elements: int, tp: int) -> int:
+        return -(-elements // tp) if self.kind is Kind.ALL_GATHER else elements
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """One tensor that a stage hands to the next, the same from each tensor-parallel rank: its elements for one token (or
+    position, or step), bytes of one where that is no floating-point number, and whether its gradient comes back.
+    """
+
+    elements: int
+    width: int | None = None
+    returned: bool = True
+    per: Per = Per.TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +114,8 @@ class Kept:
 class Facts:
     """What is known of a model and its plan. Units: 0 is before the layers, `1..depth` the layers, `depth + 1` after them.
 
-    `cache` is what each layer keeps; None where that is not known.
+    `cache` is what each layer keeps; None where that is not known. `handed` is what passes a cut before the second layer, the
+    third, and so on.
     """
 
     parameters: tuple[Parameter, ...]
@@ -79,6 +123,7 @@ class Facts:
     depth: int
     hidden: int
     cache: tuple[tuple[Kept, ...], ...] | None
+    handed: tuple[tuple[Handed, ...], ...] = ()
 
     @cached_property
     def _elements(self) -> dict[int, tuple[int, ...]]:
@@ -89,6 +134,16 @@ class Facts:
         if tp not in self._elements:
             self._elements[tp] = tuple(one.elements(tp) for one in self.parameters)
         return self._elements[tp]
+
+    @cached_property
+    def _gradients(self) -> dict[int, tuple[int, ...]]:
+        return {}
+
+    def gradients(self, tp: int) -> tuple[int, ...]:
+        """Of each parameter's gradient on one rank."""
+        if tp not in self._gradients:
+            self._gradients[tp] = tuple(one.gradient(tp) for one in self.parameters)
+        return self._gradients[tp]
 
     @cached_property
     def _of_unit(self) -> tuple[frozenset[int], ...]:
@@ -156,13 +211,14 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Collectives of one rank: how many a forward (and backward, when training) issues, bytes put in for one token, and those
-    of a step whatever its tokens.
+    """Collectives of one rank: how many a forward (and backward, when training) issues, bytes put in for one token, those of a
+    step whatever its tokens, and those of a sequence beside its tokens'.
     """
 
     count: int
     bytes_per_token: int
     bytes_per_step: int = 0
+    bytes_per_sequence: int = 0
 
 
 def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> Held:
@@ -170,6 +226,8 @@ def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) ->
     mine = set(units)
     tensors, sizes = facts.used(units), facts.elements(tp)
     elements = sum(sizes[at] for at in tensors)
+    trained = [at for at in tensors if facts.parameters[at].trained] if load.train else []
+    gradients = facts.gradients(tp) if load.train else ()
     sequences = -(-load.batch // dp)
     kept = sum(_cached(facts, unit - 1, load, tp) for unit in mine if 0 < unit <= facts.depth)
     # Per token and layer: a checkpointed input of each layer when training; two layers' worth of states when serving.
@@ -178,9 +236,9 @@ def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) ->
     tokens = load.context if load.train else 1
     return Held(
         parameters=elements * load.width,
-        gradients=elements * load.width if load.train else 0,
-        # torch.optim.AdamW: two moments like the parameter, and a 4-byte step for each tensor.
-        optimizer=2 * elements * load.width + 4 * len(tensors) if load.train else 0,
+        gradients=sum(gradients[at] for at in trained) * load.width,
+        # torch.optim.AdamW: two moments like the parameter, and a 4-byte step for each tensor that has a gradient.
+        optimizer=2 * sum(sizes[at] for at in trained) * load.width + 4 * len(trained),
         cache=0 if load.train else kept * sequences,
         activations=live * tokens * facts.hidden * load.width * (1 if load.train else sequences),
     )
@@ -197,8 +255,21 @@ def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> Sent:
     """By tensor parallelism, in a stage with these units; nothing at one rank."""
     mine = set(units)
     found = [one for one in facts.traffic if tp > 1 and one.unit in mine and (load.train or not one.backward)]
-    token, step = (sum(one.per_rank(tp) for one in found if (one.per is Per.STEP) == once) for once in (False, True))
-    return Sent(len(found), token * load.width, step * load.width)
+    token = sum(one.per_rank(tp) for one in found if one.per is not Per.STEP)
+    step = sum(one.per_rank(tp) for one in found if one.per is Per.STEP)
+    step += sum(one.fixed_per_rank(tp) for one in found if one.per is Per.POSITION)
+    sequence = sum(one.fixed_per_rank(tp) for one in found if one.per is Per.TOKEN)
+    return Sent(len(found), token * load.width, step * load.width, sequence * load.width)
+
+
+def handed(facts: Facts, units: Sequence[int], load: Load) -> int:
+    """Bytes that a rank of the stage with these units sends for one token: results to the next stage, and when training the
+    gradients of what it was given to the one before.
+    """
+    layers = [unit for unit in units if 0 < unit <= facts.depth]
+    into, out = (facts.handed[cut - 1] if 0 < cut <= len(facts.handed) else () for cut in (layers[0] - 1, layers[-1]))
+    back = [one for one in into if load.train and one.returned]
+    return sum(one.elements * (one.width or load.width) for one in (*out, *back) if one.per is not Per.STEP)
 
 
 def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: Machine, *, tp: int, dp: int) -> float:
@@ -218,7 +289,7 @@ def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: 
         traffic = sent(facts, units, load, tp=tp)
         link = machine.intra if tp <= machine.per_node else machine.inter
         ring = traffic.bytes_per_token * tokens * 2 * (tp - 1) / tp / link + traffic.count * 5e-6
-        hand_on = tokens * facts.hidden * load.width / machine.inter if len(stages) > 1 else 0.0
+        hand_on = tokens * handed(facts, units, load) / machine.inter
         slowest = max(slowest, work / machine.operations + weights / machine.reads / sequences + ring + hand_on)
     gradients = 0.0
     if load.train and dp > 1:

@@ -1,22 +1,27 @@
 """The facts of a model that a search needs, from its trace, one rank's program and the cache it fills."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import prod
+from typing import TypeAlias
 
 from torch import nn
 
 from planner.frontend.cache import cache_tensors
+from planner.frontend.inputs import Sizes, example_inputs
+from planner.frontend.local import trace_local
+from planner.frontend.trace import TraceError
 from planner.frontend.traced import local_program, subject_of
 from planner.ir.degrees import Degrees
-from planner.ir.graph import Graph
+from planner.ir.graph import Graph, Value
+from planner.ir.live import Cut, Role, live_across
 from planner.ir.placement import R
 from planner.ir.plan import Plan, generic, join
 from planner.ir.styles import STYLES
-from planner.search.cost import Facts, Kept, Parameter, Per, Traffic
+from planner.search.cost import Facts, Handed, Kept, Parameter, Per, Traffic
 from planner.search.experts import dispatches, with_experts, without_experts
 from planner.sharding.assign import Assigned, assign
-from planner.sharding.collectives import Kind, collectives
+from planner.sharding.collectives import Kind, collectives, reached
 
 
 def measure(
@@ -34,14 +39,15 @@ def measure(
     lying = with_experts(graph, plan, prefix) if experts else assigned
     units = _Units(graph, plan, prefix)
     degree = next((one for one in degrees.legal if one > 1), 1)
-    traffic = _traffic(local_program(model, assigned, degree), units, degree, graph) if degree > 1 else ()
+    traffic = _traffic(model, assigned, degree, units) if degree > 1 else ()
     summed = _summed(graph, plan, prefix, units) if experts else ()
     return Facts(
-        parameters=_parameters(graph, lying, units),
+        parameters=_parameters(model, graph, lying, units),
         traffic=(*traffic, *_gradients(graph, given.styles(prefix), units), *summed),
         depth=units.depth,
         hidden=_hidden(graph, units),
         cache=known.cache if known else _cache(model, assigned, degree, context),
+        handed=known.handed if known else _handed(graph, units),
     )
 
 
@@ -76,7 +82,7 @@ class _Units:
         return self.depth + 1 if behind else 0
 
 
-def _parameters(graph: Graph, assigned: Assigned, units: _Units) -> tuple[Parameter, ...]:
+def _parameters(model: nn.Module, graph: Graph, assigned: Assigned, units: _Units) -> tuple[Parameter, ...]:
     """Tied names are one parameter that several units use."""
     users: dict[int, set[int]] = {}
     names: dict[int, list[str]] = {}
@@ -85,9 +91,14 @@ def _parameters(graph: Graph, assigned: Assigned, units: _Units) -> tuple[Parame
             users.setdefault(number, set()).add(units.of(module.path))
             names.setdefault(number, []).append(join(module.path, local))
     looked_up: dict[int, set[int]] = {}
+    read: set[int] = set()
     for op in graph.ops:
         if "embedding" in op.target:
             looked_up.setdefault(op.inputs[0], set()).add(units.of(op.module))
+            read.update(op.inputs[1:])
+        else:
+            read.update(op.inputs)
+    trained = _trained(model, graph)
     return tuple(
         Parameter(
             shape := graph.values[number].shape,
@@ -95,9 +106,29 @@ def _parameters(graph: Graph, assigned: Assigned, units: _Units) -> tuple[Parame
             frozenset(used),
             _active(graph, shape),
             frozenset(looked_up.get(number, ())),
+            number in trained,
+            number in looked_up and number not in read,
         )
         for number, used in users.items()
     )
+
+
+def _trained(model: nn.Module, graph: Graph) -> set[int]:
+    """The numbers of the parameters that get a gradient: in a repeated layer those that get one in the layer it repeats."""
+    frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    found = reached(graph)
+    shown: dict[str, str] = {}
+    for module in graph.modules:  # parents come before what is in them
+        parent, _, name = module.path.rpartition(".")
+        shown[module.path] = module.repeats or (join(shown[parent], name) if module.path else "")
+    return {
+        number
+        for module in graph.modules
+        for (local, number), (_, first) in zip(
+            module.parameters, graph.module_of[shown[module.path]].parameters, strict=True
+        )
+        if first in found and join(module.path, local) not in frozen
+    }
 
 
 def _active(graph: Graph, shape: tuple[int, ...]) -> float:
@@ -112,24 +143,101 @@ def _active(graph: Graph, shape: tuple[int, ...]) -> float:
     return min(shares, default=1.0)
 
 
-def _traffic(local: Graph, units: _Units, degree: int, graph: Graph) -> tuple[Traffic, ...]:
-    """Per token of the trace, of the decoder's where the collective is on its side; a gather's elements are those of the
-    gathered tensor.
-    """
-    given = [graph.values[number].shape for name, number in graph.inputs if name.endswith("input_ids")]
-    texts = [(prod(shape), shape[-1]) for shape in given or [graph.values[graph.inputs[0][1]].shape]]
+def _traffic(model: nn.Module, assigned: Assigned, degree: int, units: "_Units") -> tuple[Traffic, ...]:
+    """What a rank's program issues, and by its program for more and longer sequences how that grows."""
+    first = local_program(model, assigned, degree)
+    try:
+        second = trace_local(model, assigned, degree, example_inputs(model, LONGER))
+    except TraceError:  # a model of one length
+        second = first
+    told, again = _issued(first, degree), _issued(second, degree)
+    if [one for one, _ in told] != [one for one, _ in again]:
+        second, again = first, told
+    texts = list(zip(_texts(first), _texts(second), strict=True))
+    return tuple(
+        Traffic(kind, units.of(module), each, backward, per, fixed)
+        for ((kind, module, backward), one), (_, two) in zip(told, again, strict=True)
+        for each, fixed, per in [_grown(one, two, texts)]
+    )
+
+
+LONGER = Sizes(5, 29, 19)
+"""Other numbers of rows and tokens than a trace has, with no common factor."""
+
+
+def _issued(local: Graph, degree: int) -> list[tuple[tuple[Kind, str, bool], int]]:
+    """Each collective with the elements that all ranks have together: a gather's are those of the gathered tensor."""
     wide = {op.module: prod(local.values[op.outputs[0]].shape) for op in local.ops if op.target == "tp.gather"}
-    found = []
-    for one in collectives(local):
-        elements = one.elements
-        if one.kind is Kind.ALL_GATHER:
-            elements = wide.get(one.module, one.elements * degree)
-        tokens, length = next((text for text in texts if elements % text[0] == 0), texts[-1])
-        shared = elements % tokens != 0
-        each = elements // (length if shared else tokens)
-        per = Per.POSITION if shared else Per.TOKEN
-        found.append(Traffic(one.kind, units.of(one.module), each, one.backward, per))
-    return tuple(found)
+    return [
+        (
+            (one.kind, one.module, one.backward),
+            wide.get(one.module, one.elements * degree) if one.kind is Kind.ALL_GATHER else one.elements,
+        )
+        for one in collectives(local)
+    ]
+
+
+Text: TypeAlias = "tuple[int, int]"
+"""Rows and tokens of one input."""
+
+
+def _texts(graph: Graph) -> list[Text]:
+    """Of every input of ids, else of the first input."""
+    given = [graph.values[number].shape for name, number in graph.inputs if name.endswith("input_ids")]
+    shapes = given or [graph.values[graph.inputs[0][1]].shape]
+    return [(shape[0], shape[1] if len(shape) > 1 else 1) for shape in shapes]
+
+
+def _grown(one: int, two: int, texts: Sequence[tuple[Text, Text]]) -> tuple[int, int, Per]:
+    """From the elements for each of two sizes: those of a token (or position, or step), the fixed ones, and which it is.
+
+    An encoder and a decoder have a text each. Where nothing else fits, the elements of a token, rounded down.
+    """
+    if one == two and any(first != second for first, second in texts):
+        return one, 0, Per.STEP
+    fits = [
+        (*found, per)
+        for (first, second) in texts
+        for per in (Per.TOKEN, Per.POSITION)
+        if (found := _line(one, two, first, second, shared=per is Per.POSITION)) is not None
+    ]
+    exact = (found for found in fits if found[1] == 0)
+    rows, length = texts[-1][0]
+    return next(exact, fits[0] if fits else (one // (rows * length), 0, Per.TOKEN))
+
+
+def _line(one: int, two: int, first: Text, second: Text, *, shared: bool) -> tuple[int, int] | None:
+    """Slope and offset in whole numbers, of a row where rows do not share it."""
+    (rows, length), (more, longer) = ((1 if shared else text[0], text[1]) for text in (first, second))
+    if one % rows or two % more:
+        return None
+    one, two = one // rows, two // more
+    if length == longer:
+        return None if one != two or one % length else (one // length, 0)
+    slope, rest = divmod(two - one, longer - length)
+    return None if rest or slope < 0 else (slope, one - slope * length)
+
+
+def _handed(graph: Graph, units: "_Units") -> tuple[tuple[Handed, ...], ...]:
+    """What passes each cut between two layers, all that the next stages cannot make themselves."""
+    if units.stack is None:
+        return ()
+    before, texts = tuple(units.listed[: units.listed.index(units.stack)]), _texts(graph)
+    cuts = (live_across(graph, Cut(units.stack, layer, before)) for layer in range(1, units.depth))
+    return tuple(tuple(_passed(graph.values[one.value], texts) for one in cut if one.role is Role.SENT) for cut in cuts)
+
+
+def _passed(value: Value, texts: Sequence[Text]) -> Handed:
+    real, elements = "float" in value.dtype, prod(value.shape)
+    rows, length = next((text for text in texts if elements % prod(text) == 0), texts[-1])
+    shared = elements % (rows * length) != 0
+    each = elements // (length if shared else rows * length)
+    width = None if real else _WIDTHS.get(value.dtype, 8)
+    return Handed(each, width, returned=real, per=Per.POSITION if shared else Per.TOKEN)
+
+
+_WIDTHS = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "int32": 4}
+"""Bytes of an element that is no floating-point number."""
 
 
 def _gradients(graph: Graph, styles: Mapping[str, str], units: "_Units") -> Iterator[Traffic]:

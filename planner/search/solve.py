@@ -6,14 +6,15 @@ from itertools import pairwise
 
 from planner.ir.degrees import Degrees
 from planner.search.balance import Costs, Room, balance
-from planner.search.cost import Facts, Held, Load, Machine, Sent, held, seconds, sent
+from planner.search.cost import Facts, Held, Load, Machine, Sent, handed, held, seconds, sent
 from planner.search.space import Layout, layouts, why_not
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A legal layout: the layers of each stage, what the fullest rank holds, what the busiest sends, seconds for ranking, and
-    what a rank of each stage holds.
+    """A legal layout: the layers of each stage, what the fullest rank holds, what the busiest sends, seconds for ranking, what
+    a rank of each stage holds, the bytes for a token that a rank sends to other stages at most, and the bytes of gradients
+    that a rank sums over the replicas in each step.
 
     `pareto` says that no other layout is at least as good in memory and in time, and better in one.
     """
@@ -24,6 +25,8 @@ class Choice:
     sent: Sent
     seconds: float
     stages: tuple[Held, ...]
+    handed: int = 0
+    summed: int = 0
     pareto: bool = False
 
 
@@ -72,7 +75,9 @@ def _choice(facts: Facts, layout: Layout, machine: Machine, load: Load) -> Choic
     busiest = max((sent(facts, units, load, tp=layout.tp) for units in stages), key=lambda one: one.bytes_per_token)
     time = seconds(facts, stages, load, machine, tp=layout.tp, dp=layout.dp)
     layers = tuple(sum(1 for unit in units if 0 < unit <= facts.depth) for units in stages)
-    return Choice(layout, layers, most, busiest, time, each)
+    passed = max(handed(facts, units, load) for units in stages)
+    summed = max(one.gradients for one in each) if layout.dp > 1 else 0
+    return Choice(layout, layers, most, busiest, time, each, passed, summed)
 
 
 def _too_full(weights: float, activations: float, machine: Machine) -> str:

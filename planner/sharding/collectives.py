@@ -31,23 +31,23 @@ class Collective:
 
 def collectives(local: Graph) -> tuple[Collective, ...]:
     """All that one call of the model issues, in order; those of the backward pass after it. Repeated layers count again."""
-    reached = _reached(local)
+    found_back = reached(local)
     owned = [
         (op, found)
         for op in local.ops
         for found in _of(local, op)
-        if not found.backward or reached.issuperset(op.outputs)
+        if not found.backward or found_back.issuperset(op.outputs)
     ]
     return tuple(_spread(local, owned))
 
 
-def _reached(local: Graph) -> set[int]:
+def reached(local: Graph) -> set[int]:
     """The values that a gradient of the outputs flows back to: none goes through indices, nor through what is constant."""
-    reached = {number for _, number in local.outputs}
+    found = {number for _, number in local.outputs}
     for op in reversed(local.ops):
-        if op.target not in CONSTANT and not reached.isdisjoint(op.outputs):
-            reached.update(number for number in op.inputs if has_gradient(local.values[number].dtype))
-    return reached
+        if op.target not in CONSTANT and not found.isdisjoint(op.outputs):
+            found.update(number for number in op.inputs if has_gradient(local.values[number].dtype))
+    return found
 
 
 def _spread(local: Graph, owned: list[tuple[Op, Collective]]) -> Iterator[Collective]:

@@ -1,7 +1,8 @@
 """`python -m tests.bench layouts`: what `plan layout` says a rank holds, keeps and sends, against what ranks did.
 
-Every type's suggested plan on a twin, at degrees 2 and 4, with the ranks as threads of this process: elements of the first rank's
-parameters, every collective of one forward and backward, by kind and elements, and elements of the cache after a prefill.
+Every type's suggested plan on a twin, at degrees 2 and 4, with the ranks as threads of this process: of the first rank the elements
+of parameters and gradients, the bytes of what AdamW keeps, every collective of one forward and backward, by kind and elements, and
+the elements of the cache after a prefill.
 """
 
 import json
@@ -20,10 +21,10 @@ from rich.table import Table
 from planner.api import suggest
 from planner.frontend.load import build, load, quiet
 from planner.frontend.twin import twin
-from planner.search.cost import Facts, Per
+from planner.search.cost import Facts, Load, held
 from planner.search.measure import measure
 from tests.bench.types import causal_types
-from tests.dist.recorded import TOKENS, Recorded, measured
+from tests.dist.recorded import TOKENS, Recorded, Trained, measured
 from verify.degrees import legal_degrees
 from verify.dynamic.cases import Case
 from verify.dynamic.threads import Threads
@@ -89,9 +90,7 @@ def _counted() -> Iterator[None]:
 
 def predicted(facts: Facts, tp: int) -> Recorded:
     """What `plan layout` counts for the first rank, for the tokens of the recording."""
-    batch, length = TOKENS
-    times = {Per.TOKEN: batch * length, Per.POSITION: length, Per.STEP: 1}
-    sent = Counter((one.kind.value, one.per_rank(tp) * times[one.per]) for one in facts.traffic)
+    sent = Counter((one.kind.value, one.of(*TOKENS, tp=tp)) for one in facts.traffic)
     return sum(facts.elements(tp)), sent
 
 
@@ -104,20 +103,32 @@ def measured_row(name: str, degree: int) -> Row:
         if degree not in degrees.legal:
             return Row(name, degree, "not run", "the plan forbids the degree")
         facts = measure(build(small), plan, degrees, context=TOKENS[1])
-        kept: list[int | None] = []
+        kept: list[list[int | None]] = [[] for _ in range(degree)]
+        trained: list[list[Trained]] = [[] for _ in range(degree)]
         with quiet(), _counted(), Threads(degree) as ranks:
             case = Case(small, plan, degree, 1)
-            found = ranks.run(lambda _: measured(case, _Counting(), kept=kept), timeout=240.0)[0]
+            found = ranks.run(
+                lambda rank: measured(case, _Counting(), kept=kept[rank], trained=trained[rank]), timeout=240.0
+            )[0]
     except Exception as error:  # what cannot be loaded or run is another benchmark's question
         return Row(name, degree, "not run", f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
     wanted, keeps = predicted(facts, degree), predicted_cache(facts, degree)
     differs = [_difference(wanted, found)] if found != wanted else []
-    if None in kept or keeps is None:
+    told = predicted_training(facts, degree)
+    differs += [f"gradients and optimizer {told} told, {one} held" for one in trained[0] if one != told]
+    if None in kept[0] or keeps is None:
         note = "cache not told" if keeps is None else "cache not held: the forward raises"
     else:
         note = ""
-        differs += [f"cache {keeps} told, {one} held" for one in kept[:1] if one != keeps]
+        differs += [f"cache {keeps} told, {one} held" for one in kept[0] if one != keeps]
     return Row(name, degree, "differs", "; ".join(differs)) if differs else Row(name, degree, "equal", note)
+
+
+def predicted_training(facts: Facts, tp: int) -> Trained:
+    """Elements of gradients, and bytes of what AdamW keeps, in float64."""
+    load_ = Load(context=TOKENS[1], batch=TOKENS[0], width=8, train=True)
+    told = held(facts, range(facts.depth + 2), load_, tp=tp, dp=1)
+    return told.gradients // 8, told.optimizer
 
 
 def predicted_cache(facts: Facts, tp: int) -> int | None:

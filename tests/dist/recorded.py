@@ -7,7 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -17,15 +17,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedConfig
 
 from planner.frontend.cache import CACHE_NAMES
+from planner.frontend.inputs import caching
 
-from verify.dynamic.cases import Case
+from verify.dynamic.cases import SIZES, Case, inputs
 from verify.dynamic.exact import copied_outputs
 from verify.dynamic.reference import sharded_model, single_device
 
-TOKENS = (3, 17)
+TOKENS = (SIZES.rows, SIZES.length)
 
 Recorded = tuple[int, Counter[tuple[str, int]]]
 """Elements of the parameters on the rank; collectives by kind and elements -> how often."""
+
+
+Trained: TypeAlias = "tuple[int, int]"
+"""Elements of the gradients on the rank after a step, and bytes of what AdamW keeps."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -95,25 +100,47 @@ class Recorder(Protocol):
 
 
 def measured(
-    case: Case, recorder: Recorder | None = None, *, train: bool = True, kept: list[int | None] | None = None
+    case: Case,
+    recorder: Recorder | None = None,
+    *,
+    train: bool = True,
+    kept: list[int | None] | None = None,
+    trained: list[Trained] | None = None,
 ) -> Recorded:
     """By the rank that this runs on, in a process group that is there; with `train` in the backward pass too. `kept` is told
-    the elements that the rank keeps for the next step.
+    the elements that the rank keeps for the next step, `trained` what a step of training leaves.
+
+    Raises:
+        ValueError: the model refuses the images or sounds that its trace has.
     """
     recorder = recorder or _Recorder()
     reference = single_device(case, torch.device("cpu"))
     model = sharded_model(case, reference.state_dict())
     held = sum(_local(parameter).numel() for parameter in model.parameters())
     call: Callable[..., Any] = model.__call__
-    torch.manual_seed(0)
-    ids = torch.randint(0, 50, TOKENS)
+    asked = inputs(reference)  # with images, sounds and the encoder's tokens, where the trace has them
+    if asked.refused is not None:
+        raise ValueError(f"it refuses what its trace takes: {asked.refused}")
+    assert not asked.name or asked.ids.shape == TOKENS
     with copied_outputs(model), recorder, torch.set_grad_enabled(train):
-        logits = call(input_ids=ids, use_cache=False).logits
+        logits = call(**asked.whole(), **caching(model, False))[0]
         if train:
             logits.sum().backward()
     if kept is not None:
-        kept.append(_kept(model, ids))
+        torch.manual_seed(0)
+        kept.append(_kept(model, torch.randint(0, 50, TOKENS)))
+    if trained is not None:
+        trained.append(_trained(model))
     return held, recorder.found
+
+
+def _trained(model: nn.Module) -> Trained:
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    optimizer.step()
+    gradients = [_local(value.grad) for value in model.parameters() if value.grad is not None]
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    bytes_of = [part.numel() * part.element_size() for part in map(_local, states)]
+    return sum(gradient.numel() for gradient in gradients), sum(bytes_of)
 
 
 def _kept(model: nn.Module, ids: torch.Tensor) -> int | None:
