@@ -10,10 +10,11 @@ from torch import nn
 from planner.frontend.cache import cache_tensors
 from planner.frontend.inputs import Sizes, example_inputs
 from planner.frontend.local import trace_local
+from planner.frontend.stacks import layer_stack
 from planner.frontend.trace import TraceError
 from planner.frontend.traced import local_program, subject_of
 from planner.ir.degrees import Degrees
-from planner.ir.graph import Graph, Value
+from planner.ir.graph import Graph
 from planner.ir.live import Cut, Role, live_across
 from planner.ir.placement import R
 from planner.ir.plan import Plan, generic, join
@@ -21,7 +22,8 @@ from planner.ir.styles import STYLES
 from planner.search.cost import Facts, Handed, Kept, Parameter, Per, Traffic
 from planner.search.experts import dispatches, with_experts, without_experts
 from planner.sharding.assign import Assigned, assign
-from planner.sharding.collectives import Kind, collectives, reached
+from planner.sharding.collectives import Kind, collectives, reached, with_gradient
+from planner.sharding.gradients import has_gradient
 
 
 def measure(
@@ -37,7 +39,7 @@ def measure(
     given = without_experts(plan) if experts else plan
     assigned = assign(graph, given.styles(prefix), base_prefix=prefix)
     lying = with_experts(graph, plan, prefix) if experts else assigned
-    units = _Units(graph, plan, prefix)
+    units = _Units(model, graph, plan, prefix)
     degree = next((one for one in degrees.legal if one > 1), 1)
     traffic = _traffic(model, assigned, degree, units) if degree > 1 else ()
     summed = _summed(graph, plan, prefix, units) if experts else ()
@@ -66,12 +68,11 @@ def _cache(model: nn.Module, assigned: Assigned, degree: int, context: int) -> t
 class _Units:
     """Which unit a module belongs to: by the pipeline plan's order, the layers one by one."""
 
-    def __init__(self, graph: Graph, plan: Plan, prefix: str) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, plan: Plan, prefix: str) -> None:
         self.listed = [join(prefix, entry.module) for entry in plan.pp] + [entry.module for entry in plan.head_pp]
-        stacks = [path for path in self.listed if "ModuleList" in graph.module_of[path].bases]
-        self.stack = stacks[0] if stacks else None
+        self.stack = layer_stack(model, self.listed)
         names = [path.rpartition(".") for path in graph.module_of]
-        self.depth = sum(1 for parent, _, name in names if parent == self.stack and name.isdigit()) if stacks else 0
+        self.depth = sum(1 for parent, _, name in names if parent == self.stack and name.isdigit())
 
     def of(self, path: str) -> int:
         """Layers by their number; what the plan lists after them, or what is not in the base model, is after."""
@@ -222,18 +223,20 @@ def _handed(graph: Graph, units: "_Units") -> tuple[tuple[Handed, ...], ...]:
     """What passes each cut between two layers, all that the next stages cannot make themselves."""
     if units.stack is None:
         return ()
-    before, texts = tuple(units.listed[: units.listed.index(units.stack)]), _texts(graph)
+    before, trained = tuple(units.listed[: units.listed.index(units.stack)]), with_gradient(graph)
     cuts = (live_across(graph, Cut(units.stack, layer, before)) for layer in range(1, units.depth))
-    return tuple(tuple(_passed(graph.values[one.value], texts) for one in cut if one.role is Role.SENT) for cut in cuts)
+    carried = ([one.value for one in cut if one.role is Role.SENT] for cut in cuts)
+    return tuple(tuple(_passed(graph, value, returned=value in trained) for value in values) for values in carried)
 
 
-def _passed(value: Value, texts: Sequence[Text]) -> Handed:
-    real, elements = "float" in value.dtype, prod(value.shape)
+def _passed(graph: Graph, number: int, *, returned: bool) -> Handed:
+    value = graph.values[number]
+    elements, texts = prod(value.shape), _texts(graph)
     rows, length = next((text for text in texts if elements % prod(text) == 0), texts[-1])
     shared = elements % (rows * length) != 0
     each = elements // (length if shared else rows * length)
-    width = None if real else _WIDTHS.get(value.dtype, 8)
-    return Handed(each, width, returned=real, per=Per.POSITION if shared else Per.TOKEN)
+    width = None if has_gradient(value.dtype) else _WIDTHS.get(value.dtype, 8)
+    return Handed(each, width, returned=returned, per=Per.POSITION if shared else Per.TOKEN)
 
 
 _WIDTHS = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "int32": 4}

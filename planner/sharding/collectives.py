@@ -50,6 +50,15 @@ def reached(local: Graph) -> set[int]:
     return found
 
 
+def with_gradient(graph: Graph) -> set[int]:
+    """The values that a gradient can flow through to a parameter."""
+    found = {number for module in graph.modules for _, number in module.parameters}
+    for op in graph.ops:
+        if op.target not in CONSTANT and not found.isdisjoint(op.inputs):
+            found.update(number for number in op.outputs if has_gradient(graph.values[number].dtype))
+    return found
+
+
 def _spread(local: Graph, owned: list[tuple[Op, Collective]]) -> Iterator[Collective]:
     """A layer that repeats another issues what that one issued, its own repeats included."""
     issued: list[Collective] = []

@@ -1,8 +1,8 @@
 """`python -m tests.bench layouts`: what `plan layout` says a rank holds, keeps and sends, against what ranks did.
 
-Every type's suggested plan on a twin, at degrees 2 and 4, with the ranks as threads of this process: of the first rank the elements
-of parameters and gradients, the bytes of what AdamW keeps, every collective of one forward and backward, by kind and elements, and
-the elements of the cache after a prefill.
+Every type's suggested plan on a twin, at degrees 2 and 4, with the ranks as threads of this process. Of the first rank: elements
+of parameters and gradients, bytes of what AdamW keeps, every collective of one forward and backward, by kind and elements, and
+elements of the cache after a prefill.
 """
 
 import json

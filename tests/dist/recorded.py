@@ -7,21 +7,29 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedConfig
 
 from planner.frontend.cache import CACHE_NAMES
 from planner.frontend.inputs import caching
+from planner.frontend.load import quiet
+from verify.dynamic import pipeline
 
 from verify.dynamic.cases import SIZES, Case, inputs
-from verify.dynamic.exact import copied_outputs
+from verify.dynamic.exact import Wide, copied_outputs
 from verify.dynamic.reference import sharded_model, single_device
+from verify.dynamic.schedules import Seat
+from verify.dynamic.threads import Threads
+from verify.dynamic.threads import _Group as Group
 
 TOKENS = (SIZES.rows, SIZES.length)
 
@@ -181,3 +189,40 @@ def _inside(value: object, seen: set[int]) -> Iterator[torch.Tensor]:
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+@dataclass(frozen=True, slots=True)
+class OfStage:
+    """What a rank of a pipeline held and sent: its layers, elements of its parameters, and bytes to other stages in a step of
+    so many tokens.
+    """
+
+    layers: range
+    parameters: int
+    sent: int
+    tokens: int
+
+
+def staged(case: Case) -> list[OfStage]:
+    """By every rank of a case with pipeline stages, as threads of this process: one step, forward and backward."""
+    single = single_device(case, torch.device("cpu"))
+    before = pipeline.alone(case, single, pipeline.laid_out(case, single))
+    sent = [0] * (case.pp * case.tp)
+    send = Group.send
+
+    def counting(group: Group, tensors: list[torch.Tensor], *args: Any) -> object:
+        # One number is torch's first greeting between two neighbours (2.13.0, `_init_p2p_neighbors`).
+        sent[group.seat] += sum(one.numel() * one.element_size() for one in tensors if one.numel() > 1)
+        return send(group, tensors, *args)
+
+    def rank(number: int) -> OfStage:
+        mesh = init_device_mesh("cpu", (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
+        seat = Seat(case.pp, mesh)
+        (stage,) = (pipeline._stage(case, before, place, seat) for place in pipeline._places(case, before, seat))
+        with Wide():
+            pipeline._gradients((stage,), before, seat, case.staging)
+        held = sum(_local(value).numel() for _, value in stage.owned())
+        return OfStage(stage.own, held, sent[number], before.asked.ids.numel())
+
+    with quiet(), patch.object(Group, "send", counting), Threads(case.pp * case.tp) as ranks:
+        return ranks.run(rank, timeout=240.0)

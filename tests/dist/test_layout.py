@@ -7,10 +7,10 @@ import pytest
 from planner.api import suggest
 from planner.frontend.load import build, load
 from planner.frontend.twin import twin
-from planner.search.cost import Load, held, sent
+from planner.search.cost import Load, handed, held, sent
 from planner.search.measure import measure
 from tests.bench.layouts import measured_row, predicted
-from tests.dist.recorded import TOKENS, record
+from tests.dist.recorded import TOKENS, record, staged
 from verify.degrees import legal_degrees
 from verify.dynamic.cases import Case
 
@@ -46,3 +46,19 @@ def test_what_is_told_of_two_lengths_of_indices_and_of_states_in_modules(name: s
     """An encoder's tokens beside the decoder's; choices through which no gradient flows; states that no cache object holds."""
     row = measured_row(name, 2)
     assert (row.outcome, row.note) == ("equal", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "pp"), [("gemma2", 1, 3), ("mixtral", 2, 2), ("gemma3n_text", 1, 2), ("gemma4_text", 1, 2)]
+)
+def test_what_stages_hold_and_send(name: str, tp: int, pp: int) -> None:
+    """A tied table lies on both ends; what a stage is sent is more than hidden states in some models."""
+    small = twin(load(name), tp=tp, pp=pp)
+    plan = suggest(small).plan
+    facts = measure(build(small), plan, legal_degrees(small, plan), context=16)
+    for found in staged(Case(small, plan, tp, pp)):
+        first, last = found.layers.start == 0, found.layers.stop == facts.depth
+        units = [*([0] if first else []), *(layer + 1 for layer in found.layers), *([facts.depth + 1] if last else [])]
+        load_ = Load(context=16, batch=1, width=8, train=True)
+        assert held(facts, units, load_, tp=tp, dp=1).parameters == found.parameters * 8
+        assert handed(facts, units, load_) * found.tokens == found.sent
