@@ -121,7 +121,8 @@ def _trained(model: nn.Module, graph: Graph) -> set[int]:
     shown: dict[str, str] = {}
     for module in graph.modules:  # parents come before what is in them
         parent, _, name = module.path.rpartition(".")
-        shown[module.path] = module.repeats or (join(shown[parent], name) if module.path else "")
+        first = module.repeats or (join(shown[parent], name) if module.path else "")
+        shown[module.path] = shown.get(first, first)  # a repeated layer may have repeated parts
     return {
         number
         for module in graph.modules

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.api import suggest
+from planner.frontend.inputs import example_inputs
 from planner.frontend.load import build, load, quiet
 from planner.frontend.twin import twin
 from planner.search.cost import Facts, Load, held
@@ -102,13 +103,16 @@ def measured_row(name: str, degree: int) -> Row:
         degrees = legal_degrees(small, plan)
         if degree not in degrees.legal:
             return Row(name, degree, "not run", "the plan forbids the degree")
-        facts = measure(build(small), plan, degrees, context=TOKENS[1])
+        model = build(small)
+        facts = measure(model, plan, degrees, context=TOKENS[1])
+        names = set(example_inputs(model))
         kept: list[list[int | None]] = [[] for _ in range(degree)]
         trained: list[list[Trained]] = [[] for _ in range(degree)]
         with quiet(), _counted(), Threads(degree) as ranks:
             case = Case(small, plan, degree, 1)
             found = ranks.run(
-                lambda rank: measured(case, _Counting(), kept=kept[rank], trained=trained[rank]), timeout=240.0
+                lambda rank: measured(case, _Counting(), kept=kept[rank], trained=trained[rank], names=names),
+                timeout=240.0,
             )[0]
     except Exception as error:  # what cannot be loaded or run is another benchmark's question
         return Row(name, degree, "not run", f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -114,12 +114,14 @@ def measured(
     train: bool = True,
     kept: list[int | None] | None = None,
     trained: list[Trained] | None = None,
+    names: Collection[str] = (),
 ) -> Recorded:
     """By the rank that this runs on, in a process group that is there; with `train` in the backward pass too. `kept` is told
-    the elements that the rank keeps for the next step, `trained` what a step of training leaves.
+    the elements that the rank keeps for the next step, `trained` what a step of training leaves. `names` are the arguments that
+    the trace has.
 
     Raises:
-        ValueError: the model refuses the images or sounds that its trace has.
+        ValueError: the model refuses what its trace has (images, sounds).
     """
     recorder = recorder or _Recorder()
     reference = single_device(case, torch.device("cpu"))
@@ -127,7 +129,7 @@ def measured(
     held = sum(_local(parameter).numel() for parameter in model.parameters())
     call: Callable[..., Any] = model.__call__
     asked = inputs(reference)  # with images, sounds and the encoder's tokens, where the trace has them
-    if asked.refused is not None:
+    if asked.refused is not None and not set(names) <= set(asked.whole()):
         raise ValueError(f"it refuses what its trace takes: {asked.refused}")
     assert not asked.name or asked.ids.shape == TOKENS
     with copied_outputs(model), recorder, torch.set_grad_enabled(train):
