@@ -94,8 +94,14 @@ def _trials(
         yield _Trial(converter, names, ndims, placements)
 
 
+MOST_TRIED = 4
+"""Ranks that a conversion is tried at: what cuts and merges tensors does so alike for more, and the tensors grow with the degree to
+the power of their dims. Two are too few alone, since then a rank's part may be one whole half."""
+
+
 def _held(model: PreTrainedModel, trial: _Trial, degree: int) -> list[Placement | None] | None:
     """Which part of each result the ranks hold in the end; None where the conversion cannot be tried."""
+    degree = degree if degree <= MOST_TRIED else MOST_TRIED - degree % 2
     targets, size = trial.converter.target_patterns, _size(trial, degree)
     whole = {
         target: torch.arange(size**ndim).reshape([size] * ndim)

@@ -66,3 +66,21 @@ def test_a_plan_whose_parts_are_mixed_by_the_conversion_is_refuted() -> None:
         assert result.findings[0].code == ("TP216" if model == "hrm_text" else "TP213")
         ours = prove(loaded, suggest(loaded).plan, tp=2)
         assert ours.verdict is Verdict.PROVED
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "style"),
+    [
+        ("hrm_text", "L_module.layers.*.self_attn.q_proj", "colwise"),
+        ("inkling2_text", "layers.*.mlp.experts.gate_up_proj", "packed_colwise"),
+        ("mixtral", "layers.*.mlp.experts.gate_up_proj", "packed_colwise"),
+    ],
+)
+def test_few_ranks_tell_what_many_hold(model: str, key: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as were asked for say the same, as far as that can be tried; hundreds would need more memory than there is."""
+    built = build(load(model, overrides={"num_hidden_layers": "2"}))
+    assigned = assign(subject_of(built).graph, {f"model.{key}": style}, base_prefix="model")
+    told = {degree: misplaced(built, assigned, degree) for degree in (3, 6, 8, 256)}
+    assert told[256] == told[8]
+    monkeypatch.setattr("planner.frontend.conversions.MOST_TRIED", 8)
+    assert {degree: misplaced(built, assigned, degree) for degree in (3, 6, 8)} == {k: told[k] for k in (3, 6, 8)}
