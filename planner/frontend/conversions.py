@@ -95,8 +95,8 @@ def _trials(
 
 
 MOST_TRIED = 4
-"""Ranks that a conversion is tried at: what cuts and merges tensors does so alike for more, and the tensors grow with the degree to
-the power of their dims. Two are too few alone, since then a rank's part may be one whole half."""
+"""Ranks that a conversion is tried at: what cuts and merges tensors does so alike for more, and the tensors grow with the degree
+to the power of their dims. Two are too few alone, since then a rank's part may be one whole half."""
 
 
 def _held(model: PreTrainedModel, trial: _Trial, degree: int) -> list[Placement | None] | None:
