@@ -87,8 +87,7 @@ class Functions(TorchFunctionMode):
         if target is None:
             if (
                 func in (Tensor.view, Tensor.reshape)
-                and recorder.stack
-                and id(recorder.stack[-1]) in recorder.distributed
+                and id(recorder.running) in recorder.distributed
             ):
                 args = _in_parts(args)
             elif recorder.unfixed and func in (Tensor.view, Tensor.reshape):
@@ -113,7 +112,7 @@ class Functions(TorchFunctionMode):
     def _unfixed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """A view as it would be with one size left open: what a patch suggestion tries."""
         recorder = self.recorder
-        here = recorder.sources.here(recorder.stack[-1] if recorder.stack else None)
+        here = recorder.sources.here(recorder.running)
         sizes = _sizes(args)
         dim = recorder.unfixed.get(here) if here is not None else None
         if dim is None or not -len(sizes) <= dim < 0 or sizes[dim] == -1 or not all(type(n) is int for n in sizes):

@@ -16,11 +16,10 @@ from planner.ir.graph import Arg, Op, Ref, Value
 class Recorder:
     """Mutable state of one recording: numbered values, ops, the module stack."""
 
-    paths: Mapping[int, str]
     sources: SourceFinder
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
-    stack: list[nn.Module] = field(default_factory=list)
+    stack: list[tuple[str, nn.Module]] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     number_of: dict[int, int] = field(default_factory=dict)
     view_of: dict[int, Tensor] = field(default_factory=dict)
@@ -62,7 +61,7 @@ class Recorder:
     def _op(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Op:
         packed = tuple(self._arg(arg) for arg in args)
         named = tuple((key, self._arg(value)) for key, value in kwargs.items())
-        return Op(target, packed, named, (), self.module, self.sources.here(self.stack[-1] if self.stack else None))
+        return Op(target, packed, named, (), self.module, self.sources.here(self.running))
 
     @contextmanager
     def attempt(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[None]:
@@ -77,11 +76,16 @@ class Recorder:
     @property
     def module(self) -> str:
         """The path of the module whose forward is running."""
-        return self.paths.get(id(self.stack[-1]), "") if self.stack else ""
+        return self.stack[-1][0] if self.stack else ""
+
+    @property
+    def running(self) -> nn.Module | None:
+        """The module whose forward is running."""
+        return self.stack[-1][1] if self.stack else None
 
     def note(self, text: str) -> None:
         """Remember an assumption, once per source line."""
-        where = self.sources.here(self.stack[-1] if self.stack else None)
+        where = self.sources.here(self.running)
         self.notes[f"{where or self.module}: {text}"] = None
 
     def _arg(self, value: object) -> Arg:

@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,24 +53,35 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None, *, hooked: 
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
     if inputs is not None or taken(model) is not None:
-        return _settled(model, inputs if inputs is not None else example_inputs(model), hooked=hooked)
+        given = inputs if inputs is not None else example_inputs(model)
+        try:
+            return _settled(model, given, hooked=hooked)
+        except TraceError as error:
+            if _finds_less(model, error):
+                return _settled(model, given, hooked=hooked)
+            raise
     failed: TraceError | None = None
     first: TraceError | None = None
-    for attempt, given in enumerate(attempts(model)):
+    for attempt, form in enumerate(attempts(model)):
         try:
-            graph = _settled(model, given)
+            graph = _settled(model, form)
         except TraceError as error:
             first = first or error
-            failed = failed if failed is not None and "input_ids" not in given else error
+            failed = failed if failed is not None and "input_ids" not in form else error
         else:
             take(model, attempt)
             return graph if first is None else replace(graph, notes=(*graph.notes, _left_out(first)))
-    if failed is not None and isinstance(failed.__cause__, IndexError) and find_first_only(model):
+    if failed is not None and _finds_less(model, failed):
         return trace(model)
     raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images, sounds or states", "", None)
 
 
-def _left_out(failed: "TraceError") -> str:
+def _finds_less(model: nn.Module, failed: TraceError) -> bool:
+    """Whether what failed may run where its search in data finds the first place only, and was not tried so."""
+    return isinstance(failed.__cause__, IndexError) and find_first_only(model)
+
+
+def _left_out(failed: TraceError) -> str:
     """What was asked of the model first, and why it was not traced so."""
     where = f" ({failed.source})" if failed.source is not None else ""
     return f"traced on fewer inputs, for with all that it takes it fails in {failed.module or 'the model'}{where}: {failed}"
@@ -98,10 +109,13 @@ class Tracing:
     def __init__(self, model: nn.Module, *, keep: bool = False, hooked: bool = False) -> None:
         self.model, self.keep, self.hooked, self.rebuilds = model, keep, hooked, False
         self.paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
-        self.recorder = Recorder(self.paths, SourceFinder(model))
+        self.names: dict[int, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.names.setdefault(id(module), []).append(path)
+        self.recorder = Recorder(SourceFinder(model))
         self.kinds = layer_kinds(model)
         self.seen: dict[object, str] = {}
-        self.outputs_of: dict[str, Any] = {}
+        self.gave: dict[str, _Gave] = {}
         self.repeats: dict[str, str] = {}
         self.calls: list[ModuleCall | None] = []
         self.left: dict[str, list[Tensor]] = {}
@@ -183,10 +197,10 @@ class Tracing:
         original, recorder = nn.Module.__call__, self.recorder
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = self.paths.get(id(module))
+            path = self._called(module)
             if path is None:
                 return original(module, *args, **kwargs)
-            recorder.stack.append(module)
+            recorder.stack.append((path, module))
             position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
             self.calls.append(None)
             noted = self._noted(module) if self.hooked and module._forward_pre_hooks else None
@@ -195,7 +209,7 @@ class Tracing:
             finally:
                 recorder.stack.pop()
                 arguments = arguments if noted is None else noted()
-                made = tuple(recorder.number(t) for t in tree_flatten(output)[0] if isinstance(t, Tensor))
+                made = tuple(recorder.number(tensor) for tensor in _tensors(output))
                 self.calls[position] = ModuleCall(path, arguments, made)
             return output
 
@@ -204,6 +218,12 @@ class Tracing:
             yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def _called(self, module: nn.Module) -> str | None:
+        """The path of a module; of several, the one below the module that is running."""
+        names = self.names.get(id(module), [])
+        inside = f"{self.recorder.module}."
+        return next((name for name in names[1:] if name.startswith(inside)), names[0]) if names else None
 
     def _noted(self, module: nn.Module) -> Callable[[], tuple[tuple[str, int], ...]]:
         """What a call is given after the module's own hooks, to be asked once it is over."""
@@ -242,16 +262,20 @@ class Tracing:
         position, kind = self.kinds[id(layer)]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            key = (kind, *_call_signature(args, kwargs, position))
+            tensors = _tensors((args, kwargs))
+            given = [recorder.number(tensor) for tensor in tensors]
+            same = tuple(given.index(number) for number in given)  # what is read of one value that is given twice?
+            key = (kind, same, *_call_signature(args, kwargs, position))
             first = self.seen.setdefault(key, path)
-            if first == path or first not in self.outputs_of:
-                self.outputs_of[path] = output = original(*args, **kwargs)
+            if first == path or first not in self.gave:
+                output = original(*args, **kwargs)
+                self.gave[path] = _Gave.of(output, given, recorder)
                 return output
             self.repeats[path] = first
-            tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
             with recorder.silent():
-                output = tree_map_only(Tensor, torch.empty_like, self.outputs_of[first])
-            recorder.record("repeat", tensors, {}, output)
+                output, made = self.gave[first].again(tensors)
+            if made:
+                recorder.record("repeat", tensors, {}, made)
             return output
 
         held = vars(layer).get("forward")
@@ -263,6 +287,37 @@ class Tracing:
 
         layer.forward = forward
         return undo
+
+
+@dataclass(frozen=True, slots=True)
+class _Gave:
+    """What the first layer of a kind gave; of each tensor, which of those that it was given it is, where it is one."""
+
+    output: Any
+    passed: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, output: object, given: list[int], recorder: Recorder) -> "_Gave":
+        numbers = [recorder.number(tensor) for tensor in _tensors(output)]
+        return cls(output, tuple(given.index(number) if number in given else None for number in numbers))
+
+    def again(self, given: list[Tensor]) -> tuple[Any, list[Tensor]]:
+        """What a later layer of the kind gives, and the tensors of it that are new."""
+        made: list[Tensor] = []
+        places = iter(self.passed)
+
+        def one(tensor: Tensor) -> Tensor:
+            place = next(places)
+            if place is not None:
+                return given[place]
+            made.append(torch.empty_like(tensor))
+            return made[-1]
+
+        return tree_map_only(Tensor, one, self.output), made
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
 _PLAIN: Mapping[str, object] = {"_experts_implementation": "eager", "use_cache": False}
