@@ -39,6 +39,20 @@ def cache_tensors(model: nn.Module, assigned: Assigned, degree: int, *, context:
     return None
 
 
+def places_matter(cache: object, tokens: int) -> bool:
+    """Whether a layer must find its own place in a cache that was filled with so many tokens.
+
+    It need not where every entry that was filled is alike and none grows with the tokens: a state has no length that is asked
+    of one layer for all, and any entry can hold it.
+    """
+    entries = getattr(cache, "layers", None)
+    if not isinstance(entries, list):
+        return cache is not None
+    kept = [tuple(tensor.shape for tensor in _tensors(vars(entry))) for entry in entries]
+    filled = {shapes for shapes in kept if shapes}
+    return len(filled) != 1 or any(tokens in shape for shapes in filled for shape in shapes)
+
+
 def _traced(
     model: nn.Module, assigned: Assigned, degree: int, context: int, dtype: torch.dtype | None
 ) -> tuple[Tensors, ...] | None:

@@ -13,8 +13,8 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from planner.frontend.cache import CACHE_NAMES
-from planner.frontend.inputs import caching, example_inputs, taken
+from planner.frontend.cache import CACHE_NAMES, places_matter
+from planner.frontend.inputs import TRACED, caching, example_inputs, taken
 from planner.frontend.load import Loaded, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity
@@ -83,7 +83,7 @@ class Programs:
 
     @cached_property
     def caches(self) -> bool:
-        """Whether the model gives a cache where it is asked for one; one that cannot be asked without data may."""
+        """Whether layers must find their own place in a cache; a model that cannot be asked for one without data may have one."""
         names = [name for name in CACHE_NAMES if name in signature(type(self.model).forward).parameters]
         given: list[object] = []
         handle = self.model.register_forward_hook(lambda _, __, output: given.append(output))
@@ -93,7 +93,7 @@ class Programs:
             return bool(names)
         finally:
             handle.remove()
-        return any(getattr(output, name, None) is not None for output in given for name in names)
+        return any(places_matter(getattr(output, name, None), TRACED.length) for output in given for name in names)
 
     def record(self, layout: Layout) -> Record:
         """The forms of what modules were given and gave."""
