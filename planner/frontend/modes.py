@@ -85,10 +85,7 @@ class Functions(TorchFunctionMode):
             args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
         target = WHOLE.get(func)
         if target is None:
-            if (
-                func in (Tensor.view, Tensor.reshape)
-                and id(recorder.running) in recorder.distributed
-            ):
+            if func in (Tensor.view, Tensor.reshape) and id(recorder.running) in recorder.distributed:
                 args = _in_parts(args)
             elif recorder.unfixed and func in (Tensor.view, Tensor.reshape):
                 args = self._unfixed(args)

@@ -223,7 +223,7 @@ class Tracing:
         """The path of a module; of several, the one below the module that is running."""
         names = self.names.get(id(module), [])
         inside = f"{self.recorder.module}."
-        return next((name for name in names[1:] if name.startswith(inside)), names[0]) if names else None
+        return next((name for name in names if name.startswith(inside)), names[0]) if names else None
 
     def _noted(self, module: nn.Module) -> Callable[[], tuple[tuple[str, int], ...]]:
         """What a call is given after the module's own hooks, to be asked once it is over."""

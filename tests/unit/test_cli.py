@@ -54,7 +54,7 @@ def levels(monkeypatch: Patch) -> Callable[..., list[str]]:
     def install(proof: tuple[Finding, ...] = (), run: tuple[Finding, ...] = ()) -> list[str]:
         ran: list[str] = []
 
-        def prove(*_: object) -> LevelResult:
+        def prove(*_: object, **__: object) -> LevelResult:
             ran.append("proof")
             return LevelResult("proof", 0.1, proof)
 
@@ -62,7 +62,7 @@ def levels(monkeypatch: Patch) -> Callable[..., list[str]]:
             ran.append("run")
             return LevelResult("run", 0.2, run)
 
-        monkeypatch.setattr(verifying, "_prove", prove)
+        monkeypatch.setattr("verify.static.prove", prove)
         monkeypatch.setattr(verifying, "_run", confirm)
         return ran
 

@@ -44,6 +44,14 @@ def test_right_stages_are_parts_of_the_whole_program(name: str) -> None:
     assert said(name) == []
 
 
+@pytest.mark.parametrize("name", ["hy_v4", "nemotron_h", "openai-gpt", "zamba2"])
+def test_right_stages_of_full_size_are_parts_of_the_whole_program(name: str) -> None:
+    """What is handed through, found in data, shared or given twice."""
+    loaded = load(name)
+    base, head = infer_pipeline(model := build(loaded), trace(model))
+    assert Programs(loaded).check(Case(loaded, Plan(pp=base, head_pp=head), 1, 2)) == ()
+
+
 def test_what_a_layer_leaves_in_a_dictionary_is_put_there() -> None:
     loaded = load("tests.zoo.stream_models:StreamForCausalLM", overrides={"mix": "shelf"})
     base, head = infer_pipeline(model := build(loaded), trace(model))
@@ -82,6 +90,11 @@ def test_what_a_layer_leaves_in_a_dictionary_is_put_there() -> None:
 )
 def test_a_mistake_of_a_stage_is_named(departure: Departure, message: str) -> None:
     assert said("granite", departure) == [message]
+
+
+@pytest.mark.parametrize(("name", "messages"), [("mamba", 0), ("opt", 1)])
+def test_a_place_in_a_cache_matters_where_entries_grow(name: str, messages: int) -> None:
+    assert len(said(name, Departure(Slip.LOCAL_INDEX))) == messages
 
 
 @pytest.mark.parametrize("name", ["position_ids"])

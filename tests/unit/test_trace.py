@@ -52,6 +52,42 @@ def test_a_layer_number_that_another_attribute_equals_is_no_kind() -> None:
     assert graph.module_of["model.layers.2"].repeats == "model.layers.0"
 
 
+class _Layer(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, states: torch.Tensor, first: torch.Tensor, seen: torch.Tensor) -> Any:
+        return self.act(states) + first, seen
+
+
+class _Stack(nn.Module):
+    """Layers that share one activation, hand one value through, and the first of which is given one value twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.SiLU()
+        self.layers = nn.ModuleList(_Layer(act) for _ in range(4))
+
+    def forward(self, first: torch.Tensor, seen: torch.Tensor) -> Any:
+        states = first
+        for layer in self.layers:
+            states, seen = layer(states, first, seen)
+        return states, seen
+
+
+def test_what_layers_share_and_hand_through() -> None:
+    first, seen = torch.empty(2, 3, device="meta"), torch.empty(2, device="meta")
+    graph = trace(_Stack(), {"first": first, "seen": seen})
+    assert dict(graph.outputs)["1"] == dict(graph.inputs)["seen"], "handed through, in repeated layers too"
+    assert [(path, graph.module_of[path].repeats) for path in ("layers.1", "layers.3")] == [
+        ("layers.1", None),  # called otherwise than the first, which is given one value twice
+        ("layers.3", "layers.1"),
+    ]
+    ran = [op.module for op in graph.ops if op.target != "repeat"]
+    assert ran == ["layers.0.act", "layers.0", "layers.1.act", "layers.1"], "a shared module runs where it is called"
+
+
 def test_json_round_trip(llama: Graph) -> None:
     assert graph_from_json(json.loads(json.dumps(llama.to_json()))) == llama
 
