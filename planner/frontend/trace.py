@@ -40,7 +40,9 @@ class TraceError(RuntimeError):
         self.failed = failed
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None, *, hooked: bool = False) -> Graph:
+def trace(
+    model: nn.Module, inputs: Mapping[str, Any] | None = None, *, hooked: bool = False, every: bool = False
+) -> Graph:
     """Record one forward of a meta-device model.
 
     Args:
@@ -48,6 +50,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None, *, hooked: 
         inputs: keyword arguments of the forward, tensors on meta; by default the fullest of `planner.frontend.inputs` that the
             model takes.
         hooked: what a module is noted to be given is what its own hooks made of that.
+        every: layers run also where they repeat another.
 
     Raises:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
@@ -55,10 +58,10 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None, *, hooked: 
     if inputs is not None or taken(model) is not None:
         given = inputs if inputs is not None else example_inputs(model)
         try:
-            return _settled(model, given, hooked=hooked)
+            return _settled(model, given, hooked=hooked, every=every)
         except TraceError as error:
             if _finds_less(model, error):
-                return _settled(model, given, hooked=hooked)
+                return _settled(model, given, hooked=hooked, every=every)
             raise
     failed: TraceError | None = None
     first: TraceError | None = None
@@ -87,14 +90,14 @@ def _left_out(failed: TraceError) -> str:
     return f"traced on fewer inputs, for with all that it takes it fails in {failed.module or 'the model'}{where}: {failed}"
 
 
-def _settled(model: nn.Module, inputs: Mapping[str, Any], *, hooked: bool = False) -> Graph:
+def _settled(model: nn.Module, inputs: Mapping[str, Any], *, hooked: bool = False, every: bool = False) -> Graph:
     """The forward of a model that no longer changes itself: some rescale their weights, or exchange modules, the first time."""
-    tracing = Tracing(model, hooked=hooked)
+    tracing = Tracing(model, hooked=hooked, every=every)
     graph = tracing.run(inputs)
     if not tracing.rebuilds:
         return graph
     Tracing(model, keep=True).run(inputs)
-    again = Tracing(model, hooked=hooked).run(inputs)
+    again = Tracing(model, hooked=hooked, every=every).run(inputs)
     note = f"{type(model).__name__}'s first forward changes the model itself; it was traced as it is afterwards"
     return replace(again, notes=(*again.notes, note))
 
@@ -106,14 +109,14 @@ class Tracing:
     that exchanged modules or wrote to parameters.
     """
 
-    def __init__(self, model: nn.Module, *, keep: bool = False, hooked: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, keep: bool = False, hooked: bool = False, every: bool = False) -> None:
         self.model, self.keep, self.hooked, self.rebuilds = model, keep, hooked, False
         self.paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.names: dict[int, list[str]] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(id(module), []).append(path)
         self.recorder = Recorder(SourceFinder(model))
-        self.kinds = layer_kinds(model)
+        self.kinds = {} if every else layer_kinds(model)
         self.seen: dict[object, str] = {}
         self.gave: dict[str, _Gave] = {}
         self.repeats: dict[str, str] = {}

@@ -38,7 +38,8 @@ def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...],
     stack = _stack(model, masked)
     base, head = [], []
     paths = _on_the_path(model, flow, stack)
-    flow = replace(flow, stream=flow.stream | _made_in(masked, [path for path in paths if path != stack]))
+    ran = [one for path in paths for one in members(model, path)]
+    flow = replace(flow, stream=flow.stream | _made_in(masked, ran))
     for path in paths:
         entry = _entry(model, flow, path)
         if prefix and not path.startswith(prefix + "."):

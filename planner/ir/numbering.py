@@ -29,6 +29,7 @@ class Numbered:
     """
 
     graph: Graph
+    numbers: Numbers
     number: Mapping[int, int]
     made: Mapping[int, int]
     own: range | None = None
@@ -38,7 +39,7 @@ def numbered(
     graph: Graph,
     numbers: Numbers,
     *,
-    stack: str,
+    stack: str | None = None,
     own: range | None = None,
     given: Mapping[str, int] | None = None,
     absent: Collection[str] = (),
@@ -48,7 +49,7 @@ def numbered(
     Args:
         graph: the program.
         numbers: shared by the programs that are compared.
-        stack: the path of the list of layers.
+        stack: the path of the list of layers; none where the ops in them count one by one.
         own: the layers that are there; all of them by default. Others are no steps: what they give is what they were given.
         given: inputs of the graph whose number is known from elsewhere (what a stage received).
         absent: modules that answer with zeros: what they give has a number of its own.
@@ -122,7 +123,7 @@ def _flags(op: Op) -> tuple[Hashable, ...]:
 
 class _Numbering:
     def __init__(
-        self, graph: Graph, numbers: Numbers, stack: str, own: range | None, absent: frozenset[str] = frozenset()
+        self, graph: Graph, numbers: Numbers, stack: str | None, own: range | None, absent: frozenset[str] = frozenset()
     ) -> None:
         self.graph, self.numbers, self.stack, self.own, self.absent = graph, numbers, stack, own, absent
         self.found: dict[int, int] = {}
@@ -177,7 +178,7 @@ class _Numbering:
                     self.made.setdefault(self.found[value], position)
         for value in self.layer_of:
             self._of(value)
-        return Numbered(graph, self.found, self.made, self.own)
+        return Numbered(graph, numbers, self.found, self.made, self.own)
 
     def _kept(self, op: Op) -> int | None:
         """Of a sum with what an absent module gives, which is zeros, the other summand."""
@@ -197,6 +198,8 @@ class _Numbering:
         return owned[True] - owned[False]
 
     def _layer(self, module: str) -> int | None:
+        if self.stack is None:
+            return None
         inside = f"{self.stack}."
         head = module[len(inside) :].partition(".")[0] if module.startswith(inside) else ""
         return int(head) if head.isdigit() else None

@@ -92,9 +92,15 @@ def test_a_mistake_of_a_stage_is_named(departure: Departure, message: str) -> No
     assert said("granite", departure) == [message]
 
 
-@pytest.mark.parametrize(("name", "messages"), [("mamba", 0), ("opt", 1)])
+@pytest.mark.parametrize(("name", "messages"), [("mamba", 0), ("jamba", 1), ("opt", 1)])
 def test_a_place_in_a_cache_matters_where_entries_grow(name: str, messages: int) -> None:
     assert len(said(name, Departure(Slip.LOCAL_INDEX))) == messages
+
+
+@pytest.mark.parametrize(("name", "messages"), [("position_bias", 1), ("encoder_decoder_position_bias", 0)])
+def test_a_layer_may_make_what_it_is_not_handed(name: str, messages: int) -> None:
+    """T5's first layer alone has a table of positions; what it hands on for the encoder's is the mask, which all have."""
+    assert len(said("t5", Departure(Slip.UNPASSED, name))) == messages
 
 
 @pytest.mark.parametrize("name", ["position_ids"])

@@ -23,7 +23,7 @@ from planner.ir.live import Entrance
 from planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from verify.checks.pipeline import check_chunks
 from verify.dynamic.cases import Case
-from verify.dynamic.departing import indices
+from verify.dynamic.departing import numbered_parts
 from verify.dynamic.departures import order_of, unsummed
 from verify.dynamic.pipeline import Cutting, between, laid_out, stage_of
 from verify.dynamic.pipeline_answers import KEPT
@@ -103,13 +103,18 @@ class Programs:
             self._records[layout.named] = record
         return self._records[layout.named]
 
-    def program(self, case: Case, layout: Layout, place: Between) -> "_Program":
-        """One stage, traced, or known from a case in which it is the same."""
+    @cached_property
+    def opened(self) -> Numbered:
+        """The whole program with every layer's own ops, in numbers of its own."""
+        return numbered(trace(self.model, self.inputs, every=True), Numbers())
+
+    def program(self, case: Case, layout: Layout, place: Between, *, every: bool = False) -> "_Program":
+        """One stage, traced (`every` layer of it), or known from a case in which it is the same."""
         own = tuple(one for one in case.staging.departures if one.stage == place.stage)
-        key = (layout, place, own)
+        key = (layout, place, own, every)
         if key not in self._programs:
             try:
-                self._programs[key] = self._traced(case, layout, place)
+                self._programs[key] = self._traced(case, layout, place, every=every)
             except TraceError as error:
                 self._programs[key] = error
         found = self._programs[key]
@@ -117,13 +122,13 @@ class Programs:
             raise found
         return found
 
-    def _traced(self, case: Case, layout: Layout, place: Between) -> "_Program":
+    def _traced(self, case: Case, layout: Layout, place: Between, *, every: bool) -> "_Program":
         model = build(self.loaded)
         stage = stage_of(case, model, layout, place, torch.device("meta"))
         stage.record = self.record(layout)
         forms = stage.forms(stage.receives)
         received = {_received(at): torch.empty_like(form, device="meta") for at, form in enumerate(forms)}
-        graph = trace(_Fed(stage), self.inputs | received, hooked=True)
+        graph = trace(_Fed(stage), self.inputs | received, hooked=True, every=every)
         return _Program(place, _inside(graph, "stage.model"), model)
 
 
@@ -153,9 +158,11 @@ class _Stages:
                 return
             ran = self._numbered(program, carried)
             carried = tuple(ran.number[value] for _, value in program.graph.outputs)
-            if (wrong := self._wrong(place, ran, carried)) is not None:
+            wrong = self._wrong(place, ran, carried)
+            if wrong is not None and not self._alike_inside(place):
                 yield wrong
                 return
+            carried = tuple(self.whole.number[value] for value in self._wanted(place)) if wrong else carried
             programs.append(program)
         yield from self._together(programs)
 
@@ -170,18 +177,40 @@ class _Stages:
         )
 
     def _wrong(self, place: Between, ran: Numbered, carried: tuple[int, ...]) -> Finding | None:
-        if place.stage == len(self.layout.chunks) - 1:
-            wanted = [self.graph.outputs[0][1]]
-        else:
-            wanted = [self._entering(live.entrances[0]) for live in place.sends.values]
-        for at, (value, got) in enumerate(zip(wanted, carried, strict=False)):
+        for at, (value, got) in enumerate(zip(self._wanted(place), carried, strict=False)):
             if self.whole.number[value] != got:
                 return self._differs(place.stage, ran, ran.graph.outputs[at][1], value)
         return None
 
-    def _entering(self, entrance: Entrance) -> int:
+    def _alike_inside(self, place: Between) -> bool:
+        """Whether a stage whose layers are given other values gives the same all the same, every op looked at.
+
+        A layer that is not handed a value may make it itself.
+        """
+        whole = self.programs.opened
+        received = [self._entering(live.entrances[0], whole.graph) for live in place.receives.values]
+        try:
+            program = self.programs.program(self.case, self.layout, place, every=True)
+        except TraceError:
+            return False
+        given = {_received(at): whole.number[value] for at, value in enumerate(received)}
+        ran = numbered(program.graph, whole.numbers, given=given, absent=absent(self.layout, place))
+        wanted = self._wanted(place, whole.graph)
+        return all(
+            whole.number[value] == ran.number[got]
+            for value, (_, got) in zip(wanted, program.graph.outputs, strict=False)
+        )
+
+    def _wanted(self, place: Between, graph: Graph | None = None) -> list[int]:
+        """The values of the whole program that a stage is to give."""
+        graph = graph or self.graph
+        if place.stage == len(self.layout.chunks) - 1:
+            return [graph.outputs[0][1]]
+        return [self._entering(live.entrances[0], graph) for live in place.sends.values]
+
+    def _entering(self, entrance: Entrance, graph: Graph | None = None) -> int:
         path = self.layout.layer(entrance.layer)
-        call = next(call for call in self.graph.calls if call.module == path)
+        call = next(call for call in (graph or self.graph).calls if call.module == path)
         return [value for name, value in call.arguments if name == entrance.argument][entrance.leaf]
 
     def _differs(self, stage: int, ran: Numbered, got: int, wanted: int) -> Finding:
@@ -222,17 +251,14 @@ class _Stages:
     def _indices(self, programs: list[_Program]) -> Iterator[Finding]:
         """Layers find their place in a cache by their own number, where the model keeps one."""
         layers = self.model.get_submodule(self.layout.layers)
-        names = list(indices(layers))
         for program in programs:
-            for number in self.layout.chunks[program.place.stage]:
-                path = self.layout.layer(number)
-                for inside, name in names:
-                    part = f"{path}.{inside}" if inside else path
-                    mine, right = (getattr(m.get_submodule(part), name) for m in (program.model, self.model))
-                    if mine != right and self.programs.caches:
-                        what = f"stage {program.place.stage} numbers {part} {mine} in the cache"
-                        yield _finding(what, part, None, found=str(mine), needed=str(right))
-                        return
+            for path, name in numbered_parts(layers, self.layout.chunks[program.place.stage]):
+                part = f"{self.layout.layers}.{path}"
+                mine, right = (getattr(m.get_submodule(part), name) for m in (program.model, self.model))
+                if mine != right and self.programs.caches:
+                    what = f"stage {program.place.stage} numbers {part} {mine} in the cache"
+                    yield _finding(what, part, None, found=str(mine), needed=str(right))
+                    return
 
     def _trained(self, programs: list[_Program]) -> Iterator[Finding]:
         """What is trained on one device is trained on its stage."""

@@ -1,6 +1,8 @@
 """Departures put into effect: what they change of a stage's model before it runs, and of the stage that is built of it."""
 
 from collections.abc import Callable, Iterable, Iterator
+from inspect import unwrap
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -34,26 +36,48 @@ def set_up(model: nn.Module, layout: Layout, departures: Iterable[Departure], st
 
 
 def indices(layers: nn.Module) -> Iterator[tuple[str, str]]:
-    """Integer attributes, by module inside a layer and name, that number the layers of a list."""
-    members = list(layers.children())
-    for path, part in members[0].named_modules() if len(members) > 1 else ():
-        for name, value in vars(part).items():
-            if type(value) is int and all(_number(one, path, name) == at for at, one in enumerate(members)):
-                yield path, name
+    """Integer attributes, by module inside a layer and name, that number the layers of a list which have them, and that code
+    reads besides the constructor's.
+    """
+    found: dict[tuple[str, str], list[bool]] = {}
+    read: dict[type, set[str]] = {}
+    for at, layer in enumerate(layers.children()):
+        for path, part in layer.named_modules():
+            kind: type = type(part)
+            names = read[kind] = read[kind] if kind in read else _read(kind)
+            for name, value in vars(part).items():
+                if type(value) is int and name in names:
+                    found.setdefault((path, name), []).append(value == at)
+    yield from (place for place, own in found.items() if len(own) > 1 and all(own))
 
 
-def _number(layer: nn.Module, path: str, name: str) -> object:
-    try:
-        return vars(layer.get_submodule(path)).get(name)
-    except AttributeError:
-        return None
+def _read(kind: type) -> set[str]:
+    """The names that the methods of a module's class use, but for its constructor."""
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    methods = (
+        unwrap(value) for base in bases for key, value in vars(base).items() if key != "__init__" and callable(value)
+    )
+    return set().union(*(_names(method.__code__) for method in methods if isinstance(method, FunctionType)))
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def numbered_parts(layers: nn.Module, own: range) -> Iterator[tuple[str, str]]:
+    """The parts of own layers that have such an attribute: their path below the list, and its name."""
+    names, members = list(indices(layers)), list(layers.children())
+    for number in own:
+        parts = dict(members[number].named_modules())
+        for path, name in names:
+            if name in vars(parts.get(path, layers)):
+                yield (f"{number}.{path}" if path else str(number)), name
 
 
 def _renumber(layers: nn.Module, own: range) -> None:
-    names, members = list(indices(layers)), list(layers.children())
-    for number in own:
-        for path, name in names:
-            setattr(members[number].get_submodule(path), name, number - own.start)
+    for path, name in list(numbered_parts(layers, own)):
+        setattr(layers.get_submodule(path), name, int(path.partition(".")[0]) - own.start)
 
 
 def depart(stage: Stage, departures: Iterable[Departure], place: int) -> None:
