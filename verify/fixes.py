@@ -135,6 +135,7 @@ ASKED: Mapping[str, tuple[str, ...]] = {
     "TP212": ("colwise_gather_output", "embedding_rowwise"),
     "TP213": ("packed_colwise", "colwise_gather_output"),
     "TP215": ("local_params",),
+    "TP217": ("rowwise_split_input", "colwise_gather_output"),
 }
 """Styles that mend a code where anything does."""
 

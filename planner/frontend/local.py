@@ -14,7 +14,7 @@ from planner.frontend.inputs import example_inputs
 from planner.frontend.recorder import Recorder
 from planner.frontend.trace import Tracing
 from planner.ir.findings import Source
-from planner.ir.graph import Graph
+from planner.ir.graph import STRIDED, Graph
 from planner.ir.placement import Placement, R, Shard, local_shape
 from planner.ir.styles import After, Before, Reach, Style
 from planner.sharding.assign import Assigned
@@ -111,7 +111,8 @@ def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree:
         _hook_rope(module, recorder, _rope_width(model))
         return
     original: Callable[..., Any] = module.forward
-    before, after = _BEFORE[style.before], _AFTER[style.after]
+    takes_shard = style.before is Before.TAKE_SHARDED and isinstance(module, nn.Linear)
+    before, after = _linear_shard if takes_shard else _BEFORE[style.before], _AFTER[style.after]
     width = int(getattr(module, style.needs or "", width))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -169,6 +170,26 @@ def _first_arg(target: str) -> Callable[[Recorder, tuple[Any, ...], int], tuple[
         return (_emit(recorder, target, _first(args)), *args[1:])
 
     return before
+
+
+def _linear_shard(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[Any, ...]:
+    """Where it is trained, the client takes the shard for contiguous, and the linear layer views it as rows: noted where that
+    cannot be.
+    """
+    tensor = _first(args)
+    with recorder.silent():
+        made = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        noted = () if _views_as_rows(tensor) else (STRIDED,)
+    recorder.record("tp.sharded", (tensor, *noted), {}, made)
+    return (made, *args[1:])
+
+
+def _views_as_rows(tensor: Tensor) -> bool:
+    try:
+        tensor.view(-1, tensor.shape[-1])
+    except RuntimeError:
+        return False
+    return True
 
 
 def _split(recorder: Recorder, args: tuple[Any, ...], degree: int) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from planner.ir.graph import Graph
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
 from planner.sharding.propagate import explain_failure, propagate
+from planner.sharding.reach import strided
 from planner.sharding.relation import Stuck
 
 
@@ -60,6 +61,9 @@ def prober(
         ran = propagate(graph, local, assigned, degree)
         if ran.stuck:
             return _stuck(ran.stuck[0])
+        for op, entry in strided(local, assigned):
+            why = f"it is given a transposed tensor ({op.source}), which the client cannot view as rows where it trains"
+            return Probe(Verdict.WRONG, why, op.module, entry)
         return Probe(Verdict.RIGHT, gradients=tuple(nearest(ran, gradient_faults(ran, assigned))))
 
     return probe

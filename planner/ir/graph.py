@@ -43,6 +43,10 @@ class Value:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
+STRIDED = "strided"
+"""Marks, among an op's arguments, a tensor of which no view as rows can be made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One op that ran: `target` is its name, `module` the module whose forward ran it, `source` the line."""

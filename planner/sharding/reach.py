@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.ir.graph import Graph, Op
+from planner.ir.graph import STRIDED, Graph, Op
 from planner.ir.placement import Replicate
 from planner.ir.styles import Reach
 from planner.sharding.assign import Assigned
@@ -28,6 +28,12 @@ def unreachable(local: Graph, assigned: Assigned) -> tuple[Unreachable, ...]:
         if not isinstance(assigned.parameters.get(name, (Replicate(), ""))[0], Replicate):
             holders.setdefault(number, []).append(name)
     return tuple(found for number, names in holders.items() for found in _first_outside(local, assigned, number, names))
+
+
+def strided(local: Graph, assigned: Assigned) -> tuple[tuple[Op, str], ...]:
+    """Where a linear layer is given a shard that it cannot view as rows when it is trained: the hook's op, and its entry."""
+    hooks = (op for op in local.ops if op.target == "tp.sharded" and STRIDED in op.args)
+    return tuple((op, assigned.modules[op.module][1]) for op in hooks)
 
 
 def _first_outside(local: Graph, assigned: Assigned, number: int, names: list[str]) -> Iterator[Unreachable]:

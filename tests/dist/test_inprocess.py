@@ -11,7 +11,7 @@ from planner.api import suggest
 from planner.frontend.load import base_prefix, build, carried_plan, load
 from planner.frontend.twin import twin
 from planner.ir.findings import Verdict
-from planner.ir.plan import Edit, Plan, join
+from planner.ir.plan import Edit, Plan, TpEntry, join
 from verify.dynamic.cases import Case, Schedule, Staging
 from verify.dynamic.compare import LIMIT
 from verify.dynamic.threads import GoneError, Threads
@@ -127,3 +127,12 @@ def test_work_that_never_ends_is_left_behind() -> None:
 
     with Threads(2) as threads, pytest.raises(TimeoutError, match="not every rank ended"):
         threads.run(work, timeout=0.5)
+
+
+def test_a_transposed_shard_raises_where_it_is_trained() -> None:
+    plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down", "rowwise")))
+    model = "tests.zoo.turned_model:TurnedForCausalLM"
+    loaded = [load(model, overrides={"written_out": written_out}) for written_out in ("true", "false")]
+    right, wrong = confirm_cases(tuple(Case(twin(one, tp=2), plan, 2) for one in loaded), engine="inprocess")
+    assert right.verdict is Verdict.CONFIRMED, right.findings
+    assert [(finding.code, finding.place.entry) for finding in wrong.findings] == [("DY504", "down")]

@@ -10,6 +10,8 @@ from planner.ir.findings import Verdict
 from planner.ir.placement import Shard
 from planner.ir.plan import Plan, TpEntry
 from planner.sharding.assign import assign
+from verify.backends.proof import prove_for
+from verify.backends.registry import find_dialect
 from verify.static import prove
 
 MODEL = "tests.zoo.borrowing_model:BorrowingForCausalLM"
@@ -84,3 +86,16 @@ def test_few_ranks_tell_what_many_hold(model: str, key: str, style: str, monkeyp
     assert told[256] == told[8]
     monkeypatch.setattr("planner.frontend.conversions.MOST_TRIED", 8)
     assert {degree: misplaced(built, assigned, degree) for degree in (3, 6, 8)} == {k: told[k] for k in (3, 6, 8)}
+
+
+@pytest.mark.parametrize(("written_out", "style"), [("true", "rowwise"), ("false", "colwise_gather_output")])
+def test_a_transposed_shard_is_not_viewed_as_rows(written_out: str, style: str) -> None:
+    """Only where it is trained; `tests/dist/test_inprocess.py` sees the client raise."""
+    loaded = load("tests.zoo.turned_model:TurnedForCausalLM", overrides={"written_out": written_out})
+    plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down", "rowwise")))
+    codes = [finding.code for finding in prove(loaded, plan, tp=2).findings]
+    assert codes == ([] if written_out == "true" else ["TP217"])
+    suggestion = suggest(loaded)
+    assert {entry.pattern: entry.style for entry in suggestion.plan.tp}["down"] == style
+    assert prove(loaded, suggestion.plan, tp=2).verdict is Verdict.PROVED
+    assert prove_for(find_dialect("vllm"), loaded, plan, tp=2).verdict is Verdict.PROVED, "nothing is trained there"

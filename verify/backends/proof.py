@@ -71,14 +71,19 @@ def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[
     reading = read(dialect, subject, plan, tp)
     if reading.settled:
         return reading.findings
-    ran = relate(subject, reading.assigned, tp, distributed=dialect.reader in (Reader.TRANSFORMERS, Reader.NAMES))
+    distributed = dialect.reader in (Reader.TRANSFORMERS, Reader.NAMES)
+    ran = relate(subject, reading.assigned, tp, distributed=distributed)
     if not isinstance(ran, Propagation):
         return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
     heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()
     # Only a client that trains has gradients to get wrong.
     rest = check_relation(subject, ran, reading.assigned) if dialect.hooks_gradients or not heads else ()
-    kept = tuple(finding for finding in rest if dialect.hooks_gradients or finding.code not in ("TP207", "TP208"))
-    return reading.findings + heads + kept
+    ignored = _OF_GRADIENTS if not dialect.hooks_gradients else () if distributed else ("TP217",)
+    return reading.findings + heads + tuple(finding for finding in rest if finding.code not in ignored)
+
+
+_OF_GRADIENTS = ("TP207", "TP208", "TP217")
+"""What does not concern a client that does not train; the last only one that trains with distributed tensors."""
 
 
 def _in_words_of(dialect: Dialect, reading: Reading, finding: Finding) -> Finding:

@@ -18,7 +18,7 @@ from planner.ir.plan import generic
 from planner.sharding.assign import Assigned, assign, looks_up
 from planner.sharding.gradients import GradientFault, gradient_faults, nearest
 from planner.sharding.propagate import Propagation, explain_failure, propagate
-from planner.sharding.reach import Unreachable, unreachable
+from planner.sharding.reach import Unreachable, strided, unreachable
 from planner.sharding.relation import Stuck
 
 UNDECIDED = {"TP210", "TP211"}
@@ -97,7 +97,8 @@ def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tu
         return unseen
     frozen = {name for name, value in subject.model.named_parameters() if not value.requires_grad}
     faults = (fault for fault in gradient_faults(ran, assigned) if fault.parameter not in frozen)
-    return _once(tuple(_of_gradient(fault) for fault in nearest(ran, tuple(faults))))
+    apart = tuple(_of_strided(op, entry) for op, entry in strided(ran.local, assigned))
+    return _once(apart + tuple(_of_gradient(fault) for fault in nearest(ran, tuple(faults))))
 
 
 def relate(
@@ -278,6 +279,18 @@ def _of_unreachable(found: Unreachable) -> Finding:
         why="a sharded parameter is a distributed tensor, and meets plain tensors only where a style makes it local",
         found="no style that makes it local there",
         needed=f"local_params on {owner or 'its module'}, or the parameter whole",
+    )
+
+
+def _of_strided(op: Op, entry: str) -> Finding:
+    return Finding(
+        "TP217",
+        Severity.ERROR,
+        f"{op.module} is given a transposed tensor, which it cannot view as rows where it is trained",
+        Place(entry, op.module, op.source),
+        why="where gradients are wanted the client takes a shard's strides for those of a contiguous tensor",
+        found="strides that make no rows",
+        needed="a contiguous input, or a style that takes the whole input",
     )
 
 
