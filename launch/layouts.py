@@ -68,7 +68,7 @@ def row(choice: Choice, load: Load, *, best: float) -> tuple[str, ...]:
         size(held.activations),
         size(held.total),
         str(choice.sent.count),
-        size(choice.sent.bytes_per_token),
+        f"{'~ ' if choice.sent.estimated else ''}{size(choice.sent.bytes_per_token)}",
         size(choice.handed) if choice.handed else "",
         f"{choice.seconds / best:.2f}",
     )
@@ -93,13 +93,8 @@ def _layers(layers: tuple[int, ...]) -> str:
 def commands(model: str, choice: Choice, machine: Machine, load: Load) -> list[str]:
     """How each client starts a layout. A client that splits layers evenly is told where it takes a split."""
     tp, pp, dp, ep = choice.layout.tp, choice.layout.pp, choice.layout.dp, choice.layout.ep
-    per_node = machine.per_node
-    degrees = f"tp_size={tp}, {f'ep_size={ep}, ' if ep > 1 else ''}pp_size={pp}"
-    torchrun = f"torchrun --nnodes {machine.nodes} --nproc-per-node {per_node} train.py" + (
-        f"  # from_pretrained(..., distributed_config=DistributedConfig({degrees}))"
-    )
     if load.train:
-        return [torchrun]
+        return [_training(choice, machine)]
     partition = ",".join(map(str, choice.layers)) if len(set(choice.layers)) > 1 else ""
     vllm = f"vllm serve {model} --model-impl transformers --tensor-parallel-size {tp} --pipeline-parallel-size {pp}"
     vllm += f" --data-parallel-size {dp}" if dp > 1 else ""
@@ -114,8 +109,32 @@ def commands(model: str, choice: Choice, machine: Machine, load: Load) -> list[s
     return [
         (f"VLLM_PP_LAYER_PARTITION={partition} " if partition else "") + vllm,
         (f"SGLANG_PP_LAYER_PARTITION={partition} " if partition else "") + sglang,
-        torchrun.replace("train.py", "serve.py"),
+        _serving(choice, machine),
     ]
+
+
+def _training(choice: Choice, machine: Machine) -> str:
+    """Replicas are the client's too, but not beside stages (transformers 5.23.0, distributed/configuration_utils.py)."""
+    pp, dp = choice.layout.pp, choice.layout.dp
+    replicas, own = (f", dp_replicate_size={dp}" if dp > 1 and pp == 1 else ""), ""
+    if dp > 1 and pp > 1:
+        own = f"; the {dp} replicas are the script's own: Transformers makes none beside stages"
+    job = f"torchrun --nnodes {machine.nodes} --nproc-per-node {machine.per_node} train.py"
+    return f"{job}  # {_distributed(choice, replicas)}{own}"
+
+
+def _serving(choice: Choice, machine: Machine) -> str:
+    """One job for each replica."""
+    ranks, dp = choice.layout.tp * choice.layout.pp, choice.layout.dp
+    nodes = -(-ranks // machine.per_node)
+    job = f"torchrun --nnodes {nodes} --nproc-per-node {ranks // nodes} serve.py"
+    return f"{job}  # {_distributed(choice)}{f'; {dp} jobs like it' if dp > 1 else ''}"
+
+
+def _distributed(choice: Choice, more: str = "") -> str:
+    tp, ep, pp = choice.layout.tp, choice.layout.ep, choice.layout.pp
+    degrees = f"tp_size={tp}, {f'ep_size={ep}, ' if ep > 1 else ''}pp_size={pp}{more}"
+    return f"from_pretrained(..., distributed_config=DistributedConfig({degrees}))"
 
 
 def layouts_json(model: str, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
@@ -153,6 +172,7 @@ def _choice(model: str, choice: Choice, machine: Machine, load: Load) -> dict[st
             "total": held.total,
         },
         "collectives": choice.sent.count,
+        "collective_bytes_estimated": choice.sent.estimated,
         "collective_bytes_per_token": choice.sent.bytes_per_token,
         "collective_bytes_per_sequence": choice.sent.bytes_per_sequence,
         "collective_bytes_per_step": choice.sent.bytes_per_step,

@@ -25,6 +25,8 @@ class Recorder:
     view_of: dict[int, Tensor] = field(default_factory=dict)
     keep: list[Tensor] = field(default_factory=list)
     paused: int = 0
+    constant: int = 0
+    """How many `no_grad` the forward is in."""
     constants: int = 0
     failed: Op | None = None
     unfixed: Mapping[Source, int] = field(default_factory=dict)
@@ -61,7 +63,8 @@ class Recorder:
     def _op(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Op:
         packed = tuple(self._arg(arg) for arg in args)
         named = tuple((key, self._arg(value)) for key, value in kwargs.items())
-        return Op(target, packed, named, (), self.module, self.sources.here(self.running))
+        source = self.sources.here(self.running)
+        return Op(target, packed, named, (), self.module, source, self.constant > 0)
 
     @contextmanager
     def attempt(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[None]:

@@ -164,7 +164,14 @@ class Tracing:
         once = (module for module in self.model.modules() if id(module) in self.kinds and "forward" not in vars(module))
         restore = [self._run_once_per_kind(module) for module in list(once)]
         try:
-            with torch.no_grad(), _plainly(self.model), self._watching(), Functions(recorder), Dispatch(recorder):
+            with (
+                torch.no_grad(),
+                _plainly(self.model),
+                self._watching(),
+                _noting_constants(recorder),
+                Functions(recorder),
+                Dispatch(recorder),
+            ):
                 return self.model(**(caching(self.model, False) | dict(inputs)))
         finally:
             self.rebuilds = self._rebuilt()
@@ -205,6 +212,7 @@ class Tracing:
                 return original(module, *args, **kwargs)
             recorder.stack.append((path, module))
             position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
+            first = len(recorder.ops)
             self.calls.append(None)
             noted = self._noted(module) if self.hooked and module._forward_pre_hooks else None
             try:
@@ -213,7 +221,7 @@ class Tracing:
                 recorder.stack.pop()
                 arguments = arguments if noted is None else noted()
                 made = tuple(recorder.number(tensor) for tensor in _tensors(output))
-                self.calls[position] = ModuleCall(path, arguments, made)
+                self.calls[position] = ModuleCall(path, arguments, made, (first, len(recorder.ops)))
             return output
 
         nn.Module.__call__ = call  # type: ignore[method-assign]  # for the time of one forward
@@ -268,7 +276,7 @@ class Tracing:
             tensors = _tensors((args, kwargs))
             given = [recorder.number(tensor) for tensor in tensors]
             same = tuple(given.index(number) for number in given)  # what is read of one value that is given twice?
-            key = (kind, same, *_call_signature(args, kwargs, position))
+            key = (kind, recorder.constant > 0, same, *_call_signature(args, kwargs, position))
             first = self.seen.setdefault(key, path)
             if first == path or first not in self.gave:
                 output = original(*args, **kwargs)
@@ -321,6 +329,26 @@ class _Gave:
 
 def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _noting_constants(recorder: Recorder) -> Iterator[None]:
+    """Tell the recorder where the forward enters and leaves `torch.no_grad`: a trace is in one itself, so none can be asked."""
+    enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
+
+    def entered(self: torch.no_grad) -> None:
+        recorder.constant += 1
+        enter(self)
+
+    def left(self: torch.no_grad, *error: Any) -> None:
+        recorder.constant -= 1
+        leave(self, *error)
+
+    torch.no_grad.__enter__, torch.no_grad.__exit__ = entered, left  # type: ignore[method-assign]  # for one forward
+    try:
+        yield
+    finally:
+        torch.no_grad.__enter__, torch.no_grad.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 _PLAIN: Mapping[str, object] = {"_experts_implementation": "eager", "use_cache": False}

@@ -8,6 +8,8 @@ from planner.ir.findings import Place
 
 MOST_RANKS = 1024
 """Degrees are told up to this many ranks."""
+SHOWN = 12
+"""Degrees, or runs of them, in a sentence for a reader; JSON has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,11 @@ class Degrees:
         return tuple((limit, tuple(degrees)) for limit, degrees in by.items())
 
     def listed(self) -> str:
-        """The legal degrees in words."""
-        return (", ".join(map(str, self.legal)) if len(self.legal) < 20 else spans(self.legal)) or "none"
+        """The legal degrees for a reader: runs of three and more drawn together, `1-8, 16, 32`, and a long list cut."""
+        told = [part for first, last in _runs(self.legal) for part in _apart(first, last)]
+        left = sum(last - first + 1 for first, last in told[SHOWN:])
+        more = [f"... and {left} more"] if left else []
+        return ", ".join([*(_span(*part) for part in told[:SHOWN]), *more]) or "none"
 
     def clauses(self) -> tuple[str, ...]:
         """The legal degrees, then what forbids the others: `3, 5, 6 and 1015 more are forbidden by ENTRY: REASON`."""
@@ -90,7 +95,16 @@ def degrees_within(limits: tuple[Limit, ...], faults: Mapping[int, Limit] | None
 
 def spans(degrees: tuple[int, ...]) -> str:
     """Ascending numbers with runs drawn together: `1-3, 5`."""
-    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in _runs(degrees))
+    return ", ".join(_span(first, last) for first, last in _runs(degrees))
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first}-{last}" if last > first else str(first)
+
+
+def _apart(first: int, last: int) -> tuple[tuple[int, int], ...]:
+    """A run; two numbers alone are no shorter drawn together."""
+    return ((first, first), (last, last)) if last - first == 1 else ((first, last),)
 
 
 def _runs(degrees: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -49,7 +49,9 @@ STRIDED = "strided"
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One op that ran: `target` is its name, `module` the module whose forward ran it, `source` the line."""
+    """One op that ran: `target` is its name, `module` the module whose forward ran it, `source` the line; `constant` where it
+    ran under `no_grad`, so that its result is one to whatever is trained.
+    """
 
     target: str
     args: tuple[Arg, ...]
@@ -57,6 +59,7 @@ class Op:
     outputs: tuple[int, ...]
     module: str
     source: Source | None = None
+    constant: bool = False
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -88,11 +91,14 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class ModuleCall:
-    """One call of a module: its tensor arguments by the forward's own names (a tuple's members share a name), its results."""
+    """One call of a module: its tensor arguments by the forward's own names (a tuple's members share a name), its results, and
+    which ops it ran: from the first position to before the last.
+    """
 
     module: str
     arguments: tuple[tuple[str, int], ...]
     outputs: tuple[int, ...]
+    ran: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -237,13 +243,14 @@ class Graph:
                     "outputs": list(op.outputs),
                     "module": op.module,
                     "source": [op.source.file, op.source.line] if op.source else None,
+                    "constant": op.constant,
                 }
                 for op in self.ops
             ],
             "inputs": dict(self.inputs),
             "outputs": [[name, number] for name, number in self.outputs],
             "notes": list(self.notes),
-            "calls": [[call.module, [list(a) for a in call.arguments], list(call.outputs)] for call in self.calls],
+            "calls": [_of_call(call) for call in self.calls],
         }
 
 
@@ -271,14 +278,23 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
                 tuple(op["outputs"]),
                 op["module"],
                 Source(*op["source"]) if op["source"] else None,
+                op["constant"],
             )
             for op in data["ops"]
         ),
         inputs=tuple(data["inputs"].items()),
         outputs=tuple((name, number) for name, number in data["outputs"]),
         notes=tuple(data["notes"]),
-        calls=tuple(ModuleCall(m, tuple((n, v) for n, v in given), tuple(made)) for m, given, made in data["calls"]),
+        calls=tuple(_call(*call) for call in data["calls"]),
     )
+
+
+def _of_call(call: ModuleCall) -> list[Any]:
+    return [call.module, [list(a) for a in call.arguments], list(call.outputs), list(call.ran)]
+
+
+def _call(module: str, given: list[tuple[str, int]], made: list[int], ran: list[int]) -> ModuleCall:
+    return ModuleCall(module, tuple((name, number) for name, number in given), tuple(made), (ran[0], ran[1]))
 
 
 def refs(args: tuple[Arg, ...]) -> Iterator[int]:

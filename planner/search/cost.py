@@ -53,7 +53,8 @@ class Traffic:
     ones beside them for each sequence (a pooled state, a learned prompt).
 
     Per position where all sequences of a batch share it (a table of positions), `fixed` then for each step; per step where no
-    token counts (a parameter's gradient, summed).
+    token counts (a parameter's gradient, summed). What is gathered is `width` wide (0: all of a token's); where that does not
+    divide, every part is as large as the largest. It is `estimated` where data tells which tokens take part.
     """
 
     kind: Kind
@@ -62,6 +63,8 @@ class Traffic:
     backward: bool
     per: Per = Per.TOKEN
     fixed: int = 0
+    width: int = 0
+    estimated: bool = False
 
     def per_rank(self, tp: int) -> int:
         """Elements that a rank puts in: its part of what is gathered, all of what is summed; without the fixed ones."""
@@ -84,7 +87,10 @@ class Traffic:
                 return each
 
     def _part(self, elements: int, tp: int) -> int:
-        return -(-elements // tp) if self.kind is Kind.ALL_GATHER else elements
+        if self.kind is not Kind.ALL_GATHER:
+            return elements
+        width = self.width if self.width and elements % self.width == 0 else elements
+        return elements // max(width, 1) * -(-width // tp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +218,15 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Sent:
     """Collectives of one rank: how many a forward (and backward, when training) issues, bytes put in for one token, those of a
-    step whatever its tokens, and those of a sequence beside its tokens'.
+    step whatever its tokens, and those of a sequence beside its tokens'. They are `estimated` where data tells which tokens
+    take part in one.
     """
 
     count: int
     bytes_per_token: int
     bytes_per_step: int = 0
     bytes_per_sequence: int = 0
+    estimated: bool = False
 
 
 def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> Held:
@@ -259,7 +267,8 @@ def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> Sent:
     step = sum(one.per_rank(tp) for one in found if one.per is Per.STEP)
     step += sum(one.fixed_per_rank(tp) for one in found if one.per is Per.POSITION)
     sequence = sum(one.fixed_per_rank(tp) for one in found if one.per is Per.TOKEN)
-    return Sent(len(found), token * load.width, step * load.width, sequence * load.width)
+    estimated = any(one.estimated for one in found)
+    return Sent(len(found), token * load.width, step * load.width, sequence * load.width, estimated)
 
 
 def handed(facts: Facts, units: Sequence[int], load: Load) -> int:
@@ -270,6 +279,14 @@ def handed(facts: Facts, units: Sequence[int], load: Load) -> int:
     into, out = (facts.handed[cut - 1] if 0 < cut <= len(facts.handed) else () for cut in (layers[0] - 1, layers[-1]))
     back = [one for one in into if load.train and one.returned]
     return sum(one.elements * (one.width or load.width) for one in (*out, *back) if one.per is not Per.STEP)
+
+
+def summed(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> int:
+    """Bytes of gradients that a rank of the stage with these units sums over the replicas in each step: of a table that is cut by
+    its rows only the rank's own (torch 2.13.0, FSDP brings a gradient to the placement of its parameter first).
+    """
+    sizes = facts.elements(tp)
+    return sum(sizes[at] for at in facts.used(units) if load.train and facts.parameters[at].trained) * load.width
 
 
 def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: Machine, *, tp: int, dp: int) -> float:
@@ -293,6 +310,6 @@ def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: 
         slowest = max(slowest, work / machine.operations + weights / machine.reads / sequences + ring + hand_on)
     gradients = 0.0
     if load.train and dp > 1:
-        largest = max(held(facts, units, load, tp=tp, dp=dp).gradients for units in stages)
+        largest = max(summed(facts, units, load, tp=tp) for units in stages)
         gradients = 2 * (dp - 1) / dp * largest / (machine.intra if tp * dp <= machine.per_node else machine.inter)
     return turns * slowest + gradients

@@ -22,7 +22,7 @@ from planner.ir.styles import STYLES
 from planner.search.cost import Facts, Handed, Kept, Parameter, Per, Traffic
 from planner.search.experts import dispatches, with_experts, without_experts
 from planner.sharding.assign import Assigned, assign
-from planner.sharding.collectives import Kind, collectives, reached, with_gradient
+from planner.sharding.collectives import Collective, Kind, collectives, reached, with_gradient
 from planner.sharding.gradients import has_gradient
 
 
@@ -152,31 +152,35 @@ def _traffic(model: nn.Module, assigned: Assigned, degree: int, units: "_Units")
         second = trace_local(model, assigned, degree, example_inputs(model, LONGER))
     except TraceError:  # a model of one length
         second = first
-    told, again = _issued(first, degree), _issued(second, degree)
-    if [one for one, _ in told] != [one for one, _ in again]:
+    told, again = collectives(first), collectives(second)
+    if [_same(one) for one in told] != [_same(one) for one in again]:
         second, again = first, told
     texts = list(zip(_texts(first), _texts(second), strict=True))
-    return tuple(
-        Traffic(kind, units.of(module), each, backward, per, fixed)
-        for ((kind, module, backward), one), (_, two) in zip(told, again, strict=True)
-        for each, fixed, per in [_grown(one, two, texts)]
-    )
+    texts = [(one, two) for one, two in texts if one != two] or texts
+    return tuple(_grows(one, two, degree, units.of(one.module), texts) for one, two in zip(told, again, strict=True))
+
+
+def _same(one: Collective) -> tuple[Kind, str, bool]:
+    return one.kind, one.module, one.backward
+
+
+def _grows(one: Collective, two: Collective, degree: int, unit: int, texts: Sequence["tuple[Text, Text]"]) -> Traffic:
+    """One collective of a program for two sizes. Where data tells how many rows there are, every token is taken for one."""
+    if one.row is not None:
+        gathers = one.kind is Kind.ALL_GATHER
+        each = one.row * (degree if gathers else 1)
+        return Traffic(one.kind, unit, each, one.backward, width=one.width, estimated=True)
+    each, fixed, per = _grown(_together(one), _together(two), texts)
+    return Traffic(one.kind, unit, each, one.backward, per, fixed, one.width)
+
+
+def _together(one: Collective) -> int:
+    """The elements that all ranks have together: a gather's are those of the gathered tensor."""
+    return one.made if one.kind is Kind.ALL_GATHER else one.elements
 
 
 LONGER = Sizes(5, 29, 19)
 """Other numbers of rows and tokens than a trace has, with no common factor."""
-
-
-def _issued(local: Graph, degree: int) -> list[tuple[tuple[Kind, str, bool], int]]:
-    """Each collective with the elements that all ranks have together: a gather's are those of the gathered tensor."""
-    wide = {op.module: prod(local.values[op.outputs[0]].shape) for op in local.ops if op.target == "tp.gather"}
-    return [
-        (
-            (one.kind, one.module, one.backward),
-            wide.get(one.module, one.elements * degree) if one.kind is Kind.ALL_GATHER else one.elements,
-        )
-        for one in collectives(local)
-    ]
 
 
 Text: TypeAlias = "tuple[int, int]"
@@ -184,10 +188,11 @@ Text: TypeAlias = "tuple[int, int]"
 
 
 def _texts(graph: Graph) -> list[Text]:
-    """Of every input of ids, else of the first input."""
+    """Of every input of ids, else of the first input; then of states that another model made of a text of its own."""
     given = [graph.values[number].shape for name, number in graph.inputs if name.endswith("input_ids")]
-    shapes = given or [graph.values[graph.inputs[0][1]].shape]
-    return [(shape[0], shape[1] if len(shape) > 1 else 1) for shape in shapes]
+    states = [graph.values[number].shape for name, number in graph.inputs if name.endswith("_states")]
+    shapes = [*(given or [graph.values[graph.inputs[0][1]].shape]), *states]
+    return list(dict.fromkeys((shape[0], shape[1] if len(shape) > 1 else 1) for shape in shapes))
 
 
 def _grown(one: int, two: int, texts: Sequence[tuple[Text, Text]]) -> tuple[int, int, Per]:

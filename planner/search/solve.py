@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from planner.ir.degrees import Degrees
 from planner.search.balance import Costs, Room, balance
-from planner.search.cost import Facts, Held, Load, Machine, Sent, handed, held, seconds, sent
+from planner.search.cost import Facts, Held, Load, Machine, Sent, handed, held, seconds, sent, summed
 from planner.search.space import Layout, layouts, why_not
 
 
@@ -76,8 +76,8 @@ def _choice(facts: Facts, layout: Layout, machine: Machine, load: Load) -> Choic
     time = seconds(facts, stages, load, machine, tp=layout.tp, dp=layout.dp)
     layers = tuple(sum(1 for unit in units if 0 < unit <= facts.depth) for units in stages)
     passed = max(handed(facts, units, load) for units in stages)
-    summed = max(one.gradients for one in each) if layout.dp > 1 else 0
-    return Choice(layout, layers, most, busiest, time, each, passed, summed)
+    shared = max(summed(facts, units, load, tp=layout.tp) for units in stages) if layout.dp > 1 else 0
+    return Choice(layout, layers, most, busiest, time, each, passed, shared)
 
 
 def _too_full(weights: float, activations: float, machine: Machine) -> str:

@@ -39,6 +39,8 @@ def why_not(layout: Layout, *, degrees: Degrees, depth: int, batch: int) -> str 
         limit = degrees.why_not(layout.tp)
         entry = limit.place.entry or limit.place.module if limit else None
         return f"tp {layout.tp}: {entry or 'the plan'}: {limit.reason if limit else 'more ranks than degrees are told for'}"
+    if layout.pp > 1 and depth == 0:
+        return f"pp {layout.pp}: the plan lists no layers that stages could share (no pipeline plan)"
     if layout.pp > max(depth, 1):
         return f"pp {layout.pp}: there are {depth} layers, and every stage needs one"
     if layout.dp > batch:

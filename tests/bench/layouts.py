@@ -89,9 +89,9 @@ def _counted() -> Iterator[None]:
         yield
 
 
-def predicted(facts: Facts, tp: int) -> Recorded:
-    """What `plan layout` counts for the first rank, for the tokens of the recording."""
-    sent = Counter((one.kind.value, one.of(*TOKENS, tp=tp)) for one in facts.traffic)
+def predicted(facts: Facts, tp: int, tokens: tuple[int, int] = TOKENS) -> Recorded:
+    """What `plan layout` counts for the first rank, for the rows and tokens of the recording."""
+    sent = Counter((one.kind.value, one.of(*tokens, tp=tp)) for one in facts.traffic)
     return sum(facts.elements(tp)), sent
 
 
@@ -108,22 +108,25 @@ def measured_row(name: str, degree: int) -> Row:
         names = set(example_inputs(model))
         kept: list[list[int | None]] = [[] for _ in range(degree)]
         trained: list[list[Trained]] = [[] for _ in range(degree)]
+        given: list[list[tuple[int, int]]] = [[] for _ in range(degree)]
         with quiet(), _counted(), Threads(degree) as ranks:
             case = Case(small, plan, degree, 1)
             found = ranks.run(
-                lambda rank: measured(case, _Counting(), kept=kept[rank], trained=trained[rank], names=names),
+                lambda rank: measured(
+                    case, _Counting(), kept=kept[rank], trained=trained[rank], given=given[rank], names=names
+                ),
                 timeout=240.0,
             )[0]
     except Exception as error:  # what cannot be loaded or run is another benchmark's question
         return Row(name, degree, "not run", f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
-    wanted, keeps = predicted(facts, degree), predicted_cache(facts, degree)
+    wanted, keeps = predicted(facts, degree, given[0][0]), predicted_cache(facts, degree)
     differs = [_difference(wanted, found)] if found != wanted else []
     told = predicted_training(facts, degree)
     differs += [f"gradients and optimizer {told} told, {one} held" for one in trained[0] if one != told]
     if None in kept[0] or keeps is None:
         note = "cache not told" if keeps is None else "cache not held: the forward raises"
     else:
-        note = ""
+        note = "estimated where data tells which tokens take part" if any(t.estimated for t in facts.traffic) else ""
         differs += [f"cache {keeps} told, {one} held" for one in kept[0] if one != keeps]
     return Row(name, degree, "differs", "; ".join(differs)) if differs else Row(name, degree, "equal", note)
 

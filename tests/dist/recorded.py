@@ -4,11 +4,12 @@ import inspect
 import multiprocessing
 import os
 import socket
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from planner.frontend.cache import CACHE_NAMES
 from planner.frontend.inputs import caching
@@ -26,7 +28,7 @@ from verify.dynamic import pipeline
 
 from verify.dynamic.cases import SIZES, Case, inputs
 from verify.dynamic.exact import Wide, copied_outputs
-from verify.dynamic.reference import sharded_model, single_device
+from verify.dynamic.reference import from_state, sharded_model, single_device, with_plan
 from verify.dynamic.schedules import Seat
 from verify.dynamic.threads import Threads
 from verify.dynamic.threads import _Group as Group
@@ -66,34 +68,70 @@ class _Recorder(TorchDispatchMode):
 
 def record(case: Case, *, train: bool = True) -> list[Recorded]:
     """By every rank of a case, in processes forked from this one."""
+    return _forked(case.tp, lambda: measured(case, train=train))
+
+
+def replicated(case: Case, replicas: int) -> list[int]:
+    """Elements that every rank sums over the replicas in a step, forward and backward, in processes forked from this one:
+    Transformers' own replicas (5.23.0, `dp_replicate_size`, by torch's FSDP over groups of one rank).
+    """
+    return _forked(case.tp * replicas, lambda: _summed(case, replicas))
+
+
+def _summed(case: Case, replicas: int) -> int:
+    single = single_device(case, torch.device("cpu"))
+    degrees = DistributedConfig(tp_size=case.tp, fsdp_size=1, dp_replicate_size=replicas)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # of the client's own modules
+        model = from_state(with_plan(case.loaded, case.plan), single.state_dict(), degrees)
+        beside = list(range(dist.get_rank() % case.tp, case.tp * replicas, case.tp))
+        found = 0
+
+        def counting(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> object:
+            nonlocal found
+            group = kwargs.get("group")
+            found += tensor.numel() if group is not None and dist.get_process_group_ranks(group) == beside else 0
+            return all_reduce(tensor, *args, **kwargs)
+
+        all_reduce = dist.all_reduce
+        with patch.object(dist, "all_reduce", counting), copied_outputs(model):
+            model(**inputs(single).whole(), **caching(model, False))[0].sum().backward()
+    return found
+
+
+Answer = TypeVar("Answer")
+
+
+def _forked(world: int, work: Callable[[], Answer]) -> list[Answer]:
+    """What every one of so many ranks answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    pipes = [context.Pipe(duplex=False) for _ in range(case.tp)]
+    pipes = [context.Pipe(duplex=False) for _ in range(world)]
     ranks = [
-        context.Process(target=_rank, args=(case, number, port, pipes[number][1], train), daemon=True)
-        for number in range(case.tp)
+        context.Process(target=_rank, args=(world, number, port, pipes[number][1], work), daemon=True)
+        for number in range(world)
     ]
     for rank in ranks:
         rank.start()
     try:
-        answers: list[Recorded | str] = [reader.recv() if reader.poll(240) else "no answer" for reader, _ in pipes]
+        answers: list[Answer | str] = [reader.recv() if reader.poll(240) else "no answer" for reader, _ in pipes]
     finally:
         for rank in ranks:
             rank.kill()
             rank.join()
-    measured = [answer for answer in answers if not isinstance(answer, str)]
-    assert len(measured) == len(answers), answers
-    return measured
+    told = [answer for answer in answers if not isinstance(answer, str)]
+    assert len(told) == len(answers), answers
+    return told
 
 
-def _rank(case: Case, number: int, port: int, answer: Connection, train: bool) -> None:
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(case.tp)}
+def _rank(world: int, number: int, port: int, answer: Connection, work: Callable[[], object]) -> None:
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        dist.init_process_group("gloo", rank=number, world_size=case.tp)
-        answer.send(measured(case, train=train))
+        dist.init_process_group("gloo", rank=number, world_size=world)
+        answer.send(work())
     except Exception as error:
         answer.send(f"{type(error).__name__}: {error}")
 
@@ -114,11 +152,12 @@ def measured(
     train: bool = True,
     kept: list[int | None] | None = None,
     trained: list[Trained] | None = None,
+    given: list[tuple[int, int]] | None = None,
     names: Collection[str] = (),
 ) -> Recorded:
     """By the rank that this runs on, in a process group that is there; with `train` in the backward pass too. `kept` is told
-    the elements that the rank keeps for the next step, `trained` what a step of training leaves. `names` are the arguments that
-    the trace has.
+    the elements that the rank keeps for the next step, `trained` what a step of training leaves, `given` its rows and tokens.
+    `names` are the arguments that the trace has.
 
     Raises:
         ValueError: the model refuses what its trace has (images, sounds).
@@ -131,8 +170,9 @@ def measured(
     asked = inputs(reference)  # with images, sounds and the encoder's tokens, where the trace has them
     if asked.refused is not None and not set(names) <= set(asked.whole()):
         raise ValueError(f"it refuses what its trace takes: {asked.refused}")
-    assert not asked.name or asked.ids.shape == TOKENS
-    with copied_outputs(model), recorder, torch.set_grad_enabled(train):
+    if given is not None:  # a model may fold rows together, and want more of them
+        given.append((asked.ids.shape[0], asked.ids.shape[1]) if asked.name else TOKENS)
+    with Wide(), copied_outputs(model), recorder, torch.set_grad_enabled(train):
         logits = call(**asked.whole(), **caching(model, False))[0]
         if train:
             logits.sum().backward()
@@ -162,7 +202,7 @@ def _kept(model: nn.Module, ids: torch.Tensor) -> int | None:
         names = inspect.signature(model.forward).parameters
         given = {name: DynamicCache(config=config) for name in CACHE_NAMES if name in names}
     try:
-        with torch.no_grad(), copied_outputs(model):
+        with Wide(), torch.no_grad(), copied_outputs(model):
             output = model(input_ids=ids, use_cache=True, **given)
     except Exception:  # what one device cannot answer either is another benchmark's question
         return None

@@ -7,10 +7,13 @@ import pytest
 from planner.api import suggest
 from planner.frontend.load import build, load
 from planner.frontend.twin import twin
-from planner.search.cost import Load, handed, held, sent
+from planner.ir.degrees import Degrees
+from planner.search.cost import Load, Machine, handed, held, sent
 from planner.search.measure import measure
+from planner.search.solve import search
+from planner.search.space import Layout
 from tests.bench.layouts import measured_row, predicted
-from tests.dist.recorded import TOKENS, record, staged
+from tests.dist.recorded import TOKENS, record, replicated, staged
 from verify.degrees import legal_degrees
 from verify.dynamic.cases import Case
 
@@ -31,6 +34,16 @@ def test_parameters_and_collectives_are_those_of_real_ranks(name: str) -> None:
         assert traffic.bytes_per_token * tokens == sum(size * times * 8 for (_, size), times in collectives.items())
 
 
+@pytest.mark.parametrize(("name", "tp"), [("llama", 1), ("llama", 2), ("qwen2_moe", 2)])
+def test_gradients_that_replicas_sum(name: str, tp: int) -> None:
+    small = twin(load(name), tp=2)
+    plan = suggest(small).plan
+    facts = measure(build(small), plan, legal_degrees(small, plan), context=16)
+    found = search(facts, Degrees((1, 2), {}), Machine(2 * tp, 1e12), Load(context=12, batch=2, width=8, train=True))
+    (choice,) = (one for one in found.choices if one.layout == Layout(tp, 1, 2))
+    assert [summed * 8 for summed in replicated(Case(small, plan, tp, 1), 2)] == [choice.summed] * (2 * tp)
+
+
 def test_experts_whole_on_real_ranks() -> None:
     """In serving: every rank holds half of the experts, and each dispatch sums once."""
     small = twin(load("mixtral"), tp=2)
@@ -41,11 +54,26 @@ def test_experts_whole_on_real_ranks() -> None:
         assert found == (elements, collectives)
 
 
-@pytest.mark.parametrize("name", ["bart", "axk2", "recurrent_gemma"])
-def test_what_is_told_of_two_lengths_of_indices_and_of_states_in_modules(name: str) -> None:
-    """An encoder's tokens beside the decoder's; choices through which no gradient flows; states that no cache object holds."""
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("bart", ""),
+        ("axk2", ""),
+        ("recurrent_gemma", ""),
+        ("hrm_text", "cache not told"),
+        ("prophetnet", "cache not told"),
+        ("mllama", ""),
+        ("deepseek_v4", ""),
+        ("xmod", "estimated where data tells which tokens take part"),
+    ],
+)
+def test_what_is_told_of_odd_programs(name: str, note: str) -> None:
+    """An encoder's tokens beside the decoder's; choices through which no gradient flows; states that no cache object holds;
+    layers called several times, some without a gradient; one module called with two lengths; what another model saw, of which
+    no gradient is asked; tokens too few to be compressed; adapters of which data chooses.
+    """
     row = measured_row(name, 2)
-    assert (row.outcome, row.note) == ("equal", "")
+    assert (row.outcome, row.note) == ("equal", note)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,23 @@ def test_words() -> None:
     assert spans((1, 2, 3, 5, 7, 8)) == "1-3, 5, 7-8"
 
 
+@pytest.mark.parametrize(
+    ("legal", "text"),
+    [
+        ((), "none"),
+        ((1, 2, 4, 8), "1, 2, 4, 8"),
+        ((1, 2, 3, 4, 8), "1-4, 8"),
+        (tuple(range(1, 40, 2)), "1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, ... and 8 more"),
+        (
+            (*range(1, 101), *range(103, 200, 3)),
+            "1-100, 103, 106, 109, 112, 115, 118, 121, 124, 127, 130, 133, ... and 22 more",
+        ),
+    ],
+)
+def test_a_long_list_is_cut_for_a_reader(legal: tuple[int, ...], text: str) -> None:
+    assert Degrees(legal, {}).listed() == text
+
+
 @pytest.mark.parametrize("degree", range(2, 12))
 @pytest.mark.parametrize("size", range(1, 24))
 def test_an_uneven_part_is_cut_as_torch_does(size: int, degree: int) -> None:

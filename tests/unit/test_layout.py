@@ -8,13 +8,14 @@ import pytest
 from transformers import PreTrainedConfig
 
 from launch.cli import run
+from launch.layouts import commands
 from planner.frontend.cache import Tensors, cache_tensors
 from planner.frontend.load import base_prefix, build, carried_plan, load
 from planner.frontend.trace import trace
 from planner.ir.degrees import Degrees
 from planner.ir.placement import R, Shard
-from planner.search.cost import Facts, Kept, Load, Machine, Parameter, Per, Traffic, held, sent
-from planner.search.solve import search
+from planner.search.cost import Facts, Kept, Load, Machine, Parameter, Per, Sent, Traffic, held, sent
+from planner.search.solve import Choice, search
 from planner.search.space import Layout, layouts, why_not
 from planner.sharding.assign import Assigned, assign
 from planner.sharding.collectives import Kind
@@ -87,6 +88,12 @@ def test_bytes_of_a_rank() -> None:
     last = held(FACTS, [3, 4, 5], Load(10, 4), tp=2, dp=1)
     assert last.parameters == (400 + 64 + 8) * 2
     assert last.cache == (16 + 32) * 4 * 2
+
+
+def test_a_gather_that_does_not_divide_is_padded_in_every_row() -> None:
+    """Two streams of 102 words each: every one is cut into parts of 26."""
+    assert Traffic(Kind.ALL_GATHER, 0, 204, False, width=102).per_rank(4) == 52
+    assert Traffic(Kind.ALL_GATHER, 0, 204, False).per_rank(4) == 51
 
 
 def test_what_a_rank_sends() -> None:
@@ -172,6 +179,43 @@ def test_the_command(capsys: Captured) -> None:
     out = capsys.readouterr().out
     assert "training with AdamW" in out
     assert "torchrun --nnodes 1 --nproc-per-node 4" in out
+
+
+def _choice(layout: Layout) -> Choice:
+    stage = held(FACTS, range(6), Load(10, 4), tp=1, dp=1)
+    return Choice(layout, (4,), stage, Sent(5, 10), 1.0, (stage,))
+
+
+@pytest.mark.parametrize(
+    ("layout", "nodes", "train", "text"),
+    [
+        (
+            Layout(2, 1, 2),
+            1,
+            True,
+            "--nnodes 1 --nproc-per-node 4 train.py|tp_size=2, pp_size=1, dp_replicate_size=2))",
+        ),
+        (Layout(2, 2, 1), 2, True, "--nnodes 2 --nproc-per-node 2 train.py|tp_size=2, pp_size=2))"),
+        (Layout(1, 2, 2), 1, True, "train.py|pp_size=2)); the 2 replicas are the script's own"),
+        (Layout(2, 1, 2), 2, False, "--nnodes 1 --nproc-per-node 2 serve.py|pp_size=1)); 2 jobs like it"),
+        (Layout(4, 1, 1), 2, False, "--nnodes 2 --nproc-per-node 2 serve.py|tp_size=4, pp_size=1))"),
+    ],
+)
+def test_transformers_is_told_of_the_replicas(layout: Layout, nodes: int, train: bool, text: str) -> None:
+    *_, told = commands("llama", _choice(layout), Machine(4, 1e9, nodes), Load(10, 4, train=train))
+    for part in text.split("|"):
+        assert part in told
+
+
+def test_bytes_that_data_decides_are_told_as_estimated(capsys: Captured) -> None:
+    """An adapter for each language, of the rows in that language."""
+    asked = ["layout", "xmod", "--devices", "2", "--memory", "24GiB", "--set", "num_hidden_layers=2", "-q"]
+    assert run([*asked, "--format", "json"]) == 0
+    told = {one["tp"]: one["collective_bytes_estimated"] for one in json.loads(capsys.readouterr().out)["layouts"]}
+    assert told == {1: False, 2: True}
+    assert run(asked) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "tp 2 x pp 1 x dp 1" in line)
+    assert "  ~ " in line
 
 
 def test_nothing_fits(capsys: Captured) -> None:
