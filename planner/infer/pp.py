@@ -55,7 +55,10 @@ def cut_nowhere(model: nn.Module, graph: Graph, base: tuple[PpEntry, ...]) -> st
     paths = [f"{prefix}.{entry.module}" if prefix else entry.module for entry in base]
     stack = layer_stack(model, paths)
     if stack is None:
-        return None
+        return "no ModuleList holds the layers, between the members of which stages are cut"
+    owner = stack.rpartition(".")[0]
+    if isinstance(model.get_submodule(owner), nn.ModuleList):
+        return f"the layers lie in the lists of {owner}, and stages are cut between the members of one list"
     if (twice := same_member(model, stack)) is not None:
         return f"{stack}.{twice[0]} and {stack}.{twice[1]} are one module, which cannot be on one stage alone"
     depth, before = len(list(model.get_submodule(stack).children())), tuple(paths[: paths.index(stack)])

@@ -39,7 +39,8 @@ def call_sites(owner: type[nn.Module], child: str) -> tuple[Site, ...]:
             if isinstance(node, ast.Call) and (arguments := _arguments_to(node, child, aliases)) is not None:
                 names = tuple(_result_names(node, parents, function))
                 keywords = tuple(k.arg for k in node.keywords if k.arg is not None)
-                found.append(Site(tuple(map(_name_of, arguments)), keywords, names))
+                local = _local_names(function)
+                found.append(Site(tuple(_name_of(argument, local) for argument in arguments), keywords, names))
     return tuple(found)
 
 
@@ -159,17 +160,24 @@ def _arguments_to(node: ast.Call, child: str, aliases: set[str]) -> list[ast.exp
     return None
 
 
-def _name_of(node: ast.expr) -> str | None:
+@lru_cache(maxsize=4096)
+def _local_names(function: ast.FunctionDef) -> frozenset[str]:
+    """The names that a method binds: its arguments, and what it assigns."""
+    bound = (node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    return frozenset((*bound, *(node.arg for node in ast.walk(function) if isinstance(node, ast.arg)))) - {"self"}
+
+
+def _name_of(node: ast.expr, local: frozenset[str]) -> str | None:
     match node:
         case ast.Name(id=name):
             return name
         case ast.Subscript(value=inner) | ast.Starred(value=inner):
-            return _name_of(inner)
+            return _name_of(inner, local)
         case ast.NamedExpr(target=target):
-            return _name_of(target)
+            return _name_of(target, local)
         case ast.Attribute(attr=name):
             return name
-        case ast.Call(func=ast.Attribute(value=ast.Name(id=name))) if name != "self":
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name))) if name in local:  # `x.to(dtype)`, not `F.gelu(x)`
             return name
         case _:
             return None

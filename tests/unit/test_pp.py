@@ -10,7 +10,7 @@ from planner.infer.sites import call_sites
 from planner.ir.graph import Graph
 from planner.ir.live import Cut, Entrance, Live, Role, live_across
 from planner.ir.plan import PpEntry
-from tests.zoo.stream_models import Nest
+from tests.zoo.stream_models import Core, Nest
 
 FILE = "tests.zoo.stream_models"
 
@@ -182,6 +182,24 @@ def test_a_table_that_the_head_reads_is_left_to_every_stage() -> None:
     """As a module that runs on both sides: a key would take it from the last stage."""
     suggestion = suggest(load(f"{FILE}:StreamForCausalLM", overrides={"mix": "raw"}))
     assert [entry.module for entry in suggestion.plan.pp] == ["pile", "fin"]
+
+
+@pytest.mark.parametrize(
+    ("mix", "why"),
+    [
+        ("lists", "the layers lie in the lists of core.piles, and stages are cut between the members of one list"),
+        ("row", "no ModuleList holds the layers, between the members of which stages are cut"),
+    ],
+)
+def test_layers_that_lie_in_no_one_list(mix: str, why: str) -> None:
+    suggestion = suggest(load(f"{FILE}:StreamForCausalLM", overrides={"mix": mix}))
+    assert suggestion.plan.pp == ()
+    assert suggestion.notes[-1] == f"there is no pipeline plan: {why}"
+
+
+def test_a_function_of_a_module_is_no_name_of_a_value() -> None:
+    """`self.fin(torch.relu(w))` is called with a value that has no name."""
+    assert {site.positional for site in call_sites(Core, "fin")} == {(None,), ("w",)}
 
 
 def test_a_module_that_stands_twice_in_the_list_of_layers() -> None:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-MIXES = ("plain", "skip", "late", "between", "outside", "again", "shelf", "raw", "shared")
-"""How the layers are joined, see `Core.forward`; raw: the head reads the embedding's weight; shared: two layers stand twice."""
+MIXES = ("plain", "skip", "late", "between", "outside", "again", "shelf", "raw", "shared", "lists", "row")
+"""How the layers are joined, see `Core.forward`; raw: the head reads the embedding's weight; shared: two layers stand twice;
+lists: two and two in lists of their own; row: in a module that calls them itself."""
 
 
 class StreamConfig(PreTrainedConfig):
@@ -50,11 +51,25 @@ class Core(PreTrainedModel):
         self.pile = nn.ModuleList(Fold(config) for _ in range(config.depth))
         if config.mix == "shared":
             self.pile = nn.ModuleList([*self.pile[:2], *self.pile[:2]])
+        if config.mix == "lists":
+            self.piles = nn.ModuleList((self.pile[:2], self.pile[2:]))
+            del self.pile
+        if config.mix == "row":
+            self.row = nn.Sequential(*self.pile)
+            del self.pile
         self.fin = nn.LayerNorm(config.width)
         self.post_init()
 
     def forward(self, input_ids: Tensor, **kwargs: object) -> CausalLMOutput:
         w = first = self.zork(input_ids)
+        match self.config.mix:
+            case "lists":
+                for pile in self.piles:
+                    for piece in pile.children():
+                        w = piece(w)
+                return CausalLMOutput(logits=self.fin(torch.relu(w)))
+            case "row":
+                return CausalLMOutput(logits=self.fin(torch.relu(self.row(w))))
         shelf: dict[str, Tensor] = {}
         for place, piece in enumerate(self.pile):
             match self.config.mix:

@@ -310,16 +310,22 @@ class Threads(AbstractContextManager["Threads"]):
         self._work: list[SimpleQueue[_Work | None]] = [SimpleQueue() for _ in range(degree)]
         self._done: SimpleQueue[tuple[int, object, BaseException | None]] = SimpleQueue()
         self._around = ExitStack()
+        self._ranks: list[threading.Thread] = []
+        self._stuck = False
 
     def __enter__(self) -> "Threads":
         self._around.enter_context(_threaded())
         for rank in range(self.degree):
-            threading.Thread(target=self._live, args=(rank,), name=f"rank {rank}", daemon=True).start()
+            self._ranks.append(threading.Thread(target=self._live, args=(rank,), name=f"rank {rank}", daemon=True))
+            self._ranks[-1].start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for queue in self._work:
             queue.put(None)
+        for rank in () if self._stuck else self._ranks:
+            rank.join()  # what torch keeps for a thread cannot be taken down beside the interpreter's own end
+        self._ranks.clear()
         self._around.close()
 
     def run(self, work: Callable[[int], Result], *, timeout: float = 300.0) -> list[Result]:
@@ -344,7 +350,7 @@ class Threads(AbstractContextManager["Threads"]):
         except Empty:
             raise TimeoutError(f"not every rank ended within {timeout:g} s") from None
         finally:
-            table.stopped = len(results) < self.degree
+            table.stopped = self._stuck = len(results) < self.degree
         if raised:
             raise raised[0]
         return [results[rank] for rank in range(self.degree)]
