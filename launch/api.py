@@ -184,6 +184,11 @@ def _decided(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ...] 
     return None if any(finding.severity is Severity.UNDECIDED for finding in findings) else findings
 
 
+def _allowed(answer: Answer, timeout: float) -> str:
+    """The limit; of ranks that never came, what was waited for them to start too."""
+    return f"{timeout:g} s" if answer.outcomes or answer.seconds < 2 * timeout else f"{answer.seconds:.0f} s"
+
+
 def _incomplete(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ...]:
     """Not every rank answered: a rank's own exception is the first cause, else its death, else the time."""
     outcomes = answer.outcomes
@@ -198,7 +203,11 @@ def _incomplete(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ..
         said = f'; the last it wrote: "{answer.death.words}"' if answer.death.words else ""
         return (_undecided("DY504", message, f"a rank that is gone compares nothing{said}"),)
     silent = ", ".join(str(rank) for rank in range(case.tp * case.pp) if rank not in outcomes)
-    return (_undecided("DY505", f"no answer from rank {silent} in {timeout:g} s", "nothing was compared in time"),)
+    return (
+        _undecided(
+            "DY505", f"no answer from rank {silent} in {_allowed(answer, timeout)}", "nothing was compared in time"
+        ),
+    )
 
 
 def _nothing_planned(ep: int) -> Finding:

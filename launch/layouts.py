@@ -25,8 +25,15 @@ def layouts_text(model: str, found: Search, facts: Facts, machine: Machine, load
             + "\n".join(f"  {line}" for line in commands(model, found.choices[0], machine, load))
         )
     else:
-        parts.append("no layout is legal: give more devices or memory, or a smaller batch or context")
+        parts.append(nothing_legal(found))
     return "\n\n".join(parts)
+
+
+def nothing_legal(found: Search) -> str:
+    """What to do where no layout is left: more room only helps where some layout lacks that alone."""
+    if any(reason.startswith("memory") for _, reason in found.illegal):
+        return "no layout is legal: give more devices or memory, or a smaller batch or context"
+    return "no layout is legal, whatever the memory: give another number of devices or a larger batch, or mend the plan"
 
 
 def headline(model: str, machine: Machine, load: Load) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from html import escape
 
-from launch.layouts import NOTE, columns, commands, gathered, headline, row
+from launch.layouts import NOTE, columns, commands, gathered, headline, nothing_legal, row
 from planner.search.cost import Facts, Held, Load, Machine
 from planner.search.solve import Choice, Search
 from verify.render.html import page, size, table
@@ -21,7 +21,7 @@ def layouts_html(model: str, found: Search, facts: Facts, machine: Machine, load
         rows = (row(choice, load, best=first.seconds) for choice in found.choices)
         parts += [table(rows, head=columns(load)), f"<p>{escape(NOTE)}</p>", *_best(model, first, machine, load)]
     else:
-        parts.append("<p>No layout is legal: give more devices or memory, or a smaller batch or context.</p>")
+        parts.append(f"<p>{escape(nothing_legal(found).capitalize())}.</p>")
     if not load.train and facts.cache is None:
         parts.append("<p>The cache of this model is not known, and not counted.</p>")
     if found.illegal:

@@ -169,6 +169,9 @@ def machines(count: int, this: int, endpoint: str) -> Nodes | None:
         return None
     if not endpoint:
         raise MisuseError("several machines need a place to meet: give --rdzv-endpoint HOST:PORT of the first.")
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit():
+        raise MisuseError(f"--rdzv-endpoint {endpoint} is no HOST:PORT, such as first-machine:29500.")
     if this >= count:
         raise MisuseError(f"--node-rank {this} is none of {count} machines; they count from 0.")
     return Nodes(count, this, endpoint)

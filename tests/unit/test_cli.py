@@ -442,3 +442,8 @@ def test_without_a_command_there_is_help(arguments: list[str], capsys: Captured)
     out, err = capsys.readouterr()
     assert "suggest  Infer a plan, prove it, and print or write it.\n" in out
     assert err == ""
+
+
+def test_a_place_to_meet_is_a_host_and_a_port(capsys: Captured) -> None:
+    assert run(["verify", "llama", "--nnodes", "2", "--rdzv-endpoint", "first-machine"]) == 2
+    assert "--rdzv-endpoint first-machine is no HOST:PORT" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -221,6 +222,14 @@ def test_bytes_that_data_decides_are_told_as_estimated(capsys: Captured) -> None
 def test_nothing_fits(capsys: Captured) -> None:
     assert run(["layout", "llama", "--devices", "2", "--memory", "1MB", "--set", "num_hidden_layers=2", "-q"]) == 1
     assert "no layout is legal: give more devices or memory" in capsys.readouterr().out
+
+
+def test_a_plan_that_is_wrong_is_not_mended_by_memory(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text('{"base_model_tp_plan": {"layers.*.self_attn.q_pro": "colwise"}}')
+    asked = ["layout", "llama", "--devices", "2", "--memory", "80GiB", "--set", "num_hidden_layers=2", "-q"]
+    assert run([*asked, "--plan", str(file)]) == 1
+    assert "no layout is legal, whatever the memory:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

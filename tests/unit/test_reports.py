@@ -117,7 +117,7 @@ def test_the_page_is_whole_and_fetches_nothing() -> None:
         "refuted",
         "a <shard>",
         "b = '<b>'",
-        "0 and 2 alike",
+        "0 and 2 more alike",
         "all-reduce of 5",
         "1.0 KiB a rank",
     ):

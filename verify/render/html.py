@@ -178,7 +178,7 @@ def _tree(boxes: Sequence[Box]) -> str:
 
 def _node(box: Box, children: Mapping[str, Sequence[Box]], alike: Mapping[str, int]) -> str:
     below = [child for child in children.get(box.path, ()) if child.repeats is None]
-    times = f" and {alike[box.path]} alike" if box.path in alike else ""
+    times = f" and {alike[box.path]} more alike" if box.path in alike else ""
     label = f"{_mark(box)}{escape(box.path.rpartition('.')[2])}{times} <span class='size'>{escape(box.kind)}</span>{_about(box)}"
     if not below:
         return f'<div class="leaf">{label}</div>'
