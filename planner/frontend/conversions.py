@@ -135,14 +135,7 @@ def _undone(model: PreTrainedModel, trial: _Trial, whole: Mapping[str, Tensor]) 
     converter = trial.converter
     held: dict[str, Any] = {name: [tensor] for name, tensor in whole.items()}
     for operation in reversed(converter.operations):
-        held = operation.reverse_op.convert(
-            held,
-            source_patterns=converter.target_patterns,
-            target_patterns=converter.source_patterns,
-            full_layer_name=trial.names[0],
-            model=model,
-            config=model.config,
-        )
+        held = _applied(model, trial, operation.reverse_op, held, converter.target_patterns, converter.source_patterns)
     return {source: _listed(held, source) for source in converter.source_patterns}
 
 
@@ -167,15 +160,23 @@ def _converted(model: PreTrainedModel, trial: _Trial, sources: _Tensors) -> _Ten
     converter = trial.converter
     held: dict[str, Any] = {name: list(tensors) for name, tensors in sources.items()}
     for operation in converter.operations:
-        held = operation.convert(
-            held,
-            source_patterns=converter.source_patterns,
-            target_patterns=converter.target_patterns,
-            full_layer_name=trial.names[0],
-            model=model,
-            config=model.config,
-        )
+        held = _applied(model, trial, operation, held, converter.source_patterns, converter.target_patterns)
     return {name: _as_list(value) for name, value in held.items()}
+
+
+def _applied(
+    model: PreTrainedModel, trial: _Trial, operation: Any, held: dict[str, Any], given: list[str], wanted: list[str]
+) -> dict[str, Any]:
+    """One of the client's operations, called as the client calls it."""
+    made: dict[str, Any] = operation.convert(
+        held,
+        source_patterns=given,
+        target_patterns=wanted,
+        full_layer_name=trial.names[0],
+        model=model,
+        config=model.config,
+    )
+    return made
 
 
 def _read(trial: _Trial, sources: _Tensors, *, rank: int, degree: int, size: int) -> _Tensors:

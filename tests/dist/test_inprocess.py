@@ -131,7 +131,7 @@ def test_work_that_never_ends_is_left_behind() -> None:
 
 def test_a_transposed_shard_raises_where_it_is_trained() -> None:
     plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down", "rowwise")))
-    model = "tests.zoo.turned_model:TurnedForCausalLM"
+    model = "tests.zoo.borrowing_model:TurnedForCausalLM"
     loaded = [load(model, overrides={"written_out": written_out}) for written_out in ("true", "false")]
     right, wrong = confirm_cases(tuple(Case(twin(one, tp=2), plan, 2) for one in loaded), engine="inprocess")
     assert right.verdict is Verdict.CONFIRMED, right.findings

@@ -91,7 +91,7 @@ def test_few_ranks_tell_what_many_hold(model: str, key: str, style: str, monkeyp
 @pytest.mark.parametrize(("written_out", "style"), [("true", "rowwise"), ("false", "colwise_gather_output")])
 def test_a_transposed_shard_is_not_viewed_as_rows(written_out: str, style: str) -> None:
     """Only where it is trained; `tests/dist/test_inprocess.py` sees the client raise."""
-    loaded = load("tests.zoo.turned_model:TurnedForCausalLM", overrides={"written_out": written_out})
+    loaded = load("tests.zoo.borrowing_model:TurnedForCausalLM", overrides={"written_out": written_out})
     plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down", "rowwise")))
     codes = [finding.code for finding in prove(loaded, plan, tp=2).findings]
     assert codes == ([] if written_out == "true" else ["TP217"])

@@ -1,4 +1,4 @@
-"""A model that calls one projection by keyword, hands the weight of another to a function, and holds its table twice."""
+"""Models whose modules are called, or fed, in ways that a client's hooks do not reach."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,15 @@ from transformers.modeling_outputs import CausalLMOutput
 class BorrowingConfig(PretrainedConfig):
     model_type = "borrowing"
 
-    def __init__(self, **kwargs: object) -> None:
+    def __init__(self, written_out: bool = False, **kwargs: object) -> None:
         self.vocab_size, self.hidden_size, self.num_hidden_layers = 64, 32, 1
+        self.written_out = written_out
         super().__init__(**kwargs)  # type: ignore[arg-type]  # its fields are untyped
 
 
 class BorrowingForCausalLM(PreTrainedModel):
+    """One projection is called by keyword, the weight of another is handed to a function, and the table is held twice."""
+
     config_class = BorrowingConfig
 
     def __init__(self, config: BorrowingConfig) -> None:
@@ -37,3 +40,22 @@ class BorrowingForCausalLM(PreTrainedModel):
         hidden = hidden + self.down(torch.relu(nn.functional.linear(hidden, self.never_called.weight)))
         hidden = hidden + self.down_once_more(torch.relu(self.called_by_keyword(input=hidden)))
         return CausalLMOutput(logits=self.head(hidden))
+
+
+class TurnedForCausalLM(PreTrainedModel):
+    """The second projection is given the tokens first and the rows second, written out or not."""
+
+    config_class = BorrowingConfig
+
+    def __init__(self, config: BorrowingConfig) -> None:
+        super().__init__(config)
+        self.table = nn.Embedding(64, 32)
+        self.up, self.down = nn.Linear(32, 48, bias=False), nn.Linear(48, 32, bias=False)
+        self.head = nn.Linear(32, 64, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]  # it has no annotations
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: object) -> CausalLMOutput:
+        hidden = self.table(input_ids)
+        turned = torch.relu(self.up(hidden)).transpose(0, 1)
+        turned = turned.contiguous() if self.config.written_out else turned
+        return CausalLMOutput(logits=self.head(hidden + self.down(turned).transpose(0, 1)))
