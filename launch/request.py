@@ -12,6 +12,7 @@ from transformers.dynamic_module_utils import init_hf_modules
 
 from launch.job import Nodes
 from planner.frontend.code import FILE_PACKAGE
+from planner.frontend.errors import LoadError, reason
 from verify.dynamic.cases import Case
 
 
@@ -49,10 +50,19 @@ def read_start(directory: Path) -> Start:
 
 
 def write_request(directory: Path, number: int, request: Request) -> None:
-    """The `number`th request of a group; whole or not at all, since the ranks wait for it."""
+    """The `number`th request of a group; whole or not at all, since the ranks wait for it.
+
+    Raises:
+        LoadError: a case is of classes that no other process finds.
+    """
     modules = {name: _file(name) for case in request.cases for name in _modules(case)}
     part = directory / f"request-{number}.part"
-    part.write_bytes(pickle.dumps((modules, pickle.dumps(request))))
+    try:
+        written = pickle.dumps(request)
+    except (pickle.PicklingError, AttributeError) as error:
+        advice = "give the classes of the model and of its config their own names in their module"
+        raise LoadError(f"the ranks cannot load this model by themselves ({reason(error)}); {advice}.") from error
+    part.write_bytes(pickle.dumps((modules, written)))
     part.rename(part.with_suffix(""))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from launch.api import confirm, confirm_cases
-from planner.frontend.load import Loaded, build, carried_plan, load
+from planner.frontend.load import Loaded, LoadError, build, carried_plan, load
 from planner.frontend.twin import twin
 from planner.ir.findings import Fault, Severity, Verdict
 from planner.ir.plan import Plan, TpEntry
@@ -122,3 +122,11 @@ def test_a_layout_of_one_rank_is_refused() -> None:
 def test_a_plan_without_entries_is_not_run() -> None:
     result = confirm("llama", Plan(), tp=2)
     assert [finding.code for finding in result.findings] == ["PL104"]
+
+
+def test_classes_that_another_process_does_not_find_are_told_of() -> None:
+    loaded = load("tests.zoo.borrowing_model:BorrowingForCausalLM")
+    nowhere = type("Nowhere", (type(loaded.config),), {})
+    plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down_again", "rowwise")))
+    with pytest.raises(LoadError, match="the ranks cannot load this model by themselves"):
+        confirm(replace(loaded, config=nowhere()), plan, tp=2)
