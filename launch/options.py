@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from launch import completion
 from launch.answers import MisuseError
 from launch.job import this_rank
 
@@ -14,6 +15,7 @@ ModelArgument = Annotated[
         metavar="MODEL",
         help="A Transformers model type, config.json, checkpoint folder, Hub id, file.py:Class or package.mod:Class.",
         show_default=False,
+        autocompletion=completion.models,
     ),
 ]
 SetOption = Annotated[
@@ -42,6 +44,7 @@ ForOption = Annotated[
         metavar="CLIENT",
         help="Whose reading of the plan: transformers, vllm, sglang, tgi, torchtitan or deepspeed, or one version, as vllm@0.24; "
         "with --level client also accelerate and trl.",
+        autocompletion=completion.readings,
         show_default="transformers",
     ),
 ]

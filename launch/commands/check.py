@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from launch import completion
 from launch.answers import EXIT_CODES, Answer, MisuseError
 from launch.console import Progress, only_results_on_stdout, print_result
 from launch.model import Model, read_model
@@ -28,7 +29,12 @@ ALL = "transformers,vllm,sglang,tgi,torchtitan"
 def check(
     model: ModelArgument,
     backend: Annotated[
-        str, typer.Option(metavar="CLIENTS", help="Clients, comma-separated; a version as in vllm@0.24.")
+        str,
+        typer.Option(
+            metavar="CLIENTS",
+            help="Clients, comma-separated; a version as in vllm@0.24.",
+            autocompletion=completion.several_readings,
+        ),
     ] = ALL,
     form: FormatOption = ReportFormat.TEXT,
     set_: SetOption = None,

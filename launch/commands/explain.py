@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from launch import completion
 from launch.answers import MisuseError
 from launch.console import print_result
 from verify.catalogue import explain as explanation
@@ -12,7 +13,10 @@ from verify.catalogue import overview
 
 def explain(
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="A finding, such as TP203; none lists them all.")
+        str | None,
+        typer.Argument(
+            metavar="CODE", help="A finding, such as TP203; none lists them all.", autocompletion=completion.codes
+        ),
     ] = None,
 ) -> None:
     """Explain a finding: what it is, why it matters, an example, what to use instead."""
