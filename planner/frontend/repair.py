@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
 from planner.frontend.overrides import parse_value
-from planner.frontend.sizes import Fields, role_of
+from planner.frontend.roles import Fields, role_of
 
 _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
 """Roles for which the other fields, or any small number, tell a value."""

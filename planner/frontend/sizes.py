@@ -1,7 +1,6 @@
 """Small sizes for the fields of a config, by what their names say; no table per model type.
 
-Every structural dim gets a size of its own, so that two dims cannot be confused; a size has the same common divisors
-with
+Every structural dim gets a size of its own, so that two dims cannot be confused; a size has the same common divisors with
 the degree as the real one, so that what does not divide in reality does not divide in the twin either.
 """
 
@@ -10,41 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from math import gcd
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
-Fields: TypeAlias = dict[str, object]
+from planner.frontend.depth import depth
+from planner.frontend.roles import Fields, role_of
 
-_ROLES: tuple[tuple[str, str], ...] = (
-    (
-        "layers",
-        r"(num|n)_(hidden_|decoder_|encoder_|transformer_)?(layers?|blocks?)(_per_stack)?|depth|(encoder|decoder)_layers",
-    ),
-    ("last layers", r"(num_)?\w*shared_layers"),
-    ("dense layers", r"first_k_dense\w*|(num|n)_(first_)?dense_layers"),
-    ("vocabulary", r"(\w+_)?vocab(ulary)?_size(_\w+)?|n_vocab"),
-    ("kv heads", r"(num_|n_)?(kv|key_value)_heads?|(num|n)_heads?_kv|multi_query_group_num"),
-    ("heads", r"(num_|n_|encoder_|decoder_)?(attention_|attn_|query_|q_)?heads?"),
-    ("rank", r"\w*(lora_)?rank"),
-    ("head dim", r"(\w+_)?head_(dim|size|width)|d_(kv|head)|kv_channels"),
-    ("rotary", r"rotary_(n?dims?|emb_dim|size)|rope_dim"),
-    ("chosen", r"\w*(per_tok|per_token|top_?k|moe_k)"),
-    ("groups", r"n_group|num_expert_groups?"),
-    ("chosen groups", r"topk_group"),
-    ("shared", r"\w*shared_experts?"),
-    ("experts", r"\w*experts?"),
-    ("intermediate", r"\w*(intermediate|ffn|ffw|feed_?forward|inner|mlp_dim|mlp_size|mlp_hidden)\w*|d_ff|ff_dim"),
-    (
-        "hidden",
-        r"hidden_(size|dim)|n_embd|d_model|(model_|embed_|embedding_)?dim|embedding_size|word_embed_proj_dim|width",
-    ),
-    (
-        "positions",
-        r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|(model_)?max_length|block_size",
-    ),
-    ("window", r"\w*window(_size)?|\w*chunk_size"),
-    ("period", r"\w*(interval|period|_freq|_step|_pattern|every_n\w*)"),
-)
-_COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
 _DROPPED = re.compile(r"\w*(drop|jitter)\w*")
 _MULTIPLIER = re.compile(r"\w*(multiplier|logits?_scal(e|ing)|residual_scale|embed(ding)?_scale|scaling_factor)")
 _TOKEN = re.compile(r"\w*token_(ids?|index)")
@@ -54,11 +23,6 @@ _INNER = re.compile(r"(\w+?)_(?:n|num)_heads")
 HEAD_DIM = 8
 LENGTH = 12
 """Tokens in a twin's input: more than its sliding window, fewer than its positions."""
-
-
-def role_of(name: str) -> str | None:
-    """What a config field is, by its name; None where the name tells nothing."""
-    return next((role for role, pattern in _COMPILED if pattern.fullmatch(name)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,78 +214,6 @@ def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
         for name, value in numbers.items()
         if (role := roles.get(name)) in limits and role
     }
-
-
-def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int) -> Fields:
-    """The number of layers cut so that every kind of layer stays, and every list with one item per layer with it.
-
-    A model with fewer layers than `least` becomes deeper, where no list says what each of its layers is.
-    """
-    name = next((name for name, role in roles.items() if role == "layers"), None)
-    if name is None or not isinstance(total := fields[name], int):
-        return {}
-    if total < least and not any(isinstance(value, list | tuple) and len(value) == total for value in fields.values()):
-        return {
-            key: max(value, least)
-            for key, role in roles.items()
-            if role == "layers" and isinstance(value := fields[key], int)
-        }
-    lists = {key: value for key, value in fields.items() if isinstance(value, list | tuple) and len(value) == total}
-    numbered = {key for key, value in lists.items() if list(value) == list(range(total))}
-    periods = [v for k, v in fields.items() if roles.get(k) == "period" and isinstance(v, int) and v <= total]
-    own = {key: by_layer for key, value in fields.items() if (by_layer := _by_layer(value, total))}
-    kinds = [value for key, value in lists.items() if key not in numbered]
-    kinds += [[by_layer.get(index) for index in range(total)] for by_layer in own.values()]
-    counted = {key: pairs for key, value in fields.items() if (pairs := _counted(value, total))}
-    least = max([least, *periods])
-    for pairs in counted.values():
-        least = -(-least // _length(pairs)) * _length(pairs)
-    kept = _kept_layers(list(zip(*kinds, strict=True)), total, least)
-    cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
-    cut |= {key: [[part, len(kept) // _length(pairs)] for part, _ in pairs] for key, pairs in counted.items()}
-    cut |= {
-        key: {str(new): by_layer[old] for new, old in enumerate(kept) if old in by_layer}
-        for key, by_layer in own.items()
-    }
-    cut |= {key: list(range(len(kept))) for key in numbered}
-    for key, role in roles.items():
-        if role == "layers" and isinstance(value := fields[key], int):
-            cut[key] = min(value, len(kept))
-        elif role == "last layers" and isinstance(value := fields[key], int):
-            cut[key] = value * len(kept) // total
-    return cut | {name: len(kept)}
-
-
-def _counted(value: object, total: int) -> list[tuple[list[object], int]]:
-    """Pairs of kinds of layers and how often these are repeated, where such pairs make up all layers; else none."""
-    pairs: list[tuple[list[object], int]] = []
-    for pair in value if isinstance(value, list) else ():
-        match pair:
-            case [[*part], int(count)]:
-                pairs.append((part, count))
-            case _:
-                return []
-    return pairs if sum(len(part) * count for part, count in pairs) == total else []
-
-
-def _length(pairs: list[tuple[list[object], int]]) -> int:
-    return sum(len(part) for part, _ in pairs)
-
-
-def _by_layer(value: object, total: int) -> dict[int, object]:
-    """What a mapping from layer numbers says, by number; nothing of any other value."""
-    if not isinstance(value, dict) or not all(str(key).isdecimal() and int(key) < total for key in value):
-        return {}
-    return {int(key): own for key, own in value.items()}
-
-
-def _kept_layers(kinds: list[tuple[object, ...]], total: int, least: int) -> list[int]:
-    """The first layer of each kind, filled up with the next ones to `least`."""
-    first = {repr(kind): index for index, kind in reversed(list(enumerate(kinds)))}
-    kept = set(first.values())
-    rest = (index for index in range(total) if index not in kept)
-    kept |= {index for index, _ in zip(rest, range(least - len(kept)), strict=False)}
-    return sorted(kept)
 
 
 def numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Fields:

@@ -18,7 +18,8 @@ from transformers import PreTrainedConfig
 
 from planner.frontend.inputs import Sizes, caching, token_inputs
 from planner.frontend.load import Loaded, build, quiet
-from planner.frontend.sizes import RUNGS, Fields, narrowed, numbers_beside_sizes, role_of, shrunk
+from planner.frontend.roles import Fields, role_of
+from planner.frontend.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
 from planner.frontend.values import real_inputs
 from planner.ir.plan import generic
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from planner.frontend.load import Loaded, LoadError, build, load
-from planner.frontend.sizes import LENGTH, numbers_beside_sizes, role_of
+from planner.frontend.roles import role_of
+from planner.frontend.sizes import LENGTH, numbers_beside_sizes
 from planner.frontend.trace import TraceError, trace
 from planner.frontend.twin import TwinError, fields_of, twin
 from planner.ir.plan import generic

@@ -12,9 +12,10 @@ import pytest
 
 import launch.commands.suggest as suggesting
 import launch.commands.verify as verifying
+import launch.levels as climbing
 from launch.answers import EXIT_CODES, MisuseError
+from launch.asked import Layout, layout
 from launch.cli import run
-from launch.commands.verify import Layout, layout
 from launch.job import Rank, this_rank
 from launch.model import read_plan
 from planner.ir.degrees import Degrees
@@ -63,7 +64,7 @@ def levels(monkeypatch: Patch) -> Callable[..., list[str]]:
             return LevelResult("run", 0.2, run)
 
         monkeypatch.setattr("verify.static.prove", prove)
-        monkeypatch.setattr(verifying, "_run", confirm)
+        monkeypatch.setattr(climbing, "_run", confirm)
         return ran
 
     return install
@@ -128,7 +129,7 @@ def test_proved_then_refuted_is_our_bug(levels: Callable[..., list[str]], capsys
 )
 def test_a_killed_rank_or_a_client_contradicts_nothing(levels: Callable[..., list[str]], found: Finding) -> None:
     levels((), (found,))
-    results = verifying._contradiction_named((LevelResult("proof", 0.0), LevelResult("run", 0.0, (found,))))
+    results = climbing._contradiction_named((LevelResult("proof", 0.0), LevelResult("run", 0.0, (found,))))
     assert results[1].findings == (found,)
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from planner.frontend.depth import depth
 from planner.frontend.load import build, load
-from planner.frontend.sizes import LENGTH, RUNGS, depth, role_of, shrunk
+from planner.frontend.roles import role_of
+from planner.frontend.sizes import LENGTH, RUNGS, shrunk
 from planner.frontend.trace import trace
 from planner.frontend.twin import SMALL, _beside_sizes, fields_of, random_state, twin
 from planner.ir.plan import generic
