@@ -60,11 +60,11 @@ class Op:
     module: str
     source: Source | None = None
     constant: bool = False
+    inputs: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The values used, in argument order, repeats kept."""
 
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """The values used, in argument order, repeats kept."""
-        return tuple(refs((*self.args, *(value for _, value in self.kwargs))))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(refs((*self.args, *(value for _, value in self.kwargs)))))
 
     def arg(self, position: int, name: str, default: Arg = None) -> Arg:
         """An argument given by position or by name."""
@@ -151,6 +151,11 @@ class Graph:
             for number in dict.fromkeys(op.inputs):
                 found.setdefault(number, []).append(position)
         return {number: tuple(positions) for number, positions in found.items()}
+
+    @cached_property
+    def hidden(self) -> "Hidden":
+        """By the module, what it reads that is none of its arguments."""
+        return Hidden(self)
 
     @cached_property
     def used_parameters(self) -> frozenset[str]:
@@ -252,6 +257,29 @@ class Graph:
             "notes": list(self.notes),
             "calls": [_of_call(call) for call in self.calls],
         }
+
+
+class Hidden(dict[str, tuple[int, ...]]):
+    """What a layer reads that is none of its arguments (keys and values that an earlier layer left in a dictionary), by the
+    layer. One that stands in the graph as a `repeat` reads what the layer reads that it repeats.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __missing__(self, module: str) -> tuple[int, ...]:
+        graph = self.graph
+        shown = graph.module_of[module].repeats or module if module in graph.module_of else module
+        if shown != module:
+            self[module] = self[shown]
+            return self[module]
+        given = {value for call in graph.calls if call.module == module for _, value in call.arguments}
+        ops = [op for op in graph.ops if op.module == module or op.module.startswith(f"{module}.")]
+        made = given.union(*(op.outputs for op in ops))
+        read = dict.fromkeys(value for op in ops for value in op.inputs)
+        self[module] = tuple(value for value in read if value not in made and value in graph.producer)
+        return self[module]
 
 
 def graph_from_json(data: Mapping[str, Any]) -> Graph:

@@ -190,7 +190,7 @@ def _uses(
 ) -> Iterator[tuple[int, int, Role]]:
     """The ops that meet what comes from before the cut: those of the layers after it, and those on their results."""
     entered = {(entry.layer, value) for value, entries in entrances.items() for entry in entries}
-    hidden = Hidden(graph)
+    hidden = graph.hidden
     for position, op in enumerate(graph.ops[start:], start):
         layer = cut.number(op.module)
         if cut.lacks(op.module):  # behind the cut only where it runs again, on what a later layer gave
@@ -203,26 +203,6 @@ def _uses(
                 yield position, value, Role.SENT if (layer, value) in entered else Role.MISSED
             elif value in graph.producer and value not in sides.after:
                 yield position, value, Role.RECOMPUTED
-
-
-class Hidden(dict[str, tuple[int, ...]]):
-    """What a layer reads that is none of its arguments (keys and values that an earlier layer left in a dictionary), by the
-    layer. One that stands in the graph as a `repeat` reads what the layer reads that it repeats.
-    """
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def __missing__(self, module: str) -> tuple[int, ...]:
-        graph = self.graph
-        shown = graph.module_of[module].repeats or module if module in graph.module_of else module
-        given = {value for call in graph.calls if call.module == shown for _, value in call.arguments}
-        ops = [op for op in graph.ops if _inside(op.module, shown)]
-        made = given.union(*(op.outputs for op in ops))
-        read = dict.fromkeys(value for op in ops for value in op.inputs)
-        self[module] = tuple(value for value in read if value not in made and value in graph.producer)
-        return self[module]
 
 
 def _maker(graph: Graph, value: int) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref
-from planner.ir.live import Hidden
 
 
 @dataclass(slots=True)
@@ -129,7 +128,7 @@ class _Numbering:
         self.found: dict[int, int] = {}
         self.made: dict[int, int] = {}
         self.zeros: set[int] = set()
-        self.hidden = Hidden(graph)
+        self.hidden = graph.hidden
         self.inside = _Insides(graph)
         self.layer_of: dict[int, tuple[ModuleCall, int, int]] = {}
         calls: dict[str, int] = {}
