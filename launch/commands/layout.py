@@ -111,7 +111,7 @@ def answer(
         try:
             plan = given or _plan(loaded)
             degrees = legal_degrees(loaded, plan)
-            facts = measure(built, plan, degrees, context=load.context)
+            facts = measure(built, plan, degrees, context=load.context, train=load.train)
             experts = None if load.train or not plan.ep else _experts(loaded, plan, degrees, load, facts)
         except TraceError as error:
             raise UndecidedError(

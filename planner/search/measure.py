@@ -11,7 +11,7 @@ from planner.frontend.cache import cache_tensors
 from planner.frontend.inputs import Sizes, example_inputs
 from planner.frontend.local import trace_local
 from planner.frontend.stacks import layer_stack
-from planner.frontend.trace import TraceError
+from planner.frontend.trace import TraceError, trace
 from planner.frontend.traced import local_program, subject_of
 from planner.ir.degrees import Degrees
 from planner.ir.graph import Graph
@@ -27,10 +27,18 @@ from planner.sharding.gradients import has_gradient
 
 
 def measure(
-    model: nn.Module, plan: Plan, degrees: Degrees, *, context: int, experts: bool = False, known: Facts | None = None
+    model: nn.Module,
+    plan: Plan,
+    degrees: Degrees,
+    *,
+    context: int,
+    train: bool = False,
+    experts: bool = False,
+    known: Facts | None = None,
 ) -> Facts:
     """The facts of a meta-device model under a plan; the rank's program is taken at the least legal degree above 1.
 
+    To `train` it, what a gradient reaches is asked of a forward of `context` tokens: some weights only take part in long texts.
     With `experts` its experts lie whole on the ranks, by the expert plan, and the traffic is that of serving; `known` are the
     facts without them, whose cache is the same, because experts keep nothing between steps.
     """
@@ -44,7 +52,9 @@ def measure(
     traffic = _traffic(model, assigned, degree, units) if degree > 1 else ()
     summed = _summed(graph, plan, prefix, units) if experts else ()
     return Facts(
-        parameters=_parameters(model, graph, lying, units),
+        parameters=_parameters(
+            model, graph, lying, units, _trained(model, _of_length(model, context) if train else graph)
+        ),
         traffic=(*traffic, *_gradients(graph, given.styles(prefix), units), *summed),
         depth=units.depth,
         hidden=_hidden(graph, units),
@@ -83,7 +93,17 @@ class _Units:
         return self.depth + 1 if behind else 0
 
 
-def _parameters(model: nn.Module, graph: Graph, assigned: Assigned, units: _Units) -> tuple[Parameter, ...]:
+def _of_length(model: nn.Module, context: int) -> Graph:
+    """The program for one text of that length; the usual one where the model refuses it."""
+    try:
+        return trace(model, example_inputs(model, Sizes(1, context, context)))
+    except TraceError:
+        return subject_of(model).graph
+
+
+def _parameters(
+    model: nn.Module, graph: Graph, assigned: Assigned, units: _Units, trained: set[str]
+) -> tuple[Parameter, ...]:
     """Tied names are one parameter that several units use."""
     users: dict[int, set[int]] = {}
     names: dict[int, list[str]] = {}
@@ -99,7 +119,6 @@ def _parameters(model: nn.Module, graph: Graph, assigned: Assigned, units: _Unit
             read.update(op.inputs[1:])
         else:
             read.update(op.inputs)
-    trained = _trained(model, graph)
     return tuple(
         Parameter(
             shape := graph.values[number].shape,
@@ -107,15 +126,15 @@ def _parameters(model: nn.Module, graph: Graph, assigned: Assigned, units: _Unit
             frozenset(used),
             _active(graph, shape),
             frozenset(looked_up.get(number, ())),
-            number in trained,
+            not trained.isdisjoint(names[number]),
             number in looked_up and number not in read,
         )
         for number, used in users.items()
     )
 
 
-def _trained(model: nn.Module, graph: Graph) -> set[int]:
-    """The numbers of the parameters that get a gradient: in a repeated layer those that get one in the layer it repeats."""
+def _trained(model: nn.Module, graph: Graph) -> set[str]:
+    """The names of the parameters that get a gradient: in a repeated layer those that get one in the layer it repeats."""
     frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
     found = reached(graph)
     shown: dict[str, str] = {}
@@ -123,14 +142,14 @@ def _trained(model: nn.Module, graph: Graph) -> set[int]:
         parent, _, name = module.path.rpartition(".")
         first = module.repeats or (join(shown[parent], name) if module.path else "")
         shown[module.path] = shown.get(first, first)  # a repeated layer may have repeated parts
-    return {
-        number
+    named = (
+        (join(module.path, local), first)
         for module in graph.modules
-        for (local, number), (_, first) in zip(
+        for (local, _), (_, first) in zip(
             module.parameters, graph.module_of[shown[module.path]].parameters, strict=True
         )
-        if first in found and join(module.path, local) not in frozen
-    }
+    )
+    return {name for name, first in named if first in found and name not in frozen}
 
 
 def _active(graph: Graph, shape: tuple[int, ...]) -> float:

@@ -104,7 +104,7 @@ def measured_row(name: str, degree: int) -> Row:
         if degree not in degrees.legal:
             return Row(name, degree, "not run", "the plan forbids the degree")
         model = build(small)
-        facts = measure(model, plan, degrees, context=TOKENS[1])
+        facts = measure(model, plan, degrees, context=TOKENS[1], train=True)
         names = set(example_inputs(model))
         kept: list[list[int | None]] = [[] for _ in range(degree)]
         trained: list[list[Trained]] = [[] for _ in range(degree)]

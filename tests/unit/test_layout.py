@@ -16,6 +16,7 @@ from planner.frontend.trace import trace
 from planner.ir.degrees import Degrees
 from planner.ir.placement import R, Shard
 from planner.search.cost import Facts, Kept, Load, Machine, Parameter, Per, Sent, Traffic, held, sent
+from planner.search.measure import measure
 from planner.search.solve import Choice, search
 from planner.search.space import Layout, layouts, why_not
 from planner.sharding.assign import Assigned, assign
@@ -166,6 +167,16 @@ def test_states_and_keys_of_one_sequence(name: str) -> None:
         assert [sum(count for count, _ in layer) for layer in found] == [
             inner * (kernel + states) if kind == "mamba" else wide * context for kind in kinds
         ]
+
+
+def test_weights_that_only_long_texts_reach_have_gradients_in_long_texts() -> None:
+    """Some layers compress every 128 tokens into one: the weights that do so are of no use to a short text."""
+    loaded = load("deepseek_v4", overrides={"num_hidden_layers": "4"})
+    model, plan = build(loaded), carried_plan(loaded, build(loaded))
+    short, long = (measure(model, plan, Degrees((1,), {}), context=context, train=True) for context in (64, 256))
+    more = [two for one, two in zip(short.parameters, long.parameters, strict=True) if two.trained and not one.trained]
+    assert any(128 in one.shape for one in more)
+    assert sum(long.gradients(1)) == sum(short.gradients(1)) + sum(one.gradient(1) for one in more)
 
 
 def test_the_command(capsys: Captured) -> None:
