@@ -52,9 +52,7 @@ def measure(
     traffic = _traffic(model, assigned, degree, units) if degree > 1 else ()
     summed = _summed(graph, plan, prefix, units) if experts else ()
     return Facts(
-        parameters=_parameters(
-            model, graph, lying, units, _trained(model, _of_length(model, context) if train else graph)
-        ),
+        parameters=_parameters(graph, lying, units, _trained(model, _of_length(model, context) if train else graph)),
         traffic=(*traffic, *_gradients(graph, given.styles(prefix), units), *summed),
         depth=units.depth,
         hidden=_hidden(graph, units),
@@ -101,9 +99,7 @@ def _of_length(model: nn.Module, context: int) -> Graph:
         return subject_of(model).graph
 
 
-def _parameters(
-    model: nn.Module, graph: Graph, assigned: Assigned, units: _Units, trained: set[str]
-) -> tuple[Parameter, ...]:
+def _parameters(graph: Graph, assigned: Assigned, units: _Units, trained: set[str]) -> tuple[Parameter, ...]:
     """Tied names are one parameter that several units use."""
     users: dict[int, set[int]] = {}
     names: dict[int, list[str]] = {}
