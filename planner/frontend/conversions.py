@@ -103,9 +103,10 @@ def _held(model: PreTrainedModel, trial: _Trial, degree: int) -> list[Placement 
     """Which part of each result the ranks hold in the end; None where the conversion cannot be tried."""
     degree = degree if degree <= MOST_TRIED else MOST_TRIED - degree % 2
     targets, size = trial.converter.target_patterns, _size(trial, degree)
+    most = size ** max(trial.ndims)
     whole = {
-        target: torch.arange(size**ndim).reshape([size] * ndim)
-        for target, ndim in zip(targets, trial.ndims, strict=True)
+        target: torch.arange(at * most, at * most + size**ndim).reshape([size] * ndim)
+        for at, (target, ndim) in enumerate(zip(targets, trial.ndims, strict=True))
     }
     try:
         sources = _undone(model, trial, whole)

@@ -4,7 +4,7 @@ import pytest
 
 from planner.api import suggest
 from planner.frontend.conversions import misplaced
-from planner.frontend.load import build, carried_plan, load
+from planner.frontend.load import base_prefix, build, carried_plan, load
 from planner.frontend.traced import subject_of
 from planner.ir.findings import Verdict
 from planner.ir.placement import Shard
@@ -40,6 +40,7 @@ def test_hooks_reach_what_is_called_with_a_tensor(plan: dict[str, str], code: st
     ("model", "style", "held"),
     [
         ("hrm_text", "colwise", None),  # query, key, value and gate come out of one matrix
+        ("nomic_bert", "colwise_gather_output", None),  # of three parts, two ranks' halves hold a whole one each
         (
             "inkling2_text",
             "colwise",
@@ -51,10 +52,11 @@ def test_hooks_reach_what_is_called_with_a_tensor(plan: dict[str, str], code: st
     ],
 )
 def test_what_a_rank_holds_after_loading_is_tried(model: str, style: str, held: Shard | None) -> None:
-    key = "L_module.layers.*.self_attn.q_proj" if model == "hrm_text" else "layers.*.mlp.experts.gate_up_proj"
+    keys = {"hrm_text": "model.L_module.layers.*.self_attn.q_proj", "nomic_bert": "layers.*.self_attn.q_proj"}
+    key = keys.get(model, "model.layers.*.mlp.experts.gate_up_proj")
     loaded = load(model, overrides={"num_hidden_layers": "2"})
     built = build(loaded)
-    assigned = assign(subject_of(built).graph, {f"model.{key}": style}, base_prefix="model")
+    assigned = assign(subject_of(built).graph, {key: style}, base_prefix=base_prefix(built))
     found = misplaced(built, assigned, 2)
     wanted = {placement for placement, _ in assigned.parameters.values()}
     assert [(one.held, one.known) for one in found] == [] if wanted == {held} else [(held, True)]
