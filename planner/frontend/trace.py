@@ -271,6 +271,12 @@ class Tracing:
         position, kind = self.kinds[id(layer)]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if recorder.running is not layer:  # called by its `forward`, past the call of a module
+                recorder.stack.append((path, layer))
+                try:
+                    return forward(*args, **kwargs)
+                finally:
+                    recorder.stack.pop()
             tensors = _tensors((args, kwargs))
             given = [recorder.number(tensor) for tensor in tensors]
             same = tuple(given.index(number) for number in given)  # what is read of one value that is given twice?

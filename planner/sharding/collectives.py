@@ -76,13 +76,21 @@ class _Issuing:
     def _again(self, op: Op, position: int, trained: set[int]) -> Iterator[Collective]:
         first = self.local.module_of[op.module].repeats
         assert first is not None
-        mine = next(call for call in self.calls[op.module] if call.ran[0] <= position < call.ran[1])
-        then = max((call for call in self.calls[first] if call.ran[1] <= position), key=lambda call: call.ran)
-        alike = zip(then.arguments, mine.arguments, strict=True)
-        given = {number for (_, number), (_, own) in alike if own in trained}
-        for found in self.within(*then.ran, given):
+        for found in self.within(*self._then(op, first, position, trained)):
             below = found.module == first or found.module.startswith(f"{first}.")
             yield replace(found, module=op.module + found.module.removeprefix(first)) if below else found
+
+    def _then(self, op: Op, first: str, position: int, trained: set[int]) -> tuple[int, int, set[int]]:
+        """The ops of the last call of a layer's first, and which values that was given have gradients in the layer's own."""
+        mine = [call for call in self.calls.get(op.module, ()) if call.ran[0] <= position < call.ran[1]]
+        then = [call for call in self.calls.get(first, ()) if call.ran[1] <= position]
+        if mine and then:
+            alike = zip(then[-1].arguments, mine[0].arguments, strict=True)
+            return *then[-1].ran, {number for (_, number), (_, own) in alike if own in trained}
+        # A layer whose `forward` was called by itself is no call that is noted.
+        inside = [at for at, one in enumerate(self.local.ops[:position]) if f"{one.module}.".startswith(f"{first}.")]
+        start, stop = (inside[0], inside[-1] + 1) if inside else (0, 0)
+        return start, stop, {number for one in self.local.ops[start:stop] for number in one.inputs}
 
 
 _PUT = ("aten.nonzero", "aten.masked_select")

@@ -64,6 +64,21 @@ def test_without_a_gradient_none_is_summed() -> None:
     assert backward == ["layers.1.up"]  # what the first layer of the last turn is given was made without a gradient
 
 
+class _Direct(_Turns):
+    """Layers whose `forward` is called by itself."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.table(input_ids)
+        for layer in self.layers:
+            hidden = layer.forward(hidden)
+        return hidden
+
+
+def test_a_forward_that_is_called_by_itself_issues_too() -> None:
+    found = {(one.module, one.backward) for one in collectives(_local(_Direct(1)))}
+    assert found == {(f"layers.{layer}.{part}", part == "up") for layer in range(2) for part in ("up", "down")}
+
+
 class _Chosen(PreTrainedModel):
     """One layer of the tokens that a mask chooses, put back among the others."""
 
