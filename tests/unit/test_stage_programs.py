@@ -142,3 +142,9 @@ def test_stages_are_cut_as_the_installed_runtime_cuts_them() -> None:
     assert [number for number, layer in enumerate(layers) if not isinstance(layer, PipelineIdentityLayer)] == [
         *range(10, 20)
     ]
+
+
+def test_a_base_model_whose_forward_names_nothing_is_asked_by_ids() -> None:
+    loaded = load("trocr")
+    found = check_keyed_stages(VLLM_0_32, loaded, Plan(), 2)
+    assert [finding.code for finding in found] == ["BE433"]

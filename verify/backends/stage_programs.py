@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
-from planner.frontend.inputs import example_inputs
+from planner.frontend.inputs import TRACED, attempts, example_inputs
 from planner.frontend.load import Loaded, base_prefix, build
 from planner.frontend.trace import TraceError, trace
 from planner.ir.findings import Fault, Finding, Place, Severity
@@ -136,15 +136,21 @@ def _base_only(model: nn.Module, prefix: str) -> None:
 
 def _asked_by_engine(model: nn.Module, *, first: bool) -> dict[str, torch.Tensor]:
     """Ids and positions, for a later stage what it received."""
-    given = _as_received(model) if not first else {"input_ids": example_inputs(model)["input_ids"]}
+    given = _as_received(model) if not first else {"input_ids": _ids(model)}
     form = next(iter(given.values()))
     if "position_ids" in signature(model.forward).parameters:
         given["position_ids"] = torch.empty(form.shape[:2], dtype=torch.long, device="meta")
     return given
 
 
+def _ids(model: nn.Module) -> torch.Tensor:
+    """Token ids, also for a forward that names none of its arguments."""
+    named = example_inputs(model).get("input_ids") if attempts(model) else None
+    return torch.empty((TRACED.rows, TRACED.length), dtype=torch.long, device="meta") if named is None else named
+
+
 def _as_received(model: nn.Module) -> dict[str, torch.Tensor]:
-    value = next(iter(example_inputs(model).values()))
+    value = _ids(model)
     width: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]  # a config
     dtype = next(model.parameters()).dtype
     return {"inputs_embeds": torch.empty((*value.shape[:2], width), dtype=dtype, device="meta")}
