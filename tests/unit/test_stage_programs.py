@@ -16,6 +16,7 @@ from planner.ir.plan import Plan
 from verify.backends.stage_programs import _cut, _Keyed, check_even_stages, check_keyed_stages
 from verify.backends.transformers import TRANSFORMERS
 from verify.backends.vllm import VLLM_0_32
+from verify.clients import check
 
 SCALED = {"granite": {"embedding_multiplier": "12.0"}}
 
@@ -148,3 +149,15 @@ def test_a_base_model_whose_forward_names_nothing_is_asked_by_ids() -> None:
     loaded = load("trocr")
     found = check_keyed_stages(VLLM_0_32, loaded, Plan(), 2)
     assert [finding.code for finding in found] == ["BE433"]
+
+
+def test_more_layers_than_there_are_cannot_be_dealt_out() -> None:
+    """LongCat-Flash counts its attentions, of which a layer has two."""
+    (found,) = check_keyed_stages(VLLM_0_32, load("longcat_flash"), Plan(), 2)
+    assert found.found == "num_hidden_layers = 56"
+    assert found.fault is Fault.MODEL
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "dots3_note_text"])
+def test_a_config_whose_layers_have_heads_of_their_own_is_read(name: str) -> None:
+    assert {level.level for level in check(name).levels}

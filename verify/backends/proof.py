@@ -5,6 +5,7 @@ from time import perf_counter
 
 from torch import nn
 
+from planner.frontend.fields import field_of
 from planner.frontend.load import Loaded, base_prefix
 from planner.frontend.trace import TraceError
 from planner.frontend.traced import Subject, on_meta, subject_of
@@ -101,8 +102,8 @@ def _degree_refused(dialect: Dialect, loaded: Loaded, tp: int) -> tuple[Finding,
     text = loaded.config.get_text_config()
     if text.model_type in dialect.whole_attention:
         return ()
-    heads = getattr(text, "num_attention_heads", None)
-    kv = getattr(text, "num_key_value_heads", None) or heads
+    heads = field_of(text, "num_attention_heads")
+    kv = field_of(text, "num_key_value_heads") or heads
     if not isinstance(heads, int) or not isinstance(kv, int):
         return ()
     repeated = dialect.repeats_kv and kv < tp and tp % kv == 0
@@ -129,7 +130,7 @@ def _with_repeated_heads(dialect: Dialect, loaded: Loaded, tp: int) -> Loaded | 
     Both compute the same: a group of query heads is cut into groups that share a copy of their head.
     """
     config = loaded.config
-    kv = getattr(config.get_text_config(), "num_key_value_heads", None)
+    kv = field_of(config.get_text_config(), "num_key_value_heads")
     if not dialect.repeats_kv or not isinstance(kv, int) or kv >= tp or kv == 0 or tp % kv:
         return None
     changed = type(config).from_dict(config.to_dict())

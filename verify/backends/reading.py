@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from planner.frontend.fields import field_of
 from planner.frontend.traced import Subject
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Module
@@ -144,8 +145,8 @@ def _got(model: nn.Module, getter: str) -> nn.Module | None:
 def _head_dim(model: nn.Module) -> int:
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
-    given = getattr(text, "head_dim", None)
-    heads, hidden = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    given = field_of(text, "head_dim")
+    heads, hidden = field_of(text, "num_attention_heads"), field_of(text, "hidden_size")
     if isinstance(given, int) and given:
         return given
     return hidden // heads if isinstance(heads, int) and isinstance(hidden, int) and heads else 0

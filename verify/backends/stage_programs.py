@@ -57,11 +57,27 @@ def check_keyed_stages(dialect: Dialect, loaded: Loaded, plan: Plan, stages: int
     at = names.index(lists[0])
     keyed = _Keyed(path, tuple(names[:at]), lists[0], tuple(names[at + 1 :]), bool(dialect.keeps_tied))
     right = not any(f.severity is Severity.ERROR for f in check_pp(model, trace(model), plan)) if plan.pp else True
+    depth, count = len(model.get_submodule(join(path, lists[0]))), loaded.config.get_text_config().num_hidden_layers  # type: ignore[arg-type]  # a list
+    if count > depth:
+        return (_miscounted(dialect, join(path, lists[0]), depth, count),)
     _base_only(model, prefix)
     graph = trace(model, _asked_by_engine(model, first=True))
     comparison = _Comparison(dialect, Numbers(), join(path, keyed.stack), graph, prefix, keyed)
-    found = comparison.run(loaded, loaded.config.get_text_config().num_hidden_layers, stages)
+    found = comparison.run(loaded, count, stages)
     return tuple(found if right else (replace(finding, fault=Fault.PLAN) for finding in found))
+
+
+def _miscounted(dialect: Dialect, stack: str, depth: int, count: int) -> Finding:
+    return Finding(
+        "BE433",
+        Severity.ERROR,
+        f"{dialect.name} deals out {count} layers, and {stack} holds {depth}",
+        Place(module=stack),
+        why="stages are cut by the config's num_hidden_layers",
+        found=f"num_hidden_layers = {count}",
+        needed=f"{depth}, or one stage",
+        fault=Fault.MODEL,
+    )
 
 
 def keys_of(dialect: Dialect, model: nn.Module, plan: Plan) -> tuple[nn.Module, list[str]]:
