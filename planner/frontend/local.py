@@ -42,11 +42,13 @@ def trace_local(
     *,
     unfixed: Mapping[Source, int] | None = None,
     left: dict[str, list[Tensor]] | None = None,
+    distributed: bool = True,
 ) -> Graph:
     """Record one rank's program. The model is changed for the time of the trace, and given back as it was.
 
     With `unfixed`, views at these source lines leave this dim (counted from the end, so negative) open. `left` is told the
-    tensors that the forward leaves in modules, which are taken away from them.
+    tensors that the forward leaves in modules, which are taken away from them. `distributed`: the client keeps what it shards as
+    distributed tensors, of which code that asks for the size, where no style makes them local, is told that of the whole.
 
     Raises:
         IndivisibleError: a parameter does not divide; see its fields.
@@ -56,9 +58,9 @@ def trace_local(
     held = {module: dict(module._parameters) for module in model.modules()}
     hooked: dict[int, nn.Module] = {}
     try:
-        _shrink(model, assigned, degree)
+        whole = _shrink(model, assigned, degree)
         tracing = Tracing(model)
-        tracing.recorder.unfixed = unfixed or {}
+        tracing.recorder.unfixed, tracing.recorder.whole = unfixed or {}, whole if distributed else {}
         for path, (style, _) in assigned.modules.items():
             module = model.get_submodule(path)
             hooks = style.before is not Before.NOTHING or style.after is not After.NOTHING
@@ -76,10 +78,16 @@ def trace_local(
             del module.forward
 
 
-def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> None:
-    """Replace every sharded parameter by one of its local shape; tied parameters stay tied where they are placed alike."""
+def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> dict[int, tuple[torch.Size, tuple[nn.Module, ...]]]:
+    """Replace every sharded parameter by one of its local shape; tied parameters stay tied where they are placed alike.
+
+    Returns what the recorder is to know of the parameters that are made.
+    """
     made: dict[tuple[int, str], nn.Parameter] = {}
+    whole: dict[int, tuple[torch.Size, tuple[nn.Module, ...]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        style = assigned.modules.get(path)
+        local_in = (module,) if style is not None and style[0].reach is Reach.BELOW else ()
         for local, tensor in list(module.named_parameters(recurse=False)):
             name = f"{path}.{local}" if path else local
             placement, entry = assigned.parameters.get(name, (R, ""))
@@ -93,6 +101,8 @@ def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> None:
             if key not in made:
                 made[key] = nn.Parameter(torch.empty(shape, dtype=tensor.dtype, device="meta"), requires_grad=False)
             module._parameters[local] = made[key]
+            whole[id(made[key])] = (tensor.shape, (*whole.get(id(made[key]), (tensor.shape, ()))[1], *local_in))
+    return whole
 
 
 def _width(model: nn.Module, path: str, assigned: Assigned, held: _Held) -> int:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from planner.frontend.fields import field_of
+
 TILES = 3
 """Parts of an image that is given whole and cut by the smallest grid there is, of two tiles."""
 SIDE = 224
@@ -36,7 +38,7 @@ def media(config: PreTrainedConfig, names: Mapping[str, object], rows: int) -> I
 def number(config: PreTrainedConfig, *names: str) -> int:
     """The first of these fields that the config has; of a pair (height, width) the first. 0 where there is none."""
     for name in names:
-        value = getattr(config, name, None)
+        value = field_of(config, name)
         value = value[0] if isinstance(value, tuple | list) and value else value
         if type(value) is int:
             return value

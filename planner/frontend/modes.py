@@ -63,6 +63,8 @@ class Functions(TorchFunctionMode):
         recorder = self.recorder
         if recorder.paused:
             return func(*args, **kwargs)
+        if recorder.whole and func in SIZES and (size := recorder.size_of(args[0])) is not None:
+            return SIZES[func](size, *args[1:], **kwargs)
         args, kwargs = tree_map(_here, args) if func is Tensor.to else args, {k: _here(v) for k, v in kwargs.items()}
         if func in ANSWERS and args and isinstance(args[0], Tensor) and args[0].is_meta:
             recorder.note("the branch taken does not depend on data here; one representative path was traced")
@@ -378,6 +380,14 @@ def _zeros(tensor: Tensor) -> Any:
         value = [value] * size
     return value
 
+
+SIZES: Mapping[object, Callable[..., Any]] = {
+    Tensor.shape.__get__: lambda size, *_: size,  # type: ignore[attr-defined]  # as torch.overrides has it
+    Tensor.size: lambda size, dim=None: size if dim is None else size[dim],
+    Tensor.__len__: lambda size: size[0],
+    Tensor.numel: lambda size: size.numel(),
+}
+"""How the size of a distributed tensor, which is that of the whole, is asked for."""
 
 ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
     Tensor.item: _zero,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from planner.frontend.source import SourceFinder
@@ -31,6 +31,8 @@ class Recorder:
     failed: Op | None = None
     unfixed: Mapping[Source, int] = field(default_factory=dict)
     distributed: set[int] = field(default_factory=set)
+    whole: dict[int, tuple[Size, tuple[nn.Module, ...]]] = field(default_factory=dict)
+    """Of each sharded parameter, the size of the whole one, and the modules in which it is a local tensor."""
 
     def number(self, tensor: Tensor, name: str | None = None) -> int:
         """The value number of a tensor; one that was never seen is a constant made outside of the forward."""
@@ -85,6 +87,11 @@ class Recorder:
     def running(self) -> nn.Module | None:
         """The module whose forward is running."""
         return self.stack[-1][1] if self.stack else None
+
+    def size_of(self, parameter: Tensor) -> Size | None:
+        """What code is told where it asks for the size of a sharded parameter that is no local tensor there; else None."""
+        size, local_in = self.whole.get(id(parameter), (None, ()))
+        return None if any(running is module for _, running in self.stack for module in local_in) else size
 
     def note(self, text: str) -> None:
         """Remember an assumption, once per source line."""

@@ -35,24 +35,24 @@ def subject_of(model: nn.Module) -> Subject:
     return Subject(model, _graphs[model], base_prefix(model))
 
 
-_programs: "WeakKeyDictionary[nn.Module, list[tuple[Assigned, int, Graph]]]" = WeakKeyDictionary()
+_programs: "WeakKeyDictionary[nn.Module, list[tuple[Assigned, int, bool, Graph]]]" = WeakKeyDictionary()
 KEPT = 2
 """Per-rank programs that are kept for each model: the inference, the degrees and the proof ask for the same one."""
 
 
-def local_program(model: nn.Module, assigned: Assigned, degree: int) -> Graph:
-    """One rank's program, from `trace_local` or kept from the last times.
+def local_program(model: nn.Module, assigned: Assigned, degree: int, *, distributed: bool = True) -> Graph:
+    """One rank's program, from `trace_local` (which says what `distributed` is) or kept from the last times.
 
     Raises:
         IndivisibleError: a parameter does not divide.
         TraceError: the local program fails by itself.
     """
     kept = _programs.setdefault(model, [])
-    for known, at, program in kept:
-        if (known, at) == (assigned, degree):
+    for *known, program in kept:
+        if known == [assigned, degree, distributed]:
             return program
-    made = trace_local(model, assigned, degree)
-    kept[:] = [(assigned, degree, made), *kept[: KEPT - 1]]
+    made = trace_local(model, assigned, degree, distributed=distributed)
+    kept[:] = [(assigned, degree, distributed, made), *kept[: KEPT - 1]]
     return made
 
 

@@ -136,3 +136,12 @@ def test_a_transposed_shard_raises_where_it_is_trained() -> None:
     right, wrong = confirm_cases(tuple(Case(twin(one, tp=2), plan, 2) for one in loaded), engine="inprocess")
     assert right.verdict is Verdict.CONFIRMED, right.findings
     assert [(finding.code, finding.place.entry) for finding in wrong.findings] == [("DY504", "down")]
+
+
+def test_code_is_told_the_size_of_the_whole_weight() -> None:
+    plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down", "rowwise")))
+    model, ways = "tests.zoo.borrowing_model:AskingForCausalLM", ("view", "shape", "size", "length", "number")
+    loaded = [load(model, overrides={"asked": asked}) for asked in ways]
+    view, *numbers = confirm_cases(tuple(Case(twin(one, tp=2), plan, 2) for one in loaded), engine="inprocess")
+    assert view.verdict is Verdict.REFUTED
+    assert [one.verdict for one in numbers] == [Verdict.CONFIRMED] * 4, [one.findings for one in numbers]

@@ -17,7 +17,8 @@ from planner.ir.findings import Verdict
 from planner.ir.plan import Plan, PpEntry
 from verify.dynamic.cases import Case, Schedule, Staging
 from verify.dynamic.departures import Departure, Slip
-from verify.dynamic.stages import Layout, dealt, drop, layout_of, moved, recorded, untie
+from verify.dynamic.stages import Layout, dealt, layout_of, moved, recorded
+from verify.dynamic.weights import drop, untie
 from verify.report import LevelResult
 
 pytestmark = pytest.mark.timeout(200)

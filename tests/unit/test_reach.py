@@ -14,6 +14,8 @@ from verify.backends.proof import prove_for
 from verify.backends.registry import find_dialect
 from verify.static import prove
 
+ASKED = ("shape", "size", "length", "number")
+"""Ways in which code asks for a number."""
 MODEL = "tests.zoo.borrowing_model:BorrowingForCausalLM"
 
 
@@ -101,3 +103,17 @@ def test_a_transposed_shard_is_not_viewed_as_rows(written_out: str, style: str) 
     assert {entry.pattern: entry.style for entry in suggestion.plan.tp}["down"] == style
     assert prove(loaded, suggestion.plan, tp=2).verdict is Verdict.PROVED
     assert prove_for(find_dialect("vllm"), loaded, plan, tp=2).verdict is Verdict.PROVED, "nothing is trained there"
+
+
+@pytest.mark.parametrize(("asked", "code"), [("view", "TP202"), *((way, None) for way in ASKED)])
+def test_code_is_told_the_size_of_the_whole_weight(asked: str, code: str | None) -> None:
+    """A sharded parameter is a distributed tensor to it; `tests/dist/test_inprocess.py` sees the client answer so."""
+    loaded = load("tests.zoo.borrowing_model:AskingForCausalLM", overrides={"asked": asked})
+    plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down", "rowwise")))
+    assert [finding.code for finding in prove(loaded, plan, tp=2).findings] == ([] if code is None else [code])
+    assert {entry.pattern: entry.style for entry in suggest(loaded).plan.tp}["up"] == (
+        "colwise" if code is None else "colwise_gather_output"
+    )
+    # An engine's own linear layers hold plain tensors of a rank's size.
+    told = prove_for(find_dialect("vllm"), loaded, plan, tp=2)
+    assert (told.verdict is Verdict.PROVED) is (asked == "view"), told.findings

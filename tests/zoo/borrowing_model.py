@@ -9,9 +9,9 @@ from transformers.modeling_outputs import CausalLMOutput
 class BorrowingConfig(PretrainedConfig):
     model_type = "borrowing"
 
-    def __init__(self, written_out: bool = False, **kwargs: object) -> None:
+    def __init__(self, written_out: bool = False, asked: str = "", **kwargs: object) -> None:
         self.vocab_size, self.hidden_size, self.num_hidden_layers = 64, 32, 1
-        self.written_out = written_out
+        self.written_out, self.asked = written_out, asked
         super().__init__(**kwargs)  # type: ignore[arg-type]  # its fields are untyped
 
 
@@ -59,3 +59,32 @@ class TurnedForCausalLM(PreTrainedModel):
         turned = torch.relu(self.up(hidden)).transpose(0, 1)
         turned = turned.contiguous() if self.config.written_out else turned
         return CausalLMOutput(logits=self.head(hidden + self.down(turned).transpose(0, 1)))
+
+
+class AskingForCausalLM(PreTrainedModel):
+    """What lies between two projections asks for the size of the first one's weight: for a view, or for a number (`asked`)."""
+
+    config_class = BorrowingConfig
+
+    def __init__(self, config: BorrowingConfig) -> None:
+        super().__init__(config)
+        self.table = nn.Embedding(64, 32)
+        self.up, self.down = nn.Linear(32, 48, bias=False), nn.Linear(48, 32, bias=False)
+        self.head = nn.Linear(32, 64, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]  # it has no annotations
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: object) -> CausalLMOutput:
+        hidden = self.table(input_ids)
+        made, weight = self.up(hidden), self.up.weight
+        match self.config.asked:
+            case "view":
+                made = made.view(*made.shape[:-1], weight.shape[0] // 8, 8).sin().flatten(-2)
+            case "shape":
+                made = made * weight.shape[0] ** -0.5
+            case "size":
+                made = made / weight.size(0)
+            case "length":
+                made = made / len(weight)
+            case _:
+                made = made / weight.numel()
+        return CausalLMOutput(logits=self.head(hidden + self.down(torch.relu(made))))

@@ -110,7 +110,7 @@ def relate(
     try:
         if distributed:
             check_initial(subject.model, assigned)
-        local = local_program(subject.model, assigned, degree)
+        local = local_program(subject.model, assigned, degree, distributed=distributed)
     except IndivisibleError as error:
         return (_indivisible(error),)
     except UnloadableError as error:

@@ -44,9 +44,10 @@ def indices(layers: nn.Module) -> Iterator[tuple[str, str]]:
     for at, layer in enumerate(layers.children()):
         for path, part in layer.named_modules():
             kind: type = type(part)
-            names = read[kind] = read[kind] if kind in read else _read(kind)
+            if kind not in read:
+                read[kind] = _read(kind)
             for name, value in vars(part).items():
-                if type(value) is int and name in names:
+                if type(value) is int and name in read[kind]:
                     found.setdefault((path, name), []).append(value == at)
     yield from (place for place, own in found.items() if len(own) > 1 and all(own))
 

@@ -23,7 +23,8 @@ from verify.dynamic.pipeline_answers import KEPT, Answers, answers, batch, joine
 from verify.dynamic.pipeline_cuts import Crossing, crossing, possible, sent, traced
 from verify.dynamic.reference import State, freeze_as, from_state, with_plan
 from verify.dynamic.schedules import Seat, exchange, microbatches, scheduled
-from verify.dynamic.stages import Between, Layout, Stage, absent, dealt, drop, layout_of, moved, untie
+from verify.dynamic.stages import Between, Layout, Stage, absent, dealt, layout_of, moved
+from verify.dynamic.weights import drop, untie
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise, starmap
-from mmap import mmap
 from typing import cast
 
 import torch
@@ -370,38 +369,3 @@ class Stage(nn.Module):
     def _zeros(self, value: object) -> object:
         """Made from a shape and not from a form: in a trace a form would be a constant of the program."""
         return _mapped(value, lambda form: torch.zeros(form.shape, dtype=form.dtype, device=self.device))
-
-
-def drop(model: nn.Module, names: Sequence[str]) -> None:
-    """Take the weights of these modules away: what reads them all the same reads zeros, which need no memory.
-
-    A weight that is tied to one of another module stays there.
-    """
-    for name in names:
-        for module in model.get_submodule(name).modules():
-            for own, weight in list(module.named_parameters(recurse=False)):
-                setattr(module, own, nn.Parameter(_nothing(weight), requires_grad=False))
-            for own, buffer in list(module.named_buffers(recurse=False)):
-                module._buffers[own] = _nothing(buffer)
-
-
-def _nothing(value: torch.Tensor) -> torch.Tensor:
-    """Zeros that need no memory: of the processor's a page is taken with the first write to it (some models rescale the weights
-    of all their layers in place); those of a GPU are one number.
-    """
-    if value.is_meta or not value.numel():
-        return torch.zeros_like(value)
-    if value.device.type != "cpu":
-        return torch.zeros((), dtype=value.dtype, device=value.device).expand(value.shape)
-    pages = mmap(-1, value.numel() * value.element_size())
-    return torch.frombuffer(pages, dtype=value.dtype).reshape(value.shape)
-
-
-def untie(model: nn.Module) -> None:
-    """Give every name its own parameter: a style shards one name at a time. Gradients are summed over names later."""
-    seen: set[int] = set()
-    for module in model.modules():
-        for name, value in list(module.named_parameters(recurse=False)):
-            if id(value) in seen:
-                setattr(module, name, nn.Parameter(value.detach().clone()))
-            seen.add(id(value))
