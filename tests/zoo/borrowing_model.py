@@ -42,40 +42,41 @@ class BorrowingForCausalLM(PreTrainedModel):
         return CausalLMOutput(logits=self.head(hidden))
 
 
-class TurnedForCausalLM(PreTrainedModel):
+class _Projecting(PreTrainedModel):
+    """Two projections; what lies between them a subclass says."""
+
+    config_class = BorrowingConfig
+
+    def __init__(self, config: BorrowingConfig) -> None:
+        super().__init__(config)
+        self.table = nn.Embedding(64, 32)
+        self.up, self.down = nn.Linear(32, 48, bias=False), nn.Linear(48, 32, bias=False)
+        self.head = nn.Linear(32, 64, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]  # it has no annotations
+
+    def project(self, made: Tensor) -> Tensor:
+        """From the first projection's result to the second's."""
+        raise NotImplementedError
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: object) -> CausalLMOutput:
+        hidden = self.table(input_ids)
+        return CausalLMOutput(logits=self.head(hidden + self.project(self.up(hidden))))
+
+
+class TurnedForCausalLM(_Projecting):
     """The second projection is given the tokens first and the rows second, written out or not."""
 
-    config_class = BorrowingConfig
-
-    def __init__(self, config: BorrowingConfig) -> None:
-        super().__init__(config)
-        self.table = nn.Embedding(64, 32)
-        self.up, self.down = nn.Linear(32, 48, bias=False), nn.Linear(48, 32, bias=False)
-        self.head = nn.Linear(32, 64, bias=False)
-        self.post_init()  # type: ignore[no-untyped-call]  # it has no annotations
-
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: object) -> CausalLMOutput:
-        hidden = self.table(input_ids)
-        turned = torch.relu(self.up(hidden)).transpose(0, 1)
+    def project(self, made: Tensor) -> Tensor:
+        turned = torch.relu(made).transpose(0, 1)
         turned = turned.contiguous() if self.config.written_out else turned
-        return CausalLMOutput(logits=self.head(hidden + self.down(turned).transpose(0, 1)))
+        return self.down(turned).transpose(0, 1)  # type: ignore[no-any-return]  # a module's call
 
 
-class AskingForCausalLM(PreTrainedModel):
-    """What lies between two projections asks for the size of the first one's weight: for a view, or for a number (`asked`)."""
+class AskingForCausalLM(_Projecting):
+    """Code asks for the size of the first one's weight: for a view, or for a number (`asked`)."""
 
-    config_class = BorrowingConfig
-
-    def __init__(self, config: BorrowingConfig) -> None:
-        super().__init__(config)
-        self.table = nn.Embedding(64, 32)
-        self.up, self.down = nn.Linear(32, 48, bias=False), nn.Linear(48, 32, bias=False)
-        self.head = nn.Linear(32, 64, bias=False)
-        self.post_init()  # type: ignore[no-untyped-call]  # it has no annotations
-
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: object) -> CausalLMOutput:
-        hidden = self.table(input_ids)
-        made, weight = self.up(hidden), self.up.weight
+    def project(self, made: Tensor) -> Tensor:
+        weight = self.up.weight
         match self.config.asked:
             case "view":
                 made = made.view(*made.shape[:-1], weight.shape[0] // 8, 8).sin().flatten(-2)
@@ -87,4 +88,4 @@ class AskingForCausalLM(PreTrainedModel):
                 made = made / len(weight)
             case _:
                 made = made / weight.numel()
-        return CausalLMOutput(logits=self.head(hidden + self.down(torch.relu(made))))
+        return self.down(torch.relu(made))  # type: ignore[no-any-return]  # a module's call
