@@ -30,6 +30,11 @@ def readings(incomplete: str) -> list[str]:
     return [name for name in known if name.startswith(incomplete) and ("@" in incomplete or "@" not in name)]
 
 
+def addressees(incomplete: str) -> list[str]:
+    """Clients, and all of them at once."""
+    return [*readings(incomplete), *(["all"] if "all".startswith(incomplete) else [])]
+
+
 def several_readings(incomplete: str) -> list[str]:
     """The last of clients with commas between them."""
     before, comma, last = incomplete.rpartition(",")

@@ -49,6 +49,19 @@ ForOption = Annotated[
     ),
 ]
 
+PlanForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        "--client",
+        metavar="CLIENT",
+        help="In whose words: transformers, vllm, sglang, tgi, torchtitan or deepspeed, one version, as vllm@0.24, or all: one "
+        "plan that transformers, vllm, sglang and tgi all read rightly.",
+        autocompletion=completion.addressees,
+        show_default="transformers, and what the others make of it",
+    ),
+]
+
 
 def degree(text: str) -> int:
     """A number of ranks."""

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from verify.difference import Backed, Difference
+from verify.render.everywhere import everywhere_lines
 from verify.render.suggestion import Suggested
 from verify.render.text import finding_text, share, verdict_sentence
 from verify.render.why import explanation_text
@@ -30,6 +31,8 @@ def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
         _show_differences(console, suggested.differences)
     for note in suggested.notes:
         console.print(f"note: {note}", markup=False)
+    if suggested.everywhere is not None:
+        console.print("\n".join(everywhere_lines(suggested.everywhere)) + "\n", markup=False, soft_wrap=True)
     for finding in suggested.report.findings:
         console.print(finding_text(finding) + "\n", markup=False, soft_wrap=True)
     console.print(_last_line(suggested), markup=False, soft_wrap=True)

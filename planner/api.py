@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 
 from torch import nn
 
@@ -19,10 +18,9 @@ from planner.infer.tp import Inference, infer_tp, probe_degree
 from planner.infer.why import explain
 from planner.ir.degrees import degrees_within
 from planner.ir.graph import Graph
-from planner.ir.placement import Shard
 from planner.ir.plan import Plan, TpEntry, join
 from planner.ir.why import Explanation
-from planner.sharding.assign import assign
+from planner.sharding.assign import assign, sharded_share
 from planner.sharding.limits import limits
 from planner.sharding.propagate import propagate
 
@@ -121,17 +119,5 @@ def degrees(built: nn.Module, graph: Graph, plan: Plan, prefix: str, start: int)
 
 
 def sharded_fraction(graph: Graph, plan: Plan, prefix: str) -> float:
-    """Share of parameter bytes that a plan shards; a tied parameter counts once."""
-    assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
-    sharded, total = 0, 0
-    seen: set[int] = set()
-    for module in graph.modules:
-        for local, number in module.parameters:
-            name = f"{module.path}.{local}" if module.path else local
-            if number in seen:
-                continue
-            seen.add(number)
-            elements = prod(graph.values[number].shape)
-            total += elements
-            sharded += elements if isinstance(assigned.parameters.get(name, (None,))[0], Shard) else 0
-    return sharded / total if total else 0.0
+    """Share of parameter bytes that a plan shards in Transformers."""
+    return sharded_share(graph, assign(graph, plan.styles(prefix), base_prefix=prefix))

@@ -1,7 +1,7 @@
 """`plan suggest MODEL`: infer a plan, prove it, print it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -12,13 +12,23 @@ import typer
 from launch.answers import EXIT_CODES, Answer, MisuseError, UndecidedError
 from launch.console import Progress, only_results_on_stdout, print_result
 from launch.model import Model, read_dialect, read_model
-from launch.options import DebugOption, ForOption, ModelArgument, QuietOption, SetOption, TrustOption, degree, settings
+from launch.options import (
+    DebugOption,
+    ModelArgument,
+    PlanForOption,
+    QuietOption,
+    SetOption,
+    TrustOption,
+    degree,
+    settings,
+)
 from launch.sources import excerpt, located
 from planner.ir.degrees import Degrees
 from planner.ir.findings import Fault, Finding, Severity
 from planner.ir.plan import Plan
 from verify.difference import Difference
 from verify.environment import environment
+from verify.reached import Everywhere
 from verify.render.json import suggestion_json
 from verify.render.python import suggestion_python
 from verify.render.sarif import report_sarif
@@ -29,6 +39,10 @@ if TYPE_CHECKING:
     from planner.api import Suggestion
     from planner.frontend.load import Loaded
     from verify.backends.dialect import Dialect
+
+
+ALL = "all"
+"""In place of a client: one plan that every serving client reads rightly."""
 
 
 class PlanFormat(StrEnum):
@@ -63,7 +77,7 @@ def suggest(
     allow_installed: Annotated[
         bool, typer.Option("--allow-installed", help="Let --write change the files of an installed package.")
     ] = False,
-    for_: ForOption = None,
+    for_: PlanForOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -95,34 +109,36 @@ def answer(
     client: str | None = None,
     why: bool = False,
 ) -> tuple[Answer, Suggested]:
-    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1; for a client, in its dialect; `compared` with
-    the model's own.
+    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1; for a client, in its dialect, else with what
+    every serving client makes of it; `compared` with the model's own.
     """
-    dialect = read_dialect(client) if client is not None else None
+    dialects = _dialects(client) if client is not None else ()
     with progress.step(f"inferring a plan for {loaded.title}"):
         suggestion = _infer(loaded, why=why)
     with progress.step("finding the legal degrees"):
         degrees = _degrees(loaded, suggestion.plan)
     degree = tp or next((degree for degree in degrees.legal if degree > 1), 2)
+    everywhere: Everywhere | None = None
     with progress.step(f"proving it at tp {degree}"):
-        if dialect is None:
-            plan, losses = suggestion.plan, suggestion.notes[:0]
-            proof = _proof_of_suggestion(loaded, plan, degree)
+        if dialects:
+            plan, proof, losses, fraction = _compiled(loaded, suggestion.plan, dialects, degree)
         else:
-            plan, proof, losses = _compiled(loaded, suggestion.plan, dialect, degree)
+            plan, everywhere = _everywhere(loaded, suggestion.plan, degree)
+            proof, losses, fraction = _proof_of_suggestion(loaded, plan, degree), (), suggestion.sharded_fraction
     suggested = Suggested(
         model=loaded.title,
         config_class=type(loaded.config).__name__,
         model_class=loaded.model_class.__name__,
         plan=plan,
         degrees=degrees,
-        sharded_fraction=suggestion.sharded_fraction,
+        sharded_fraction=fraction,
         tp=degree,
         report=Report(loaded.title, (proof,), environment()),
         notes=(*suggestion.notes, *losses),
         differences=_differences(loaded, suggestion, degree, progress) if compared else None,
         explanation=suggestion.explanation,
         owners=suggestion.owners,
+        everywhere=everywhere,
     )
     return Answer(_text(loaded, suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
 
@@ -158,16 +174,34 @@ def _page(loaded: "Loaded", suggested: Suggested) -> str:
     )
 
 
-def _compiled(
-    loaded: "Loaded", plan: Plan, dialect: "Dialect", degree: int
-) -> tuple[Plan, LevelResult, tuple[str, ...]]:
-    """The plan in a client's words, its proof, and what was given up."""
-    from verify.backends.compile import compile_for
+def _dialects(client: str) -> tuple["Dialect", ...]:
+    from verify.backends.everywhere import serving
 
-    compiled = compile_for(dialect, loaded, plan, tp=degree)
+    return serving() if client == ALL else (read_dialect(client),)
+
+
+def _everywhere(loaded: "Loaded", plan: Plan, degree: int) -> tuple[Plan, Everywhere | None]:
+    """The plan as every serving client reads it alike, where that can be, and what each makes of it."""
+    from verify.backends.everywhere import everywhere
+
+    return everywhere(loaded, plan, tp=degree) if plan.tp or plan.head_tp else (plan, None)
+
+
+def _compiled(
+    loaded: "Loaded", plan: Plan, dialects: Sequence["Dialect"], degree: int
+) -> tuple[Plan, LevelResult, tuple[str, ...], float]:
+    """The plan in the words of a client, or of several, its proof, what was given up, and the share of bytes that the first of
+    them shards.
+    """
+    from planner.frontend.traced import on_meta, subject_of
+    from verify.backends.compile import compile_for
+    from verify.backends.reading import sharded_in
+
+    compiled = compile_for(dialects, loaded, plan, tp=degree)
     losses = tuple(f"{parent or 'the base model'}: {why}" for parent, why in compiled.losses.items())
-    reach = (f"it reaches {dialect.name} by {dialect.reach}",) if dialect.reach else ()
-    return compiled.plan, compiled.proof, (*losses, *reach)
+    reach = tuple(f"it reaches {dialect.name} by {dialect.reach}" for dialect in dialects if dialect.reach)
+    fraction = sharded_in(dialects[0], subject_of(on_meta(loaded)), compiled.plan, degree)
+    return compiled.plan, compiled.proof, (*losses, *reach), fraction
 
 
 def _differences(loaded: "Loaded", suggestion: "Suggestion", degree: int, progress: Progress) -> tuple[Difference, ...]:

@@ -1,7 +1,8 @@
 """Spread a plan over the modules and parameters of a model, the way a client reads its keys."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from planner.ir.graph import Graph, Module
 from planner.ir.placement import Placement, R, Shard
@@ -45,6 +46,22 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
             if placed := _placed(graph, module, local, number, styles):
                 parameters[join(module.path, local)] = placed
     return Assigned(modules, parameters)
+
+
+def sharded_share(graph: Graph, assigned: Assigned, *, also: Callable[[str], bool] = lambda _: False) -> float:
+    """Share of parameter bytes that is sharded, in a module of `also` without being asked; a tied parameter counts once."""
+    sharded, total = 0, 0
+    seen: set[int] = set()
+    for module in graph.modules:
+        for local, number in module.parameters:
+            if number in seen:
+                continue
+            seen.add(number)
+            elements = prod(graph.values[number].shape)
+            total += elements
+            placement, _ = assigned.parameters.get(join(module.path, local), (R, ""))
+            sharded += elements if isinstance(placement, Shard) or also(module.path) else 0
+    return sharded / total if total else 0.0
 
 
 def _placed(

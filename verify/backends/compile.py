@@ -1,10 +1,11 @@
-"""A plan in the words of one client: the same layout where it has the words, the nearest that is proved where it has not.
+"""A plan in the words of one client, or of several at once: the same layout where they have the words, the nearest that is
+proved where they have not.
 
 Entries of one parent stand and fall together. Where a client cannot say a layout, or the proof refutes it there, the
 parent's outputs are gathered and its inputs split, and where that is not right either its entries go.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -12,10 +13,11 @@ from torch import nn
 
 from planner.frontend.load import Loaded, base_prefix
 from planner.frontend.traced import on_meta
-from planner.ir.findings import Severity, Verdict
+from planner.ir.findings import Finding, Severity, Verdict
 from planner.ir.plan import Plan, TpEntry, generic
+from planner.ir.spelling import listing
 from planner.ir.styles import STYLES, Layout
-from verify.backends.dialect import Dialect, Reader
+from verify.backends.dialect import Dialect, Reader, Unknown
 from verify.backends.proof import prove_for
 from verify.report import LevelResult
 
@@ -32,36 +34,38 @@ class Form(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A plan for one client, its proof, and what had to be given up: a parent's path -> why."""
+    """A plan for one client or several, its proof in all their dialects, and what had to be given up: a parent's path -> why."""
 
     plan: Plan
     proof: LevelResult
     losses: Mapping[str, str]
 
 
-def compile_for(dialect: Dialect, loaded: Loaded, plan: Plan, *, tp: int = 2, pp: int = 1) -> Compiled:
-    """The plan as one client should be given it.
+def compile_for(
+    dialects: Dialect | Sequence[Dialect], loaded: Loaded, plan: Plan, *, tp: int = 2, pp: int = 1
+) -> Compiled:
+    """The plan as one client should be given it, or as one plan that several read rightly.
 
     Raises:
         LoadError: the model cannot be built.
     """
+    dialects = (dialects,) if isinstance(dialects, Dialect) else tuple(dialects)
     built = on_meta(loaded)
     prefix = base_prefix(built)
-    if dialect.reader is Reader.ENGINE:
-        plan = replace(plan, tp=_of_linears(built.get_submodule(prefix), plan.tp))
+    words = _words(dialects, built.get_submodule(prefix), plan.tp)
     forms: dict[str, Form] = {}
     losses: dict[str, str] = {}
     best: Compiled | None = None
     for _ in range(TRIES):
-        written = replace(plan, tp=_written(dialect, plan.tp, forms, losses), head_tp=_head(dialect, plan))
-        proof = prove_for(dialect, loaded, written, tp=tp, pp=pp)
+        written = replace(plan, tp=_written(words, forms, losses), head_tp=_head(dialects, plan))
+        proof = _proof(dialects, loaded, written, tp, pp)
         best = Compiled(written, proof, dict(losses))
         wrong = next((f for f in proof.findings if f.severity is Severity.ERROR), None)
-        if proof.verdict is not Verdict.REFUTED or wrong is None or dialect.reader is Reader.NAMES:
+        if proof.verdict is not Verdict.REFUTED or wrong is None:
             return best
         place = wrong.place.entry or (wrong.place.module or "").removeprefix(f"{prefix}.")
         parent = _parent_of(place, plan)
-        if parent is None or forms.get(parent) is Form.WHOLE:
+        if parent is None or forms.get(parent) is Form.WHOLE or all(d.reader is Reader.NAMES for d in dialects):
             return best
         forms[parent] = Form(forms.get(parent, Form.AS_PLANNED) + 1)
         losses[parent] = f"{wrong.code}: {wrong.message}"
@@ -69,10 +73,61 @@ def compile_for(dialect: Dialect, loaded: Loaded, plan: Plan, *, tp: int = 2, pp
     return best
 
 
-def _of_linears(base: nn.Module, entries: tuple[TpEntry, ...]) -> tuple[TpEntry, ...]:
-    """Entries of linear layers: an engine looks at no other, and at none of an `experts` module, which it runs itself."""
+def in_order(plan: Plan) -> Plan:
+    """The same plan with a longer key before a shorter one that begins it: an engine takes the first that matches the
+    beginning of a path, and to Transformers the order is nothing.
+    """
+    return replace(plan, tp=_in_order(plan.tp))
+
+
+def _proof(dialects: Sequence[Dialect], loaded: Loaded, plan: Plan, tp: int, pp: int) -> LevelResult:
+    """In one dialect after the other, until one refutes."""
+    findings: dict[Finding, None] = {}
+    seconds = 0.0
+    for dialect in dialects:
+        proof = prove_for(dialect, loaded, plan, tp=tp, pp=pp)
+        findings |= dict.fromkeys(proof.findings)
+        seconds += proof.seconds
+        if proof.verdict is Verdict.REFUTED:
+            break
+    return LevelResult("proof", seconds, tuple(findings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """An entry, the clients that lay its module out by it, and those that only have to bear it in the plan."""
+
+    entry: TpEntry
+    followers: tuple[Dialect, ...]
+    others: tuple[Dialect, ...]
+
+    def name(self, effect: str) -> str | None:
+        """What all the followers call a style with this effect, its own name for it first, and the others bear."""
+        names = [effect, *(name for dialect in self.followers for name in dialect.styles)]
+        return next((name for name in names if self._means(name, effect)), None)
+
+    def _means(self, name: str, effect: str) -> bool:
+        return all(d.effect(name) == effect for d in self.followers) and all(_bears(d, name) for d in self.others)
+
+    def gap(self, effect: str) -> str:
+        """Why there is no such name."""
+        missing = [d.name for d in self.followers if effect not in d.styles.values()]
+        missing += [d.name for d in self.others if not _bears(d, effect)]
+        if missing:
+            return f'{missing[0]} has no "{self.entry.style}"'
+        return f'{listing([d.name for d in self.followers])} have no one name for "{self.entry.style}"'
+
+
+def _words(dialects: Sequence[Dialect], base: nn.Module, entries: tuple[TpEntry, ...]) -> tuple[_Words, ...]:
+    """An engine looks at linear layers alone, and at none of an `experts` module, which it runs itself."""
     linears = {generic(path) for path, module in base.named_modules() if isinstance(module, nn.Linear)}
-    return tuple(e for e in entries if e.pattern in linears and "experts" not in e.pattern.split("."))
+    found = []
+    for entry in entries:
+        by_engines = entry.pattern in linears and "experts" not in entry.pattern.split(".")
+        followers = tuple(d for d in dialects if by_engines or d.reader is not Reader.ENGINE)
+        if followers:
+            found.append(_Words(entry, followers, tuple(d for d in dialects if d not in followers)))
+    return tuple(found)
 
 
 def _parent(pattern: str) -> str:
@@ -87,35 +142,25 @@ def _parent_of(place: str, plan: Plan) -> str | None:
     return max(own, key=len, default=None)
 
 
-def _written(
-    dialect: Dialect, entries: tuple[TpEntry, ...], forms: dict[str, Form], losses: dict[str, str]
-) -> tuple[TpEntry, ...]:
-    if dialect.reader in (Reader.TRANSFORMERS, Reader.NAMES):
-        return entries
-    for entry in entries:
-        parent = _parent(entry.pattern)
-        if forms.get(parent, Form.AS_PLANNED) is Form.AS_PLANNED and not _sayable(dialect, entry.style):
+def _written(words: Sequence[_Words], forms: dict[str, Form], losses: dict[str, str]) -> tuple[TpEntry, ...]:
+    for said in words:
+        parent, style = _parent(said.entry.pattern), said.entry.style
+        if forms.get(parent, Form.AS_PLANNED) is not Form.AS_PLANNED or _shards_nothing(style) or _of_experts(style):
+            continue
+        if _name(said, style) is None:
             forms[parent] = Form.GATHERED
-            losses[parent] = f'{dialect.name} has no "{entry.style}"'
+            losses[parent] = said.gap(_canonical(style))
     found = []
-    for entry in entries:
-        style = _style(dialect, entry.style, forms.get(_parent(entry.pattern), Form.AS_PLANNED))
-        if style is not None:
-            found.append(replace(entry, style=style))
-    # A longer key before a shorter one: an engine takes the first that matches the beginning of a path.
-    return (
-        tuple(sorted(found, key=lambda entry: -len(entry.pattern.rpartition(".")[2])))
-        if _clash(found)
-        else tuple(found)
-    )
+    for said in words:
+        name = _style(said, forms.get(_parent(said.entry.pattern), Form.AS_PLANNED))
+        if name is not None:
+            found.append(replace(said.entry, style=name))
+    return _in_order(tuple(found))
 
 
-def _clash(entries: list[TpEntry]) -> bool:
-    return any(a is not b and b.pattern.startswith(a.pattern) for a in entries for b in entries)
-
-
-def _sayable(dialect: Dialect, style: str) -> bool:
-    return _shards_nothing(style) or _name(dialect, _canonical(style)) is not None or _of_experts(style)
+def _in_order(entries: tuple[TpEntry, ...]) -> tuple[TpEntry, ...]:
+    clash = any(a is not b and b.pattern.startswith(a.pattern) for a in entries for b in entries)
+    return tuple(sorted(entries, key=lambda entry: -len(entry.pattern.rpartition(".")[2]))) if clash else entries
 
 
 def _of_experts(style: str) -> bool:
@@ -134,28 +179,34 @@ def _shards_nothing(style: str) -> bool:
     return known is not None and known.layout is Layout.KEEP
 
 
-def _style(dialect: Dialect, style: str, form: Form) -> str | None:
-    """The client's name for a style in a form; None for no entry."""
+def _style(said: _Words, form: Form) -> str | None:
+    """The clients' name for an entry's style in a form; None for no entry."""
+    style = said.entry.style
     if _shards_nothing(style) or _of_experts(style):
-        return style if dialect.hooks_gradients and dialect.effect(style) is not None else None
+        # An engine does by itself what these are for.
+        wanted = any(dialect.reader is not Reader.ENGINE for dialect in said.followers)
+        borne = all(_bears(dialect, style) for dialect in (*said.followers, *said.others))
+        return style if wanted and borne and form is Form.AS_PLANNED else None
     if form is Form.WHOLE:
         return None
-    wanted = _canonical(style)
     if form is Form.GATHERED:
-        wanted = "rowwise_split_input" if "row" in wanted else "colwise_gather_output"
-    return _name(dialect, wanted)
+        return said.name("rowwise_split_input" if "row" in style else "colwise_gather_output")
+    return _name(said, style)
+
+
+def _name(said: _Words, style: str) -> str | None:
+    return said.name(style) or said.name(_canonical(style))
+
+
+def _bears(dialect: Dialect, style: str) -> bool:
+    """Whether a client takes a plan with this style in it, whatever it makes of it."""
+    return dialect.effect(style) is not None or dialect.unknown is Unknown.REPLICATED
 
 
 def _canonical(style: str) -> str:
     return {"colwise_rep": "colwise_gather_output", "rowwise_rep": "rowwise_split_input"}.get(style, style)
 
 
-def _name(dialect: Dialect, effect: str) -> str | None:
-    """What the client calls a style with this effect; its own name for it first."""
-    names = [name for name, does in dialect.styles.items() if does == effect]
-    return effect if effect in names else next(iter(names), None)
-
-
-def _head(dialect: Dialect, plan: Plan) -> tuple[TpEntry, ...]:
+def _head(dialects: Sequence[Dialect], plan: Plan) -> tuple[TpEntry, ...]:
     """Entries of the head class: engines never see them."""
-    return plan.head_tp if dialect.reads_head else ()
+    return plan.head_tp if any(dialect.reads_head for dialect in dialects) else ()

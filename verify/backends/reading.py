@@ -13,7 +13,7 @@ from planner.ir.graph import Graph, Module
 from planner.ir.placement import Placement, Shard
 from planner.ir.plan import Plan, generic, join
 from planner.ir.styles import STYLES, After, Before, Layout, Style
-from planner.sharding.assign import Assigned, assign
+from planner.sharding.assign import Assigned, assign, sharded_share
 from verify.backends.dialect import Dialect, Reader, Unknown, first_match
 from verify.backends.fused import fusions, is_linear
 from verify.backends.source import forward_tree
@@ -56,6 +56,13 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
             return _by_names(dialect, subject)
 
 
+def sharded_in(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> float:
+    """Share of the parameter bytes that is sharded in what a client makes of a plan; an engine shards experts by itself."""
+    engine = dialect.reader is Reader.ENGINE
+    assigned = read(dialect, subject, plan, degree).assigned
+    return sharded_share(subject.graph, assigned, also=lambda path: engine and is_expert(subject.graph, path))
+
+
 def seen_keys(dialect: Dialect, subject: Subject, plan: Plan) -> dict[str, str]:
     """The keys that a client sees, as it writes them, in its order."""
     if dialect.reads_head:
@@ -81,7 +88,7 @@ def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, finding
     layout: dict[str, str | Style | None] = dict(decided)
     for module in subject.graph.modules:
         path = _seen_path(dialect, subject, module.path)
-        if path is None or module.path in layout or _expert(subject.graph, module.path) or not is_linear(module):
+        if path is None or module.path in layout or is_expert(subject.graph, module.path) or not is_linear(module):
             continue
         pattern = first_match(dialect.matching, keys, path)
         layout[module.path] = dialect.effect(keys[pattern]) if pattern is not None else None
@@ -115,7 +122,7 @@ def _decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
     latent = config is not None and config.get_text_config().model_type in dialect.latent_types
     kinds = tuple(kind for kind in dialect.fuses if kind != "mla" or latent)
     for fusion in fusions(subject.graph, subject.model, kinds, degree=degree, head_dim=head_dim):
-        if not _expert(subject.graph, fusion.module):
+        if not is_expert(subject.graph, fusion.module):
             found |= fusion.styles
     found |= {
         twin: style
@@ -161,7 +168,7 @@ def _repeats(graph: Graph, path: str) -> list[str]:
     ]
 
 
-def _expert(graph: Graph, path: str) -> bool:
+def is_expert(graph: Graph, path: str) -> bool:
     """Whether it lies in a module `experts` that is a list, or holds stacked weights alone: the engines run those themselves,
     whole in and whole out (vLLM `moe.py`, SGLang `MoEMixin`).
     """
@@ -253,7 +260,7 @@ def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Find
 def _no_loss(dialect: Dialect, subject: Subject, pattern: str, style: str) -> bool:
     """Whether a module that the client keeps whole is none the worse for it: no linear layer, or a style for gradients alone."""
     reached = any(
-        is_linear(m) and generic(m.path) == pattern and not _expert(subject.graph, m.path)
+        is_linear(m) and generic(m.path) == pattern and not is_expert(subject.graph, m.path)
         for m in subject.graph.modules
     )
     return not reached or (not dialect.hooks_gradients and _only_gradients(style))
@@ -272,7 +279,7 @@ def _lost_entries(
     for module in subject.graph.modules:
         path = _seen_path(dialect, subject, module.path)
         own = f"model.{generic(path.removeprefix('model.'))}" if path is not None else ""
-        if path is None or own not in keys or not is_linear(module) or _expert(subject.graph, module.path):
+        if path is None or own not in keys or not is_linear(module) or is_expert(subject.graph, module.path):
             continue
         first = first_match(dialect.matching, keys, path)
         written, entry = keys[own], generic(module.path)

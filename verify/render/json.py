@@ -6,6 +6,7 @@ from planner.ir.degrees import Degrees, spans
 from planner.ir.findings import Finding, Fix
 from verify.catalogue import name_of
 from verify.difference import Backed, Difference
+from verify.render.everywhere import everywhere_json
 from verify.render.private import public, told
 from verify.render.suggestion import Suggested
 from verify.render.why import explanation_json
@@ -39,6 +40,7 @@ def suggestion_json(suggested: Suggested) -> str:
             "findings": [finding_json(finding) for finding in suggested.report.findings],
             "unplanned": dict(suggested.plan.unplanned),
             "sharded_fraction": round(suggested.sharded_fraction, 6),
+            **(everywhere_json(suggested.everywhere) if suggested.everywhere is not None else {}),
             **(explanation_json(suggested.explanation) if suggested.explanation is not None else {}),
         }
         | compared

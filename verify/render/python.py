@@ -6,6 +6,7 @@ from itertools import groupby
 from textwrap import wrap
 
 from planner.ir.plan import Plan, PpEntry, TpEntry, owner_of
+from verify.render.everywhere import right_in
 from verify.render.suggestion import Suggested
 from verify.render.text import share
 
@@ -51,6 +52,8 @@ def _head(suggested: Suggested) -> str:
         f"Plan of {suggested.model}: {report.verdict} at tp {suggested.tp}.",
         f"Legal tensor-parallel degrees: {degrees}. Share of parameter bytes sharded: {part}.",
     ]
+    if suggested.everywhere is not None:
+        lines.append(right_in(suggested.everywhere))
     if not (plan.tp or plan.head_tp):
         lines.append("No tensor-parallel entry was found to be right for this model.")
     return "\n".join(_comment(lines))

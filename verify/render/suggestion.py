@@ -7,6 +7,7 @@ from planner.ir.degrees import Degrees
 from planner.ir.plan import Plan
 from planner.ir.why import Explanation
 from verify.difference import Difference
+from verify.reached import Everywhere
 from verify.report import Report
 
 
@@ -17,6 +18,7 @@ class Suggested:
 
     `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the
     parts of the plan belong. `differences` are those of the model's own plan (the first) from this one, where asked for.
+    `everywhere` is what the serving clients make of a plan that is for none of them in particular.
     """
 
     model: str
@@ -31,3 +33,4 @@ class Suggested:
     differences: tuple[Difference, ...] | None = None
     explanation: Explanation | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
+    everywhere: Everywhere | None = None
