@@ -24,6 +24,7 @@ from tests.bench import (
     write,
 )
 from tests.bench.engines import bench as engines
+from tests.bench.engines import traces
 from tests.bench.zoo import bench as zoo
 
 BENCHMARKS = {
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "pipelines": pipelines.main,
     "rules": rules.main,
     "speed": speed.main,
+    "traces": traces.main,
     "twins": twins.main,
     "warm": warm.main,
     "weights": weights.main,

@@ -4,7 +4,8 @@ Source: `vllm/model_executor/models/transformers/fusers/` of 0.25.0 and 0.32.0: 
 input; the larger is the query; the linear layer that makes the output is split by row), `glu.py` (an activation of one
 times the other; the linear layer after the product is split by row), `merged_column.py` (the one group of two or more
 linear layers of the module's own input), `packed_qkv.py` (a three-way split of one linear layer), `mla.py` (latent
-attention). A fusion is made only where the forward's source calls each projection once, as `self.<name>(argument)`.
+attention). A fusion is made only where the forward's source calls each projection once, as `self.<name>(argument)`, and only of
+what the fuser's own trace got to (`verify.backends.symbolic`).
 """
 
 import ast
@@ -16,6 +17,7 @@ from torch import nn
 from planner.ir.graph import Graph, Module, ModuleCall
 from planner.ir.plan import join
 from verify.backends.source import forward_tree
+from verify.backends.symbolic import traced
 
 MERGED_ACTIVATIONS = frozenset({"SiLUActivation", "SiLU", "GELUActivation", "GELU", "GELUTanh"})
 """Classes of the activations in `_ACTIVATION_AND_MUL_REGISTRY` (`vllm/model_executor/layers/activation.py`, 0.32.0)."""
@@ -44,6 +46,8 @@ class _Inside:
     """Direct children that were called."""
     degree: int
     head_dim: int
+    finished: bool
+    """Whether the fuser's trace comes to the end of the forward, so that it knows what makes the output."""
 
     def width(self, name: str, side: str) -> int:
         return dict(self.graph.module_of[join(self.module.path, name)].numbers).get(side, 0)
@@ -80,12 +84,16 @@ def _modules(graph: Graph, model: nn.Module, degree: int, head_dim: int) -> Iter
         linears = [m for m in own if is_linear(m)]
         if module.path not in by_path or not linears:
             continue
+        reached = traced(model.get_submodule(module.path))
+        seen = {name: m for m in own if (name := m.path.rpartition(".")[2]) in reached.children}
         children: dict[int, list[str]] = {}
-        for m in linears:
-            for _, value in by_path[m.path][0].arguments[:1]:
-                children.setdefault(value, []).append(m.path.rpartition(".")[2])
-        calls = {m.path.rpartition(".")[2]: by_path[m.path][0] for m in own}
-        yield _Inside(graph, model, module, by_path[module.path][0], children, calls, degree, head_dim)
+        for name, m in seen.items():
+            for _, value in by_path[m.path][0].arguments[:1] if is_linear(m) else ():
+                children.setdefault(value, []).append(name)
+        calls = {name: by_path[m.path][0] for name, m in seen.items()}
+        yield _Inside(
+            graph, model, module, by_path[module.path][0], children, calls, degree, head_dim, reached.finished
+        )
 
 
 def _groups(inside: _Inside) -> list[list[str]]:
@@ -218,6 +226,8 @@ def _has_bias(inside: _Inside, name: str) -> bool:
 
 def _makes_output(inside: _Inside) -> str | None:
     """The linear child whose result the module gives first, through dropouts and reshapes."""
+    if not inside.finished:
+        return None
     makers = {call.outputs[0]: name for name, call in inside.calls.items() if call.outputs and inside.linear(name)}
     value = inside.call.outputs[0] if inside.call.outputs else -1
     for _ in range(8):
