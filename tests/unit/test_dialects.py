@@ -175,6 +175,17 @@ def test_a_packed_projection_is_gathered_where_the_client_cannot_cut_it(client: 
     assert list(compiled.losses) == ["layers.*.mlp"]
 
 
+def test_a_key_for_other_configs_of_the_class_is_no_fault() -> None:
+    assert codes("dots1", "vllm", first_k_dense_replace="0") == set()
+    loaded, carried = small("dots1", first_k_dense_replace="0")
+    found = prove_for(
+        find_dialect("vllm"), loaded, carried.edited(Edit("model.layers.*.mlp.gates", None, "colwise"), "model")
+    )
+    assert {finding.place.entry for finding in found.findings if finding.severity is Severity.ERROR} == {
+        "layers.*.mlp.gates"
+    }
+
+
 def test_every_client_has_a_name() -> None:
     assert clients()[0] == "transformers"
     assert len(set(clients())) == len(clients())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launch.engines import vllm_session
-from launch.engines.checkpoint import HEAD_DIMS, head_width, servable, write_checkpoint
+from launch.engines.checkpoint import HEAD_DIMS, LATENT, OF_EXPERTS, head_width, servable, write_checkpoint
 from launch.engines.serving import PROMPTS, Served, difference
 from planner.frontend.load import load
 from tests.bench.engines.families import family
@@ -71,6 +71,12 @@ def test_what_the_last_rank_served_with_what_the_first_holds(monkeypatch: pytest
 def test_a_checkpoint_has_heads_that_the_engine_has() -> None:
     small = servable(load("gptj"), tp=2, pp=2)
     assert head_width(small.config) in HEAD_DIMS
+
+
+def test_a_servable_twin_has_the_widths_of_experts_and_of_latent_attention() -> None:
+    text = servable(load("deepseek_v3"), tp=2, pp=2).config.get_text_config()
+    assert {name: getattr(text, name) for name in LATENT} == LATENT
+    assert text.hidden_size % OF_EXPERTS == 0
 
 
 def test_a_checkpoint_with_code_names_its_base_model(tmp_path: Path) -> None:

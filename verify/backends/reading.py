@@ -293,15 +293,21 @@ def _lost_entries(
 
 
 def _unmatched(dialect: Dialect, subject: Subject, keys: Mapping[str, str]) -> list[Finding]:
-    """Keys that match the beginning of no module's path and no parameter's: dropped without a word."""
+    """Keys that match the beginning of no module's path and no parameter's: dropped without a word. One of the model's own plan
+    that Transformers finds nothing for either is for other configs of its class.
+    """
+    own = {str(key) for key in getattr(subject.model, "_tp_plan", None) or {}}
+    carried = own - {generic(path) for path in (*subject.graph.module_of, *subject.graph.parameters)}
     paths = {_seen_path(dialect, subject, module.path) for module in subject.graph.modules} - {None}
     paths |= {_seen_path(dialect, subject, name) for name in subject.graph.parameters} - {None}
     return [
         Finding(
             "BE413",
-            Severity.ERROR,
+            Severity.WARNING
+            if (entry := join(subject.prefix, pattern.removeprefix("model."))) in carried
+            else Severity.ERROR,
             f'{dialect.name} finds no module for "{pattern.removeprefix("model.")}", and drops it.',
-            Place(entry=join(subject.prefix, pattern.removeprefix("model."))),
+            Place(entry=entry),
             why=f"keys get the prefix model. and are matched from the beginning of a path ({dialect.cites[0]})",
             found="no module",
             needed="a key relative to the base model, such as layers.*.self_attn.q_proj",
