@@ -18,10 +18,12 @@ from verify.backends.stage_programs import check_keyed_stages
 from verify.backends.stages import check_stages
 from verify.contract.attention import attention_modules, check_attention
 from verify.contract.config import check_folder, check_places
+from verify.contract.heads import check_heads
 from verify.contract.keywords import lost_keywords
 from verify.contract.masks import check_masks
 from verify.contract.processor import check_processor, check_processor_class, made_processor, processor_class
 from verify.contract.served import check_served
+from verify.contract.windows import check_windows
 from verify.environment import environment
 from verify.report import LevelResult, Report
 
@@ -100,6 +102,9 @@ def _level(
             graph = subject.graph if subject is not None else None
             found += check_attention(built, graph, paths, dialect.client, decoder)
             found += check_masks(built, graph, decoder, dialect.client) if graph is not None else []
+            if graph is not None and dialect.client == "vllm":
+                found += check_windows(built, graph, decoder)
+                found += check_heads(built, graph, paths, dialect.latent_types)
             found += check_served(built, graph, prefix, dialect.client)
     found += _of_the_plan(dialect, loaded, plan, subject)
     written = tuple(as_written(finding, prefix) for finding in _once(found))

@@ -8,7 +8,7 @@ level of nesting where it can stand. A model as it is must have no finding.
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def _cut(source: str, found: "re.Match[str]", instead: str = "") -> str:
 
 
 _CALL = r"mixed, _ = attend\(self, query, key, value, attention_mask, scaling=self\.scaling, \*\*kwargs\)"
-EDITS: tuple[tuple[str, str, str, str], ...] = (
+EDITS: tuple[tuple[str, str, str, str | Callable[["re.Match[str]"], str]], ...] = (
     (
         "keywords thrown away in the layer",
         "BE401",
@@ -127,6 +127,18 @@ EDITS: tuple[tuple[str, str, str, str], ...] = (
         "scaling=self.scaling, sliding_window=16, **kwargs)",
     ),
     (
+        "a window in the config that the mask does not have",
+        "BE407",
+        r"(        super\(\).__init__\(\*\*kwargs\))",
+        r"        self.sliding_window = 16\n\1",
+    ),
+    (
+        "a window in the mask that the config does not give",
+        "BE407",
+        r"(?s)(        super\(\).__init__\(\*\*kwargs\))(.*?)mask = create_causal_mask\(",
+        r"        self.sliding_window, self.layer_types = 16, ['full_attention'] * num_hidden_layers\n\1\2from transformers.masking_utils import create_sliding_window_causal_mask\n\n        mask = create_sliding_window_causal_mask(",
+    ),
+    (
         "a soft-cap that is not passed",
         "BE407",
         r"(        super\(\).__init__\(\*\*kwargs\))",
@@ -143,6 +155,12 @@ EDITS: tuple[tuple[str, str, str, str], ...] = (
         "BE407",
         r"scaling=self\.scaling, \*\*kwargs\)",
         "scaling=self.scaling, softcap=30.0, **kwargs)",
+    ),
+    (
+        "key-value heads by a name that the client does not know",
+        "BE419",
+        r"(?s).+num_key_value_heads.+",
+        lambda found: found[0].replace("num_key_value_heads", "narrow_heads"),
     ),
     ("no is_causal", "BE407", r"self\.scaling, self\.is_causal = (.+), True", r"self.scaling = \1"),
     ("is_causal is False", "BE407", r"(self\.scaling, self\.is_causal = .+), True", r"\1, False"),

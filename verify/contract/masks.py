@@ -48,18 +48,13 @@ _SHIFTS = ("aten.add", "aten.where", "aten.masked_fill", "aten.mul", "aten._to_c
 
 def check_masks(model: nn.Module, graph: Graph, decoder: str, client: str) -> list[Finding]:
     """One finding a line: a mask that is not made by the masking functions, or that they are told to alter."""
-    made = {
-        (relative(call.file), number): call
-        for file in _files(model)
-        for call in _calls(file)
-        for number in range(call.first, call.last + 1)
-    }
+    made = masking_calls(model)
     found: dict[str, Finding] = {}
     for op in graph.ops:
         if decoder and not op.module.startswith(f"{decoder}."):
             continue
-        for mask in _masks(graph, op):
-            hand, reached = _behind(graph, mask, made)
+        for mask in masks_of(graph, op):
+            hand, reached = behind(graph, mask, made)
             for call in (call for call in reached if call.altered):
                 source = Source(relative(call.file), call.first)
                 found.setdefault(str(source), _finding("", source, f"the mask is altered by {call.altered}", client))
@@ -70,13 +65,26 @@ def check_masks(model: nn.Module, graph: Graph, decoder: str, client: str) -> li
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """A call of a masking function: its file, its lines, the argument that alters the mask."""
+class MaskingCall:
+    """A call of a masking function: its file, its lines, the argument that alters the mask, and the function's own name where
+    the source says which one it is.
+    """
 
     file: str
     first: int
     last: int
     altered: str = ""
+    function: str = ""
+
+
+def masking_calls(model: nn.Module) -> dict[tuple[str, int], MaskingCall]:
+    """Every call of a masking function in the files of the model's own classes, by file and each of its lines."""
+    return {
+        (relative(call.file), number): call
+        for file in _files(model)
+        for call in _calls(file)
+        for number in range(call.first, call.last + 1)
+    }
 
 
 def _files(model: nn.Module) -> list[str]:
@@ -93,23 +101,31 @@ def _files(model: nn.Module) -> list[str]:
 
 
 @cache
-def _calls(file: str) -> tuple[_Call, ...]:
+def _calls(file: str) -> tuple[MaskingCall, ...]:
     try:
         tree = ast.parse(Path(file).read_text())
     except (OSError, SyntaxError, UnicodeDecodeError):
         return ()
-    names = _makers(tree)
-    return tuple(_Call(file, *found) for found in _found(tree, names))
+    imported = _imported(tree)
+    makers = _makers(tree, set(imported))
+    return tuple(
+        MaskingCall(file, first, last, altered, imported.get(name, ""))
+        for first, last, altered, name in _found(tree, makers)
+    )
 
 
-def _makers(tree: ast.Module) -> set[str]:
-    """Names of masking functions in a file: imported ones, and local ones that are assigned from them."""
-    names = {
-        alias.asname or alias.name
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """Masking functions that a file imports: the name there -> their own."""
+    return {
+        alias.asname or alias.name: alias.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("masking_utils")
         for alias in node.names
     }
+
+
+def _makers(tree: ast.Module, names: set[str]) -> set[str]:
+    """Names of masking functions in a file: the imported ones, and local ones that are assigned from them."""
     for node in ast.walk(tree):
         plain = isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call)
         if plain and isinstance(node, ast.Assign) and names_in(node.value) & names:
@@ -117,21 +133,22 @@ def _makers(tree: ast.Module) -> set[str]:
     return names
 
 
-def _found(tree: ast.Module, names: set[str]) -> Iterator[tuple[int, int, str]]:
+def _found(tree: ast.Module, names: set[str]) -> Iterator[tuple[int, int, str, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and names_in(node.func) & names:
             altered = next(
                 (k.arg for k in node.keywords if k.arg in ALTERED and not _nothing(k.value)),
                 "",
             )
-            yield node.lineno, node.end_lineno or node.lineno, altered or ""
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            yield node.lineno, node.end_lineno or node.lineno, altered or "", name
 
 
 def _nothing(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and value.value is None
 
 
-def _masks(graph: Graph, op: Op) -> Iterator[int]:
+def masks_of(graph: Graph, op: Op) -> Iterator[int]:
     """The masks of an attention, or of the softmax of one that is written out."""
     if op.target == "attention":
         mask = op.arg(3, "attn_mask")
@@ -154,7 +171,7 @@ def _from(graph: Graph, value: int) -> int:
     return graph.producer.get(value, -1)
 
 
-def _behind(graph: Graph, mask: int, made: Mapping[tuple[str, int], _Call]) -> tuple[Op | None, list[_Call]]:
+def behind(graph: Graph, mask: int, made: Mapping[tuple[str, int], MaskingCall]) -> tuple[Op | None, list[MaskingCall]]:
     """The first op behind a mask that no masking function ran and that makes it what it is; and the functions behind it."""
     wanted, seen, reached = [mask], set[int](), []
     while wanted:
