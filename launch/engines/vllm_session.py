@@ -195,6 +195,7 @@ def _served(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         trust_remote_code=bool(case.get("trust_remote_code")),
         dtype="float32",
         enforce_eager=True,
+        attention_backend="CPU_MLA",  # of latent attention alone; the other one there takes no float32
         skip_tokenizer_init=True,
         max_model_len=128,
         max_num_seqs=4,

@@ -1,4 +1,4 @@
-"""BE402 to BE408, and BE415 without a plan: attention that an engine cannot take over, or takes over wrongly.
+"""BE402 to BE408: attention that an engine cannot take over, or takes over wrongly.
 
 Source: `vllm/model_executor/models/registry.py` (`is_backend_compatible`) and
 `vllm/model_executor/models/transformers/{base,fusers/attention}.py`, 0.32.0: one call of the interface in the module's own
@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
+from planner.frontend.fields import field_of
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph
+from planner.ir.plan import join
 from verify.backends.source import forward_tree, source_of
 from verify.contract.functions import names_in
 from verify.contract.keywords import interface_calls
 
 SOFTCAP = "attn_logit_softcapping"
-KV_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
-"""Where vLLM looks for the number of key-value heads (`get_total_num_kv_heads`, 0.32.0), in order."""
 KNOWN_FROM_CALL = "attention functions know it from the call alone"
 
 
@@ -45,13 +45,36 @@ def check_attention(
         tree = forward_tree(type(module))
         for finding in _of_module(model, path, module, tree, client) if tree is not None else ():
             found.setdefault((finding.code, type(module).__name__), finding)
-    if client == "vllm" and graph is not None:
-        for finding in _head_counts(model, graph, paths):
-            found.setdefault((finding.code, finding.message), finding)
     inline = _inline(model, graph, paths, client) if graph is not None else ()
     for finding in (f for f in inline if not decoder or (f.place.module or "").startswith(f"{decoder}.")):
         found.setdefault((finding.code, finding.message), finding)
-    return [*_claims(model, paths, client), *found.values()]
+    without = _without_attention(model, paths, decoder) if client == "vllm" else ()
+    return [*_claims(model, paths, client), *found.values(), *without]
+
+
+def _without_attention(model: nn.Module, paths: list[str], decoder: str) -> Iterator[Finding]:
+    """The first layer in which no module looks the interface up: vLLM wants one in each (`_create_attention_instances`)."""
+    config = getattr(model, "config", None)
+    count = field_of(config.get_text_config(), "num_hidden_layers") if config is not None else None
+    places = {getattr(model.get_submodule(path), "layer_idx", None) for path in paths}
+    if not paths or not isinstance(count, int) or not all(isinstance(place, int) for place in places):
+        return
+    lists = (m for m in model.get_submodule(decoder).named_children() if isinstance(m[1], nn.ModuleList))
+    stack = next(((name, layers) for name, layers in lists if len(layers) >= count), None)
+    missing = next((index for index in range(count) if index not in places), None)
+    if stack is None or missing is None:
+        return
+    kind = type(stack[1][missing])
+    yield Finding(
+        "BE402",
+        Severity.ERROR,
+        f"Layer {missing} ({kind.__name__}) has no attention behind the interface.",
+        Place(module=join(join(decoder, stack[0]), str(missing)), source=source_of(kind)),
+        why="vllm gives every layer an attention of its own, and runs no other layer",
+        found=f"attention in layers {', '.join(map(str, sorted(places)[:4]))}{', ...' if len(places) > 4 else ''} alone",
+        needed="one call of ALL_ATTENTION_FUNCTIONS in each layer",
+        fault=Fault.MODEL,
+    )
 
 
 def _of_module(model: nn.Module, path: str, module: nn.Module, tree: ast.FunctionDef, client: str) -> Iterator[Finding]:
@@ -247,43 +270,6 @@ def _inline(model: nn.Module, graph: Graph, paths: list[str], client: str) -> It
                 needed="a call of ALL_ATTENTION_FUNCTIONS in the module's own forward",
                 fault=Fault.MODEL,
             )
-
-
-def _head_counts(model: nn.Module, graph: Graph, paths: list[str]) -> Iterator[Finding]:
-    """Attention that is given other numbers of heads than the config has, by which the engine reads what it is given.
-
-    The attention functions repeat key-value heads by the module's `num_key_value_groups`; what the module itself
-    repeats before the call is what the engine gets.
-    """
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None else None
-    if getattr(text, "per_layer_config", None):  # the engine sizes each layer by its own numbers
-        return
-    heads = getattr(text, "num_attention_heads", None)
-    kv = next((n for name in KV_HEADS if (n := getattr(text, name, None)) is not None), heads)
-    if not isinstance(heads, int) or not isinstance(kv, int) or getattr(text, "multi_query", False):
-        return
-    for op in graph.ops:
-        if op.target != "attention" or op.module not in paths or len(op.inputs) < 3:
-            continue
-        module = model.get_submodule(op.module)
-        groups = getattr(module, "num_key_value_groups", 1)
-        query, key = (graph.values[number].shape for number in op.inputs[:2])
-        if len(query) != 4 or len(key) != 4:
-            continue
-        given = key[1] // groups if key[1] == query[1] else key[1]
-        for name, count, known in (("query", query[1], heads), ("key-value", given, kv)):
-            if count != known:
-                yield Finding(
-                    "BE415",
-                    Severity.ERROR,
-                    f"{type(module).__name__}: its attention is given {count} {name} heads, where the config has {known}.",
-                    Place(module=op.module, source=op.source),
-                    why="vllm's attention has the config's numbers of heads, and reads more heads as more tokens, unchecked",
-                    found=f"{count} {name} heads",
-                    needed=f"{known} {name} heads, which the attention functions repeat themselves where they have to",
-                    fault=Fault.MODEL,
-                )
 
 
 def _below(path: str, known: set[str]) -> bool:

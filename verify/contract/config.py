@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from planner.ir.findings import Fault, Finding, Place, Severity, Source
 from verify.backends.source import source_of
@@ -85,6 +85,25 @@ def _missing(folder: Path, reference: str) -> str | None:
     defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     imported = {a.asname or a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
     return None if name in defined | imported else f"{file.name} has no class {name}"
+
+
+def check_base_class(config: PreTrainedConfig, client: str) -> list[Finding]:
+    """Engines make the base model by `AutoModel`, which has to know the class of Transformers' own configs."""
+    kind = type(config)
+    if not kind.__module__.startswith("transformers.") or kind in MODEL_MAPPING:
+        return []
+    return [
+        Finding(
+            "BE421",
+            Severity.ERROR,
+            f"AutoModel knows no model of {kind.__name__}, so that {client} cannot make it.",
+            Place(source=source_of(kind)),
+            why="an engine makes the base model by AutoModel.from_config(config)",
+            found=f"{kind.__name__} is not in MODEL_MAPPING",
+            needed="the config of a whole model that AutoModel knows",
+            fault=Fault.MODEL,
+        )
+    ]
 
 
 def check_places(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> list[Finding]:

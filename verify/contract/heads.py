@@ -28,13 +28,13 @@ _REPEATS = (
 )
 
 
-def check_heads(model: nn.Module, graph: Graph, paths: Collection[str], latent_types: Collection[str]) -> list[Finding]:
+def check_heads(model: nn.Module, graph: Graph, paths: Collection[str]) -> list[Finding]:
     """One finding for layers that are alike, of the attention modules at `paths`; none where the config does not say one number
     for all layers, or the client has an attention of its own.
     """
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
-    told = _told(text) if text is not None and text.model_type not in latent_types else None
+    told = _told(text) if text is not None else None
     if told is None:
         return []
     found: dict[str, Finding] = {}
@@ -49,9 +49,12 @@ def check_heads(model: nn.Module, graph: Graph, paths: Collection[str], latent_t
 
 def _told(text: object) -> tuple[tuple[int, int], ...] | None:
     """Heads and their width of query, key and value; None where the config does not say, or says it layer by layer."""
+    # An attention over latents, and one of a single head for all queries, is sized by fields of its own.
+    if getattr(text, "kv_lora_rank", None) is not None or getattr(text, "multi_query", False):
+        return None
     try:
         heads, hidden, width = (getattr(text, name, 0) for name in ("num_attention_heads", "hidden_size", "head_dim"))
-        kv = next((getattr(text, name) for name in KV_HEADS if hasattr(text, name)), heads)
+        kv = next((number for name in KV_HEADS if (number := getattr(text, name, None)) is not None), heads)
         width = width or hidden // heads
     except (AmbiguousGlobalPerLayerAttributeError, TypeError, ZeroDivisionError):
         return None

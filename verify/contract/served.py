@@ -1,4 +1,4 @@
-"""BE409, BE410 and BE418: what an engine runs of a model, beside its attention.
+"""BE409, BE410, BE418 and BE420: what an engine runs of a model, beside its attention.
 
 Source: vLLM 0.32.0, `vllm/model_executor/models/transformers/base.py` (`forward`: the base model alone is run, with `input_ids`
 or `inputs_embeds`, and `position_ids`; `_create_hf_to_vllm_mapper`), `causal.py` (the head is called `lm_head`; of the
@@ -17,12 +17,14 @@ from transformers.core_model_loading import WeightRenaming
 
 from planner.ir.findings import Fault, Finding, Place, Severity, Source
 from planner.ir.graph import Graph, Op
-from planner.ir.plan import generic
+from planner.ir.plan import generic, join
 from verify.backends.source import forward_tree, source_of
 
 HEAD = "lm_head"
 NAMED = ("input_ids", "inputs_embeds", "position_ids")
 """Arguments that vLLM looks for in the signature of the decoder's forward, `**kwargs` or not (`_decorate_for_torch_compile`)."""
+CHOSEN = ("num_experts_per_tok", "top_k")
+"""Config fields in which vLLM looks for the number of experts of a token."""
 _KEEPS = ("aten.slice", "aten._to_copy", "aten.clone", "aten.contiguous", "aten.view", "aten.alias", "aten.index")
 """Ops that leave hidden states or logits what they are."""
 
@@ -36,6 +38,7 @@ def check_served(model: nn.Module, graph: Graph | None, prefix: str, client: str
         found += _head_name(model, prefix)
         if graph is not None:
             found += [*_norm_names(model, graph), *_head_program(model, graph, prefix)]
+        found += _chosen_experts(model, prefix)
     return found
 
 
@@ -146,6 +149,15 @@ def _head_program(model: PreTrainedModel, graph: Graph, prefix: str) -> Iterator
     if base is None or not base.outputs or not graph.outputs:
         return
     config = model.config.get_text_config()
+    if getattr(config, "logit_scale", 1.0) is None:
+        yield _finding(
+            "BE409",
+            type(config).__name__,
+            "its logit_scale is None",
+            None,
+            "vllm multiplies the logits by that field where there is one",
+            "a number, or no such field",
+        )
     known = {value for name in ("logit_scale", "final_logit_softcapping") if (value := getattr(config, name, None))}
     capped, head = getattr(config, "final_logit_softcapping", None), _output(model)
     projections = {path for path, module in model.named_modules() if module is head}
@@ -164,6 +176,24 @@ def _head_program(model: PreTrainedModel, graph: Graph, prefix: str) -> Iterator
             f"{HEAD} alone, or the config fields that the engine reads",
         )
         return
+
+
+def _chosen_experts(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
+    """Experts that the engine would run, and no field that says how many a token takes (`moe.py`, `recursive_replace`)."""
+    text = model.config.get_text_config()
+    for path, module in model.get_submodule(prefix).named_modules():
+        stacked = [parameter.ndim == 3 for parameter in module.parameters()]
+        ours = isinstance(module, nn.ModuleList) or (bool(stacked) and all(stacked))
+        if path.rpartition(".")[2] == "experts" and ours and not any(getattr(text, name, None) for name in CHOSEN):
+            yield _finding(
+                "BE420",
+                type(text).__name__,
+                f"it has no {' or '.join(CHOSEN)}",
+                source_of(type(text)),
+                f"vllm runs {join(prefix, path)} itself, and reads there how many experts a token takes",
+                f"{CHOSEN[0]}, or an attribute_map that has it",
+            )
+            return
 
 
 def _between(graph: Graph, start: int, end: int) -> list[Op]:

@@ -8,8 +8,9 @@ register(
         code="BE421",
         name="config-json-incomplete",
         severity=Severity.ERROR,
-        what="The config.json of a checkpoint lacks `model_type` or `architectures`, or cannot be read.",
-        why="An engine finds the classes by these fields alone.",
+        what="The config.json of a checkpoint lacks `model_type` or `architectures`, or cannot be read; or `AutoModel` knows "
+        "no model of its class.",
+        why="An engine finds the classes by these fields alone, and makes the base model by `AutoModel`.",
         use_instead="Both fields, as `save_pretrained` writes them.",
         fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
         invalid=(
