@@ -8,8 +8,8 @@ register(
         code="BE402",
         name="attention-not-through-interface",
         severity=Severity.ERROR,
-        what="A module computes its attention itself, or calls the attention interface more than once; or a layer has no attention "
-        "behind the interface.",
+        what="A module computes its attention itself, or calls the attention interface more than once; or a layer has no "
+        "attention behind the interface.",
         why="An engine registers its own attention, with its paged cache, in `ALL_ATTENTION_FUNCTIONS`. What "
         "does not go through it keeps no cache and sees only the tokens of one step.",
         use_instead="One call of `ALL_ATTENTION_FUNCTIONS` in the forward of the module that owns the projections.",
