@@ -56,11 +56,18 @@ def _without_attention(model: nn.Module, paths: list[str], decoder: str) -> Iter
     """The first layer in which no module looks the interface up: vLLM wants one in each (`_create_attention_instances`)."""
     config = getattr(model, "config", None)
     count = field_of(config.get_text_config(), "num_hidden_layers") if config is not None else None
-    places = {getattr(model.get_submodule(path), "layer_idx", None) for path in paths}
-    if not paths or not isinstance(count, int) or not all(isinstance(place, int) for place in places):
+    given = [getattr(model.get_submodule(path), "layer_idx", None) for path in paths]
+    places = {place for place in given if isinstance(place, int)}
+    if not paths or not isinstance(count, int) or len(places) < len(set(given)):
         return
-    lists = (m for m in model.get_submodule(decoder).named_children() if isinstance(m[1], nn.ModuleList))
-    stack = next(((name, layers) for name, layers in lists if len(layers) >= count), None)
+    stack = next(
+        (
+            (name, layers)
+            for name, layers in model.get_submodule(decoder).named_children()
+            if isinstance(layers, nn.ModuleList) and len(layers) >= count
+        ),
+        None,
+    )
     missing = next((index for index in range(count) if index not in places), None)
     if stack is None or missing is None:
         return

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from torch import nn
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
+from planner.frontend.fields import field_of
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
 from planner.ir.plan import generic
@@ -50,7 +51,7 @@ def check_heads(model: nn.Module, graph: Graph, paths: Collection[str]) -> list[
 def _told(text: object) -> tuple[tuple[int, int], ...] | None:
     """Heads and their width of query, key and value; None where the config does not say, or says it layer by layer."""
     # An attention over latents, and one of a single head for all queries, is sized by fields of its own.
-    if getattr(text, "kv_lora_rank", None) is not None or getattr(text, "multi_query", False):
+    if field_of(text, "kv_lora_rank") is not None or field_of(text, "multi_query"):
         return None
     try:
         heads, hidden, width = (getattr(text, name, 0) for name in ("num_attention_heads", "hidden_size", "head_dim"))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
+from planner.frontend.fields import field_of
 from planner.ir.findings import Fault, Finding, Place, Severity, Source
 from planner.ir.graph import Graph, Op
 from planner.ir.plan import generic, join
@@ -184,7 +185,7 @@ def _chosen_experts(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
     for path, module in model.get_submodule(prefix).named_modules():
         stacked = [parameter.ndim == 3 for parameter in module.parameters()]
         ours = isinstance(module, nn.ModuleList) or (bool(stacked) and all(stacked))
-        if path.rpartition(".")[2] == "experts" and ours and not any(getattr(text, name, None) for name in CHOSEN):
+        if path.rpartition(".")[2] == "experts" and ours and not any(field_of(text, name) for name in CHOSEN):
             yield _finding(
                 "BE420",
                 type(text).__name__,
