@@ -164,6 +164,18 @@ EDITS: tuple[tuple[str, str, str, str | Callable[["re.Match[str]"], str]], ...] 
     ),
     ("no is_causal", "BE407", r"self\.scaling, self\.is_causal = (.+), True", r"self.scaling = \1"),
     ("is_causal is False", "BE407", r"(self\.scaling, self\.is_causal = .+), True", r"\1, False"),
+    (
+        "the output taken by its shape",
+        "BE408",
+        r"mixed\.reshape\(\*[a-z_.]+\[:-1\], -1\)",
+        "mixed.reshape(*mixed.shape[:2], -1)",
+    ),
+    (
+        "a gate in the shape of the output",
+        "BE408",
+        rf"({_CALL})",
+        r"\1\n        mixed = mixed * torch.sigmoid(query.transpose(1, 2).contiguous().view_as(mixed))",
+    ),
     ("a scale that is computed", "BE408", r"scaling=self\.scaling,", "scaling=self.head_dim**-0.5,"),
     ("no layer_idx", "BE408 BE401 TP210", r"layer_idx, config\.head_dim", "str(layer_idx), config.head_dim"),
     (

@@ -104,12 +104,9 @@ def _of_module(model: nn.Module, path: str, module: nn.Module, tree: ast.Functio
 
 def _used_weights(tree: ast.FunctionDef, call: ast.Call) -> ast.AST | None:
     """Where the second result of the interface takes part in a computation."""
-    weights = ""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and node.value is call and isinstance(node.targets[0], ast.Tuple):
-            names = [target.id for target in node.targets[0].elts if isinstance(target, ast.Name)]
-            weights = names[1] if len(names) == 2 and names[1] != "_" else ""
-    if not weights:
+    names = _results(tree, call)
+    weights = names[1] if len(names) == 2 else "_"
+    if weights == "_":
         return None
     for node in ast.walk(tree):
         computed = isinstance(node, ast.BinOp) and weights in names_in(node)
@@ -165,11 +162,45 @@ def _vllm_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, 
     if not isinstance(getattr(module, "layer_idx", None), int):
         problem = "the attention has no integer layer_idx"
         yield _finding("BE408", kind, path, tree, problem, "layers are told apart by it", "self.layer_idx = layer_idx")
+    if (used := _shape_used(tree, call)) is not None:
+        problem = f"the shape of the attention's output is used in {ast.unparse(used)}"
+        why = "the client gives one row for each token, heads side by side"
+        yield _finding(
+            "BE408", kind, path, used, problem, why, "sizes of the module's input: output.reshape(*input_shape, -1)"
+        )
     scaling = next((k.value for k in call.keywords if k.arg == "scaling"), None)
     plain = isinstance(scaling, ast.Attribute) and isinstance(scaling.value, ast.Name) and scaling.value.id == "self"
     if scaling is not None and not plain and not isinstance(scaling, ast.Constant):
         problem = f"scaling is given as {ast.unparse(scaling)}"
         yield _finding("BE408", kind, path, call, problem, "it is read from the source", "scaling=self.scaling")
+
+
+def _shape_used(tree: ast.FunctionDef, call: ast.Call) -> ast.expr | None:
+    """Where the shape of the first result of the interface is asked for."""
+    name = next(iter(_results(tree, call)), "")
+    for node in ast.walk(tree) if name else ():
+        asked = isinstance(node, ast.Attribute) and node.attr in ("shape", "size") and _is(node.value, name)
+        like = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("view_as", "reshape_as", "expand_as")
+            and any(_is(argument, name) for argument in node.args)
+        )
+        if asked or like:
+            return node  # type: ignore[return-value]  # an Attribute or a Call
+    return None
+
+
+def _is(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _results(tree: ast.FunctionDef, call: ast.Call) -> list[str]:
+    """The names that the results of a call are given, in order; `_` for one that has none."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and node.value is call and isinstance(node.targets[0], ast.Tuple):
+            return [target.id if isinstance(target, ast.Name) else "_" for target in node.targets[0].elts]
+    return []
 
 
 def _options(
