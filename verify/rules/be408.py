@@ -8,12 +8,12 @@ register(
         code="BE408",
         name="attention-not-readable",
         severity=Severity.ERROR,
-        what="The attention has no integer `layer_idx`, or gives its `scaling` as a computation, or takes the interface's output by "
-        "its shape.",
+        what="The attention has no integer `layer_idx`, or gives its `scaling` as a computation, or takes the interface's output "
+        "by its shape.",
         why="A cache is allocated by vLLM for each `layer_idx`, and the scale is read from the source of the call: a "
         "literal, or an attribute. What comes back is one row for each token, heads side by side.",
-        use_instead="`self.layer_idx = layer_idx`, `scaling=self.scaling`, and `output.reshape(*input_shape, -1)` by the shape of the "
-        "input.",
+        use_instead="`self.layer_idx = layer_idx`, `scaling=self.scaling`, and `output.reshape(*input_shape, -1)` by the "
+        "shape of the input.",
         fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
         invalid=(
             Example(
