@@ -2,8 +2,11 @@
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+
+import transformers
 
 from launch.answers import MisuseError
 from launch.engines.checkpoint import servable, write_checkpoint
@@ -46,7 +49,8 @@ def confirm_in_vllm(
         layouts = ((1, 1), (tp, pp))
         answers = list(serve(interpreter, [Case(folder, t, p, overrides) for t, p in layouts], timeout=timeout))
         differences = [difference(model, answer) for answer in answers]
-    findings = _findings(answers, differences, tp, pp)
+    other = answers[0].versions.get("transformers", transformers.__version__)
+    findings = tuple(with_other_code(finding, other) for finding in _findings(answers, differences, tp, pp))
     named = {
         f"log-probability, tp {t} x pp {p}": d for (t, p), d in zip(layouts, differences, strict=True) if d is not None
     }
@@ -104,6 +108,14 @@ def _findings(answers: list[Served], differences: list[float | None], tp: int, p
     if differences[1] is None or not differences[1] <= LIMIT:
         return (_differs("vLLM", differences[1], f"at tp {tp} x pp {pp}", Severity.ERROR, Fault.PLAN),)
     return ()
+
+
+def with_other_code(finding: Finding, version: str) -> Finding:
+    """The finding, and that the engine runs another modeling file than the one that was read here, where it does."""
+    if version == transformers.__version__:
+        return finding
+    beside = f"beside vLLM lies Transformers {version}, and here {transformers.__version__}: its code of the model may be another"
+    return replace(finding, why=f"{finding.why}; {beside}")
 
 
 def _failed(client: str, error: str, where: str, severity: Severity, fault: Fault) -> Finding:

@@ -38,7 +38,8 @@ class Case:
 class Served:
     """One case's answer: the tokens that were generated and every token's log-probability at each step, or an error.
 
-    `held` is the bytes of parameters on the first rank, `rank` the one that failed first.
+    `held` is the bytes of parameters on the first rank, `rank` the one that failed first, `versions` those of vLLM and of the
+    Transformers beside it.
     """
 
     tokens: tuple[tuple[int, ...], ...] = ()
@@ -47,6 +48,7 @@ class Served:
     error: str = ""
     rank: int | None = None
     trace: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def serve(python: str, cases: Sequence[Case], *, timeout: float) -> Iterator[Served]:
@@ -116,17 +118,20 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _served(answer: Mapping[str, object]) -> Served:
-    tokens, rows, held, rank = (answer.get(key) for key in ("tokens", "logprobs", "held", "rank"))
+    tokens, rows, held, rank, given = (answer.get(key) for key in ("tokens", "logprobs", "held", "rank", "versions"))
+    versions = given if isinstance(given, dict) else {}
     if not isinstance(tokens, list) or not isinstance(rows, list):
         return Served(
             error=str(answer.get("error", "no answer")),
             rank=rank if isinstance(rank, int) else None,
             trace=str(answer.get("trace", "")),
+            versions=versions,
         )
     return Served(
         tuple(map(tuple, tokens)),
         tuple(torch.tensor(row, dtype=torch.float64) for row in rows),
         held if isinstance(held, int) else 0,
+        versions=versions,
     )
 
 

@@ -60,9 +60,10 @@ def main(job: dict[str, Any]) -> None:
     """Every case, one after the other; each in processes of its own."""
     os.environ.update(SETTINGS)
     _prepare()
+    versions = {name: import_module(name).__version__ for name in ("vllm", "transformers")}
     with Path(job["out"]).open("a") as out:
         for case in job["cases"]:
-            out.write(json.dumps(serve_case(case, job)) + "\n")
+            out.write(json.dumps({**serve_case(case, job), "versions": versions}) + "\n")
             out.flush()
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
+from launch.client import with_other_code
 from launch.engines import vllm_session
 from launch.engines.checkpoint import HEAD_DIMS, LATENT, OF_EXPERTS, head_width, servable, write_checkpoint
 from launch.engines.serving import PROMPTS, Served, difference
 from planner.frontend.load import load
+from planner.ir.findings import Finding, Severity
 from tests.bench.engines.families import family
 from tests.bench.engines.rows import Answer, Row, read_rows, write_row
 
@@ -102,3 +105,9 @@ def test_rows_tell_where_proof_and_engine_disagree(tmp_path: Path) -> None:
     kept = read_rows(tmp_path / "rows")["llama"]
     assert kept == row
     assert kept.disagreements() == ["llama, ours, pp 2: proved, and the engine is wrong"]
+
+
+def test_a_refusal_says_that_the_engine_runs_another_version_of_the_model() -> None:
+    found = Finding("BE452", Severity.ERROR, "vLLM fails", why="it ran")
+    assert with_other_code(found, transformers.__version__) == found
+    assert "beside vLLM lies Transformers 4.0.0" in with_other_code(found, "4.0.0").why

@@ -127,6 +127,7 @@ def _fill(wanted: Wanted, plan: str, layout: str, served: Served) -> None:
     answer = wanted.row.answers[plan][layout] if plan else wanted.row.alone
     answer.difference = difference(wanted.model, served)
     answer.error = " ".join(served.error.split())[:300]
+    wanted.row.versions = dict(served.versions) or wanted.row.versions
     whole = sum(parameter.numel() * parameter.element_size() for parameter in wanted.model.parameters())
     answer.held = served.held / whole if served.held else None
 

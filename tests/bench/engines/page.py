@@ -8,8 +8,8 @@ from tests.bench.engines.rows import LAYOUTS, Answer, Row, key
 
 HEAD = f"""# In the real engine
 
-vLLM 0.32 itself (on CPU, its Transformers backend) served a small twin of each model type with random weights in float32, on
-one rank and at three layouts. Shown is the largest difference of any log-probability from the single-device model's, in
+vLLM itself (on CPU, its Transformers backend) served a small twin of each model type with random weights in float32, on one rank
+and at three layouts. Shown is the largest difference of any log-probability from the single-device model's, in
 nats; up to {LIMIT:g} is right. *Proof* is what `plan verify --for vllm` said of the same plan before. Written by
 `python -m tests.bench engines --page docs/engines.md`; do not edit by hand.
 
@@ -19,8 +19,13 @@ nats; up to {LIMIT:g} is right. *Proof* is what `plan verify --for vllm` said of
 def page(rows: Sequence[Row]) -> str:
     """The whole page."""
     served = [row for row in rows if row.alone.right]
-    return HEAD + "\n".join(
-        [*_totals(rows, served), "", *_table("ours", served), "", *_table("shipped", served), "", *_rest(rows)]
+    beside = sorted({", ".join(f"{name} {version}" for name, version in row.versions.items()) for row in rows} - {""})
+    return (
+        HEAD
+        + "".join(f"Versions: {each}.\n\n" for each in beside)
+        + "\n".join(
+            [*_totals(rows, served), "", *_table("ours", served), "", *_table("shipped", served), "", *_rest(rows)]
+        )
     )
 
 

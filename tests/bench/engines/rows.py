@@ -45,7 +45,8 @@ class Row:
     """What `plan check --backend vllm` finds of the model itself, as code and message."""
     alone: Answer = field(default_factory=Answer)
     answers: dict[str, dict[str, Answer]] = field(default_factory=dict)
-    versions: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of vLLM, and of the Transformers beside it."""
 
     def right(self, plan: str) -> bool:
         given = self.answers.get(plan, {})
