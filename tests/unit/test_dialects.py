@@ -186,6 +186,25 @@ def test_a_key_for_other_configs_of_the_class_is_no_fault() -> None:
     }
 
 
+@pytest.mark.parametrize("client", ["vllm", "vllm@0.24", "sglang"])
+def test_engines_refuse_features_that_do_not_come_out_even(client: str) -> None:
+    assert codes("llama", client, intermediate_size="511") == {"BE414"}
+    assert codes("qwen3_moe", client, moe_intermediate_size="47") == {"BE414"}
+    assert codes("llama", "transformers", intermediate_size="511") == set()
+    assert codes("llama", client, vocab_size="1001") == set()  # padded there
+
+
+def test_a_norm_of_a_part_is_gathered_and_what_follows_takes_a_part() -> None:
+    from planner.api import suggest
+
+    loaded, _ = small("bitnet", num_key_value_heads="10")
+    compiled = compile_for(find_dialect("vllm"), loaded, suggest(loaded).plan)
+    assert compiled.proof.verdict is Verdict.PROVED
+    assert ("layers.*.mlp.down_proj", "rowwise") in {(entry.pattern, entry.style) for entry in compiled.plan.tp}
+    older = prove_for(find_dialect("vllm@0.25"), loaded, compiled.plan)
+    assert "TP206" in {finding.code for finding in older.findings}
+
+
 def test_every_client_has_a_name() -> None:
     assert clients()[0] == "transformers"
     assert len(set(clients())) == len(clients())

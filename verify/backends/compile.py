@@ -5,7 +5,7 @@ Entries of one parent stand and fall together. Where a client cannot say a layou
 parent's outputs are gathered and its inputs split, and where that is not right either its entries go.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -52,7 +52,9 @@ def compile_for(
     dialects = (dialects,) if isinstance(dialects, Dialect) else tuple(dialects)
     built = on_meta(loaded)
     prefix = base_prefix(built)
-    words = _words(dialects, built.get_submodule(prefix), plan.tp)
+    base = built.get_submodule(prefix)
+    linears = {generic(path) for path, module in base.named_modules() if isinstance(module, nn.Linear)}
+    words = _words(dialects, linears, plan.tp)
     forms: dict[str, Form] = {}
     losses: dict[str, str] = {}
     best: Compiled | None = None
@@ -63,6 +65,10 @@ def compile_for(
         wrong = next((f for f in proof.findings if f.severity is Severity.ERROR), None)
         if proof.verdict is not Verdict.REFUTED or wrong is None:
             return best
+        pattern = generic((wrong.place.module or "").removeprefix(f"{prefix}."))
+        if pattern in linears and (taken := _takes_a_part(dialects, words, wrong, pattern)) is not None:
+            words = taken
+            continue
         place = wrong.place.entry or (wrong.place.module or "").removeprefix(f"{prefix}.")
         parent = _parent_of(place, plan)
         if parent is None or forms.get(parent) is Form.WHOLE or all(d.reader is Reader.NAMES for d in dialects):
@@ -118,9 +124,8 @@ class _Words:
         return f'{listing([d.name for d in self.followers])} have no one name for "{self.entry.style}"'
 
 
-def _words(dialects: Sequence[Dialect], base: nn.Module, entries: tuple[TpEntry, ...]) -> tuple[_Words, ...]:
+def _words(dialects: Sequence[Dialect], linears: Collection[str], entries: tuple[TpEntry, ...]) -> tuple[_Words, ...]:
     """An engine looks at linear layers alone, and at none of an `experts` module, which it runs itself."""
-    linears = {generic(path) for path, module in base.named_modules() if isinstance(module, nn.Linear)}
     found = []
     for entry in entries:
         by_engines = entry.pattern in linears and "experts" not in entry.pattern.split(".")
@@ -140,6 +145,20 @@ def _parent_of(place: str, plan: Plan) -> str | None:
     parents = list(dict.fromkeys(_parent(entry.pattern) for entry in plan.tp))
     own = [p for p in parents if p in (where, _parent(where)) or where.startswith(f"{p}.") or p.startswith(f"{where}.")]
     return max(own, key=len, default=None)
+
+
+def _takes_a_part(
+    dialects: Sequence[Dialect], words: Sequence[_Words], wrong: Finding, pattern: str
+) -> tuple[_Words, ...] | None:
+    """The words with `rowwise` for a linear layer that is given a part of its input features by what an engine decided before
+    it; None where that is not the fault, or was tried.
+    """
+    tried = any(said.entry.pattern == pattern and said.entry.style == "rowwise" for said in words)
+    if wrong.code not in ("TP203", "TP206") or tried or any(d.reader is not Reader.ENGINE for d in dialects):
+        return None
+    reason = f"{dialects[0].name} gives it a part of its input, so that its output is a sum over the ranks"
+    taken = _Words(TpEntry(pattern, "rowwise", reason), tuple(dialects), ())
+    return (*(said for said in words if said.entry.pattern != pattern), taken)
 
 
 def _written(words: Sequence[_Words], forms: dict[str, Form], losses: dict[str, str]) -> tuple[TpEntry, ...]:

@@ -15,7 +15,7 @@ from planner.ir.placement import R, Shard
 from planner.ir.plan import Plan, generic
 from planner.sharding.propagate import Propagation
 from verify.backends.dialect import Dialect, Pipeline, Reader
-from verify.backends.reading import Reading, read
+from verify.backends.reading import Reading, read, with_gathered_norm
 from verify.backends.stage_programs import check_even_stages, check_keyed_stages
 from verify.backends.stages import check_stages
 from verify.checks.plan import check_plan
@@ -73,12 +73,18 @@ def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[
     if reading.settled:
         return reading.findings
     distributed = dialect.reader in (Reader.TRANSFORMERS, Reader.NAMES)
-    ran = relate(subject, reading.assigned, tp, distributed=distributed)
+    assigned = reading.assigned
+    ran = relate(subject, assigned, tp, distributed=distributed)
+    while not isinstance(ran, Propagation) and dialect.gathers_norms:
+        more = with_gathered_norm(subject, assigned, ran)
+        if more is None:
+            break
+        assigned, ran = more, relate(subject, more, tp, distributed=distributed)
     if not isinstance(ran, Propagation):
         return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
     heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()
     # Only a client that trains has gradients to get wrong.
-    rest = check_relation(subject, ran, reading.assigned) if dialect.hooks_gradients or not heads else ()
+    rest = check_relation(subject, ran, assigned) if dialect.hooks_gradients or not heads else ()
     ignored = _OF_GRADIENTS if not dialect.hooks_gradients else () if distributed else ("TP217",)
     return reading.findings + heads + tuple(finding for finding in rest if finding.code not in ignored)
 

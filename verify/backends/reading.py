@@ -1,7 +1,7 @@
 """From a plan as it is written to what one client does with it: the effective layout, and what gets lost on the way."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -19,6 +19,8 @@ from verify.backends.fused import fusions, is_linear
 from verify.backends.source import forward_tree
 from verify.backends.torchtitan import NAMES, PROJECTIONS
 
+EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size")
+"""Config fields in which engines look for the width inside an expert, the first that there is."""
 GATHERED_NORM = Style("norm of the gathered input", before=Before.GATHER, after=After.SPLIT)
 """`TPAwareNormMixin` (vLLM 0.32.0, `fusers/rms_norm.py`): gathers a sharded input, normalises, keeps this rank's part."""
 
@@ -92,11 +94,10 @@ def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, finding
             continue
         pattern = first_match(dialect.matching, keys, path)
         layout[module.path] = dialect.effect(keys[pattern]) if pattern is not None else None
-    if dialect.gathers_norms:
-        layout |= _sharded_norms(subject.graph, layout)
     findings += _lost_entries(dialect, subject, keys, decided)
     findings += _unmatched(dialect, subject, keys)
     findings += _not_modelled(dialect, decided)
+    findings += _uneven(dialect, subject, layout, degree)
     assigned = _laid_out(subject.graph, layout)
     if dialect.cuts_sinks:
         assigned = replace(assigned, parameters={**assigned.parameters, **_sinks(subject)})
@@ -181,17 +182,16 @@ def is_expert(graph: Graph, path: str) -> bool:
     return False
 
 
-def _sharded_norms(graph: Graph, layout: Mapping[str, object]) -> dict[str, Style]:
-    """Root-mean-square norms over the whole output of a column-split linear layer."""
-    found: dict[str, Style] = {}
-    for call in graph.calls:
-        module = graph.module_of.get(call.module)
-        made = graph.producer.get(call.arguments[0][1]) if call.arguments else None
-        if module is None or made is None or not _norm(module):
-            continue
-        if layout.get(graph.ops[made].module) == "colwise":
-            found |= dict.fromkeys([call.module, *_repeats(graph, call.module)], GATHERED_NORM)
-    return found
+def with_gathered_norm(subject: Subject, assigned: Assigned, findings: Iterable[Finding]) -> Assigned | None:
+    """The layout with one norm more that gathers its input: the one that was given a part; None where that is not the fault."""
+    graph = subject.graph
+    for finding in findings:
+        path = finding.place.module or ""
+        module = graph.module_of.get(path)
+        if finding.code in ("TP202", "TP206") and module is not None and _norm(module) and path not in assigned.modules:
+            alike = {each: (GATHERED_NORM, generic(each)) for each in (path, *_repeats(graph, path))}
+            return replace(assigned, modules={**assigned.modules, **alike})
+    return None
 
 
 def _norm(module: Module) -> bool:
@@ -357,6 +357,41 @@ def _not_modelled(dialect: Dialect, decided: Mapping[str, str]) -> list[Finding]
         )
         for entry, path in packed.items()
     ]
+
+
+def _uneven(
+    dialect: Dialect, subject: Subject, layout: Mapping[str, str | Style | None], degree: int
+) -> Iterator[Finding]:
+    """Features that do not come out even: engines refuse them, but for a vocabulary, which they pad (vLLM 0.32.0,
+    `distributed/utils.py`, `divide`; `fused_moe/config.py`; SGLang 0.5.23, `srt/distributed/utils.py`).
+    """
+    padded = {id(_got(subject.model, getter)) for getter in ("get_input_embeddings", "get_output_embeddings")}
+    told: set[str] = set()
+    for path, style in layout.items():
+        side = {"colwise": "out_features", "rowwise": "in_features"}.get(str(style).split("_")[0], "")
+        module = subject.graph.module_of.get(path)
+        count = dict(module.numbers).get(side, 0) if module is not None else 0
+        if count % degree and generic(path) not in told and id(subject.model.get_submodule(path)) not in padded:
+            told.add(generic(path))
+            yield _refused_width(dialect, path, f"the {count} {side} of {path}", degree)
+    config = getattr(subject.model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    width = next((n for name in EXPERT_WIDTHS if isinstance(n := field_of(text, name), int)), 0)
+    experts = next((m.path for m in subject.graph.modules if is_expert(subject.graph, m.path)), None)
+    if experts is not None and width % degree:
+        yield _refused_width(dialect, experts, f"the {width} features inside {experts}", degree)
+
+
+def _refused_width(dialect: Dialect, path: str, what: str, degree: int) -> Finding:
+    return Finding(
+        "BE414",
+        Severity.ERROR,
+        f"{dialect.name} divides {what} by {degree} ranks, which does not come out even.",
+        Place(module=path),
+        why=f"every rank gets equally many ({dialect.cites[0]})",
+        found=what.removeprefix("the "),
+        needed=f"a multiple of {degree}, or another degree",
+    )
 
 
 def _no_plan(dialect: Dialect) -> Finding:
