@@ -178,8 +178,11 @@ def _written(words: Sequence[_Words], forms: dict[str, Form], losses: dict[str, 
 
 
 def _in_order(entries: tuple[TpEntry, ...]) -> tuple[TpEntry, ...]:
-    clash = any(a is not b and b.pattern.startswith(a.pattern) for a in entries for b in entries)
-    return tuple(sorted(entries, key=lambda entry: -len(entry.pattern.rpartition(".")[2]))) if clash else entries
+    found: list[TpEntry] = []
+    for entry in entries:
+        begun = (number for number, other in enumerate(found) if entry.pattern.startswith(other.pattern))
+        found.insert(next(begun, len(found)), entry)
+    return tuple(found)
 
 
 def _of_experts(style: str) -> bool:

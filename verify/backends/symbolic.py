@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 from torch import fx, nn
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 _TOKENS = 8
@@ -145,6 +146,7 @@ def _engine_attention(module: nn.Module) -> Iterator[None]:
         raise RuntimeError("the engine's attention needs the engine")
 
     config = getattr(module, "config", None)
+    config = config if isinstance(config, PreTrainedConfig) else None
     held = getattr(config, "_attn_implementation_internal", None)
     with (
         mock.patch.object(AttentionInterface, "get_interface", return_value=_leaf),
