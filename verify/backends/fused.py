@@ -79,8 +79,12 @@ def _modules(graph: Graph, model: nn.Module, degree: int, head_dim: int) -> Iter
     by_path: dict[str, list[ModuleCall]] = {}
     for call in graph.calls:
         by_path.setdefault(call.module, []).append(call)
+    below: dict[str, list[Module]] = {}
     for module in graph.modules:
-        own = [m for m in graph.modules if m.path.rpartition(".")[0] == module.path and m.path in by_path]
+        if module.path in by_path:
+            below.setdefault(module.path.rpartition(".")[0], []).append(module)
+    for module in graph.modules:
+        own = [m for m in below.get(module.path, ()) if m is not module]
         linears = [m for m in own if is_linear(m)]
         if module.path not in by_path or not linears:
             continue

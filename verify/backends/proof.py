@@ -139,10 +139,13 @@ def _with_repeated_heads(dialect: Dialect, loaded: Loaded, tp: int) -> Loaded | 
     kv = field_of(config.get_text_config(), "num_key_value_heads")
     if not dialect.repeats_kv or not isinstance(kv, int) or kv >= tp or kv == 0 or tp % kv:
         return None
-    changed = type(config).from_dict(config.to_dict())
-    changed.get_text_config().num_key_value_heads = tp
-    changed._attn_implementation = config._attn_implementation
-    return replace(loaded, config=changed)
+    kept: dict[int, Loaded] = vars(loaded).setdefault("_with_repeated_heads", {})
+    if tp not in kept:
+        changed = type(config).from_dict(config.to_dict())
+        changed.get_text_config().num_key_value_heads = tp
+        changed._attn_implementation = config._attn_implementation
+        kept[tp] = replace(loaded, config=changed)
+    return kept[tp]
 
 
 def _local_heads(dialect: Dialect, subject: Subject, ran: Propagation) -> tuple[Finding, ...]:

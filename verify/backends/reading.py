@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from torch import nn
 
@@ -106,14 +107,21 @@ def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, finding
 
 def _sinks(subject: Subject) -> dict[str, tuple[Placement, str]]:
     """Parameters that a module's own forward passes to the attention as `s_aux=self.<name>`, cut by heads."""
-    found: dict[str, tuple[Placement, str]] = {}
-    for path, module in subject.model.named_modules():
-        tree = forward_tree(type(module)) if module._parameters else None
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)) if tree is not None else ():
-            value = next((k.value for k in call.keywords if k.arg == "s_aux"), None)
-            if isinstance(value, ast.Attribute) and module._parameters.get(value.attr) is not None:
-                found[join(path, value.attr)] = (Shard(0), generic(join(path, value.attr)))
-    return found
+    return {
+        join(path, name): (Shard(0), generic(join(path, name)))
+        for path, module in subject.model.named_modules()
+        if module._parameters
+        for name in _passed_as_sinks(type(module))  # type: ignore[arg-type]  # a class is hashable
+        if module._parameters.get(name) is not None
+    }
+
+
+@cache
+def _passed_as_sinks(kind: type[nn.Module]) -> tuple[str, ...]:
+    tree = forward_tree(kind)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)] if tree is not None else []
+    given = [k.value for call in calls for k in call.keywords if k.arg == "s_aux"]
+    return tuple(value.attr for value in given if isinstance(value, ast.Attribute))
 
 
 def _decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
@@ -32,8 +33,17 @@ class Traced:
     finished: bool
 
 
+_kept: "WeakKeyDictionary[nn.Module, Traced]" = WeakKeyDictionary()
+
+
 def traced(module: nn.Module) -> Traced:
-    """Trace one module's own forward; never raises."""
+    """One module's own forward, traced once; never raises."""
+    if module not in _kept:
+        _kept[module] = _traced(module)
+    return _kept[module]
+
+
+def _traced(module: nn.Module) -> Traced:
     tracer = _Tracer(_extra_keywords(module))
     given = (
         {"past_key_values": None} if "past_key_values" in inspect.signature(type(module).forward).parameters else None
