@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from planner.frontend.fields import field_of
 from planner.frontend.load import Loaded, base_prefix, build, quiet
+from planner.frontend.roles import role_of
 from planner.frontend.twin import fields_of, random_state, rebuilt, runs, twin
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -30,6 +31,7 @@ def servable(loaded: Loaded, *, tp: int, pp: int) -> Loaded:
     """
     small = twin(loaded, tp=tp, pp=pp)
     with quiet():
+        small = _with_idle_windows(loaded, small)
         experts = any("experts" in path.split(".") for path, _ in build(small).named_modules())
         if _served(small.config, experts=experts):
             return small
@@ -38,6 +40,16 @@ def servable(loaded: Loaded, *, tp: int, pp: int) -> Loaded:
             if _served(config, experts=experts) and runs(candidate):
                 return candidate
     return small
+
+
+def _with_idle_windows(loaded: Loaded, small: Loaded) -> Loaded:
+    """The twin with windows that cut nothing off where the model's do not: an engine applies each that the config names."""
+    fields = fields_of(loaded.config)
+    numbers = {name: value for name, value in fields.items() if type(value) is int}
+    positions = max((value for name, value in numbers.items() if role_of(name) == "positions"), default=0)
+    idle = {name: n for name, n in numbers.items() if role_of(name) == "window" and 0 < positions <= n}
+    changed = replace(small, config=rebuilt(small.config, {**fields_of(small.config), **idle})) if idle else small
+    return changed if changed is small or runs(changed) else small
 
 
 def _served(config: PreTrainedConfig, *, experts: bool) -> bool:

@@ -4,7 +4,6 @@ Every structural dim gets a size of its own, so that two dims cannot be confused
 the degree as the real one, so that what does not divide in reality does not divide in the twin either.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -208,15 +207,12 @@ def _inner_heads(numbers: Mapping[str, int], small: Mapping[str, object], *, tp:
 
 
 def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
-    """Experts, groups of experts, windows: the structure kept, the numbers small. A window as wide as there are positions cuts
-    nothing off, and stays.
-    """
+    """Experts, groups of experts, windows, positions: the structure kept, the numbers small."""
     limits = {"experts": 8, "chosen": 2, "groups": 2, "chosen groups": 1, "window": 5, "dense layers": 1}
-    positions = max((value for name, value in numbers.items() if roles.get(name) == "positions"), default=math.inf)
     return {
         name: min(value, limits[role])
         for name, value in numbers.items()
-        if (role := roles.get(name)) in limits and role and not (role == "window" and value >= positions)
+        if (role := roles.get(name)) in limits and role
     }
 
 

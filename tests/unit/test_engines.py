@@ -76,6 +76,11 @@ def test_a_checkpoint_has_heads_that_the_engine_has() -> None:
     assert head_width(small.config) in HEAD_DIMS
 
 
+def test_a_servable_twin_has_no_window_that_the_model_does_not_feel() -> None:
+    assert servable(load("moshi"), tp=2, pp=2).config.sliding_window == load("moshi").config.sliding_window
+    assert servable(load("mistral"), tp=2, pp=2).config.sliding_window < 10
+
+
 def test_a_servable_twin_has_the_widths_of_experts_and_of_latent_attention() -> None:
     text = servable(load("deepseek_v3"), tp=2, pp=2).config.get_text_config()
     assert {name: getattr(text, name) for name in LATENT} == LATENT
