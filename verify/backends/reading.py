@@ -196,7 +196,8 @@ def with_gathered_norm(subject: Subject, assigned: Assigned, findings: Iterable[
     for finding in findings:
         path = finding.place.module or ""
         module = graph.module_of.get(path)
-        if finding.code in ("TP202", "TP206") and module is not None and _norm(module) and path not in assigned.modules:
+        fault = finding.code in ("TP202", "TP206") and path not in assigned.modules
+        if fault and module is not None and _norm(module) and _of_mean_squares(graph, path):
             alike = {each: (GATHERED_NORM, generic(each)) for each in (path, *_repeats(graph, path))}
             return replace(assigned, modules={**assigned.modules, **alike})
     return None
@@ -207,6 +208,12 @@ def _norm(module: Module) -> bool:
     return (
         0 < len(module.parameters) <= 2 and not is_linear(module) and not set(module.bases) & {"Embedding", "LayerNorm"}
     )
+
+
+def _of_mean_squares(graph: Graph, path: str) -> bool:
+    """Whether a norm divides by the root of the mean of squares, and takes nothing away first (`fusers/rms_norm.py`, `match`)."""
+    targets = {op.target for op in graph.ops if op.module == path}
+    return "rms_norm" in targets or ({"aten.mean", "aten.rsqrt"} <= targets and not targets & {"aten.sub", "aten.rsub"})
 
 
 def _planned(dialect: Dialect, styles: Mapping[str, str], module: Module) -> str | None:

@@ -9,10 +9,12 @@ from verify.render.text import share
 def right_in(found: Everywhere) -> str:
     """One sentence: where the plan is right, and where not."""
     right = listing([reached.client for reached in found.clients if reached.verdict is Verdict.PROVED])
-    wrong = listing([reached.client for reached in found.clients if reached.verdict is not Verdict.PROVED])
+    wrong = [reached for reached in found.clients if reached.verdict is not Verdict.PROVED]
     if not wrong:
         return f"One plan for {right}."
-    return f"Right in {right}; not in {wrong}." if right else f"Not right in {wrong}."
+    shown = "" if all(reached.verdict is Verdict.REFUTED for reached in wrong) else " shown to be"
+    others = listing([reached.client for reached in wrong])
+    return f"Right in {right}; not{shown} in {others}." if right else f"Not{shown} right in {others}."
 
 
 def everywhere_lines(found: Everywhere) -> list[str]:
