@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import json
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -192,6 +194,42 @@ def test_engines_refuse_features_that_do_not_come_out_even(client: str) -> None:
     assert codes("qwen3_moe", client, moe_intermediate_size="47") == {"BE414"}
     assert codes("llama", "transformers", intermediate_size="511") == set()
     assert codes("llama", client, vocab_size="1001") == set()  # padded there
+
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128}
+PACKED = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 128}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("quantised", "degree", "refused"),
+    [
+        (FP8, 2, set()),
+        (FP8, 4, {"gate_proj", "up_proj", "down_proj"}),  # 11008 / 4 is 21.5 blocks of 128
+        ({**FP8, "modules_to_not_convert": ["mlp"]}, 4, set()),
+        (AWQ, 4, {"down_proj"}),
+        ({**AWQ, "group_size": -1}, 2, {"o_proj", "down_proj"}),
+        (PACKED, 4, {"down_proj"}),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, 4, set()),
+        ({"quant_method": "bitsandbytes"}, 4, set()),
+    ],
+)
+def test_a_rank_holds_whole_blocks_of_a_quantised_layer(
+    quantised: dict[str, object], degree: int, refused: set[str], tmp_path: Path
+) -> None:
+    fields = load("llama", overrides={**SMALL, "intermediate_size": "11008"}).config.to_dict()
+    architectures = ["LlamaForCausalLM"]
+    (tmp_path / "config.json").write_text(
+        json.dumps({**fields, "architectures": architectures, "quantization_config": quantised})
+    )
+    loaded = load(str(tmp_path))
+    found = prove_for(find_dialect("vllm"), loaded, carried_plan(loaded, build(loaded)), tp=degree).findings
+    errors = [finding for finding in found if finding.severity is Severity.ERROR]
+    assert {finding.code for finding in errors} == ({"BE414"} if refused else set())
+    assert {(finding.place.module or "").rpartition(".")[2] for finding in errors} == refused
 
 
 def test_a_norm_of_a_part_is_gathered_and_what_follows_takes_a_part() -> None:

@@ -17,6 +17,7 @@ from planner.ir.styles import STYLES, After, Before, Layout, Style
 from planner.sharding.assign import Assigned, assign, sharded_share
 from verify.backends.dialect import Dialect, Reader, Unknown, first_match
 from verify.backends.fused import fusions, is_linear
+from verify.backends.quantised import blocks_of
 from verify.backends.source import forward_tree
 from verify.backends.torchtitan import NAMES, PROJECTIONS
 
@@ -377,35 +378,49 @@ def _not_modelled(dialect: Dialect, decided: Mapping[str, str]) -> list[Finding]
 def _uneven(
     dialect: Dialect, subject: Subject, layout: Mapping[str, str | Style | None], degree: int
 ) -> Iterator[Finding]:
-    """Features that do not come out even: engines refuse them, but for a vocabulary, which they pad (vLLM 0.32.0,
-    `distributed/utils.py`, `divide`; `fused_moe/config.py`; SGLang 0.5.23, `srt/distributed/utils.py`).
+    """Features that do not come out even, or not in whole blocks of a quantised checkpoint: engines refuse them, but for a
+    vocabulary, which they pad (vLLM 0.32.0, `distributed/utils.py`, `divide`; `fused_moe/config.py`; SGLang 0.5.23,
+    `srt/distributed/utils.py`).
     """
     padded = {id(_got(subject.model, getter)) for getter in ("get_input_embeddings", "get_output_embeddings")}
+    config = getattr(subject.model, "config", None)
+    blocks = blocks_of(config)
     told: set[str] = set()
     for path, style in layout.items():
         side = {"colwise": "out_features", "rowwise": "in_features"}.get(str(style).split("_")[0], "")
         module = subject.graph.module_of.get(path)
         count = dict(module.numbers).get(side, 0) if module is not None else 0
-        if count % degree and generic(path) not in told and id(subject.model.get_submodule(path)) not in padded:
-            told.add(generic(path))
-            yield _refused_width(dialect, path, f"the {count} {side} of {path}", degree)
-    config = getattr(subject.model, "config", None)
+        if not count or generic(path) in told or id(subject.model.get_submodule(path)) in padded:
+            continue
+        told.add(generic(path))
+        yield from _refused_width(
+            dialect, path, f"the {count} {side} of {path}", count, degree, blocks.cut(path, side, count, degree)
+        )
     text = config.get_text_config() if config is not None else None
     width = next((n for name in EXPERT_WIDTHS if isinstance(n := field_of(text, name), int)), 0)
     experts = next((m.path for m in subject.graph.modules if is_expert(subject.graph, m.path)), None)
-    if experts is not None and width % degree:
-        yield _refused_width(dialect, experts, f"the {width} features inside {experts}", degree)
+    if experts is not None:
+        cut = max(blocks.cut(experts, side, width, degree) for side in ("out_features", "in_features"))
+        yield from _refused_width(dialect, experts, f"the {width} features inside {experts}", width, degree, cut)
 
 
-def _refused_width(dialect: Dialect, path: str, what: str, degree: int) -> Finding:
-    return Finding(
+def _refused_width(dialect: Dialect, path: str, what: str, count: int, degree: int, cut: int) -> Iterator[Finding]:
+    """A number of features that does not divide, or whose part cuts a block of `cut` features."""
+    if count % degree:
+        problem, needed = "which does not come out even", f"a multiple of {degree}, or another degree"
+    elif cut:
+        problem = f"which cuts blocks of {cut} that are quantised as one"
+        needed = f"a multiple of {cut} on each rank, or another degree"
+    else:
+        return
+    yield Finding(
         "BE414",
         Severity.ERROR,
-        f"{dialect.name} divides {what} by {degree} ranks, which does not come out even.",
+        f"{dialect.name} divides {what} by {degree} ranks, {problem}.",
         Place(module=path),
-        why=f"every rank gets equally many ({dialect.cites[0]})",
+        why=f"every rank gets equally many, and whole blocks ({dialect.cites[0]})",
         found=what.removeprefix("the "),
-        needed=f"a multiple of {degree}, or another degree",
+        needed=needed,
     )
 
 

@@ -12,7 +12,8 @@ register(
         "not divide.",
         why="An engine gives every rank an attention of whole heads. vLLM asks this of the query heads, and "
         "repeats key-value heads where there are fewer than ranks; SGLang asks it of both; TGI divides "
-        "without a check. Engines refuse features that do not come out even, which Transformers deals out unevenly.",
+        "without a check. Engines refuse features that do not come out even, which Transformers deals out unevenly, "
+        "and a part of a block that is quantised as one.",
         use_instead="A degree that divides them.",
         fix_safety="No edit is offered: no plan changes the number of heads or features.",
         invalid=(

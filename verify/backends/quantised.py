@@ -1,0 +1,68 @@
+"""Blocks of a quantised checkpoint: what a rank holds of a quantised layer has to be whole blocks, for each has one scale.
+
+Source: vLLM 0.32.0, `vllm/model_executor/layers/quantization/`: `utils/fp8_utils.py` (`validate_fp8_block_shape` and its like for
+experts), `auto_awq.py` and `utils/marlin_utils.py` (the input size is not aligned).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Output and input features that share a scale, or a word of storage; 0 for as many as there are.
+
+    `kept` are parts of the paths of modules that are not quantised.
+    """
+
+    out: int = 1
+    into: int = 1
+    kept: tuple[str, ...] = ()
+
+    def cut(self, path: str, side: str, count: int, degree: int) -> int:
+        """The block that a rank's even part of `count` features would cut, on one side of a module; 0 where it cuts none."""
+        if any(part in path for part in self.kept):
+            return 0
+        block = (self.out if side == "out_features" else self.into) or count
+        return block if count // degree % block else 0
+
+
+def blocks_of(config: object) -> Blocks:
+    """The blocks that a config's `quantization_config` says; blocks of one feature where it says none."""
+    given = getattr(config, "quantization_config", None)
+    given = given if isinstance(given, Mapping) or given is None else given.to_dict()
+    fields: Mapping[str, Any] = given or {}
+    names = ("modules_to_not_convert", "ignored_layers", "ignore")
+    kept = tuple(str(part) for name in names for part in fields.get(name) or ())
+    if (block := fields.get("weight_block_size")) is not None:
+        return Blocks(*_pair(block), kept)
+    size, bits = fields.get("group_size"), fields.get("bits")
+    match fields.get("quant_method"):
+        case "awq":
+            return Blocks(32 // bits if isinstance(bits, int) and bits else 1, _group(size, whole=0), kept)
+        case "gptq":
+            return Blocks(1, _group(size, whole=1), kept)
+        case "compressed-tensors":
+            return _of_groups(fields.get("config_groups"), kept)
+        case _:
+            return Blocks()
+
+
+def _of_groups(groups: object, kept: tuple[str, ...]) -> Blocks:
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            block = weights.get("block_structure")
+            return Blocks(*_pair(block), kept) if block else Blocks(1, _group(weights.get("group_size"), whole=1), kept)
+    return Blocks()
+
+
+def _pair(block: object) -> tuple[int, int]:
+    sizes = [size for size in block if isinstance(size, int)] if isinstance(block, list | tuple) else []
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else (1, 1)
+
+
+def _group(size: object, *, whole: int) -> int:
+    """A group's features; `whole` where a group is all of them (-1)."""
+    return size if isinstance(size, int) and size > 0 else whole if size == -1 else 1
