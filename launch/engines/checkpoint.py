@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from planner.frontend.fields import field_of
+from planner.frontend.fields import field_of, head_width
 from planner.frontend.load import Loaded, base_prefix, build, quiet
 from planner.frontend.roles import role_of
 from planner.frontend.twin import fields_of, random_state, rebuilt, runs, twin
@@ -58,20 +58,11 @@ def _served(config: PreTrainedConfig, *, experts: bool) -> bool:
     even = not experts or not isinstance(hidden, int) or hidden % OF_EXPERTS == 0
     if _latent(text):
         return even and all(field_of(text, name) == width for name, width in LATENT.items())
-    return even and head_width(config) in (0, *HEAD_DIMS)
+    return even and head_width(text) in (0, *HEAD_DIMS)
 
 
 def _latent(text: PreTrainedConfig) -> bool:
     return all(isinstance(field_of(text, name), int) for name in LATENT)
-
-
-def head_width(config: PreTrainedConfig) -> int:
-    """What an engine takes for the width of a head; 0 for a model whose config does not say, or says it by layer."""
-    text = config.get_text_config()
-    heads, hidden, given = (field_of(text, name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
-    if not given and isinstance(heads, int) and isinstance(hidden, int) and heads:
-        given = hidden // heads
-    return given if isinstance(given, int) else 0
 
 
 def _with_wider_heads(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from planner.frontend.counts import counted, parts_of
 from planner.frontend.found import FOUND, carried, place_of
-from planner.frontend.recorder import Recorder
+from planner.frontend.recorder import SIZES, Recorder
 from planner.frontend.shapes import remembered
 
 WHOLE: Mapping[object, str] = {
@@ -380,14 +380,6 @@ def _zeros(tensor: Tensor) -> Any:
         value = [value] * size
     return value
 
-
-SIZES: Mapping[object, Callable[..., Any]] = {
-    Tensor.shape.__get__: lambda size, *_: size,  # type: ignore[attr-defined]  # as torch.overrides has it
-    Tensor.size: lambda size, dim=None: size if dim is None else size[dim],
-    Tensor.__len__: lambda size: size[0],
-    Tensor.numel: lambda size: size.numel(),
-}
-"""How the size of a distributed tensor, which is that of the whole, is asked for."""
 
 ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
     Tensor.item: _zero,

@@ -1,8 +1,9 @@
 """The state of one recording: numbered values, ops, the stack of running modules."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Size, Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -10,6 +11,14 @@ from torch.utils._pytree import tree_flatten
 from planner.frontend.source import SourceFinder
 from planner.ir.findings import Source
 from planner.ir.graph import Arg, Op, Ref, Value
+
+SIZES: Mapping[object, Callable[..., Any]] = {
+    Tensor.shape.__get__: lambda size, *_: size,  # type: ignore[attr-defined]  # as torch.overrides has it
+    Tensor.size: lambda size, dim=None: size if dim is None else size[dim],
+    Tensor.__len__: lambda size: size[0],
+    Tensor.numel: lambda size: size.numel(),
+}
+"""How the size of a distributed tensor, which is that of the whole, is asked for."""
 
 
 @dataclass

@@ -213,6 +213,7 @@ PACKED = {
         (AWQ, 4, {"down_proj"}),
         ({**AWQ, "group_size": -1}, 2, {"o_proj", "down_proj"}),
         (PACKED, 4, {"down_proj"}),
+        ({**PACKED, "ignore": ["re:.*mlp.*"]}, 4, set()),
         ({"quant_method": "gptq", "bits": 4, "group_size": -1}, 4, set()),
         ({"quant_method": "bitsandbytes"}, 4, set()),
     ],

@@ -13,8 +13,9 @@ import transformers
 
 from launch.client import with_other_code
 from launch.engines import vllm_session
-from launch.engines.checkpoint import HEAD_DIMS, LATENT, OF_EXPERTS, head_width, servable, write_checkpoint
+from launch.engines.checkpoint import HEAD_DIMS, LATENT, OF_EXPERTS, servable, write_checkpoint
 from launch.engines.serving import PROMPTS, Served, difference
+from planner.frontend.fields import head_width
 from planner.frontend.load import load
 from planner.ir.findings import Finding, Severity
 from tests.bench.engines.families import family
@@ -73,7 +74,7 @@ def test_what_the_last_rank_served_with_what_the_first_holds(monkeypatch: pytest
 
 def test_a_checkpoint_has_heads_that_the_engine_has() -> None:
     small = servable(load("gptj"), tp=2, pp=2)
-    assert head_width(small.config) in HEAD_DIMS
+    assert head_width(small.config.get_text_config()) in HEAD_DIMS
 
 
 def test_a_servable_twin_has_no_window_that_the_model_does_not_feel() -> None:

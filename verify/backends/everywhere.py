@@ -29,11 +29,12 @@ def everywhere(loaded: Loaded, plan: Plan, *, tp: int = 2) -> tuple[Plan, Everyw
     """
     plan = in_order(plan)
     subject = subject_of(on_meta(loaded))
-    found = tuple(_reached(dialect, loaded, subject, plan, tp) for dialect in serving())
+    dialects = serving()
+    found = tuple(_reached(dialect, loaded, subject, plan, tp) for dialect in dialects)
     if all(reached.verdict is Verdict.PROVED for reached in found):
         return plan, Everywhere(found, found[0].share)
-    common = compile_for(serving(), loaded, plan, tp=tp)
-    share = sharded_in(find_dialect("transformers"), subject, common.plan, tp)
+    common = compile_for(dialects, loaded, plan, tp=tp)
+    share = sharded_in(dialects[0], subject, common.plan, tp)
     return plan, Everywhere(found, share if common.proof.verdict is Verdict.PROVED else None)
 
 

@@ -14,8 +14,9 @@ from planner.ir.graph import Op
 from planner.ir.placement import R, Shard
 from planner.ir.plan import Plan, generic
 from planner.sharding.propagate import Propagation
+from verify.backends.decided import with_gathered_norm
 from verify.backends.dialect import Dialect, Pipeline, Reader
-from verify.backends.reading import Reading, read, with_gathered_norm
+from verify.backends.reading import Reading, read
 from verify.backends.stage_programs import check_even_stages, check_keyed_stages
 from verify.backends.stages import check_stages
 from verify.checks.plan import check_plan

@@ -4,6 +4,7 @@ Source: vLLM 0.32.0, `vllm/model_executor/layers/quantization/`: `utils/fp8_util
 experts), `auto_awq.py` and `utils/marlin_utils.py` (the input size is not aligned).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 class Blocks:
     """Output and input features that share a scale, or a word of storage; 0 for as many as there are.
 
-    `kept` are parts of the paths of modules that are not quantised.
+    `kept` are parts of the paths of modules that are not quantised, or regular expressions for them after `re:`.
     """
 
     out: int = 1
@@ -22,7 +23,7 @@ class Blocks:
 
     def cut(self, path: str, side: str, count: int, degree: int) -> int:
         """The block that a rank's even part of `count` features would cut, on one side of a module; 0 where it cuts none."""
-        if any(part in path for part in self.kept):
+        if any(re.match(part[3:], path) if part.startswith("re:") else part in path for part in self.kept):
             return 0
         block = (self.out if side == "out_features" else self.into) or count
         return block if count // degree % block else 0

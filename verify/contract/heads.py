@@ -10,7 +10,7 @@ from collections.abc import Collection
 from torch import nn
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
-from planner.frontend.fields import field_of
+from planner.frontend.fields import field_of, head_width
 from planner.ir.findings import Fault, Finding, Place, Severity
 from planner.ir.graph import Graph, Op
 from planner.ir.plan import generic
@@ -54,10 +54,9 @@ def _told(text: object) -> tuple[tuple[int, int], ...] | None:
     if field_of(text, "kv_lora_rank") is not None or field_of(text, "multi_query"):
         return None
     try:
-        heads, hidden, width = (getattr(text, name, 0) for name in ("num_attention_heads", "hidden_size", "head_dim"))
+        heads, width = getattr(text, "num_attention_heads", 0), head_width(text)
         kv = next((number for name in KV_HEADS if (number := getattr(text, name, None)) is not None), heads)
-        width = width or hidden // heads
-    except (AmbiguousGlobalPerLayerAttributeError, TypeError, ZeroDivisionError):
+    except AmbiguousGlobalPerLayerAttributeError:
         return None
     if not all(isinstance(number, int) and number for number in (heads, kv, width)):
         return None

@@ -30,7 +30,8 @@ def check_windows(model: nn.Module, graph: Graph, decoder: str) -> list[Finding]
             continue
         reached = [call for mask in masks_of(graph, op) for call in behind(graph, mask, made)[1]]
         # A causal mask that needs no tensor leaves no trace: then it is one of those that the model's files make.
-        reached = reached or list(made.values()) if op.target == "attention" else reached
+        if not reached and op.target == "attention":
+            reached = list(made.values())
         functions = {call.function for call in reached}
         if functions in ({WHOLE}, {WINDOWED}) and _given(model, text, op) != (functions == {WINDOWED}):
             source = Source(relative(reached[0].file), reached[0].first)
