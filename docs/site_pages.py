@@ -12,9 +12,9 @@ from mkdocs.utils import get_relative_url
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from launch.cli import run  # found by the line above
-from verify.catalogue import FAMILIES, rules
-from verify.render.pages import rule_page, rules_page
+from shardproof.launch.cli import run  # found by the line above
+from shardproof.verify.findings.catalogue import FAMILIES, rules
+from shardproof.verify.report.formats.finding_pages import rule_page, rules_page
 
 SHIM = "https://unpkg.com/iframe-worker/shim"
 COMMANDS = ("suggest", "verify", "layout", "check", "explain", "undo", "doctor")

@@ -10,9 +10,7 @@ from pprint import pprint
 
 from custom_model import ComboConfig
 
-from launch import confirm
-from planner import load, suggest
-from verify import prove
+from shardproof import confirm, load, prove, suggest
 
 MODEL = f"{Path(__file__).with_name('custom_model.py')}:ComboForCausalLM"
 

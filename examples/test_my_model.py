@@ -3,8 +3,7 @@
 pytest examples/test_my_model.py
 """
 
-from planner import load, suggest
-from verify import prove
+from shardproof import load, prove, suggest
 
 MODEL = "llama"
 

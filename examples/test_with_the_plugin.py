@@ -5,8 +5,8 @@ pytest examples/test_with_the_plugin.py
 
 from pathlib import Path
 
-from launch.pytest_plugin import Checks
-from planner import load, suggest
+from shardproof import load, suggest
+from shardproof.launch.pytest_plugin import Checks
 
 MODEL = f"{Path(__file__).with_name('custom_model.py')}:ComboForCausalLM"
 

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 
-from planner.ir.findings import Verdict
+from shardproof.planner.ir.errors import ShardproofError
+from shardproof.planner.ir.findings import Verdict
 
 EXIT_CODES = {Verdict.PROVED: 0, Verdict.CONFIRMED: 0, Verdict.REFUTED: 1, Verdict.NOT_PROVED: 3}
 MISUSE, UNDECIDED, INTERRUPTED = 2, 3, 130
 
 
-class MisuseError(ValueError):
+class MisuseError(ShardproofError, ValueError):
     """A request that cannot be carried out as it stands; the message is one sentence: what, where, what to do."""
 
 
-class UndecidedError(RuntimeError):
+class UndecidedError(ShardproofError, RuntimeError):
     """The request was right, and could not be answered; the message is one sentence."""
 
 

@@ -15,20 +15,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from launch.answers import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
-from launch.commands.check import check
-from launch.commands.doctor import doctor
-from launch.commands.explain import explain
-from launch.commands.layout import layout
-from launch.commands.suggest import suggest
-from launch.commands.undo import undo
-from launch.commands.verify import verify
-from launch.console import print_result, say
-from launch.job import this_rank
-from launch.options import speaks
-from planner.frontend.errors import LoadError
-from planner.ir.spelling import nearest
-from verify.environment import environment
+from shardproof.launch.answers import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
+from shardproof.launch.commands.check import check
+from shardproof.launch.commands.doctor import doctor
+from shardproof.launch.commands.explain import explain
+from shardproof.launch.commands.layout import layout
+from shardproof.launch.commands.options import speaks
+from shardproof.launch.commands.suggest import suggest
+from shardproof.launch.commands.undo import undo
+from shardproof.launch.commands.verify import verify
+from shardproof.launch.output.console import print_result, say
+from shardproof.launch.ranks.job import this_rank
+from shardproof.planner.ir.errors import LoadError
+from shardproof.planner.ir.spelling import nearest
+from shardproof.verify.report.environment import environment
 
 # The class of typer's usage errors lies in click or in a copy of it, depending on typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

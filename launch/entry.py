@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """The command `plan`."""
     try:
-        from launch.cli import main as command
+        from shardproof.launch.cli import main as command
     except KeyboardInterrupt:
         print("plan: interrupted.", file=sys.stderr)
         sys.exit(130)

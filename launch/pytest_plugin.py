@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from planner.frontend.load import Loaded
-    from planner.ir.plan import Plan
-    from verify.report import LevelResult
+    from shardproof.planner.ir.plan import Plan
+    from shardproof.planner.loading.load import LoadedModel
+    from shardproof.verify.report.report import LevelResult
 
 
 class Checks:
@@ -25,32 +25,32 @@ class Checks:
 
     def proof(
         self,
-        model: "Loaded | str",
+        model: "LoadedModel | str",
         *,
         tp: int = 2,
         plan: "Plan | None" = None,
-        overrides: Mapping[str, str] | None = None,
+        overrides: Mapping[str, object] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """The plan is proved at `tp` ranks."""
-        from verify.static import prove
+        from shardproof.verify.proof.prove import prove
 
         loaded, plan = _given(model, plan, overrides, trust_remote_code)
         _held(loaded, prove(loaded, plan, tp=tp), f"tp {tp}", right="proved")
 
     def run(
         self,
-        model: "Loaded | str",
+        model: "LoadedModel | str",
         *,
-        tp: int = 1,
+        tp: int = 2,
         pp: int = 1,
         plan: "Plan | None" = None,
-        overrides: Mapping[str, str] | None = None,
+        overrides: Mapping[str, object] | None = None,
         trust_remote_code: bool = False,
         timeout: float = 300.0,
     ) -> None:
         """`tp * pp` real ranks, started for it, compute what one device computes; `timeout` is in seconds."""
-        from launch.api import confirm
+        from shardproof.launch.ranks.confirm import confirm
 
         loaded, plan = _given(model, plan, overrides, trust_remote_code)
         result = confirm(loaded, plan, tp=tp, pp=pp, timeout=timeout)
@@ -58,15 +58,15 @@ class Checks:
 
     def written(
         self,
-        model: "Loaded | str",
+        model: "LoadedModel | str",
         *,
-        overrides: Mapping[str, str] | None = None,
+        overrides: Mapping[str, object] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """The model carries the plan that would be suggested: `plan suggest --write` would change nothing."""
-        from launch.authoring import changes
-        from planner.api import suggest
-        from planner.frontend.load import build
+        from shardproof.launch.authoring.write import changes
+        from shardproof.planner.inference.suggest import suggest
+        from shardproof.planner.loading.load import build
 
         loaded, _ = _given(model, None, overrides, trust_remote_code)
         found = changes(loaded, build(loaded), suggest(loaded).plan)
@@ -76,19 +76,19 @@ class Checks:
 
 
 def _given(
-    model: "Loaded | str", plan: "Plan | None", overrides: Mapping[str, str] | None, trusted: bool
-) -> "tuple[Loaded, Plan]":
-    from planner.frontend.load import build, carried_plan, load
+    model: "LoadedModel | str", plan: "Plan | None", overrides: Mapping[str, object] | None, trusted: bool
+) -> "tuple[LoadedModel, Plan]":
+    from shardproof.planner.loading.load import build, carried_plan, load
 
     loaded = load(model, overrides=overrides, trust_remote_code=trusted) if isinstance(model, str) else model
     return loaded, carried_plan(loaded, build(loaded)) if plan is None else plan
 
 
-def _held(loaded: "Loaded", result: "LevelResult", layout: str, *, right: str) -> None:
+def _held(loaded: "LoadedModel", result: "LevelResult", layout: str, *, right: str) -> None:
     if result.verdict == right:
         return
-    from verify.render.text import report_text
-    from verify.report import Report
+    from shardproof.verify.report.formats.text import report_text
+    from shardproof.verify.report.report import Report
 
     pytest.fail(report_text(Report(loaded.title, (result,)), layout=layout), pytrace=False)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from verify.backends.table import page
+from shardproof.verify.clients.page import page
 
 PAGE = Path(__file__).parents[1] / "docs" / "clients.md"
 

@@ -4,11 +4,10 @@ from typing import Annotated
 
 import typer
 
-from launch import completion
-from launch.answers import EXIT_CODES, Answer, MisuseError
-from launch.console import Progress, only_results_on_stdout, print_result
-from launch.model import Model, read_model
-from launch.options import (
+from shardproof.launch.answers import EXIT_CODES, Answer, MisuseError
+from shardproof.launch.commands import completion
+from shardproof.launch.commands.model import Model, read_model
+from shardproof.launch.commands.options import (
     DebugOption,
     FormatOption,
     ModelArgument,
@@ -18,10 +17,11 @@ from launch.options import (
     TrustOption,
     settings,
 )
-from launch.sources import excerpt, located
-from verify.render.json import report_json
-from verify.render.sarif import report_sarif
-from verify.report import Report
+from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
+from shardproof.launch.output.sources import excerpt, located
+from shardproof.verify.report.formats.json import report_json
+from shardproof.verify.report.formats.sarif import report_sarif
+from shardproof.verify.report.report import Report
 
 ALL = "transformers,vllm,sglang,tgi,torchtitan"
 
@@ -56,18 +56,22 @@ def check(
 def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progress: Progress) -> Answer:
     """One level a client; `MisuseError` on a client that is not known."""
     loaded = read_model(model, progress)
-    from verify.clients import check as lint
+    from shardproof.verify.clients.check import check as lint
 
     with progress.step(f"checking {loaded.title} with {', '.join(backends)}"):
         try:
-            report = lint(loaded, backends)
+            report = lint(loaded, clients=backends)
         except ValueError as error:
             raise MisuseError(str(error)) from error
     return Answer(_shown(report, form), EXIT_CODES[report.verdict] if report.findings else 0)
 
 
 def _shown(report: Report, form: ReportFormat) -> str:
-    from verify.render.contract import contract_html, contract_text, named_once  # pages are for few commands
+    from shardproof.verify.report.formats.contract import (  # pages are for few commands
+        contract_html,
+        contract_text,
+        named_once,
+    )
 
     match form:
         case ReportFormat.JSON:

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from launch import completion
-from launch.answers import MisuseError
-from launch.console import print_result
-from verify.catalogue import explain as explanation
-from verify.catalogue import overview
+from shardproof.launch.answers import MisuseError
+from shardproof.launch.commands import completion
+from shardproof.launch.output.console import print_result
+from shardproof.verify.findings.catalogue import explain as explanation
+from shardproof.verify.findings.catalogue import overview
 
 
 def explain(

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.answers import Answer, UndecidedError
-from launch.console import Progress, only_results_on_stdout, print_result
-from launch.model import Model, read_model, read_plan
-from launch.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, settings
-from planner.ir.plan import Plan
+from shardproof.launch.answers import Answer, UndecidedError
+from shardproof.launch.commands.model import Model, read_model, read_plan
+from shardproof.launch.commands.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, settings
+from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
 
 if TYPE_CHECKING:
-    from planner.frontend.load import Loaded
-    from planner.ir.degrees import Degrees
-    from planner.search.cost import Facts, Load, Machine
-    from planner.search.solve import Search
+    from shardproof.planner.layouts.cost import Facts, Load, Machine
+    from shardproof.planner.layouts.search import Search
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B(?:/s)?")
@@ -84,9 +81,10 @@ def layout(
     if devices % nodes:
         raise typer.BadParameter(f"{devices} devices do not lie evenly in {nodes} nodes", param_hint="--nodes")
     with only_results_on_stdout(debug=debug):
-        from planner.search.cost import Load, Machine
+        from shardproof.launch.rank_layouts import machine_of
+        from shardproof.planner.layouts.cost import Load
 
-        machine = Machine(devices, memory, nodes, intra_bw, inter_bw)
+        machine = machine_of(devices=devices, memory=memory, nodes=nodes, intra=intra_bw, inter=inter_bw)
         load = Load(context, batch, _WIDTHS[dtype], train is not None)
         wanted = Model(model, settings(set_), trust_remote_code)
         result = answer(wanted, plan, machine, load, form=form, progress=Progress(quiet))
@@ -100,31 +98,23 @@ def answer(
     """The ranked layouts; exit code 1 where none is legal."""
     given = read_plan(plan_file) if plan_file else None
     loaded = read_model(model, progress)
-    with progress.step(f"reading what {loaded.title} holds, keeps and sends"):
-        from planner.frontend.trace import TraceError
-        from planner.frontend.traced import on_meta
-        from planner.search.measure import measure
-        from planner.search.solve import search
-        from verify.degrees import legal_degrees
+    with progress.step(f"searching the layouts of {machine.devices} devices for {loaded.title}"):
+        from shardproof.launch.rank_layouts import rank_layouts
+        from shardproof.planner.tracing.trace import TraceError
 
-        built = on_meta(loaded)
         try:
-            plan = given or _plan(loaded)
-            degrees = legal_degrees(loaded, plan)
-            facts = measure(built, plan, degrees, context=load.context, train=load.train)
-            experts = None if load.train or not plan.ep else _experts(loaded, plan, degrees, load, facts)
+            ranked = rank_layouts(loaded, given, machine, load)
         except TraceError as error:
             raise UndecidedError(
                 f"{loaded.title}: the forward cannot be traced, so nothing is known: {error}."
             ) from error
-    with progress.step(f"searching the layouts of {machine.devices} devices"):
-        found = search(facts, degrees, machine, load, experts=experts)
-    return Answer(_shown(form)(loaded.title, found, facts, machine, load), 0 if found.choices else 1)
+    found = ranked.search
+    return Answer(_shown(form)(loaded.title, found, ranked.facts, machine, load), 0 if found.choices else 1)
 
 
 def _shown(form: TableFormat) -> "Callable[[str, Search, Facts, Machine, Load], str]":
-    from launch.layouts import layouts_json, layouts_text
-    from launch.layouts_page import layouts_html
+    from shardproof.launch.output.layouts import layouts_json, layouts_text
+    from shardproof.launch.output.layouts_page import layouts_html
 
     match form:
         case TableFormat.TEXT:
@@ -133,35 +123,3 @@ def _shown(form: TableFormat) -> "Callable[[str, Search, Facts, Machine, Load], 
             return layouts_json
         case TableFormat.HTML:
             return layouts_html
-
-
-def _experts(
-    loaded: "Loaded", plan: Plan, degrees: "Degrees", load: "Load", facts: "Facts"
-) -> "tuple[Facts, Degrees] | None":
-    """Facts and degrees where the tensor-parallel ranks hold whole experts; None where that is never legal."""
-    from planner.frontend.traced import on_meta, subject_of
-    from planner.ir.degrees import degrees_within
-    from planner.search.experts import expert_limits, without_experts
-    from planner.search.measure import measure
-    from verify.degrees import legal_degrees
-
-    built = on_meta(loaded)
-    subject, rest = subject_of(built), without_experts(plan)
-    taken = {entry.pattern for entry in plan.tp} - {entry.pattern for entry in rest.tp}
-    # Fewer entries forbid no degree more; only where one that is taken away was named may they forbid fewer.
-    if any(limit.place.entry in taken for limit, _ in degrees.limits):
-        degrees = legal_degrees(loaded, rest)
-    legal = degrees_within(expert_limits(subject.graph, plan, subject.prefix), degrees.forbidden)
-    if len(legal.legal) < 2:
-        return None
-    return measure(built, plan, legal, context=load.context, experts=True, known=facts), legal
-
-
-def _plan(loaded: "Loaded") -> Plan:
-    """The model's own plan where it has one for tensors, else the suggestion."""
-    from planner.api import suggest
-    from planner.frontend.load import carried_plan
-    from planner.frontend.traced import on_meta
-
-    own = carried_plan(loaded, on_meta(loaded))
-    return own if own.tp or own.head_tp else suggest(loaded).plan

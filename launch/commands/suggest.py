@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.answers import EXIT_CODES, Answer, MisuseError, UndecidedError
-from launch.console import Progress, only_results_on_stdout, print_result
-from launch.model import Model, read_dialect, read_model
-from launch.options import (
+from shardproof.launch.answers import EXIT_CODES, Answer, MisuseError, UndecidedError
+from shardproof.launch.commands.model import Model, read_dialect, read_model
+from shardproof.launch.commands.options import (
     DebugOption,
     ModelArgument,
     PlanForOption,
@@ -22,23 +21,24 @@ from launch.options import (
     degree,
     settings,
 )
-from launch.sources import excerpt, located
-from planner.ir.degrees import Degrees
-from planner.ir.findings import Fault, Finding, Severity
-from planner.ir.plan import Plan
-from verify.difference import Difference
-from verify.environment import environment
-from verify.reached import Everywhere
-from verify.render.json import suggestion_json
-from verify.render.python import suggestion_python
-from verify.render.sarif import report_sarif
-from verify.render.suggestion import Suggested
-from verify.report import LevelResult, Report
+from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
+from shardproof.launch.output.sources import excerpt, located
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.findings import Fault, Finding, Severity
+from shardproof.planner.ir.plan import Plan
+from shardproof.verify.report.client_readings import Everywhere
+from shardproof.verify.report.difference import Difference
+from shardproof.verify.report.environment import environment
+from shardproof.verify.report.formats.json import suggestion_json
+from shardproof.verify.report.formats.python import suggestion_python
+from shardproof.verify.report.formats.sarif import report_sarif
+from shardproof.verify.report.report import LevelResult, Report
+from shardproof.verify.report.suggestion import Suggested
 
 if TYPE_CHECKING:
-    from planner.api import Suggestion
-    from planner.frontend.load import Loaded
-    from verify.backends.dialect import Dialect
+    from shardproof.planner.inference.suggest import Suggestion
+    from shardproof.planner.loading.load import LoadedModel
+    from shardproof.verify.clients.dialect import Dialect
 
 
 ALL = "all"
@@ -90,7 +90,7 @@ def suggest(
             loaded, progress=progress, form=form, tp=tp, compared=compare, client=for_, why=explained
         )
         if not quiet:
-            from launch.tables import show_suggestion
+            from shardproof.launch.output.tables import show_suggestion
 
             show_suggestion(suggested, why=why)
         if write:
@@ -100,7 +100,7 @@ def suggest(
 
 
 def answer(
-    loaded: "Loaded",
+    loaded: "LoadedModel",
     *,
     progress: Progress,
     form: PlanFormat = PlanFormat.PYTHON,
@@ -143,7 +143,7 @@ def answer(
     return Answer(_text(loaded, suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
 
 
-def _text(loaded: "Loaded", suggested: Suggested, form: PlanFormat) -> str:
+def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat) -> str:
     match form:
         case PlanFormat.PYTHON | PlanFormat.TEXT:
             return suggestion_python(suggested)
@@ -158,11 +158,11 @@ def _text(loaded: "Loaded", suggested: Suggested, form: PlanFormat) -> str:
             return json.dumps({key: whole[key] for key in ("base_model_tp_plan", "base_model_pp_plan") if whole[key]})
 
 
-def _page(loaded: "Loaded", suggested: Suggested) -> str:
+def _page(loaded: "LoadedModel", suggested: Suggested) -> str:
     """The report of the proof, with the plan as it is pasted and the groups it was read off."""
-    from planner.frontend.traced import on_meta
-    from verify.picture import picture
-    from verify.render.html import report_html
+    from shardproof.planner.tracing.programs import on_meta
+    from shardproof.verify.report.formats.html import report_html
+    from shardproof.verify.report.picture import picture
 
     return report_html(
         suggested.report,
@@ -175,27 +175,27 @@ def _page(loaded: "Loaded", suggested: Suggested) -> str:
 
 
 def _dialects(client: str) -> tuple["Dialect", ...]:
-    from verify.backends.everywhere import serving
+    from shardproof.verify.clients.common_plan import serving
 
     return serving() if client == ALL else (read_dialect(client),)
 
 
-def _everywhere(loaded: "Loaded", plan: Plan, degree: int) -> tuple[Plan, Everywhere | None]:
+def _everywhere(loaded: "LoadedModel", plan: Plan, degree: int) -> tuple[Plan, Everywhere | None]:
     """The plan as every serving client reads it alike, where that can be, and what each makes of it."""
-    from verify.backends.everywhere import everywhere
+    from shardproof.verify.clients.common_plan import everywhere
 
     return everywhere(loaded, plan, tp=degree) if plan.tp or plan.head_tp else (plan, None)
 
 
 def _compiled(
-    loaded: "Loaded", plan: Plan, dialects: Sequence["Dialect"], degree: int
+    loaded: "LoadedModel", plan: Plan, dialects: Sequence["Dialect"], degree: int
 ) -> tuple[Plan, LevelResult, tuple[str, ...], float]:
     """The plan in the words of a client, or of several, its proof, what was given up, and the share of bytes that the first of
     them shards.
     """
-    from planner.frontend.traced import on_meta, subject_of
-    from verify.backends.compile import compile_for
-    from verify.backends.reading import sharded_in
+    from shardproof.planner.tracing.programs import on_meta, subject_of
+    from shardproof.verify.clients.compile import compile_for
+    from shardproof.verify.clients.reading import sharded_in
 
     compiled = compile_for(dialects, loaded, plan, tp=degree)
     losses = tuple(f"{parent or 'the base model'}: {why}" for parent, why in compiled.losses.items())
@@ -204,21 +204,23 @@ def _compiled(
     return compiled.plan, compiled.proof, (*losses, *reach), fraction
 
 
-def _differences(loaded: "Loaded", suggestion: "Suggestion", degree: int, progress: Progress) -> tuple[Difference, ...]:
-    from planner.frontend.load import carried_plan
-    from planner.frontend.traced import on_meta
-    from verify.compare import compare
+def _differences(
+    loaded: "LoadedModel", suggestion: "Suggestion", degree: int, progress: Progress
+) -> tuple[Difference, ...]:
+    from shardproof.planner.loading.load import carried_plan
+    from shardproof.planner.tracing.programs import on_meta
+    from shardproof.verify.proof.compare_plans import compare
 
     with progress.step(f"comparing it with the plan that {loaded.title} carries"):
         model = on_meta(loaded)
         return compare(model, suggestion.graph, carried_plan(loaded, model), suggestion.plan, tp=degree)
 
 
-def _write(loaded: "Loaded", suggested: Suggested, progress: Progress, *, allow_installed: bool) -> Answer:
+def _write(loaded: "LoadedModel", suggested: Suggested, progress: Progress, *, allow_installed: bool) -> Answer:
     """Only a plan that is proved is written."""
-    from launch.authoring import write_plan
-    from launch.readback import not_carried
-    from planner.frontend.traced import on_meta
+    from shardproof.launch.authoring.readback import not_carried
+    from shardproof.launch.authoring.write import write_plan
+    from shardproof.planner.tracing.programs import on_meta
 
     code = EXIT_CODES[suggested.report.verdict]
     if code:
@@ -237,7 +239,7 @@ def _write(loaded: "Loaded", suggested: Suggested, progress: Progress, *, allow_
 @contextmanager
 def _taken_back_unless_kept(files: tuple[Path, ...]) -> Iterator[None]:
     """Also after a Ctrl-C."""
-    from launch.rewrite import undo
+    from shardproof.launch.authoring.rewrite import undo
 
     try:
         yield
@@ -246,9 +248,9 @@ def _taken_back_unless_kept(files: tuple[Path, ...]) -> Iterator[None]:
         raise
 
 
-def _infer(loaded: "Loaded", *, why: bool) -> "Suggestion":
-    from planner.api import suggest as infer
-    from planner.frontend.trace import TraceError
+def _infer(loaded: "LoadedModel", *, why: bool) -> "Suggestion":
+    from shardproof.planner.inference.suggest import suggest as infer
+    from shardproof.planner.tracing.trace import TraceError
 
     try:
         return infer(loaded, why=why)
@@ -259,14 +261,14 @@ def _infer(loaded: "Loaded", *, why: bool) -> "Suggestion":
         ) from error
 
 
-def _degrees(loaded: "Loaded", plan: Plan) -> Degrees:
-    from verify.degrees import legal_degrees
+def _degrees(loaded: "LoadedModel", plan: Plan) -> Degrees:
+    from shardproof.verify.proof.degrees import legal_degrees
 
     return legal_degrees(loaded, plan)
 
 
-def _proof_of_suggestion(loaded: "Loaded", plan: Plan, degree: int) -> LevelResult:
-    from verify.static import prove
+def _proof_of_suggestion(loaded: "LoadedModel", plan: Plan, degree: int) -> LevelResult:
+    from shardproof.verify.proof.prove import prove
 
     if plan.tp or plan.head_tp:
         return prove(loaded, plan, tp=degree)

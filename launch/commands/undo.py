@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from launch.console import print_result
-from launch.rewrite import diff
-from launch.rewrite import undo as restore
+from shardproof.launch.authoring.rewrite import diff
+from shardproof.launch.authoring.rewrite import undo as restore
+from shardproof.launch.output.console import print_result
 
 
 def undo(

@@ -5,13 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.answers import EXIT_CODES, Answer, MisuseError
-from launch.asked import Level, Verification, layout, machines
-from launch.console import Progress, only_results_on_stdout, print_result
-from launch.job import this_rank
-from launch.levels import verified
-from launch.model import Model, read_model, read_plan
-from launch.options import (
+from shardproof.launch.answers import EXIT_CODES, Answer, MisuseError
+from shardproof.launch.commands.levels import verified
+from shardproof.launch.commands.model import Model, read_model, read_plan
+from shardproof.launch.commands.options import (
     DebugOption,
     FormatOption,
     ForOption,
@@ -24,17 +21,20 @@ from launch.options import (
     settings,
     speaks,
 )
-from launch.reports import Drawing, shown
-from planner.ir.degrees import Degrees
-from planner.ir.plan import Plan
-from planner.ir.why import Explanation
-from verify.environment import environment
-from verify.report import Report
+from shardproof.launch.commands.verification import Level, Verification, layout, machines
+from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
+from shardproof.launch.output.reports import Drawing, shown
+from shardproof.launch.ranks.job import this_rank
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.explanation import Explanation
+from shardproof.planner.ir.plan import Plan
+from shardproof.verify.report.environment import environment
+from shardproof.verify.report.report import Report
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from planner.frontend.load import Loaded
+    from shardproof.planner.loading.load import LoadedModel
 
 
 PlanOption = Annotated[
@@ -117,8 +117,8 @@ def verify(
 
 def answer(request: Verification, *, progress: Progress) -> Answer:
     """Every level asked for, one after the other."""
-    from planner.frontend.load import carried_plan
-    from planner.frontend.traced import on_meta
+    from shardproof.planner.loading.load import carried_plan
+    from shardproof.planner.tracing.programs import on_meta
 
     given = read_plan(request.plan_file) if request.plan_file else None
     loaded = read_model(request.model, progress)
@@ -135,12 +135,12 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
     return Answer(text, EXIT_CODES[report.verdict])
 
 
-def _refuse_empty_stages(request: Verification, loaded: "Loaded", model: "nn.Module", plan: Plan) -> None:
+def _refuse_empty_stages(request: Verification, loaded: "LoadedModel", model: "nn.Module", plan: Plan) -> None:
     """`MisuseError` where the plan's list of layers is shorter than the pipeline."""
     from torch import nn
 
-    from planner.frontend.load import base_prefix
-    from planner.ir.plan import join
+    from shardproof.planner.ir.plan import join
+    from shardproof.planner.loading.load import base_prefix
 
     modules = dict(model.named_modules())
     listed = [modules.get(join(base_prefix(model), entry.module)) for entry in plan.pp]
@@ -153,8 +153,8 @@ def _refuse_empty_stages(request: Verification, loaded: "Loaded", model: "nn.Mod
 
 def _groups(request: Verification, progress: Progress) -> Explanation | None:
     """What the computation ties together, for the page; None where nothing can be inferred."""
-    from planner.api import suggest
-    from planner.frontend.trace import TraceError
+    from shardproof.planner.inference.suggest import suggest
+    from shardproof.planner.tracing.trace import TraceError
 
     loaded = read_model(request.model, Progress(quiet=True))
     with progress.step(f"finding the groups of {loaded.title}"):
@@ -164,7 +164,7 @@ def _groups(request: Verification, progress: Progress) -> Explanation | None:
             return None
 
 
-def _degrees(loaded: "Loaded", plan: Plan) -> Degrees:
-    from verify.degrees import legal_degrees
+def _degrees(loaded: "LoadedModel", plan: Plan) -> Degrees:
+    from shardproof.verify.proof.degrees import legal_degrees
 
     return legal_degrees(loaded, plan)

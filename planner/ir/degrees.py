@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from planner.ir.findings import Place
+from shardproof.planner.ir.findings import Place
 
 MOST_RANKS = 1024
 """Degrees are told up to this many ranks."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from planner.ir.plan import Edit
+from shardproof.planner.ir.plan import Edit
 
 
 class Severity(StrEnum):
@@ -66,7 +66,7 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`code` names a rule of `verify.catalogue`; `why` is one clause of maths, `found` against `needed`."""
+    """`code` names a rule of `verify.findings.catalogue`; `why` is one clause of maths, `found` against `needed`."""
 
     code: str
     severity: Severity

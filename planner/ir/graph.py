@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from planner.ir.findings import Source
-from planner.ir.plan import generic
+from shardproof.planner.ir.findings import Source
+from shardproof.planner.ir.plan import generic
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -7,7 +7,7 @@ program of a pipeline stage, with some layers absent, can be held against the wh
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref
+from shardproof.planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref
 
 
 @dataclass(slots=True)

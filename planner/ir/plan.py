@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from planner.ir.spelling import nearest
+from shardproof.planner.ir.errors import ShardproofError
+from shardproof.planner.ir.spelling import nearest
 
 _NUMBER = re.compile(r"\.\d+(\.|$)")
 
@@ -25,7 +26,7 @@ def generic(name: str) -> str:
     return _NUMBER.sub(lambda found: ".*" + found[1], name)
 
 
-class PlanError(ValueError):
+class PlanError(ShardproofError, ValueError):
     """A plan file that does not have the form of a plan."""
 
 

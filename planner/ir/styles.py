@@ -8,7 +8,7 @@ both: a linear module's entry lays out its weight and bias too.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from planner.ir.placement import Placement, R, Shard
+from shardproof.planner.ir.placement import Placement, R, Shard
 
 
 class Layout(StrEnum):

@@ -8,8 +8,20 @@ from importlib import import_module
 import pytest
 
 MODULES = [
-    *("planner", "planner.ir.graph", "planner.ir.plan", "planner.ir.styles", "planner.sharding.registry"),
-    *("verify", "verify.report", "launch", "launch.cli", "launch.pytest_plugin"),
+    *(
+        "planner",
+        "shardproof.planner.ir.graph",
+        "shardproof.planner.ir.plan",
+        "shardproof.planner.ir.styles",
+        "shardproof.planner.propagation.registry",
+    ),
+    *(
+        "verify",
+        "shardproof.verify.report.report",
+        "launch",
+        "shardproof.launch.cli",
+        "shardproof.launch.pytest_plugin",
+    ),
 ]
 HEAVY = ("torch", "transformers")
 REPORT = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
@@ -28,7 +40,7 @@ def test_importing_does_not_load_torch(module: str) -> None:
 
 def run_plan(arguments: list[str]) -> str:
     """Code that runs the command in the interpreter that executes it."""
-    return f"import sys; sys.argv = ['plan', *{arguments!r}]\nfrom launch.cli import main\n{CALL}"
+    return f"import sys; sys.argv = ['plan', *{arguments!r}]\nfrom shardproof.launch.cli import main\n{CALL}"
 
 
 CALL = """

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from planner.frontend.load import Loaded
+from shardproof.planner.loading.load import LoadedModel
 
 
 class Fault(StrEnum):
@@ -78,6 +78,6 @@ def commit(fault: Fault, shape: torch.Size) -> None:
             dist.all_reduce = nothing
 
 
-def faulty(fault: Fault, *, rank: int = 1, after: int = 0) -> Loaded:
+def faulty(fault: Fault, *, rank: int = 1, after: int = 0) -> LoadedModel:
     """A model with this fault."""
-    return Loaded(fault.value, FaultyConfig(fault=fault.value, rank=rank, after=after), Faulty)
+    return LoadedModel(fault.value, FaultyConfig(fault=fault.value, rank=rank, after=after), Faulty)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from planner.frontend.load import Loaded
+from shardproof.planner.loading.load import LoadedModel
 
 SMALL = 1e-4
 """Far above rounding, far below what anybody would notice."""
@@ -121,6 +121,6 @@ def _turn(parameter: nn.Parameter) -> None:
     mine.copy_(parts[dist.get_world_size() - 1 - dist.get_rank()])
 
 
-def planted(wrong: Wrong) -> Loaded:
+def planted(wrong: Wrong) -> LoadedModel:
     """A model with this fault."""
-    return Loaded(wrong.name, PlantedConfig(wrong=wrong.value), Planted)
+    return LoadedModel(wrong.name, PlantedConfig(wrong=wrong.value), Planted)

@@ -21,17 +21,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from planner.frontend.cache import CACHE_NAMES
-from planner.frontend.inputs import caching
-from planner.frontend.load import quiet
-from verify.dynamic import pipeline
+from shardproof.planner.tracing.decode_cache import CACHE_NAMES
+from shardproof.planner.inputs.example import caching
+from shardproof.planner.loading.load import quiet
+from shardproof.verify.run.pipeline import check as pipeline_check
 
-from verify.dynamic.cases import SIZES, Case, inputs
-from verify.dynamic.exact import Wide, copied_outputs
-from verify.dynamic.reference import from_state, sharded_model, single_device, with_plan
-from verify.dynamic.schedules import Seat
-from verify.dynamic.threads import Threads
-from verify.dynamic.threads import _Group as Group
+from shardproof.verify.run.cases import SIZES, Case, inputs
+from shardproof.verify.run.exact import Wide, copied_outputs
+from shardproof.verify.run.reference import from_state, sharded_model, single_device, with_plan
+from shardproof.verify.run.pipeline.schedules import Seat
+from shardproof.verify.run.collectives.threads import Threads
+from shardproof.verify.run.collectives.threads import _Group as Group
 
 TOKENS = (SIZES.rows, SIZES.length)
 
@@ -248,7 +248,7 @@ class OfStage:
 def staged(case: Case) -> list[OfStage]:
     """By every rank of a case with pipeline stages, as threads of this process: one step, forward and backward."""
     single = single_device(case, torch.device("cpu"))
-    before = pipeline.alone(case, single, pipeline.laid_out(case, single))
+    before = pipeline_check.alone(case, single, pipeline_check.laid_out(case, single))
     sent = [0] * (case.pp * case.tp)
     send = Group.send
 
@@ -260,9 +260,9 @@ def staged(case: Case) -> list[OfStage]:
     def rank(number: int) -> OfStage:
         mesh = init_device_mesh("cpu", (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
         seat = Seat(case.pp, mesh)
-        (stage,) = (pipeline._stage(case, before, place, seat) for place in pipeline._places(case, before, seat))
+        (stage,) = (pipeline_check._stage(case, before, place, seat) for place in pipeline_check._places(case, before, seat))
         with Wide():
-            pipeline._gradients((stage,), before, seat, case.staging)
+            pipeline_check._gradients((stage,), before, seat, case.staging)
         held = sum(_local(value).numel() for _, value in stage.owned())
         return OfStage(stage.own, held, sent[number], before.asked.ids.numel())
 

@@ -4,14 +4,14 @@ from functools import cache
 
 import pytest
 
-from launch.client import confirm_in_ranks
-from planner.frontend.load import Loaded, build, carried_plan, load
-from planner.ir.findings import Verdict
-from planner.ir.plan import Edit, Plan
+from shardproof.launch.clients.confirm import confirm_in_ranks
+from shardproof.planner.loading.load import LoadedModel, build, carried_plan, load
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.ir.plan import Edit, Plan
 
 
 @cache
-def small() -> tuple[Loaded, Plan]:
+def small() -> tuple[LoadedModel, Plan]:
     loaded = load("llama", overrides={"num_hidden_layers": "2"})
     whole = carried_plan(loaded, build(loaded))
     return loaded, Plan(tp=tuple(entry for entry in whole.tp if "embed" not in entry.pattern))

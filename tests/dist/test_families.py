@@ -2,12 +2,12 @@
 
 import pytest
 
-from launch.api import confirm_cases
-from planner.api import suggest
-from planner.frontend.load import load
-from planner.frontend.twin import twin
-from planner.ir.findings import Verdict
-from verify.dynamic.cases import Case
+from shardproof.launch.ranks.confirm import confirm_cases
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.loading.load import load
+from shardproof.planner.twins.twin import twin
+from shardproof.planner.ir.findings import Verdict
+from shardproof.verify.run.cases import Case
 
 MODELS = ("OddCubes", "OddOwnPair", "OddOwnUp", "OddDecaying", "OddRecalling", "OddPicked", "OddStreams")
 EXPERTS = ("OddPicked", "OddPickedBiased")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.api import confirm_cases
-from launch.elastic import _last_words
-from planner.frontend.load import build, carried_plan, load
-from planner.frontend.twin import twin
-from planner.ir.findings import Severity, Verdict
-from planner.ir.plan import Plan
+from shardproof.launch.ranks.confirm import confirm_cases
+from shardproof.launch.ranks.elastic import _last_words
+from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.twins.twin import twin
+from shardproof.planner.ir.findings import Severity, Verdict
+from shardproof.planner.ir.plan import Plan
 from tests.dist.faulty import Fault, faulty
-from verify.dynamic.cases import Case
+from shardproof.verify.run.cases import Case
 
 pytestmark = pytest.mark.timeout(400)
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_the_first_cause_is_said_and_the_next_case_is_not_spoilt() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_stays_when_the_command_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "from launch.api import confirm; from tests.dist.faulty import Fault, faulty;"
+        "from shardproof.launch.ranks.confirm import confirm; from tests.dist.faulty import Fault, faulty;"
         "from tests.dist.test_faults import llama_plan;"
         "confirm(faulty(Fault.LOOPS), llama_plan(), tp=2, timeout=100)"
     )

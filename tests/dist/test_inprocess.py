@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launch.api import confirm_cases
-from planner.api import suggest
-from planner.frontend.load import base_prefix, build, carried_plan, load
-from planner.frontend.twin import twin
-from planner.ir.findings import Verdict
-from planner.ir.plan import Edit, Plan, TpEntry, join
-from verify.dynamic.cases import Case, Schedule, Staging
-from verify.dynamic.compare import LIMIT
-from verify.dynamic.threads import GoneError, Threads
-from verify.report import LevelResult
+from shardproof.launch.ranks.confirm import confirm_cases
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.planner.twins.twin import twin
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.ir.plan import Edit, Plan, TpEntry, join
+from shardproof.verify.run.cases import Case, Schedule, Staging
+from shardproof.verify.run.compare.tensors import LIMIT
+from shardproof.verify.run.collectives.threads import GoneError, Threads
+from shardproof.verify.report.report import LevelResult
 
 
 def _cases(name: str, edits: list[tuple[str, str | None, str | None]], *, tp: int = 2) -> list[Case]:

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.timeout(200)
 ROOT = Path(__file__).parents[2]
-COMMAND = "from launch.cli import main; main()"
+COMMAND = "from shardproof.launch.cli import main; main()"
 
 
 def started(*arguments: str, **more: str) -> subprocess.Popen[str]:

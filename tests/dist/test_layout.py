@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from planner.api import suggest
-from planner.frontend.load import build, load
-from planner.frontend.twin import twin
-from planner.ir.degrees import Degrees
-from planner.search.cost import Load, Machine, handed, held, sent
-from planner.search.measure import measure
-from planner.search.solve import search
-from planner.search.space import Layout
-from tests.bench.layouts import measured_row, predicted
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.twins.twin import twin
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.layouts.cost import Load, Machine, handed, held, sent
+from shardproof.planner.layouts.measure import measure
+from shardproof.planner.layouts.search import search
+from shardproof.planner.layouts.space import Layout
+from benchmarks.layouts import measured_row, predicted
 from tests.dist.recorded import TOKENS, record, replicated, staged
-from verify.degrees import legal_degrees
-from verify.dynamic.cases import Case
+from shardproof.verify.proof.degrees import legal_degrees
+from shardproof.verify.run.cases import Case
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2_moe"])

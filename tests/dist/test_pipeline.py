@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from launch.api import confirm_cases
-from planner.frontend.load import base_prefix, build, carried_plan, load
-from planner.frontend.trace import trace
-from planner.frontend.twin import twin
-from planner.infer.pp import infer_pipeline
-from planner.ir.findings import Verdict
-from planner.ir.plan import Plan, PpEntry
-from verify.dynamic.cases import Case, Schedule, Staging
-from verify.dynamic.departures import Departure, Slip
-from verify.dynamic.stages import Layout, dealt, layout_of, moved, recorded
-from verify.dynamic.weights import drop, untie
-from verify.report import LevelResult
+from shardproof.launch.ranks.confirm import confirm_cases
+from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.planner.tracing.trace import trace
+from shardproof.planner.twins.twin import twin
+from shardproof.planner.inference.pipeline import infer_pipeline
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.ir.plan import Plan, PpEntry
+from shardproof.verify.run.cases import Case, Schedule, Staging
+from shardproof.verify.stages.departures import Departure, Slip
+from shardproof.verify.stages.stage import Layout, dealt, layout_of, moved, recorded
+from shardproof.verify.stages.weights import drop, untie
+from shardproof.verify.report.report import LevelResult
 
 pytestmark = pytest.mark.timeout(200)
 

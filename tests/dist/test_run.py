@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from launch.api import confirm, confirm_cases
-from planner.frontend.load import Loaded, LoadError, build, carried_plan, load
-from planner.frontend.twin import twin
-from planner.ir.findings import Fault, Severity, Verdict
-from planner.ir.plan import Plan, TpEntry
-from verify.dynamic.cases import Case
-from verify.report import LevelResult
+from shardproof.launch.ranks.confirm import confirm, confirm_cases
+from shardproof.planner.loading.load import LoadedModel, LoadError, build, carried_plan, load
+from shardproof.planner.twins.twin import twin
+from shardproof.planner.ir.findings import Fault, Severity, Verdict
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.verify.run.cases import Case
+from shardproof.verify.report.report import LevelResult
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -21,7 +21,7 @@ OPT = {"self_attn.q_proj": "colwise_gather_output", "fc1": "colwise", "fc2": "ro
 FALCON = {"mlp.dense_h_to_4h": "colwise", "mlp.dense_4h_to_h": "rowwise"}
 
 
-def carried(loaded: Loaded) -> Plan:
+def carried(loaded: LoadedModel) -> Plan:
     return carried_plan(loaded, build(loaded))
 
 

@@ -10,16 +10,16 @@ from transformers import LlamaForCausalLM, PreTrainedConfig
 from transformers import core_model_loading as conversions
 from transformers.distributed import tensor_parallel as client
 
-from launch.api import confirm_cases
-from planner.frontend.load import build, carried_plan, load
-from planner.frontend.twin import twin
-from planner.ir.findings import Fault, Finding, Severity
-from planner.ir.plan import Edit, Plan, TpEntry
+from shardproof.launch.ranks.confirm import confirm_cases
+from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.twins.twin import twin
+from shardproof.planner.ir.findings import Fault, Finding, Severity
+from shardproof.planner.ir.plan import Edit, Plan, TpEntry
 from tests.dist.planted import Wrong, planted
-from verify.dynamic.cases import Case
-from verify.dynamic.diagnose import diagnosed
-from verify.dynamic.inprocess import InProcess
-from verify.dynamic.verdicts import findings_of
+from shardproof.verify.run.cases import Case
+from shardproof.verify.run.diagnose import diagnosed
+from shardproof.verify.run.inprocess import InProcess
+from shardproof.verify.run.verdicts import findings_of
 
 pytestmark = pytest.mark.timeout(240)
 

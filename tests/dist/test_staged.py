@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, TCPStore
 
-from launch import staged
-from planner.api import suggest
-from planner.frontend.load import load
-from planner.frontend.twin import twin
-from verify.dynamic.cases import Case
-from verify.dynamic.outcome import Outcome
-from verify.dynamic.verdicts import findings_of, measures_of
-from verify.dynamic.worker import check
+from shardproof.launch.ranks import shared_gpu
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.loading.load import load
+from shardproof.planner.twins.twin import twin
+from shardproof.verify.run.cases import Case
+from shardproof.verify.run.outcome import Outcome
+from shardproof.verify.run.verdicts import findings_of, measures_of
+from shardproof.verify.run.worker import check
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -26,8 +26,8 @@ def answer(rank: int, size: int, port: int, case: Case) -> Outcome:
     """One rank's outcome, as a process of its own."""
     torch.set_num_threads(1)
     store = TCPStore("localhost", port, size, rank == 0)
-    dist.init_process_group(staged.register(), store=store, rank=rank, world_size=size)
-    assert dist.get_backend() == staged.STAGED
+    dist.init_process_group(shared_gpu.register(), store=store, rank=rank, world_size=size)
+    assert dist.get_backend() == shared_gpu.STAGED
     outcome = check(case, rank=rank, device=torch.device("cpu"))
     dist.barrier()
     dist.destroy_process_group()
@@ -59,7 +59,7 @@ def test_an_input_comes_back_as_it_was() -> None:
     """What a collective reads is copied, and is no change that autograd counts."""
     weight = torch.ones(2, requires_grad=True)
     squared = weight**2
-    dist.init_process_group(staged.register(), store=HashStore(), rank=0, world_size=1)
+    dist.init_process_group(shared_gpu.register(), store=HashStore(), rank=0, world_size=1)
     gathered = torch.zeros(2)
     dist.all_gather_into_tensor(gathered, weight)
     dist.destroy_process_group()

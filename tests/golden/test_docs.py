@@ -25,7 +25,7 @@ import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-import launch.cli
+import shardproof.launch.cli
 from tests.readme import README, console_sessions, matches
 
 DOCS = README.parent / "docs"
@@ -61,7 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```" in (DOCS / page).read_text()])
 def test_the_blocks_of_a_page(page: str, here: Path) -> None:
-    import planner.frontend.load  # noqa: F401  # loaded once, for all commands that are forked from here
+    import shardproof.planner.loading.load  # noqa: F401  # loaded once, for all commands that are forked from here
 
     namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks((DOCS / page).read_text()):
@@ -84,7 +84,7 @@ def _tests(block: Block, here: Path) -> None:
     """Tests that a page shows, run by pytest with the plugin."""
     file = here / (block.title or "test_page.py")
     file.write_text(block.text)
-    plain = ["-p", "no:cacheprovider", "-p", "launch.pytest_plugin", "-W", "ignore", "-q", file.name]
+    plain = ["-p", "no:cacheprovider", "-p", "shardproof.launch.pytest_plugin", "-W", "ignore", "-q", file.name]
 
     def run() -> int:
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # an installed plugin would be there twice
@@ -99,7 +99,7 @@ def _console(block: Block, here: Path, namespace: dict[str, object]) -> None:
     for command, shown in console_sessions(f"```console\n{block.text}```"):
         words = shlex.split(command)
         assert words[0] == "plan", command
-        code, printed = forked(lambda words=words: launch.cli.run(words[1:]))  # type: ignore[misc]  # bound at once
+        code, printed = forked(lambda words=words: shardproof.launch.cli.run(words[1:]))  # type: ignore[misc]  # bound at once
         assert code == wanted, printed
         assert matches(shown, printed), printed
 
@@ -114,7 +114,7 @@ def _bash(block: Block, here: Path, namespace: dict[str, object]) -> None:
 
 def parsed(name: str, given: list[str]) -> bool:
     """Whether a command takes these arguments; raises typer's own error where not."""
-    group = typer.main.get_command(launch.cli.app)
+    group = typer.main.get_command(shardproof.launch.cli.app)
     assert isinstance(group, typer.core.TyperGroup)
     return group.commands[name].make_context(name, given) is not None
 

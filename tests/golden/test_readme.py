@@ -32,7 +32,7 @@ def run_here(command: str) -> str:
     """The standard output of a `plan ...` command, by this interpreter, at the project's root."""
     words = command.split()
     assert words[0] == "plan", command
-    run = [sys.executable, "-c", "from launch.cli import main; main()", *words[1:]]
+    run = [sys.executable, "-c", "from shardproof.launch.cli import main; main()", *words[1:]]
     done = subprocess.run(run, cwd=README.parent, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -49,7 +49,7 @@ def test_a_command_of_the_readme_prints_what_is_shown(command: str, shown: str) 
     [
         ["config_module.py"],
         [*PYTEST, "test_my_model.py"],
-        [*PYTEST, "-p", "launch.pytest_plugin", "test_with_the_plugin.py"],
+        [*PYTEST, "-p", "shardproof.launch.pytest_plugin", "test_with_the_plugin.py"],
     ],
     ids=["config_module", "test_my_model", "test_with_the_plugin"],
 )

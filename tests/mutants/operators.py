@@ -7,8 +7,8 @@ embedding, head and gradients, M for experts. An operator may happen to change n
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from planner.ir.graph import Graph
-from planner.ir.plan import generic, join
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import generic, join
 
 Styles = Mapping[str, str]
 

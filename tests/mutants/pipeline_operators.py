@@ -7,9 +7,9 @@ carries (a wrong peer, a local cache index, a tied gradient that is not summed) 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from planner.ir.graph import Graph
-from planner.ir.live import stream
-from planner.ir.plan import Plan, PpEntry, join
+from shardproof.planner.ir.dataflow import stream
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import Plan, PpEntry, join
 
 
 @dataclass(frozen=True, slots=True)

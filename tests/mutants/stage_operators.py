@@ -1,6 +1,6 @@
 """Mutation operators on stage programs: mistakes that runtimes of pipeline stages make, one at a time.
 
-The names P2, P4, ... are those of the project's list of faults. What each does is data (`verify.dynamic.departures`), so
+The names P2, P4, ... are those of the project's list of faults. What each does is data (`verify.stages.departures`), so
 that the proof traces, and the ranks run, the same mistake.
 """
 
@@ -10,11 +10,11 @@ from itertools import groupby
 
 from torch import nn
 
-from planner.ir.graph import Graph, ModuleCall
-from planner.ir.live import stream
-from verify.dynamic.departing import indices
-from verify.dynamic.departures import Departure, Slip
-from verify.dynamic.stages import Layout
+from shardproof.planner.ir.dataflow import stream
+from shardproof.planner.ir.graph import Graph, ModuleCall
+from shardproof.verify.stages.departing import indices
+from shardproof.verify.stages.departures import Departure, Slip
+from shardproof.verify.stages.stage import Layout
 
 
 @dataclass(frozen=True, slots=True)

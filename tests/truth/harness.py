@@ -8,13 +8,13 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from planner.frontend.trace import Tracing
-from planner.ir.graph import Graph
-from planner.ir.placement import P, Partial, Placement, R, Replicate, Shard
-from planner.sharding.follow import follow
-from planner.sharding.problem import Problem
-from planner.sharding.registry import rule_of
-from planner.sharding.semantics import Call
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard
+from shardproof.planner.propagation.follow import follow
+from shardproof.planner.propagation.problem import Problem
+from shardproof.planner.propagation.registry import rule_of
+from shardproof.planner.propagation.semantics import Call
+from shardproof.planner.tracing.trace import Tracing
 
 Function = Callable[..., Tensor]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from planner.ir.placement import R
-from planner.sharding.registry import ruled
+from shardproof.planner.ir.placement import R
+from shardproof.planner.propagation.registry import ruled
 from tests.truth.cases import CASES, UNEVEN, UNTESTABLE
 from tests.truth.harness import Case, rows, rules_of
 

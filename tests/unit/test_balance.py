@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.search.balance import Costs, Room, balance, loads
+from shardproof.planner.layouts.balance import Costs, Room, balance, loads
 
 COST = st.integers(1, 20).map(float)
 

@@ -4,14 +4,24 @@ import re
 
 import pytest
 
-from planner.frontend.load import base_prefix, build, carried_plan, load
-from planner.ir.findings import Finding, Severity
-from planner.ir.plan import Edit, Plan
-from planner.ir.styles import STYLES
-from verify.backends.proof import prove_for
-from verify.backends.registry import find_dialect
-from verify.catalogue import FAMILIES, Example, Registry, Rule, explain, find, overview, rules, snippet
-from verify.static import prove
+from shardproof.planner.ir.findings import Finding, Severity
+from shardproof.planner.ir.plan import Edit, Plan
+from shardproof.planner.ir.styles import STYLES
+from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.verify.clients.prove import prove_for
+from shardproof.verify.clients.registry import find_dialect
+from shardproof.verify.findings.catalogue import (
+    FAMILIES,
+    Example,
+    Registry,
+    Rule,
+    explain,
+    find,
+    overview,
+    rules,
+    snippet,
+)
+from shardproof.verify.proof.prove import prove
 
 CONTRACT = {
     *("PL101", "PL102", "PL103", "PL104", "PL105"),

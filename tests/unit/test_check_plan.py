@@ -3,10 +3,10 @@
 import pytest
 from torch import nn
 
-from planner.frontend.load import base_prefix, build, carried_plan, load
-from planner.ir.findings import Finding, Severity
-from planner.ir.plan import Plan, TpEntry
-from verify.checks.plan import check_plan
+from shardproof.planner.ir.findings import Finding, Severity
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.verify.proof.plan_form import check_plan
 
 
 @pytest.fixture(scope="module")

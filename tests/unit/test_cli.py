@@ -10,18 +10,18 @@ from types import MappingProxyType
 
 import pytest
 
-import launch.commands.suggest as suggesting
-import launch.commands.verify as verifying
-import launch.levels as climbing
-from launch.answers import EXIT_CODES, MisuseError
-from launch.asked import Layout, layout
-from launch.cli import run
-from launch.job import Rank, this_rank
-from launch.model import read_plan
-from planner.ir.degrees import Degrees
-from planner.ir.findings import Fault, Finding, Severity, Verdict
-from planner.ir.plan import Plan, TpEntry
-from verify.report import LevelResult
+import shardproof.launch.commands.levels as climbing
+import shardproof.launch.commands.suggest as suggesting
+import shardproof.launch.commands.verify as verifying
+from shardproof.launch.answers import EXIT_CODES, MisuseError
+from shardproof.launch.cli import run
+from shardproof.launch.commands.model import read_plan
+from shardproof.launch.commands.verification import Layout, layout
+from shardproof.launch.ranks.job import Rank, this_rank
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.verify.report.report import LevelResult
 
 ROOT = Path(__file__).parents[2]
 RIGHT = Finding("TP205", Severity.WARNING, "right, but")
@@ -36,7 +36,7 @@ def plan(
     *arguments: str, cwd: Path | None = None, job: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as the console script runs it."""
-    code = "from launch.cli import main; main()"
+    code = "from shardproof.launch.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -63,7 +63,7 @@ def levels(monkeypatch: Patch) -> Callable[..., list[str]]:
             ran.append("run")
             return LevelResult("run", 0.2, run)
 
-        monkeypatch.setattr("verify.static.prove", prove)
+        monkeypatch.setattr("shardproof.verify.proof.prove.prove", prove)
         monkeypatch.setattr(climbing, "_run", confirm)
         return ran
 
@@ -166,7 +166,7 @@ def test_nothing_to_suggest_is_not_decided(monkeypatch: Patch, capsys: Captured)
 
 def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
     """An inference that gives this plan, and a proof that holds at the least legal degree only."""
-    import verify.static
+    import shardproof.verify.proof.prove
 
     class Suggested:
         plan, degrees, sharded_fraction, notes, explanation = wanted, (1, 4), 0.5, ("a note",), None
@@ -178,7 +178,7 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
 
     monkeypatch.setattr(suggesting, "_infer", lambda *_, **__: Suggested())
     monkeypatch.setattr(suggesting, "_degrees", lambda *_: Degrees((1, 4), {}))
-    monkeypatch.setattr(verify.static, "prove", prove)
+    monkeypatch.setattr(shardproof.verify.proof.prove, "prove", prove)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_degrees_that_do_not_fill_the_job() -> None:
     ],
 )
 def test_a_job_that_is_there_already(environment: dict[str, str], rank: Rank | None) -> None:
-    from launch.ranks import surrounding
+    from shardproof.launch.ranks.rank import surrounding
 
     assert this_rank(environment) == rank
     world = surrounding(environment)
@@ -358,7 +358,7 @@ def test_ctrl_c_in_a_late_import_of_transformers(monkeypatch: Patch, capsys: Cap
         except KeyboardInterrupt as stop:
             raise ModuleNotFoundError("Could not import module 'PreTrainedModel'") from stop
 
-    monkeypatch.setattr("launch.commands.verify.answer", lambda *_, **__: interrupted())
+    monkeypatch.setattr("shardproof.launch.commands.verify.answer", lambda *_, **__: interrupted())
     assert run(["verify", "llama", "-q"]) == 130
     assert capsys.readouterr().err == "plan: interrupted.\n"
 
@@ -367,7 +367,7 @@ def test_ctrl_c_in_a_late_import_of_transformers(monkeypatch: Patch, capsys: Cap
     ("closed", "sentence"), [(">&-", "stdout is closed"), (">/dev/full", "No space left on device")]
 )
 def test_a_result_that_cannot_be_written(closed: str, sentence: str) -> None:
-    code = "from launch.entry import main; import sys; sys.argv = ['plan', 'explain', 'TP203']; main()"
+    code = "from shardproof.launch.entry import main; import sys; sys.argv = ['plan', 'explain', 'TP203']; main()"
     done = subprocess.run(
         ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code],
         cwd=ROOT,
@@ -381,7 +381,7 @@ def test_a_result_that_cannot_be_written(closed: str, sentence: str) -> None:
 
 
 def test_nobody_reads_stderr() -> None:
-    code = "from launch.entry import main; import sys; sys.argv = ['plan', 'explain', 'TP299']; main()"
+    code = "from shardproof.launch.entry import main; import sys; sys.argv = ['plan', 'explain', 'TP299']; main()"
     done = subprocess.run(
         ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, code], cwd=ROOT, capture_output=True, check=False
     )
@@ -410,7 +410,7 @@ def test_exit_codes_of_the_process(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    code = "from launch.cli import main; main()"
+    code = "from shardproof.launch.cli import main; main()"
     shell = f"{sys.executable} -c '{code}' explain | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 0

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from planner.frontend.inputs import example_inputs
-from planner.frontend.local import trace_local
-from planner.frontend.trace import trace
-from planner.ir.graph import Graph
-from planner.ir.plan import Plan, TpEntry
-from planner.sharding.assign import assign
-from planner.sharding.collectives import Kind, chosen_by_data, collectives
+from shardproof.planner.inputs.example import example_inputs
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.propagation.assign import assign
+from shardproof.planner.propagation.collectives import Kind, chosen_by_data, collectives
+from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.trace import trace
 
 
 class _Layer(nn.Module):

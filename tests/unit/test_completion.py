@@ -9,7 +9,7 @@ import pytest
 def completed(words: str) -> list[str]:
     """As bash asks: the words so far, of which the last is incomplete. Torch and Transformers are not loaded meanwhile."""
     code = (
-        "import sys; from launch.cli import app\n"
+        "import sys; from shardproof.launch.cli import app\n"
         "try:\n    app(prog_name='plan')\n"
         "finally:\n    assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from planner.api import suggest
-from planner.frontend.load import build, load
-from planner.ir.findings import Verdict
-from verify.static import prove
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.loading.load import build, load
+from shardproof.verify.proof.prove import prove
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
 
@@ -27,7 +27,7 @@ PUBLISHED = {
 """Parameters as built, and as published (rounded)."""
 
 QUICK = {"llama-3.1-405b": 8, "falcon-180b": 8}
-"""Proved here, with the degree; all of them in `python -m tests.bench configs`."""
+"""Proved here, with the degree; all of them in `python -m benchmarks configs`."""
 
 
 def counted(model: nn.Module) -> int:

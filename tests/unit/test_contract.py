@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from transformers.processing_utils import ProcessorMixin
 
-from planner.frontend.load import load
-from planner.ir.findings import Finding
-from planner.ir.plan import Plan
+from shardproof import check
+from shardproof.planner.ir.findings import Finding
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import load
+from shardproof.verify.clients.contract.config import check_folder
+from shardproof.verify.clients.contract.processor import check_processor
+from shardproof.verify.findings.catalogue import Example, rules
 from tests.zoo import contract_model
-from verify import check
-from verify.catalogue import Example, rules
-from verify.contract.config import check_folder
-from verify.contract.processor import check_processor
 
 HEAD = """from typing import Any
 import functools
@@ -38,7 +38,7 @@ def checked(code: str, folder: Path, *, client: str = "vllm") -> tuple[Finding, 
     file = folder / "contract_example.py"
     file.write_text(f"{HEAD}{code}\n\n\nContractForCausalLM = assemble(globals())\n")
     loaded = load(f"{file}:ContractForCausalLM")
-    return check(loaded, (client,), plan=Plan()).findings
+    return check(loaded, Plan(), clients=(client,)).findings
 
 
 def found(rule: str, example: Example, folder: Path) -> set[str]:
@@ -241,12 +241,12 @@ def test_keywords_that_arrive(code: str, tmp_path: Path) -> None:
 def test_no_finding_of_a_model_that_engines_serve(name: str) -> None:
     """Three of those that vLLM 0.32's own list gives to the Transformers backend; a benchmark has them all."""
     loaded = load(name, overrides={"num_hidden_layers": "2"})
-    assert not check(loaded, ("transformers", "vllm", "sglang", "tgi")).findings
+    assert not check(loaded, clients=("transformers", "vllm", "sglang", "tgi")).findings
 
 
 def test_an_unknown_client_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no client 'mlx'"):
-        check("llama", ("mlx",))
+        check("llama", clients=("mlx",))
 
 
 PROCESSOR = """
@@ -269,5 +269,7 @@ def test_the_processor_of_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytes
     exec(PROCESSOR, namespace)
     kind = namespace["Broken"]
     assert isinstance(kind, type)
-    monkeypatch.setattr("verify.contract.processor.AutoProcessor.from_pretrained", lambda *_, **__: kind())
-    assert "BE442" in {finding.code for finding in check(loaded, ("vllm",), plan=Plan()).findings}
+    monkeypatch.setattr(
+        "shardproof.verify.clients.contract.processor.AutoProcessor.from_pretrained", lambda *_, **__: kind()
+    )
+    assert "BE442" in {finding.code for finding in check(loaded, Plan(), clients=("vllm",)).findings}

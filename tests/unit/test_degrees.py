@@ -4,31 +4,31 @@ from dataclasses import replace
 
 import pytest
 
-from planner.api import suggest
-from planner.frontend.load import Loaded, build, carried_plan, load
-from planner.frontend.traced import on_meta, subject_of
-from planner.ir.degrees import Degrees, Limit, degrees_within, spans
-from planner.ir.findings import Place
-from planner.ir.plan import Plan, TpEntry
-from verify.checks.tensor import check_tensor
-from verify.degrees import legal_degrees
-from verify.static import prove
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.degrees import Degrees, Limit, degrees_within, spans
+from shardproof.planner.ir.findings import Place
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import LoadedModel, build, carried_plan, load
+from shardproof.planner.tracing.programs import on_meta, subject_of
+from shardproof.verify.proof.degrees import legal_degrees
+from shardproof.verify.proof.prove import prove
+from shardproof.verify.proof.tensor import check_tensor
 
 DEGREES = (2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
 ODD = ("OddParallel", "OddInterleaved", "OddGrouped", "OddSunk", "OddListed")
 
 
-def by_hand(loaded: Loaded) -> Plan:
+def by_hand(loaded: LoadedModel) -> Plan:
     return carried_plan(loaded, build(loaded))
 
 
-def proved(loaded: Loaded, plan: Plan) -> set[int]:
+def proved(loaded: LoadedModel, plan: Plan) -> set[int]:
     """The degrees of `DEGREES` with a proof of their own."""
     subject = subject_of(on_meta(loaded))
     return {degree for degree in DEGREES if not check_tensor(subject, plan.styles(subject.prefix), degree)}
 
 
-def agrees(loaded: Loaded, plan: Plan) -> Degrees:
+def agrees(loaded: LoadedModel, plan: Plan) -> Degrees:
     found = legal_degrees(loaded, plan)
     assert {degree for degree in DEGREES if degree in found.legal} == proved(loaded, plan)
     assert set(found.legal).isdisjoint(found.forbidden)

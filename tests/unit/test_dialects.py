@@ -12,22 +12,22 @@ from torch import nn
 from transformers.distributed import mixin, pipeline_parallel
 from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 
-from planner.frontend.load import Loaded, build, carried_plan, load
-from planner.ir.findings import Severity, Verdict
-from planner.ir.plan import Edit, Plan
+from shardproof.planner.ir.findings import Severity, Verdict
+from shardproof.planner.ir.plan import Edit, Plan
+from shardproof.planner.loading.load import LoadedModel, build, carried_plan, load
+from shardproof.verify.clients.compile import compile_for
+from shardproof.verify.clients.contract.source import forward_tree, function_tree
+from shardproof.verify.clients.dialect import Dialect, Matching, Unknown, first_match
+from shardproof.verify.clients.page import page
+from shardproof.verify.clients.prove import prove_for
+from shardproof.verify.clients.registry import DIALECTS, clients, find_dialect
 from tests.clients_page import PAGE
-from verify.backends.compile import compile_for
-from verify.backends.dialect import Dialect, Matching, Unknown, first_match
-from verify.backends.proof import prove_for
-from verify.backends.registry import DIALECTS, clients, find_dialect
-from verify.backends.source import forward_tree, function_tree
-from verify.backends.table import page
 
 SMALL = {"num_hidden_layers": "2"}
 
 
 @cache
-def small(name: str, **overrides: str) -> tuple[Loaded, Plan]:
+def small(name: str, **overrides: str) -> tuple[LoadedModel, Plan]:
     loaded = load(name, overrides={**SMALL, **overrides})
     return loaded, carried_plan(loaded, build(loaded))
 
@@ -166,7 +166,7 @@ def test_a_last_norm_outside_the_pipeline_plan_is_done_by_every_stage() -> None:
 @pytest.mark.parametrize("client", ["vllm", "sglang"])
 def test_a_packed_projection_is_gathered_where_the_client_cannot_cut_it(client: str) -> None:
     loaded, _ = small("glm")
-    from planner.api import suggest
+    from shardproof.planner.inference.suggest import suggest
 
     compiled = compile_for(find_dialect(client), loaded, suggest(loaded).plan)
     styles = {entry.pattern: entry.style for entry in compiled.plan.tp}
@@ -234,7 +234,7 @@ def test_a_rank_holds_whole_blocks_of_a_quantised_layer(
 
 
 def test_a_norm_of_a_part_is_gathered_and_what_follows_takes_a_part() -> None:
-    from planner.api import suggest
+    from shardproof.planner.inference.suggest import suggest
 
     loaded, _ = small("bitnet", num_key_value_heads="10")
     compiled = compile_for(find_dialect("vllm"), loaded, suggest(loaded).plan)

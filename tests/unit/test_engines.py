@@ -11,15 +11,15 @@ import pytest
 import torch
 import transformers
 
-from launch.client import with_other_code
-from launch.engines import vllm_session
-from launch.engines.checkpoint import HEAD_DIMS, LATENT, OF_EXPERTS, servable, write_checkpoint
-from launch.engines.serving import PROMPTS, Served, difference
-from planner.frontend.fields import head_width
-from planner.frontend.load import load
-from planner.ir.findings import Finding, Severity
-from tests.bench.engines.families import family
-from tests.bench.engines.rows import Answer, Row, read_rows, write_row
+from benchmarks.engines.families import family
+from benchmarks.engines.rows import Answer, Row, read_rows, write_row
+from shardproof.launch.clients.checkpoint import HEAD_DIMS, LATENT, OF_EXPERTS, servable, write_checkpoint
+from shardproof.launch.clients.confirm import with_other_code
+from shardproof.launch.clients.serving import PROMPTS, Served, difference
+from shardproof.planner.ir.findings import Finding, Severity
+from shardproof.planner.loading.config_fields import head_width
+from shardproof.planner.loading.load import load
+from shardproof.verify.clients.vllm import session as vllm_session
 
 LOST = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
 CASE = {"folder": "", "tp": 2, "pp": 1, "overrides": {}}

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from planner.frontend.load import build, carried_plan, load
-from planner.frontend.trace import trace
-from planner.infer.ep import infer_ep
-from planner.ir.findings import Severity
-from planner.ir.plan import Plan, TpEntry
-from verify.checks.experts import check_experts
+from shardproof.planner.inference.experts import infer_ep
+from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.tracing.trace import trace
+from shardproof.verify.proof.experts import check_experts
 
 
 @pytest.mark.parametrize("model", ["mixtral", "gpt_oss"])

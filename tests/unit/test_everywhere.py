@@ -4,20 +4,20 @@ from functools import cache
 
 import pytest
 
-from planner.api import suggest
-from planner.frontend.load import Loaded, load
-from planner.ir.findings import Verdict
-from planner.ir.plan import Plan, TpEntry
-from verify.backends.compile import compile_for, in_order
-from verify.backends.everywhere import everywhere, serving
-from verify.backends.proof import prove_for
-from verify.backends.registry import find_dialect
-from verify.reached import Everywhere, Reached
-from verify.render.everywhere import everywhere_json, everywhere_lines, right_in
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.verify.clients.common_plan import everywhere, serving
+from shardproof.verify.clients.compile import compile_for, in_order
+from shardproof.verify.clients.prove import prove_for
+from shardproof.verify.clients.registry import find_dialect
+from shardproof.verify.report.client_readings import Everywhere, Reached
+from shardproof.verify.report.formats.client_readings import everywhere_json, everywhere_lines, right_in
 
 
 @cache
-def planned(name: str) -> tuple[Loaded, Plan]:
+def planned(name: str) -> tuple[LoadedModel, Plan]:
     loaded = load(name, overrides={"num_hidden_layers": "2"})
     return loaded, suggest(loaded).plan
 

@@ -1,11 +1,11 @@
 """Every mistake in an expert plan is refuted, at the entry that is wrong."""
 
-from planner.api import suggest
-from planner.frontend.load import load
-from planner.ir.findings import Severity
-from planner.ir.plan import Plan, TpEntry
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import load
+from shardproof.verify.proof.experts import check_experts
 from tests.mutants.operators import Mutant, expert_mutants
-from verify.checks.experts import check_experts
 
 PREFIX = "model"
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.ir.findings import Source
-from planner.ir.graph import Arg, Graph, Module, Op, Ref, Value, graph_from_json, refs
+from shardproof.planner.ir.findings import Source
+from shardproof.planner.ir.graph import Arg, Graph, Module, Op, Ref, Value, graph_from_json, refs
 
 
 def small() -> Graph:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from planner.frontend.inputs import caching
-from planner.frontend.load import LoadError, build, load
-from planner.frontend.trace import trace
+from shardproof.planner.inputs.example import caching
+from shardproof.planner.loading.load import LoadError, build, load
+from shardproof.planner.tracing.trace import trace
 
 
 @pytest.mark.parametrize("name", ["t5", "bart", "bert", "vit", "llava", "qwen2_vl", "internvl", "git"])

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from planner.api import suggest
-from planner.frontend.load import base_prefix, build, load
-from planner.ir.degrees import Degrees
-from planner.ir.plan import generic
-from verify.render.python import suggestion_python
-from verify.render.suggestion import Suggested
-from verify.report import Report
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.plan import generic
+from shardproof.planner.loading.load import base_prefix, build, load
+from shardproof.verify.report.formats.python import suggestion_python
+from shardproof.verify.report.report import Report
+from shardproof.verify.report.suggestion import Suggested
 
 SMALL = {"num_hidden_layers": "2"}
 

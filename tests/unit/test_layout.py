@@ -8,19 +8,19 @@ from typing import TypeAlias
 import pytest
 from transformers import PreTrainedConfig
 
-from launch.cli import run
-from launch.layouts import commands
-from planner.frontend.cache import Tensors, cache_tensors
-from planner.frontend.load import base_prefix, build, carried_plan, load
-from planner.frontend.trace import trace
-from planner.ir.degrees import Degrees
-from planner.ir.placement import R, Shard
-from planner.search.cost import Facts, Kept, Load, Machine, Parameter, Per, Sent, Traffic, held, sent
-from planner.search.measure import measure
-from planner.search.solve import Choice, search
-from planner.search.space import Layout, layouts, why_not
-from planner.sharding.assign import Assigned, assign
-from planner.sharding.collectives import Kind
+from shardproof.launch.cli import run
+from shardproof.launch.output.layouts import commands
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.placement import R, Shard
+from shardproof.planner.layouts.cost import Facts, Kept, Load, Machine, Parameter, Per, Sent, Traffic, held, sent
+from shardproof.planner.layouts.measure import measure
+from shardproof.planner.layouts.search import Choice, search
+from shardproof.planner.layouts.space import Layout, layouts, why_not
+from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.planner.propagation.assign import Assigned, assign
+from shardproof.planner.propagation.collectives import Kind
+from shardproof.planner.tracing.decode_cache import Tensors, cache_tensors
+from shardproof.planner.tracing.trace import trace
 
 Captured = pytest.CaptureFixture[str]
 Cache: TypeAlias = "tuple[Tensors, ...]"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from planner.frontend.load import Loaded, LoadError, base_prefix, build, carried_plan, load
+from shardproof.planner.loading.load import LoadedModel, LoadError, base_prefix, build, carried_plan, load
 from tests.gate import ROOT
 
 CUSTOM = """
@@ -274,7 +274,7 @@ def test_a_model_builds_on_meta_in_eval_mode() -> None:
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float64)}
 
 
-def carried(reference: str, **overrides: str) -> tuple[Loaded, dict[str, object]]:
+def carried(reference: str, **overrides: str) -> tuple[LoadedModel, dict[str, object]]:
     loaded = load(reference, overrides=overrides)
     return loaded, carried_plan(loaded, build(loaded)).to_json()
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from planner.frontend.load import base_prefix, build, load
-from planner.frontend.trace import trace
-from tests.bench.mutants import Options, chosen
-from tests.bench.mutants_table import OUTCOMES, Judged, page
+from benchmarks.mutants import Options, chosen
+from benchmarks.mutants_table import OUTCOMES, Judged, page
+from shardproof.planner.loading.load import base_prefix, build, load
+from shardproof.planner.tracing.trace import trace
 from tests.mutants.operators import Mutant, expert_mutants, mutants
 
 STYLES = {

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.ir.placement import P, Partial, Placement, R, Shard, Unknown, local_shape, parse
+from shardproof.planner.ir.placement import P, Partial, Placement, R, Shard, Unknown, local_shape, parse
 
 placements: st.SearchStrategy[Placement] = st.one_of(
     st.just(R),

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
-from planner.ir.plan import PLAN_KEYS, Edit, Plan, PlanError, PpEntry, TpEntry, generic, join, plan_from_json
-from planner.ir.styles import STYLES
+from shardproof.planner.ir.plan import PLAN_KEYS, Edit, Plan, PlanError, PpEntry, TpEntry, generic, join, plan_from_json
+from shardproof.planner.ir.styles import STYLES
 
 parts = st.one_of(
     st.integers(0, 120).map(str), st.sampled_from(["layers", "w1", "1w", "*", "q_proj", "weight", "h", "00"])

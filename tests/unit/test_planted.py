@@ -2,9 +2,9 @@
 
 import pytest
 
-from planner.frontend.load import load
-from planner.ir.plan import Plan, TpEntry
-from verify.static import prove
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import load
+from shardproof.verify.proof.prove import prove
 
 PLAN = Plan(
     tp=tuple(

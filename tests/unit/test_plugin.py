@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import run
-from launch.installed import _fits
+from shardproof.launch.cli import run
+from shardproof.launch.commands.installed import _fits
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ def test_right(shardproof):
     shardproof.proof("llama", tp=2, overrides={"num_hidden_layers": "2"})
 
 def test_wrong(shardproof):
-    from planner.ir.plan import Plan, TpEntry
+    from shardproof.planner.ir.plan import Plan, TpEntry
     plan = Plan(tp=(TpEntry("layers.*.mlp.down_proj", "rowwise"),))
     shardproof.proof("llama", tp=2, plan=plan, overrides={"num_hidden_layers": "2"})
 
@@ -28,7 +28,7 @@ def test_not_written(shardproof):
 
 def test_one_line_for_a_model(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
-    options = ["-q", "-p", "launch.pytest_plugin", "-p", "no:cacheprovider", "-W", "ignore"]
+    options = ["-q", "-p", "shardproof.launch.pytest_plugin", "-p", "no:cacheprovider", "-W", "ignore"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(tmp_path)],
         cwd=tmp_path,

@@ -2,14 +2,14 @@
 
 import pytest
 
-from planner import suggest
-from planner.frontend.load import base_prefix, build, load
-from planner.frontend.trace import trace
-from planner.infer.pp import cut_nowhere, infer_pipeline
-from planner.infer.sites import call_sites
-from planner.ir.graph import Graph
-from planner.ir.live import Cut, Entrance, Live, Role, live_across
-from planner.ir.plan import PpEntry
+from shardproof import suggest
+from shardproof.planner.inference.call_sites import call_sites
+from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
+from shardproof.planner.ir.dataflow import Cut, Entrance, Live, Role, live_across
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import PpEntry
+from shardproof.planner.loading.load import base_prefix, build, load
+from shardproof.planner.tracing.trace import trace
 from tests.zoo.stream_models import Core, Nest
 
 FILE = "tests.zoo.stream_models"

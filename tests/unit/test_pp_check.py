@@ -7,13 +7,13 @@ from functools import cache
 import pytest
 from torch import nn
 
-from planner.frontend.load import build, carried_plan, load
-from planner.frontend.trace import trace
-from planner.infer.pp import infer_pipeline
-from planner.ir.findings import Fault, Finding, Severity
-from planner.ir.graph import Graph
-from planner.ir.plan import Plan, PpEntry
-from verify.checks.pipeline import check_chunks, check_pp
+from shardproof.planner.inference.pipeline import infer_pipeline
+from shardproof.planner.ir.findings import Fault, Finding, Severity
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import Plan, PpEntry
+from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.tracing.trace import trace
+from shardproof.verify.proof.pipeline import check_chunks, check_pp
 
 TYPES = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "falcon", "mixtral", "deepseek_v3")
 STREAMS = "tests.zoo.stream_models:StreamForCausalLM"

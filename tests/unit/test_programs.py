@@ -6,16 +6,16 @@ from functools import cache
 
 import pytest
 
-from planner.frontend.load import build, load
-from planner.frontend.trace import trace
-from planner.frontend.twin import twin
-from planner.infer.pp import infer_pipeline
-from planner.ir.plan import Plan
+from shardproof.planner.inference.pipeline import infer_pipeline
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.tracing.trace import trace
+from shardproof.planner.twins.twin import twin
+from shardproof.verify.proof.stages import Programs
+from shardproof.verify.run.cases import Case, Schedule, Staging
+from shardproof.verify.run.pipeline.check import laid_out
+from shardproof.verify.stages.departures import Departure, Slip, order_of
 from tests.mutants.stage_operators import Subject, stage_mutants
-from verify.checks.programs import Programs
-from verify.dynamic.cases import Case, Schedule, Staging
-from verify.dynamic.departures import Departure, Slip, order_of
-from verify.dynamic.pipeline import laid_out
 
 Found = Callable[[str, Departure], str]
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from planner.frontend.load import build, carried_plan, load
-from planner.ir.findings import Severity, Verdict
-from planner.ir.plan import Plan, TpEntry
-from verify.static import prove
+from shardproof.planner.ir.findings import Severity, Verdict
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.verify.proof.prove import prove
 
 BY_HAND = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3")
 

@@ -2,17 +2,17 @@
 
 import pytest
 
-from planner.api import suggest
-from planner.frontend.conversions import misplaced
-from planner.frontend.load import base_prefix, build, carried_plan, load
-from planner.frontend.traced import subject_of
-from planner.ir.findings import Verdict
-from planner.ir.placement import Shard
-from planner.ir.plan import Plan, TpEntry
-from planner.sharding.assign import assign
-from verify.backends.proof import prove_for
-from verify.backends.registry import find_dialect
-from verify.static import prove
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.ir.placement import Shard
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.planner.propagation.assign import assign
+from shardproof.planner.tracing.programs import subject_of
+from shardproof.planner.weights.conversions import misplaced
+from shardproof.verify.clients.prove import prove_for
+from shardproof.verify.clients.registry import find_dialect
+from shardproof.verify.proof.prove import prove
 
 ASKED = ("shape", "size", "length", "number")
 """Ways in which code asks for a number."""
@@ -88,7 +88,7 @@ def test_few_ranks_tell_what_many_hold(model: str, key: str, style: str, monkeyp
     assigned = assign(subject_of(built).graph, {f"model.{key}": style}, base_prefix="model")
     told = {degree: misplaced(built, assigned, degree) for degree in (3, 6, 8, 256)}
     assert told[256] == told[8]
-    monkeypatch.setattr("planner.frontend.conversions.MOST_TRIED", 8)
+    monkeypatch.setattr("shardproof.planner.weights.conversions.MOST_TRIED", 8)
     assert {degree: misplaced(built, assigned, degree) for degree in (3, 6, 8)} == {k: told[k] for k in (3, 6, 8)}
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from planner.ir.degrees import Degrees, Limit, degrees_within
-from planner.ir.findings import Fault, Finding, Fix, Place, Severity, Source
-from planner.ir.plan import Edit, Plan, PpEntry, TpEntry, plan_from_json
-from verify.environment import environment
-from verify.render.json import report_json, suggestion_json
-from verify.render.python import suggestion_python
-from verify.render.suggestion import Suggested
-from verify.render.text import finding_text, report_text
-from verify.report import LevelResult, Report
+from shardproof.planner.ir.degrees import Degrees, Limit, degrees_within
+from shardproof.planner.ir.findings import Fault, Finding, Fix, Place, Severity, Source
+from shardproof.planner.ir.plan import Edit, Plan, PpEntry, TpEntry, plan_from_json
+from shardproof.verify.report.environment import environment
+from shardproof.verify.report.formats.json import report_json, suggestion_json
+from shardproof.verify.report.formats.python import suggestion_python
+from shardproof.verify.report.formats.text import finding_text, report_text
+from shardproof.verify.report.report import LevelResult, Report
+from shardproof.verify.report.suggestion import Suggested
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

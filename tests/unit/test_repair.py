@@ -2,8 +2,8 @@
 
 import pytest
 
-from planner.frontend.load import LoadError, build, load
-from planner.frontend.trace import trace
+from shardproof.planner.loading.load import LoadError, build, load
+from shardproof.planner.tracing.trace import trace
 
 
 @pytest.mark.parametrize(

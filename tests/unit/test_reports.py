@@ -13,17 +13,17 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from launch.cli import run
-from launch.options import ReportFormat
-from launch.reports import Drawing, balanced, shown
-from planner.frontend.load import build, carried_plan, load
-from planner.ir.findings import Finding, Place, Severity, Source
-from planner.ir.why import Explanation, Group, Member, Tie
-from verify.drawing import Box, Picture, Stage
-from verify.picture import picture
-from verify.render.html import report_html, size
-from verify.render.sarif import report_sarif
-from verify.report import LevelResult, Report
+from shardproof.launch.cli import run
+from shardproof.launch.commands.options import ReportFormat
+from shardproof.launch.output.reports import Drawing, balanced, shown
+from shardproof.planner.ir.explanation import Explanation, Group, Member, Tie
+from shardproof.planner.ir.findings import Finding, Place, Severity, Source
+from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.verify.report.drawing import Box, Picture, Stage
+from shardproof.verify.report.formats.html import report_html, size
+from shardproof.verify.report.formats.sarif import report_sarif
+from shardproof.verify.report.picture import picture
+from shardproof.verify.report.report import LevelResult, Report
 
 Captured = pytest.CaptureFixture[str]
 

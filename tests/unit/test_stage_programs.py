@@ -7,16 +7,16 @@ import pytest
 from torch import nn
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer, PipelineStage
 
-from planner.frontend.load import build, load
-from planner.frontend.trace import trace
-from planner.infer.pp import infer_pipeline
-from planner.ir.findings import Fault, Finding
-from planner.ir.numbering import Numbers, numbered
-from planner.ir.plan import Plan
-from verify.backends.stage_programs import _cut, _Keyed, check_even_stages, check_keyed_stages
-from verify.backends.transformers import TRANSFORMERS
-from verify.backends.vllm import VLLM_0_32
-from verify.clients import check
+from shardproof.planner.inference.pipeline import infer_pipeline
+from shardproof.planner.ir.findings import Fault, Finding
+from shardproof.planner.ir.numbering import Numbers, numbered
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.tracing.trace import trace
+from shardproof.verify.clients.check import check
+from shardproof.verify.clients.stage_programs import _cut, _Keyed, check_even_stages, check_keyed_stages
+from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
+from shardproof.verify.clients.vllm.dialect import VLLM_0_32
 
 SCALED = {"granite": {"embedding_multiplier": "12.0"}}
 

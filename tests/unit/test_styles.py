@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 
-from planner.ir.placement import Placement, R, Shard
-from planner.ir.styles import STYLES
+from shardproof.planner.ir.placement import Placement, R, Shard
+from shardproof.planner.ir.styles import STYLES
 
 SHAPES = {1: (8,), 2: (8, 8), 3: (4, 8, 8)}
 # An embedding has two dims, so where `embedding_colwise` would put a vector is no question.

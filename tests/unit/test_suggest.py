@@ -2,11 +2,11 @@
 
 import pytest
 
-from planner.api import Suggestion, suggest
-from planner.frontend.load import build, carried_plan, load
-from planner.ir.findings import Verdict
-from planner.ir.plan import Plan, TpEntry
-from verify.static import prove
+from shardproof.planner.inference.suggest import Suggestion, suggest
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.verify.proof.prove import prove
 
 TYPES = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "falcon", "mixtral", "deepseek_v3")
 

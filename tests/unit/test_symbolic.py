@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from verify.backends.symbolic import Traced, traced
+from shardproof.verify.clients.vllm.symbolic_trace import Traced, traced
 
 
 class Attending(nn.Module):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from planner.frontend.load import build, load
-from planner.frontend.local import trace_local
-from planner.frontend.shapes import remembered
-from planner.frontend.trace import TraceError, Tracing, trace
-from planner.ir.graph import Graph, graph_from_json
-from planner.sharding.assign import assign
+from shardproof.planner.ir.graph import Graph, graph_from_json
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.propagation.assign import assign
+from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.shape_cache import remembered
+from shardproof.planner.tracing.trace import TraceError, Tracing, trace
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_prints_one_op_a_line(llama: Graph) -> None:
 
 
 def test_reading_a_graph_needs_no_torch(tmp_path: object) -> None:
-    code = "import sys, planner.ir.graph; assert 'torch' not in sys.modules"
+    code = "import sys, shardproof.planner.ir.graph; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from planner.frontend.depth import depth
-from planner.frontend.load import build, load
-from planner.frontend.roles import role_of
-from planner.frontend.sizes import LENGTH, RUNGS, shrunk
-from planner.frontend.trace import trace
-from planner.frontend.twin import SMALL, _beside_sizes, fields_of, random_state, twin
-from planner.ir.plan import generic
+from shardproof.planner.ir.plan import generic
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.tracing.trace import trace
+from shardproof.planner.twins.depth import depth
+from shardproof.planner.twins.field_roles import role_of
+from shardproof.planner.twins.sizes import LENGTH, RUNGS, shrunk
+from shardproof.planner.twins.twin import SMALL, _beside_sizes, fields_of, random_state, twin
 
 
 def _program(name: str, *, small: bool, tp: int) -> set[tuple[str, str]]:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from planner.api import suggest
-from planner.frontend.patch import unfix_views
-from planner.ir.findings import Source
-from planner.ir.why import Explanation, Patch
-from verify.render.why import explanation_json, explanation_text, size
+from shardproof.planner.inference.source_edits import unfix_views
+from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.explanation import Explanation, Patch
+from shardproof.planner.ir.findings import Source
+from shardproof.verify.report.formats.explanation import explanation_json, explanation_text, size
 
 ODD = "tests.zoo.odd_models"
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.answers import MisuseError
-from launch.authoring import write_plan
-from launch.cli import run
-from launch.rewrite import diff, rewrite, undo
-from planner.frontend.load import build, carried_plan, load
-from planner.ir.plan import Plan, TpEntry
-from verify.compare import compare
-from verify.difference import Backed
-from verify.render.attributes import Mapped, NoClassError, with_attributes
+from shardproof.launch.answers import MisuseError
+from shardproof.launch.authoring.rewrite import diff, rewrite, undo
+from shardproof.launch.authoring.write import write_plan
+from shardproof.launch.cli import run
+from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.verify.proof.compare_plans import compare
+from shardproof.verify.report.attributes import Mapped, NoClassError, with_attributes
+from shardproof.verify.report.difference import Backed
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_model.py"
 TP = {"layers.*.up": "colwise", "layers.*.down": "rowwise"}
@@ -203,7 +203,8 @@ def test_a_class_that_carries_a_plan_which_its_instances_do_not(tmp_path: Path) 
 def test_what_does_not_import_any_more_is_taken_back(tmp_path: Path, monkeypatch: Patch, capsys: Captured) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "launch.authoring.with_attributes", lambda source, *_, **__: source + b"raise ValueError('gone')\n"
+        "shardproof.launch.authoring.write.with_attributes",
+        lambda source, *_, **__: source + b"raise ValueError('gone')\n",
     )
     file = tmp_path / "custom_model.py"
     file.write_bytes(EXAMPLE.read_bytes())
@@ -290,7 +291,7 @@ def test_the_diff_shows_no_absolute_path(tmp_path: Path) -> None:
     ],
 )
 def test_each_difference_has_its_verdict(own: Mapping[str, str | None], backed: Backed, codes: tuple[str, ...]) -> None:
-    from planner.frontend.trace import trace
+    from shardproof.planner.tracing.trace import trace
 
     loaded = load("llama", overrides={"num_hidden_layers": "2"})
     model = build(loaded)
@@ -304,7 +305,7 @@ def test_each_difference_has_its_verdict(own: Mapping[str, str | None], backed: 
 
 
 def test_a_difference_in_the_stages() -> None:
-    from planner.frontend.trace import trace
+    from shardproof.planner.tracing.trace import trace
 
     loaded = load("llama", overrides={"num_hidden_layers": "2"})
     model = build(loaded)
@@ -323,7 +324,7 @@ def test_a_difference_in_the_stages() -> None:
     ],
 )
 def test_a_difference_in_the_experts(key: str, style: str | None, backed: Backed, codes: tuple[str, ...]) -> None:
-    from planner.frontend.trace import trace
+    from shardproof.planner.tracing.trace import trace
 
     loaded = load("mixtral", overrides={"num_hidden_layers": "1"})
     model = build(loaded)

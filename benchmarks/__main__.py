@@ -1,0 +1,97 @@
+"""`python -m benchmarks mutants [--types llama,qwen2] [--out FILE]`, `python -m benchmarks zoo --levels proof`, and so on."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import (
+    balance,
+    configs,
+    contract,
+    drift,
+    faults,
+    layouts,
+    localize,
+    mutants,
+    pipeline_mutants,
+    pipelines,
+    rules,
+    runtime,
+    speed,
+    twins,
+    warm,
+    weights,
+    write,
+)
+from benchmarks.engines import bench as engines
+from benchmarks.engines import traces
+from benchmarks.zoo import bench as zoo
+
+BENCHMARKS = {
+    "balance": balance.main,
+    "configs": configs.main,
+    "contract": contract.main,
+    "drift": drift.main,
+    "faults": faults.main,
+    "layouts": layouts.main,
+    "pipelines": pipelines.main,
+    "rules": rules.main,
+    "speed": speed.main,
+    "traces": traces.main,
+    "twins": twins.main,
+    "warm": warm.main,
+    "weights": weights.main,
+    "write": write.main,
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    own = ("engines", "localize", "mutants", "pipeline-mutants", "runtime", "zoo")
+    parser.add_argument("name", choices=(*BENCHMARKS, *own))
+    parser.add_argument(
+        "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
+    parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
+    parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
+    parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo, mutants, engines: these again")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=None,
+        help="zoo, engines, mutants, pipeline-mutants, runtime: also write the page of the docs",
+    )
+    parser.add_argument("--limit", type=int, default=0, help="mutants, localize: at most this many of each plan")
+    parser.add_argument("--seed", type=int, default=0, help="mutants: which ones, under a limit")
+    parser.add_argument(
+        "--time", type=float, default=0.0, help="mutants, engines: start no further type after this many seconds"
+    )
+    parser.add_argument("--plans", default="ours,shipped", help="engines: whose plans are served")
+    parser.add_argument("--only", default="", help="mutants: those whose name contains this, again")
+    given = parser.parse_args(arguments)
+    types = tuple(filter(None, given.types.split(",")))
+    if given.name == "zoo":
+        levels = tuple(given.levels.split(","))
+        return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
+    if given.name == "pipeline-mutants":
+        return pipeline_mutants.main(
+            types, given.out or Path("pipeline-mutants.jsonl"), limit=given.limit, page_at=given.page
+        )
+    if given.name == "runtime":
+        return runtime.main(types, given.out or Path("runtime.json"), page_at=given.page)
+    if given.name == "engines":
+        plans = tuple(given.plans.split(","))
+        path, redo = given.out or Path("engines.jsonl"), given.redo == "all"
+        return engines.main(types, path, plans=plans, seconds=given.time, redo=redo, page_at=given.page)
+    degree = given.tp or (8 if given.name == "configs" else 2)
+    if given.name == "mutants":
+        options = mutants.Options(degree, given.limit, given.seed, given.time, given.only, given.redo == "failed")
+        return mutants.main(types, given.out or Path("mutants.jsonl"), options=options, page_at=given.page)
+    if given.name == "localize":
+        return localize.main(types, given.out or Path("localize.json"), tp=degree, limit=given.limit)
+    return BENCHMARKS[given.name](types, given.out or Path(f"{given.name}.json"), tp=degree)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

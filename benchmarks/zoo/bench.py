@@ -1,0 +1,124 @@
+"""`python -m benchmarks zoo`: every causal-LM type, resumable; prints a table, writes JSON lines and, if asked, docs/zoo.md."""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.types import causal_types
+from benchmarks.zoo.page import page, totals
+from benchmarks.zoo.rows import Row, disagreements, read_rows, row_of
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMITS = {"proof": 300.0, "run": 900.0, "ranks": 600.0}
+"""Seconds for one type at one level, after which its process is ended and the type is written down as too slow."""
+
+
+@dataclass
+class Measurer:
+    """One process that measures types, started anew after a type that ended it."""
+
+    process: subprocess.Popen[str] | None = None
+
+    def ask(self, row: Row, level: str) -> Row:
+        """The row with what was found at a level; a process that dies or does not answer is what was found."""
+        process = self.process = self.process or _started()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"row": json.loads(row.line()), "level": level}) + "\n")
+        process.stdin.flush()
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            ready = selector.select(LIMITS[level])
+        line = process.stdout.readline() if ready else ""
+        if line:
+            return row_of(json.loads(line))
+        self.end()
+        reason = f"its process ended with {process.returncode}" if ready else f"no answer in {LIMITS[level]:g} s"
+        return replace(row, stage=level, reason=reason)
+
+    def end(self) -> None:
+        """End the process and what it started."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            self.process = None
+
+
+def _started() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.zoo.measure"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@contextmanager
+def _measurer() -> Iterator[Measurer]:
+    made = Measurer()
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def failed(row: Row) -> bool:
+    """Whether something of this type is not right yet."""
+    return row.stage != "done" or row.mine is None or not row.mine.right("proof") or "refuted" in row.mine.run.values()
+
+
+def todo(types: tuple[str, ...], known: dict[str, Row], levels: tuple[str, ...], redo: str) -> list[tuple[str, str]]:
+    """Pairs of type and level that are still to be measured. `redo` is `all`, `failed` or empty."""
+    wanted = []
+    for name in types:
+        row = known.get(name)
+        again = redo == "all" or (redo == "failed" and (row is None or failed(row)))
+        if "proof" in levels and (row is None or again):
+            wanted.append((name, "proof"))
+        unrun = row is None or again or (row.mine is not None and not row.mine.run)
+        wanted += [(name, level) for level in ("run", "ranks") if level in levels and unrun]
+    return wanted
+
+
+def main(types: tuple[str, ...], out: Path, *, levels: tuple[str, ...], redo: str, page_at: Path | None) -> int:
+    """Measure what is missing and print the totals; exit 1 where proof and run disagree."""
+    console = Console(stderr=True)
+    known = read_rows(out)
+    wanted = todo(types or causal_types(), known, levels, redo)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with out.open("a") as file, _measurer() as measurer, Progress(*columns, console=console) as progress:
+        task = progress.add_task("zoo", total=len(wanted))
+        for name, level in wanted:
+            progress.update(task, description=f"{level} {name}")
+            row = known.get(name, Row(name, "load"))
+            if level == "proof" or row.mine is not None:
+                known[name] = row = measurer.ask(row, level)
+                file.write(row.line() + "\n")
+                file.flush()
+            progress.advance(task)
+    rows = [known[name] for name in sorted(known)]
+    Console().print(totals(rows))
+    wrong = disagreements(rows)
+    for line in wrong:
+        Console().print(line, markup=False)
+    if page_at is not None:
+        page_at.write_text(page(rows))
+    return int(bool(wrong))

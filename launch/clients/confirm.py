@@ -1,0 +1,142 @@
+"""Level 3: a tiny checkpoint with the plan, loaded by the client's own code, against the single-device model."""
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import transformers
+
+from shardproof.launch.answers import MisuseError
+from shardproof.launch.clients.checkpoint import servable, write_checkpoint
+from shardproof.launch.clients.serving import LIMIT, Case, Served, difference, serve
+from shardproof.launch.clients.stepping import step
+from shardproof.planner.ir.findings import Fault, Finding, Severity
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import LoadedModel, base_prefix
+from shardproof.verify.report.report import LevelResult
+
+PYTHON = "SHARDPROOF_VLLM_PYTHON"
+"""Names the interpreter of the environment that vLLM is installed in."""
+
+
+def confirm_in_vllm(
+    loaded: LoadedModel, plan: Plan, *, tp: int, pp: int, python: str | None = None, timeout: float = 600.0
+) -> LevelResult:
+    """Serve a twin with a plan in vLLM on CPU, at one rank and at `tp` x `pp`, and compare log-probabilities.
+
+    Args:
+        loaded: the model; a twin of it is served.
+        plan: given to vLLM as `hf_overrides`, as a user would.
+        python: the interpreter of vLLM's environment; by default what `SHARDPROOF_VLLM_PYTHON` names.
+        timeout: seconds for each case.
+
+    Raises:
+        MisuseError: there is no such interpreter.
+        TwinError: no small model with the same structure was found.
+    """
+    began = perf_counter()
+    interpreter = python or os.environ.get(PYTHON, "")
+    if interpreter and not Path(interpreter).is_file():
+        raise MisuseError(f"{interpreter}: there is no such interpreter; give the Python of vLLM's environment.")
+    if not interpreter or not Path(interpreter).is_file():
+        raise MisuseError(f"--level client needs vLLM's own Python: give --client-python, or set {PYTHON}.")
+    small = servable(loaded, tp=tp, pp=pp)
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_checkpoint(small, Path(folder))
+        overrides = overrides_of(plan)
+        layouts = ((1, 1), (tp, pp))
+        answers = list(serve(interpreter, [Case(folder, t, p, overrides) for t, p in layouts], timeout=timeout))
+        differences = [difference(model, answer) for answer in answers]
+    other = answers[0].versions.get("transformers", transformers.__version__)
+    findings = tuple(with_other_code(finding, other) for finding in _findings(answers, differences, tp, pp))
+    named = {
+        f"log-probability, tp {t} x pp {p}": d for (t, p), d in zip(layouts, differences, strict=True) if d is not None
+    }
+    return LevelResult("client", perf_counter() - began, findings, named)
+
+
+def confirm_in_ranks(
+    loaded: LoadedModel, plan: Plan, client: str, *, tp: int, python: str | None = None, timeout: float = 300.0
+) -> LevelResult:
+    """Generate with, or train for one step, a twin that the client has sharded by the plan, and compare with one device.
+
+    Args:
+        loaded: the model; a twin of it is run, in float32.
+        plan: its tensor-parallel entries.
+        client: one of `launch.clients.stepping.CLIENTS`.
+        tp: ranks.
+        python: the interpreter that has the client; this one by default.
+        timeout: seconds for all of it.
+
+    Raises:
+        TwinError: no small model with the same structure was found.
+    """
+    began = perf_counter()
+    small = servable(loaded, tp=tp, pp=1)
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_checkpoint(small, Path(folder))
+        found, error = step(client, Path(folder), plan.styles(base_prefix(model)), tp, python=python, timeout=timeout)
+    name = f"{client} at tp {tp}"
+    if error:
+        absent = error.startswith(("ModuleNotFoundError", "ImportError"))
+        severity, fault = (Severity.UNDECIDED, Fault.CLIENT) if absent else (Severity.ERROR, Fault.PLAN)
+        findings: tuple[Finding, ...] = (_failed(name, error, "", severity, fault),)
+    else:
+        worst = max(found, key=lambda what: found[what])
+        right = found[worst] <= LIMIT
+        findings = () if right else (_differs(name, found[worst], f"in {worst}", Severity.ERROR, Fault.PLAN),)
+    return LevelResult("client", perf_counter() - began, findings, found)
+
+
+def overrides_of(plan: Plan) -> dict[str, object]:
+    """The plan of the base model as `hf_overrides`; what is empty is left out."""
+    whole = plan.to_json()
+    return {key: whole[key] for key in ("base_model_tp_plan", "base_model_pp_plan") if whole[key]}
+
+
+def _findings(answers: list[Served], differences: list[float | None], tp: int, pp: int) -> tuple[Finding, ...]:
+    alone, ranks = answers
+    if alone.error:
+        return (_failed("vLLM", alone.error, "on one rank", Severity.UNDECIDED, Fault.MODEL),)
+    if differences[0] is None or not differences[0] <= LIMIT:
+        return (_differs("vLLM", differences[0], "on one rank", Severity.UNDECIDED, Fault.MODEL),)
+    if ranks.error:
+        first = f" (rank {ranks.rank} first)" if ranks.rank is not None else ""
+        return (_failed("vLLM", ranks.error, f"at tp {tp} x pp {pp}{first}", Severity.ERROR, Fault.PLAN),)
+    if differences[1] is None or not differences[1] <= LIMIT:
+        return (_differs("vLLM", differences[1], f"at tp {tp} x pp {pp}", Severity.ERROR, Fault.PLAN),)
+    return ()
+
+
+def with_other_code(finding: Finding, version: str) -> Finding:
+    """The finding, and that the engine runs another modeling file than the one that was read here, where it does."""
+    if version == transformers.__version__:
+        return finding
+    beside = f"beside vLLM lies Transformers {version}, and here {transformers.__version__}: its code of the model may be another"
+    return replace(finding, why=f"{finding.why}; {beside}")
+
+
+def _failed(client: str, error: str, where: str, severity: Severity, fault: Fault) -> Finding:
+    return Finding(
+        "BE452",
+        severity,
+        f"{' '.join(filter(None, (client, 'fails', where)))}: {' '.join(error.split())[:300]}",
+        why="the client's own code loaded the checkpoint with the plan",
+        found="an error",
+        needed="an answer",
+        fault=fault,
+    )
+
+
+def _differs(client: str, difference: float | None, where: str, severity: Severity, fault: Fault) -> Finding:
+    return Finding(
+        "BE451",
+        severity,
+        f"{client} differs {where} from the single-device model by {difference:.2g} (of log-probabilities, in nats).",
+        why="the same weights and tokens give the same answer",
+        found=f"{difference:.2g}",
+        needed=f"at most {LIMIT:g}",
+        fault=fault,
+    )

@@ -1,0 +1,146 @@
+"""The levels of `plan verify`, one after the other: the proof, the run on ranks, the client itself."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardproof.launch.answers import MisuseError
+from shardproof.launch.commands.model import read_dialect
+from shardproof.launch.commands.verification import Layout, Level, Verification
+from shardproof.launch.output.console import Progress
+from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict, as_written
+from shardproof.planner.ir.plan import Plan
+from shardproof.verify.report.report import LevelResult
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shardproof.planner.loading.load import LoadedModel
+
+
+def verified(
+    request: Verification, loaded: "LoadedModel", model: "nn.Module", plan: Plan, progress: Progress
+) -> tuple[tuple[LevelResult, ...], str]:
+    """The results of every level asked for, and a sentence on one that was not reached."""
+    if request.client is not None:
+        levels, skipped = _for_client(request, loaded, plan, progress), ""
+    else:
+        levels, skipped = _levels(request, loaded, model, plan, progress)
+    return _contradiction_named(levels), skipped
+
+
+def _for_client(
+    request: Verification, loaded: "LoadedModel", plan: Plan, progress: Progress
+) -> tuple[LevelResult, ...]:
+    """The proof in one client's dialect; a run on ranks here would be Transformers' own."""
+    from shardproof.verify.clients.prove import prove_for
+
+    client = request.client or ""
+    # accelerate and TRL train what Transformers has sharded: its reading is theirs.
+    dialect = read_dialect("transformers" if client in ("accelerate", "trl") else client)
+    if Level.RUN in request.levels:
+        raise MisuseError(f"--level run is Transformers' own runtime, which says nothing of {dialect.client}.")
+    layout, wanted, results = request.layout, request.levels or (Level.PROOF,), []
+    if Level.PROOF in wanted:
+        with progress.step(f"proving the plan of {loaded.title} at {layout} for {dialect.name}"):
+            results.append(prove_for(dialect, loaded, plan, tp=layout.tp, pp=layout.pp))
+    if Level.CLIENT in wanted:
+        results.append(_served(request, client.partition("@")[0], loaded, plan, progress))
+    return tuple(results)
+
+
+def _served(request: Verification, client: str, loaded: "LoadedModel", plan: Plan, progress: Progress) -> LevelResult:
+    """The client itself, where it runs without a GPU."""
+    from shardproof.launch.clients.confirm import confirm_in_ranks, confirm_in_vllm
+    from shardproof.launch.clients.stepping import CLIENTS
+
+    layout, python = request.layout, request.client_python
+    if client != "vllm" and client not in CLIENTS:
+        raise MisuseError(f"--level client runs vllm, {', '.join(CLIENTS)}: {client} does not run without a GPU.")
+    with progress.step(f"running a twin of {loaded.title} in {client} at {layout}"):
+        if client == "vllm":
+            return confirm_in_vllm(loaded, plan, tp=layout.tp, pp=layout.pp, python=python, timeout=request.timeout)
+        if layout.pp > 1:
+            raise MisuseError(f"{client} makes no pipeline stages of the plan; --level run --pp {layout.pp} does.")
+        return confirm_in_ranks(loaded, plan, client, tp=layout.tp, python=python, timeout=request.timeout)
+
+
+def _levels(
+    request: Verification, loaded: "LoadedModel", model: "nn.Module", plan: Plan, progress: Progress
+) -> tuple[tuple[LevelResult, ...], str]:
+    """The results, and a sentence on a level that was not reached."""
+    from shardproof.verify.proof.prove import prove
+
+    layout, wanted = request.layout, request.levels or (Level.PROOF, Level.RUN)
+    malformed = _malformed(model, plan, layout)
+    results: list[LevelResult] = []
+    if Level.PROOF in wanted:
+        with progress.step(f"proving the plan of {loaded.title} at {layout}"):
+            results.append(prove(loaded, plan, tp=layout.tp, ep=layout.ep, pp=layout.pp))
+    if Level.RUN in wanted:
+        if malformed and not results:
+            results.append(LevelResult("run", 0.0, malformed))
+        elif malformed or (results and not request.levels and results[0].verdict is Verdict.REFUTED):
+            return tuple(results), "run    not started: the plan is refuted already"
+        else:
+            with progress.step(f"running {loaded.title} on {layout.tp * layout.pp} ranks"):
+                results.append(_run(loaded, plan, request))
+    return tuple(results), ""
+
+
+def _malformed(model: "nn.Module", plan: Plan, layout: Layout) -> tuple[Finding, ...]:
+    """Findings that make a run pointless: the plan is none for this model. A run's own rank would only raise."""
+    from shardproof.planner.loading.load import base_prefix
+    from shardproof.verify.proof.plan_form import check_plan
+
+    findings = tuple(as_written(f, base_prefix(model)) for f in check_plan(model, plan, layout.tp))
+    return findings if any(finding.severity is Severity.ERROR for finding in findings) else ()
+
+
+def _has_weights(checkpoint: Path) -> bool:
+    return checkpoint.is_file() or any(any(checkpoint.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.gguf"))
+
+
+def _run(loaded: "LoadedModel", plan: Plan, request: Verification) -> LevelResult:
+    from shardproof.launch.ranks.confirm import confirm
+
+    layout = request.layout
+    if request.weights and loaded.checkpoint is None:
+        raise MisuseError(f"{loaded.title} has no weights; give a checkpoint folder or a GGUF file, or drop --weights.")
+    if request.weights and loaded.checkpoint is not None and not _has_weights(loaded.checkpoint):
+        raise MisuseError(f"{loaded.title}: this folder holds no weights (*.safetensors, *.bin); drop --weights.")
+    return confirm(
+        loaded,
+        plan,
+        tp=layout.tp,
+        pp=layout.pp,
+        ep=layout.ep,
+        weights=request.weights,
+        timeout=request.timeout,
+        nodes=request.nodes,
+    )
+
+
+def _contradiction_named(levels: tuple[LevelResult, ...]) -> tuple[LevelResult, ...]:
+    """DY507 where the proof holds and the run refutes: that is our bug, and is said.
+
+    A rank that was killed or ran out of time decides nothing, and so contradicts nothing; nor does a fault of the
+    client's runtime, of which the proof does not speak.
+    """
+    if len(levels) != 2 or levels[0].verdict is not Verdict.PROVED:
+        return levels
+    proof, run = levels
+    wrong = [found for found in run.findings if found.severity is Severity.ERROR and found.fault is not Fault.CLIENT]
+    if not wrong:
+        return levels
+    bug = Finding(
+        "DY507",
+        Severity.ERROR,
+        "The proof says `proved` and the run refuted it: this is a bug in shardproof; please report this command.",
+        wrong[0].place,
+        why="a proof holds for all weights, so no run may contradict it",
+        found=f"proof: proved; run: refuted ({', '.join(dict.fromkeys(finding.code for finding in wrong))})",
+        needed="two levels that agree",
+        fault=Fault.OURS,
+    )
+    return proof, replace(run, findings=(*run.findings, bug))

@@ -1,0 +1,85 @@
+"""The arguments that several commands have, each said once."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from shardproof.launch.answers import MisuseError
+from shardproof.launch.commands import completion
+from shardproof.launch.ranks.job import this_rank
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Transformers model type, config.json, checkpoint folder, Hub id, file.py:Class or package.mod:Class.",
+        show_default=False,
+        autocompletion=completion.models,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the config; repeatable.")
+]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
+
+
+class ReportFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+    SARIF = "sarif"
+    HTML = "html"
+
+
+FormatOption = Annotated[ReportFormat, typer.Option("--format", help="What to print on stdout.")]
+
+
+ForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        "--client",
+        metavar="CLIENT",
+        help="Whose reading of the plan: transformers, vllm, sglang, tgi, torchtitan or deepspeed, or one version, as vllm@0.24; "
+        "with --level client also accelerate and trl.",
+        autocompletion=completion.readings,
+        show_default="transformers",
+    ),
+]
+
+PlanForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        "--client",
+        metavar="CLIENT",
+        help="In whose words: transformers, vllm, sglang, tgi, torchtitan or deepspeed, one version, as vllm@0.24, or all: one "
+        "plan that transformers, vllm, sglang and tgi all read rightly.",
+        autocompletion=completion.addressees,
+        show_default="transformers, and what the others make of it",
+    ),
+]
+
+
+def degree(text: str) -> int:
+    """A number of ranks."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise typer.BadParameter(f"a degree is a whole number from 1 up, not {text!r}")
+    return int(text)
+
+
+def settings(given: list[str] | None) -> dict[str, str]:
+    """What `--set` was given, by key."""
+    pairs = [text.partition("=") for text in given or ()]
+    for key, equals, _ in pairs:
+        if not equals or not key:
+            raise MisuseError(f"--set takes KEY=VALUE, such as --set num_hidden_layers=2, not {key!r}.")
+    return {key: value for key, _, value in pairs}
+
+
+def speaks() -> bool:
+    """Whether this process is alone, or the first of its job."""
+    rank = this_rank()
+    return rank is None or rank.speaks

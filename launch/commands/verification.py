@@ -1,0 +1,82 @@
+"""What `plan verify` is asked: a model, a plan, degrees, levels, machines; and what of that makes no sense together."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from shardproof.launch.answers import MisuseError
+from shardproof.launch.commands.model import Model
+from shardproof.launch.commands.options import ReportFormat
+from shardproof.launch.ranks.job import Nodes
+
+
+class Level(StrEnum):
+    PROOF = "proof"
+    RUN = "run"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Degrees on the two axes."""
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+
+    def __str__(self) -> str:
+        parts = [f"tp {self.tp}"] if self.tp > 1 or self.pp == 1 else []
+        more = [f"{axis} {size}" for axis, size in (("pp", self.pp), ("ep", self.ep)) if size > 1]
+        return " x ".join([*parts, *more])
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `plan verify` is asked. No levels means: the proof, then the run unless the proof refutes."""
+
+    model: Model
+    plan_file: Path | None = None
+    layout: Layout = Layout(tp=2)
+    levels: tuple[Level, ...] = ()
+    form: ReportFormat = ReportFormat.TEXT
+    timeout: float = 300.0
+    client: str | None = None
+    client_python: str | None = None
+    weights: bool = False
+    nodes: Nodes | None = None
+
+
+def layout(tp: int | None, pp: int | None, *, ranks: int | None, ep: int | None = None) -> Layout:
+    """The degrees: what is given; else 2 tensor-parallel ranks alone, and inside a job of `ranks` all of them.
+
+    Experts lie on the tensor-parallel ranks, so `ep` alone gives `tp` too.
+    """
+    tp = tp or ep
+    if ranks is None:
+        chosen = Layout(tp or (1 if pp else 2), pp or 1, ep or 1)
+    else:
+        chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1, ep or 1)
+    if chosen.ep not in (1, chosen.tp) or (chosen.ep > 1 and chosen.pp > 1):
+        raise MisuseError(f"experts lie on the tensor-parallel ranks: give --ep {chosen.tp}, without stages, or none.")
+    if chosen.tp * chosen.pp == 1:
+        raise MisuseError("one rank is the single-device model itself; give --tp or --pp of 2 or more.")
+    if ranks is not None and chosen.tp * chosen.pp != ranks:
+        need = chosen.tp * chosen.pp
+        raise MisuseError(
+            f"{chosen} needs {need} ranks, and this job has {ranks}; start {need}, or give other degrees."
+        )
+    return chosen
+
+
+def machines(count: int, this: int, endpoint: str) -> Nodes | None:
+    """The machines that run this command together; None for this one alone."""
+    if count == 1:
+        return None
+    if not endpoint:
+        raise MisuseError("several machines need a place to meet: give --rdzv-endpoint HOST:PORT of the first.")
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit():
+        raise MisuseError(f"--rdzv-endpoint {endpoint} is no HOST:PORT, such as first-machine:29500.")
+    if this >= count:
+        raise MisuseError(f"--node-rank {this} is none of {count} machines; they count from 0.")
+    return Nodes(count, this, endpoint)

@@ -1,1 +1,0 @@
-"""Programs that run inside a client's own environment: they import that client, and nothing of this project."""

@@ -1,0 +1,134 @@
+"""The script that `launch.ranks.torchrun` starts: torch's elastic launcher, with the ranks forked after the imports (on a
+GPU they are started afresh: a forked process can use none).
+
+Usage: python -P elastic.py DIRECTORY. Reads `start` there; the ranks answer `request-0`, `request-1`, ... as they come,
+with one outcome file per case and rank, and a `ready` file of each that stays for the next, until there is an `end`;
+`deaths.json` says which rank ended, and how.
+It ends itself and all its ranks when its standard input closes: that is when the process that started it is gone.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from transformers.utils import logging
+
+from shardproof.launch.ranks.rank import Seat, surrounding
+from shardproof.launch.ranks.request import Request, Start, read_request, read_start
+from shardproof.verify.run.outcome import Outcome
+
+POLL = 0.01
+"""Seconds between two looks for the next request."""
+
+
+def main(directory: Path) -> None:
+    """Run the ranks; the process group of this process is its own, so that it can be ended whole."""
+    threading.Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
+    try:
+        elastic_launch(_config(read_start(directory), directory), serve)(str(directory))
+    except ChildFailedError as error:
+        deaths = {
+            rank: [death.timestamp, death.exitcode, _last_words(directory, death.local_rank)]
+            for rank, death in error.failures.items()
+        }
+        (directory / "deaths.json").write_text(json.dumps(deaths))
+        sys.exit(1)
+
+
+def _config(start: Start, directory: Path) -> LaunchConfig:
+    nodes = start.nodes
+    return LaunchConfig(
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
+        nproc_per_node=start.ranks // nodes.count,
+        run_id=directory.name if nodes.count == 1 else "shardproof",
+        rdzv_backend="c10d",
+        rdzv_endpoint=nodes.endpoint,
+        rdzv_configs={} if nodes.count == 1 else {"is_host": nodes.this == 0},
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn" if torch.cuda.is_available() else "fork",  # a forked process can use no GPU
+        logs_specs=DefaultLogsSpecs(log_dir=str(directory / "logs"), redirects=Std.ALL),
+    )
+
+
+def _last_words(directory: Path, local_rank: int) -> str:
+    """The last line that a rank wrote to its standard error: of one that raised, the exception."""
+    logs = sorted((directory / "logs").glob(f"*/attempt_*/{local_rank}/stderr.log"))
+    lines = [line.strip() for log in logs[-1:] for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    fatal = [line for line in lines if line.startswith("Fatal Python error")]  # what follows is every thread's stack
+    return (fatal or lines or [""])[-1]
+
+
+def serve(directory: str) -> None:
+    """One rank: every case in turn; the rank leaves where another has not answered, since the group is then lost."""
+    for inherited in (signal.SIGTERM, signal.SIGINT):  # the launcher's handlers came with the fork; a rank just ends
+        signal.signal(inherited, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    world = surrounding()
+    assert world is not None, "torch's launcher sets RANK and WORLD_SIZE"
+    seat = Seat(world, timeout=read_start(Path(directory)).timeout)
+    for request in _requests(Path(directory)):
+        for number, case in enumerate(request.cases, request.first):
+            path = Path(directory) / f"outcome-{number}-{world.rank}.json"
+            outcomes, kept = seat.answer(case, number, heard=partial(_write, path))
+            if world.local_rank == 0:
+                _write_of_other_nodes(Path(directory), number, outcomes)
+            if kept:
+                (Path(directory) / f"ready-{number}-{world.rank}").touch()
+            else:
+                sys.stdout.flush()
+                os._exit(1)  # not sys.exit: a collective may be stuck, and joining its threads would wait for it
+    assert not dist.is_initialized()
+
+
+def _requests(directory: Path) -> Iterator[Request]:
+    number = 0
+    while True:
+        if (request := read_request(directory, number)) is not None:
+            number += 1
+            yield request
+        elif (directory / "end").exists():
+            return
+        else:
+            time.sleep(POLL)
+
+
+def _write_of_other_nodes(directory: Path, number: int, outcomes: dict[int, Outcome]) -> None:
+    """The process that asked reads its own machine's files only."""
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    first = int(os.environ["GROUP_RANK"]) * local
+    for rank, outcome in outcomes.items():
+        if not first <= rank < first + local:
+            _write(directory / f"outcome-{number}-{rank}.json", outcome)
+
+
+def _write(path: Path, outcome: Outcome) -> None:
+    """Whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(outcome.dumps())
+    part.rename(path)
+
+
+def _end_with_parent(directory: Path) -> None:
+    while os.read(0, 1):  # not sys.stdin: its lock, held here, would block the forked ranks, which close it
+        pass
+    shutil.rmtree(directory, ignore_errors=True)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

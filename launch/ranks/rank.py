@@ -1,0 +1,140 @@
+"""One rank: joining a process group, answering cases in it, and hearing what the other ranks answered.
+
+Ranks speak through the store of the rendezvous, not through collectives: a rank that failed can still be heard, and
+nobody
+waits for it in vain.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from shardproof.launch.ranks import shared_gpu
+from shardproof.planner.loading.load import quiet
+from shardproof.verify.run.cases import Case
+from shardproof.verify.run.outcome import Outcome, outcome_from
+from shardproof.verify.run.worker import check
+
+GRACE = 5.0
+"""Seconds a failed rank waits to hear whether the others failed too, before it ends the group."""
+
+
+PATIENCE = 0.8
+"""Share of a case's time that a collective may wait: a rank that waits in vain can then still say so in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The job this process is a rank of."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def surrounding(environment: Mapping[str, str] = os.environ) -> World | None:
+    """The torchrun or Slurm job that this process was started in, or None.
+
+    Of a Slurm job only a step with several tasks counts (`srun`): the batch script itself also has a rank, but is
+    alone.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        local_size = int(environment.get("LOCAL_WORLD_SIZE", size))
+        return World(rank, size, int(environment.get("LOCAL_RANK", rank % max(local_size, 1))), local_size)
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+        size = int(environment["SLURM_STEP_NUM_TASKS"])
+        per_node = int(environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split("(")[0].split(",")[0])
+        return World(int(environment["SLURM_PROCID"]), size, int(environment.get("SLURM_LOCALID", 0)), per_node)
+    return None
+
+
+def adopt(world: World) -> None:
+    """Give a Slurm task the variables that torch reads; under torchrun they are there already."""
+    found = {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "MASTER_ADDR": os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "localhost"),
+        "MASTER_PORT": str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000),
+    }
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
+
+
+def device_and_backend(world: World) -> tuple[torch.device, str]:
+    """nccl where each rank has a GPU of its own, gloo on copies where ranks share one, gloo on the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), "gloo"
+    own = torch.cuda.device_count() >= world.local_size
+    index = world.local_rank if own else world.local_rank % torch.cuda.device_count()
+    os.environ["LOCAL_RANK"] = str(index)  # the client binds the GPU of this number
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index), "nccl" if own else shared_gpu.register()
+
+
+class Seat:
+    """This process's place among the ranks: a store for talk, and a fresh process group for each case."""
+
+    def __init__(self, world: World, *, timeout: float) -> None:
+        self.world = world
+        self.timeout = timedelta(seconds=timeout)
+        self.patience = timedelta(seconds=PATIENCE * timeout)
+        self.device, self.backend = device_and_backend(world)
+        self.store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=self.timeout))
+        self.store.set_timeout(self.timeout)
+
+    def answer(self, case: Case, number: int, *, heard: Callable[[Outcome], None]) -> tuple[dict[int, Outcome], bool]:
+        """Check one case, tell the others, and give what every rank answered and whether all ranks stay together.
+
+        `heard` gets this rank's own outcome before anything is waited for. A rank that never answers is absent.
+        """
+        store = PrefixStore(f"case{number}", self.store)
+        dist.init_process_group(
+            self.backend, store=store, rank=self.world.rank, world_size=self.world.size, timeout=self.patience
+        )
+        began = time.process_time()
+        with quiet():
+            mine = check(case, rank=self.world.rank, device=self.device)
+        mine = replace(mine, cpu_seconds=time.process_time() - began)
+        heard(mine)
+        store.set(f"outcome{self.world.rank}", mine.dumps())
+        outcomes = self._gather(store, mine)
+        kept = self._all_stay(store, complete=len(outcomes) == self.world.size)
+        if kept:
+            dist.destroy_process_group()
+        return outcomes, kept
+
+    def _gather(self, store: Store, mine: Outcome) -> dict[int, Outcome]:
+        """Every rank's outcome; once any rank has failed, the others get `GRACE` seconds to answer."""
+        outcomes = {self.world.rank: mine}
+        end = time.monotonic() + self.timeout.total_seconds()
+        hurried = False
+        while len(outcomes) < self.world.size and time.monotonic() < end:
+            if not hurried and any(outcome.failure for outcome in outcomes.values()):
+                hurried, end = True, min(end, time.monotonic() + GRACE)
+            for rank in range(self.world.size):
+                if rank not in outcomes and store.check([f"outcome{rank}"]):
+                    outcomes[rank] = outcome_from(store.get(f"outcome{rank}").decode())
+            time.sleep(0.01)
+        return outcomes
+
+    def _all_stay(self, store: Store, *, complete: bool) -> bool:
+        """One decision for all ranks: together where each has heard all others, apart where one has given up waiting.
+
+        The store takes the first of the two words: a rank that gave up an instant before the last answer leaves, and the
+        others then know.
+        """
+        if complete and store.add("complete", 1) == self.world.size:
+            store.compare_set("fate", "", "together")
+        elif not complete:
+            store.compare_set("fate", "", "apart")
+        return bool(store.get("fate") == b"together")

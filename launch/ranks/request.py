@@ -1,0 +1,109 @@
+"""What ranks are asked, as files: how they are started, the cases, and the modules that cases need to unpickle."""
+
+import importlib
+import importlib.util
+import inspect
+import pickle
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers.dynamic_module_utils import init_hf_modules
+
+from shardproof.launch.ranks.job import Nodes
+from shardproof.planner.ir.errors import ArgumentError, LoadError, reason
+from shardproof.planner.loading.custom_code import FILE_PACKAGE
+from shardproof.verify.run.cases import Case
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One group of `ranks` processes, the same number on every node; `timeout` is in seconds, for one case."""
+
+    ranks: int
+    timeout: float
+    nodes: Nodes = field(default_factory=Nodes)
+
+    def __post_init__(self) -> None:
+        if self.ranks % self.nodes.count:
+            raise ArgumentError(f"{self.ranks} ranks do not divide over {self.nodes.count} nodes.")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Cases to be answered one after the other; `first` numbers the first of them in the life of the group."""
+
+    cases: tuple[Case, ...]
+    first: int
+
+
+def write_start(directory: Path, start: Start) -> None:
+    """Into the directory, which only this user can read."""
+    (directory / "start").write_bytes(pickle.dumps(start))
+
+
+def read_start(directory: Path) -> Start:
+    """As written by the process that started this one; its pickles are no more foreign than its own code."""
+    found = pickle.loads((directory / "start").read_bytes())
+    assert isinstance(found, Start)
+    return found
+
+
+def write_request(directory: Path, number: int, request: Request) -> None:
+    """The `number`th request of a group; whole or not at all, since the ranks wait for it.
+
+    Raises:
+        LoadError: a case is of classes that no other process finds.
+    """
+    modules = {name: _file(name) for case in request.cases for name in _modules(case)}
+    part = directory / f"request-{number}.part"
+    try:
+        written = pickle.dumps(request)
+    except (pickle.PicklingError, AttributeError) as error:
+        advice = "give the classes of the model and of its config their own names in their module"
+        raise LoadError(f"the ranks cannot load this model by themselves ({reason(error)}); {advice}.") from error
+    part.write_bytes(pickle.dumps((modules, written)))
+    part.rename(part.with_suffix(""))
+
+
+def read_request(directory: Path, number: int) -> Request | None:
+    """The `number`th request, or None as long as there is none."""
+    path = directory / f"request-{number}"
+    if not path.exists():
+        return None
+    modules, request = pickle.loads(path.read_bytes())
+    init_hf_modules()
+    for name, file in modules.items():
+        _import(name, file)
+    found = pickle.loads(request)
+    assert isinstance(found, Request)
+    return found
+
+
+def _modules(case: Case) -> list[str]:
+    """Of a file given by path, none: what was loaded reads its reference again when it unpickles."""
+    names = (type(case.loaded.config).__module__, case.loaded.model_class.__module__)
+    return [name for name in names if not name.startswith(FILE_PACKAGE)]
+
+
+def _file(name: str) -> str | None:
+    module = sys.modules.get(name)
+    return inspect.getsourcefile(module) if module is not None else None
+
+
+def _import(name: str, file: str | None) -> None:
+    """By its name, or where no import finds it (a file given by path, a script) from its file, under that name."""
+    if name != "__main__":
+        try:
+            importlib.import_module(name)
+            return
+        except ImportError:
+            if file is None:
+                raise
+    if file is None:
+        raise ImportError(f"module {name} has no file to import on the ranks")
+    spec = importlib.util.spec_from_file_location("__mp_main__" if name == "__main__" else name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)

@@ -1,0 +1,349 @@
+"""From groups to proposals: the entries that shard one group, found among the styles by what these lay out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from math import prod
+
+from shardproof.planner.inference.groups import Atom, Dim, Groups, leaves, root, size_of
+from shardproof.planner.ir.graph import Graph, Module, Op
+from shardproof.planner.ir.placement import Placement, R, Shard
+from shardproof.planner.ir.plan import TpEntry, generic, join
+from shardproof.planner.ir.styles import STYLES, After, Before, Style
+
+PACKED_MOST = 3
+"""Projections are packed out of up to three parts; a shard of more blocks is a group of no interest (a head's own width)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One group as a proposal: entries (as the head model sees them), how many parts it has, what it would shard."""
+
+    entries: tuple[TpEntry, ...]
+    size: int
+    parameters: frozenset[str]
+    atom: Atom
+
+
+class IllegalError(Exception):
+    """A group that cannot be sharded; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One parameter that a group runs through, and how it would be sharded."""
+
+    name: str
+    module: Module
+    local: str
+    placement: Shard
+
+
+def find_candidates(groups: Groups, reasons: dict[str, str]) -> list[Candidate]:
+    """One candidate a legal group, largest first; for the others, the reason by module pattern."""
+    found: list[Candidate] = []
+    owners = {name: (module, local) for module in groups.graph.modules for name, local in _own(module)}
+    classes = sorted(_classes(groups, owners).items(), key=lambda item: max(use.placement.blocks for use in item[1]))
+    for atom, uses in classes:
+        try:
+            found.append(_candidate(groups, atom, uses))
+        except IllegalError as illegal:
+            for use in uses:
+                if use.placement.blocks <= PACKED_MOST:
+                    reasons.setdefault(generic(use.module.path), str(illegal))
+    return sorted(found, key=lambda c: -sum(_elements(groups.graph, name) for name in c.parameters))
+
+
+def _own(module: Module) -> Iterable[tuple[str, str]]:
+    return ((join(module.path, local), local) for local, _ in module.parameters)
+
+
+def _elements(graph: Graph, name: str) -> int:
+    return prod(graph.values[graph.parameters[name]].shape)
+
+
+def _classes(groups: Groups, owners: Mapping[str, tuple[Module, str]]) -> dict[Atom, list[_Use]]:
+    """Unlocked atoms that a parameter's shard can follow, with those parameters."""
+    found: dict[Atom, list[_Use]] = {}
+    for name, (module, local) in owners.items():
+        if generic(name) not in groups.graph.used_parameters:
+            continue
+        number = groups.graph.parameters[name]
+        for position, dim in enumerate(groups.dims.get(number, ())):
+            for atom in inner_leaves(dim):
+                blocks = blocks_of(dim, atom)
+                if not atom.locks and blocks is not None:
+                    found.setdefault(atom, []).append(_Use(name, module, local, Shard(position, blocks)))
+    return found
+
+
+def inner_leaves(dim: Dim) -> list[Atom]:
+    found: dict[Atom, None] = {}
+    for atom in leaves(dim):
+        if not atom.blocks:
+            found[atom] = None
+        for block in atom.blocks:
+            found |= dict.fromkeys(inner_leaves(block))
+    return list(found)
+
+
+def blocks_of(dim: Dim, wanted: Atom) -> int | None:
+    """How many packed blocks of `dim` a shard along `wanted` has; None where the blocks are unequal or lack it."""
+    before = 1
+    for atom in leaves(dim):
+        if root(atom) is wanted:
+            return before
+        if atom.blocks:
+            inner = [blocks_of(block, wanted) for block in atom.blocks]
+            sizes = {size_of(block) // count for block, count in zip(atom.blocks, inner, strict=True) if count}
+            if all(inner) and len(sizes) == 1:
+                return before * sum(count or 0 for count in inner)
+        before *= atom.size
+    return None
+
+
+def _candidate(groups: Groups, atom: Atom, uses: list[_Use]) -> Candidate:
+    """The entries that shard one group; `IllegalError` where no styles do.
+
+    First every module closes by itself, with a style that takes and gives what its surroundings hold. Where one cannot, the
+    closest module around the whole group may: what is inside runs on its local parameters, and one sum is taken at its end.
+    """
+    _read_by_owners(groups.graph, uses)
+    members = _members(groups.graph, atom, uses)
+    try:
+        entries = _closed_one_by_one(groups, atom, members)
+    except _OpenError as illegal:
+        entries = _closed_together(groups, atom, members) or _refuse(illegal)
+    by_pattern: dict[str, TpEntry] = {}
+    for entry in entries:
+        if (other := by_pattern.setdefault(entry.pattern, entry)).style != entry.style:
+            why = f"{entry.pattern} stands for modules that need {other.style} and {entry.style}"
+            raise IllegalError(f"{why}: a key has no way to tell numbered modules apart")
+    return Candidate(tuple(by_pattern.values()), atom.size, frozenset(use.name for use in uses), atom)
+
+
+class _OpenError(IllegalError):
+    """A module that cannot be closed by a style of its own; a module around it might be."""
+
+
+def _refuse(illegal: IllegalError) -> list[TpEntry]:
+    raise IllegalError(str(illegal))
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One module of a group: its parameters in it, and the op in which it sums over the group, if any."""
+
+    module: Module
+    uses: tuple[_Use, ...]
+    summed: Op | None
+
+
+def _members(graph: Graph, atom: Atom, uses: list[_Use]) -> list[_Member]:
+    by_module: dict[str, list[_Use]] = {}
+    for use in uses:
+        by_module.setdefault(use.module.path, []).append(use)
+    summed = {graph.ops[position].module: graph.ops[position] for position in atom.sums}
+    return [
+        _Member(graph.module_of[path], tuple(by_module.get(path, ())), summed.get(path))
+        for path in dict.fromkeys((*by_module, *summed))
+    ]
+
+
+def _read_by_owners(graph: Graph, uses: Sequence[_Use]) -> None:
+    """A style makes a parameter this rank's part only while its own module runs."""
+    owners: dict[int, set[str]] = {}
+    for module in graph.modules:
+        for _, number in module.parameters:
+            owners.setdefault(number, set()).add(module.path)
+    for use in uses:
+        number = graph.parameters[use.name]
+        for position in graph.users.get(number, ()):
+            op = graph.ops[position]
+            if op.module not in owners[number]:
+                where = f"{op.module or 'the model'} ({op.source})"
+                raise IllegalError(f"{use.name} is read by {where}, and no style shards what another module reads")
+
+
+def _closed_one_by_one(groups: Groups, atom: Atom, members: list[_Member]) -> list[TpEntry]:
+    entries: list[TpEntry] = []
+    for member in members:
+        if not member.uses and member.summed is not None:
+            where = f"{member.module.path or 'the model'} ({member.summed.source})"
+            raise _OpenError(f"summed over in {where}, where no style can reduce it")
+        if is_linear(member.module):
+            entries.append(_linear_entry(groups.graph, atom, member))
+        else:
+            hook = _raw_hook(groups, atom, member)
+            entries += [*_layouts(groups.graph, atom, member), hook]
+            entries += _identities(groups.graph, member.module) if hook.style == "moe_tp_experts" else []
+    return entries
+
+
+def is_linear(module: Module) -> bool:
+    """Whether the styles of linear layers stand on a module: they ask for these attributes."""
+    return bool({"out_features", "in_features"} & {name for name, _ in module.numbers})
+
+
+def _linear_entry(graph: Graph, atom: Atom, member: _Member) -> TpEntry:
+    module, numbers = member.module, dict(member.module.numbers)
+    wanted = _wanted(member)
+    for style in STYLES.values():
+        if (
+            _hooks_fit(style, member.summed)
+            and style.needs in (None, *numbers)
+            and _lays_out(graph, style, module, wanted)
+        ):
+            because = _because(graph, member.uses[0], atom, summed=member.summed)
+            return TpEntry(generic(module.path), style.name, because)
+    shown = ", ".join(f"{local} {placement}" for local, placement in wanted.items())
+    raise IllegalError(f"no Transformers style lays out {module.path} as {shown}")
+
+
+def _wanted(member: _Member) -> dict[str, Placement]:
+    wanted: dict[str, Placement] = {local: R for local, _ in member.module.parameters}
+    for use in member.uses:
+        if wanted[use.local] not in (R, use.placement):
+            raise IllegalError(f"{use.name} would be split along two dims at once")
+        wanted[use.local] = use.placement
+    return wanted
+
+
+def _hooks_fit(style: Style, summed: Op | None) -> bool:
+    before = Before.TAKE_REPLICATED if summed is None else Before.TAKE_SHARDED
+    after = After.NOTHING if summed is None else After.REDUCE
+    return style.before is before and style.after is after
+
+
+def _lays_out(graph: Graph, style: Style, module: Module, wanted: Mapping[str, Placement]) -> bool:
+    return all(
+        style.placement(local, len(graph.values[number].shape)) == wanted[local] for local, number in module.parameters
+    )
+
+
+def _layouts(graph: Graph, atom: Atom, member: _Member) -> list[TpEntry]:
+    """An entry a parameter: what a module uses by itself, such as stacked experts, is laid out parameter by parameter."""
+    _wanted(member)
+    entries = []
+    for use in member.uses:
+        ndim = len(graph.values[graph.parameters[use.name]].shape)
+        style = next((s for s in _LAYOUTS if STYLES[s].placement(use.local, ndim) == use.placement), None)
+        if style is None:
+            raise IllegalError(f"no Transformers style lays out {use.name} as {use.placement}")
+        contracted = member.summed if use.placement.dim == ndim - 1 and ndim > 1 else None
+        entries.append(TpEntry(generic(use.name), style, _because(graph, use, atom, summed=contracted)))
+    return entries
+
+
+_LAYOUTS = ("colwise", "packed_colwise", "rowwise", "packed_rowwise", "embedding_rowwise", "embedding_colwise")
+"""Styles by which one parameter can be laid out; of the last two only the layout counts there, not the lookup."""
+
+
+def _raw_hook(groups: Groups, atom: Atom, member: _Member) -> TpEntry:
+    """What stands on a module that uses its own parameters by itself, by what it takes and gives.
+
+    `moe_tp_experts` takes whole values and sums the output; `packed_colwise` takes whole values and gives a shard;
+    `local_params` takes and gives a shard. None takes a shard and sums.
+    """
+    pattern = generic(member.module.path)
+    if member.summed is None:
+        if _meets_whole_input(groups, atom, member.module):
+            return TpEntry(pattern, "packed_colwise", "whole values meet its own sharded parameters here")
+        return TpEntry(pattern, "local_params", "uses its own sharded parameters by itself")
+    if any(_carries(groups, number, atom) for number in _arguments(groups.graph, member.module)):
+        raise _OpenError(
+            f"{member.module.path} takes a shard and sums over it ({member.summed.source}): only a linear layer with "
+            "`in_features` has a style for that (rowwise)"
+        )
+    return TpEntry(pattern, "moe_tp_experts", _sum_because(atom, member.summed))
+
+
+def _identities(graph: Graph, module: Module) -> list[TpEntry]:
+    """What passes through unchanged inside a module whose output is summed over ranks: a share of it on each."""
+    inside = {call.module for call in graph.calls if call.module.startswith(f"{module.path}.")}
+    passing = dict.fromkeys(generic(path) for path in sorted(inside) if "Identity" in graph.module_of[path].bases)
+    return [
+        TpEntry(pattern, "moe_identity_expert", f"whole on every rank, and part of the sum over {generic(module.path)}")
+        for pattern in passing
+    ]
+
+
+def _sum_because(atom: Atom, summed: Op) -> str:
+    return f"its output is a sum over {atom.size} parts ({summed.source}), reduced here"
+
+
+def _closed_together(groups: Groups, atom: Atom, members: list[_Member]) -> list[TpEntry]:
+    """Entries that take the sum at the end of the closest module around all members; none where that is no way."""
+    path = _around([member.module.path for member in members])
+    around = groups.graph.module_of.get(path)
+    summed = next((member.summed for member in members if member.summed is not None), None)
+    call = next((call for call in groups.graph.calls if call.module == path), None)
+    if (
+        not path
+        or around is None
+        or call is None
+        or summed is None
+        or path in {m.module.path for m in members if m.uses}
+    ):
+        return []
+    if len(call.outputs) != 1 or any(
+        _carries(groups, n, atom) for n in (*_arguments(groups.graph, around), *call.outputs)
+    ):
+        return []
+    entries: list[TpEntry] = []
+    for member in members:
+        if member.uses:
+            entries += _layouts(groups.graph, atom, member)
+            inside = f"runs on its own part; the sum is taken in {generic(path)}"
+            entries.append(TpEntry(generic(member.module.path), "local_params", inside))
+    return [*entries, TpEntry(generic(path), "moe_tp_experts", _sum_because(atom, summed))]
+
+
+def _around(paths: list[str]) -> str:
+    """The closest module around several."""
+    parts = [path.split(".") for path in paths]
+    common = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
+    return ".".join(column[0] for column in common)
+
+
+def _arguments(graph: Graph, module: Module) -> list[int]:
+    return [number for call in graph.calls if call.module == module.path for _, number in call.arguments]
+
+
+def _carries(groups: Groups, number: int, atom: Atom) -> bool:
+    return any(atom in inner_leaves(dim) for dim in groups.dims.get(number, ()))
+
+
+def _meets_whole_input(groups: Groups, atom: Atom, module: Module) -> bool:
+    """Whether the first argument reaches, by the module's own ops and still whole, an op whose result has the group's dim."""
+    graph = groups.graph
+    calls = [call for call in graph.calls if call.module == module.path and call.arguments]
+    reached = {call.arguments[0][1] for call in calls if not _carries(groups, call.arguments[0][1], atom)}
+    for op in graph.ops:
+        if op.module == module.path and reached.intersection(op.inputs):
+            if any(_carries(groups, number, atom) for number in op.outputs):
+                return True
+            reached.update(op.outputs)
+    return False
+
+
+def _because(graph: Graph, use: _Use, atom: Atom, *, summed: Op | None) -> str:
+    number = graph.parameters[use.name]
+    role = "sums over" if summed is not None else "makes"
+    op = summed or next((graph.ops[p] for p in graph.users.get(number, ())), None)
+    where = f" at {op.source}" if op is not None and op.source else ""
+    chain = " -> ".join(_chain(graph, number))
+    packed = f", {use.placement.blocks} packed blocks" if use.placement.blocks > 1 else ""
+    return f"{role} a dim of {atom.size} independent parts{packed}: {chain}{where}"
+
+
+def _chain(graph: Graph, number: int) -> list[str]:
+    """The ops that a parameter's result runs through first, as a short reason."""
+    names: list[str] = []
+    while len(names) < 4 and (users := graph.users.get(number)):
+        op = graph.ops[users[0]]
+        names.append(op.target.rpartition(".")[2])
+        if not op.outputs:
+            break
+        number = op.outputs[0]
+    return names

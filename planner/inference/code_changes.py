@@ -1,0 +1,98 @@
+"""Small changes of the modeling code that would let more be sharded; a changed view is tried before it is offered."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from shardproof.planner.inference.candidates import Candidate, inner_leaves, is_linear
+from shardproof.planner.inference.groups import Groups
+from shardproof.planner.inference.matrices import ALONE
+from shardproof.planner.inference.probe import Verdict, prober
+from shardproof.planner.inference.source_edits import as_linear, unfix_views
+from shardproof.planner.inference.tensor import Inference, probe_degree
+from shardproof.planner.ir.explanation import Patch
+from shardproof.planner.ir.findings import Source
+from shardproof.planner.ir.graph import Graph, Module
+from shardproof.planner.ir.plan import generic
+from shardproof.planner.propagation.assign import is_transposed
+from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.semantics import Call, Reshape
+
+
+def find_patches(model: nn.Module, graph: Graph, inference: Inference, base_prefix: str) -> tuple[Patch, ...]:
+    """The changes that would let more be sharded, each once."""
+    found = [_open_views(model, graph, inference, candidate, base_prefix) for candidate in inference.refused]
+    seen: set[str] = set()
+    for module in graph.modules:
+        pattern = generic(module.path)
+        if pattern not in seen and _is_apart(graph, inference, module):
+            seen.add(pattern)
+            found.append(_transposed(model, module))
+    return tuple(dict.fromkeys(patch for patch in found if patch is not None))
+
+
+def _open_views(
+    model: nn.Module, graph: Graph, inference: Inference, candidate: Candidate, base_prefix: str
+) -> Patch | None:
+    """The views of a refused group with its dim's size left open, if the group is right then."""
+    if inference.groups is None:
+        return None
+    views = _views(inference.groups, candidate)
+    styles = {entry.pattern: entry.style for entry in (*inference.entries.values(), *candidate.entries)}
+    degree = probe_degree([candidate.size, *inference.sizes])
+    if not views or prober(model, graph, base_prefix, views)(styles, degree).verdict is not Verdict.RIGHT:
+        return None
+    needed = _needed(model, graph, base_prefix, views, styles, degree)
+    diff = unfix_views(needed)
+    if not diff:
+        return None
+    unlocks = tuple(sorted({generic(name.rpartition(".")[0]) for name in candidate.parameters}))
+    return Patch("Leave the number of parts to the tensor.", unlocks, diff, tried=True)
+
+
+def _views(groups: Groups, candidate: Candidate) -> dict[Source, int]:
+    """Where the group's dim is made by a view: the dim, counted from the end."""
+    graph = groups.graph
+    found: dict[Source, int] = {}
+    for op in graph.ops:
+        if op.source is None or not isinstance(semantics(Call(graph, op)), Reshape):
+            continue
+        dims = groups.dims.get(op.outputs[0], ())
+        at = [position for position, dim in enumerate(dims) if candidate.atom in inner_leaves(dim)]
+        if len(at) == 1:
+            found.setdefault(op.source, at[0] - len(dims))
+    return found
+
+
+def _needed(
+    model: nn.Module,
+    graph: Graph,
+    base_prefix: str,
+    views: Mapping[Source, int],
+    styles: Mapping[str, str],
+    degree: int,
+) -> dict[Source, int]:
+    """The views without which the group would be refused still."""
+    needed = dict(views)
+    for source in views:
+        fewer = {other: dim for other, dim in needed.items() if other != source}
+        if prober(model, graph, base_prefix, fewer)(styles, degree).verdict is Verdict.RIGHT:
+            needed = fewer
+    return needed
+
+
+def _is_apart(graph: Graph, inference: Inference, module: Module) -> bool:
+    """A weight `[in, out]` in a module that no style for linear layers can stand on: whole, or split by itself only."""
+    pattern = generic(module.path)
+    entry = inference.entries.get(pattern)
+    alone = pattern in inference.unplanned or (entry is not None and entry.style == ALONE)
+    return alone and not is_linear(module) and len(module.parameters) <= 2 and is_transposed(graph, module)
+
+
+def _transposed(model: nn.Module, module: Module) -> Patch | None:
+    owner, _, child = module.path.rpartition(".")
+    diff = as_linear(model.get_submodule(owner), child)
+    if not diff:
+        return None
+    title = "Make it an nn.Linear, which the styles ask for, and transpose its weight in checkpoints."
+    return Patch(title, (generic(module.path),), diff, tried=False)

@@ -1,0 +1,24 @@
+"""Expert-parallel plans: whole experts on each rank instead of a slice of every expert."""
+
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import TpEntry, generic, join
+from shardproof.planner.propagation.expert_dispatch import dispatch_fault, stacked
+
+
+def infer_ep(graph: Graph, base_prefix: str) -> tuple[TpEntry, ...]:
+    """Entries for every module of stacked experts that tokens can be sent to. Keys are relative to the base model."""
+    entries: dict[str, TpEntry] = {}
+    inside = base_prefix + "." if base_prefix else ""
+    for module in graph.modules:
+        pattern = generic(module.path).removeprefix(inside)
+        if pattern in entries or not module.path.startswith(inside) or stacked(graph, module) is None:
+            continue
+        if module.repeats is not None or dispatch_fault(graph, module) is not None:
+            continue
+        for local, _ in module.parameters:
+            name = join(pattern, local)
+            because = f"{stacked(graph, module)} experts stacked along its first dim"
+            entries[name] = TpEntry(name, "grouped_gemm", because)
+        because = "tokens are sent to the rank that holds their expert"
+        entries[pattern] = TpEntry(pattern, "ep_dispatch_experts", because)
+    return tuple(entries.values())

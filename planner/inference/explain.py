@@ -1,0 +1,134 @@
+"""Explain an inference: its groups with the ops that tie and forbid them, and what stays whole."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from shardproof.planner.inference.candidates import PACKED_MOST, blocks_of, inner_leaves
+from shardproof.planner.inference.groups import Atom, Groups
+from shardproof.planner.inference.tensor import Inference
+from shardproof.planner.ir.explanation import Explanation, Group, Left, Member, Tie
+from shardproof.planner.ir.graph import Graph, Op
+from shardproof.planner.ir.placement import R, Shard
+from shardproof.planner.ir.plan import generic, join
+from shardproof.planner.ir.styles import After
+from shardproof.planner.propagation.assign import Assigned, assign
+
+
+def explain(inference: Inference, styles: Mapping[str, str], unplanned: Mapping[str, str], prefix: str) -> Explanation:
+    """Groups and leftovers of a plan (`styles`: keys as the head model sees them)."""
+    if inference.groups is None:
+        return Explanation()
+    groups, graph = inference.groups, inference.groups.graph
+    assigned = assign(graph, styles, base_prefix=prefix)
+    members = _members(groups)
+    ties, found = _ties(groups, set(members)), dict[tuple[object, ...], Group]()
+    for atom, uses in members.items():
+        shown = tuple(dict.fromkeys(Member(generic(use.name), use.dim, use.size, use.blocks) for use in uses))
+        sharded = any(_is_split(assigned, use) for use in uses)
+        if not sharded and min(use.blocks for use in uses) > PACKED_MOST:
+            continue
+        forbids = tuple(dict.fromkeys(_forbids(graph, atom)))
+        reason = "" if sharded or forbids else _reason(inference, assigned, uses)
+        found.setdefault((shown, sharded), Group(atom.size, shown, ties.get(atom, ()), forbids, sharded, reason))
+    weight = _elements_by_pattern(graph)
+    ordered = sorted(found.values(), key=lambda group: -sum(weight[m.parameter] for m in group.members))
+    return Explanation(tuple(ordered), _left(graph, assigned, unplanned))
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A group's dim in one parameter: dim `dim`, of `size`, in `blocks` packed blocks."""
+
+    name: str
+    dim: int
+    size: int
+    blocks: int
+
+
+def _is_split(assigned: Assigned, use: _Use) -> bool:
+    """Whether the group's values stay split behind this parameter: where the output is gathered, they do not."""
+    placement, _ = assigned.parameters.get(use.name, (R, ""))
+    style = assigned.modules.get(use.name.rpartition(".")[0])
+    gathered = style is not None and style[0].after is After.GATHER
+    return isinstance(placement, Shard) and (placement.dim, placement.blocks) == (use.dim, use.blocks) and not gathered
+
+
+def _reason(inference: Inference, assigned: Assigned, uses: list[_Use]) -> str:
+    """Why a group that no op forbids is whole."""
+    if any(isinstance(assigned.parameters.get(use.name, (R,))[0], Shard) for use in uses):
+        default = "its parameters are split along another dim"
+    else:
+        default = "it was not worth a collective"
+    owners = (generic(use.name.rpartition(".")[0]) for use in uses)
+    return next((inference.reasons[owner] for owner in owners if owner in inference.reasons), default)
+
+
+def _members(groups: Groups) -> dict[Atom, list[_Use]]:
+    """Every atom that runs through a parameter used in the trace, with its uses."""
+    graph = groups.graph
+    found: dict[Atom, list[_Use]] = {}
+    for module in graph.modules:
+        for local, number in module.parameters:
+            for position, dim in enumerate(groups.dims.get(number, ())):
+                for atom in inner_leaves(dim):
+                    blocks = blocks_of(dim, atom) or 1
+                    size = graph.values[number].shape[position]
+                    found.setdefault(atom, []).append(_Use(join(module.path, local), position, size, blocks))
+    return found
+
+
+def _ties(groups: Groups, wanted: set[Atom]) -> dict[Atom, tuple[Tie, ...]]:
+    """The ops in which an atom appears in two tensors or more, in the order they ran, alike ones once."""
+    found: dict[Atom, dict[Tie, None]] = {}
+    for op in groups.graph.ops:
+        seen: Counter[Atom] = Counter()
+        for number in dict.fromkeys((*op.inputs, *op.outputs)):
+            seen.update({atom for dim in groups.dims.get(number, ()) for atom in inner_leaves(dim)} & wanted)
+        for atom, times in seen.items():
+            if times > 1:
+                found.setdefault(atom, {})[_tie(op)] = None
+    return {atom: tuple(ties) for atom, ties in found.items()}
+
+
+def _tie(op: Op, why: str = "") -> Tie:
+    return Tie(op.target.rpartition(".")[2], generic(op.module), str(op.source or ""), why)
+
+
+def _forbids(graph: Graph, atom: Atom) -> Iterator[Tie]:
+    for lock in atom.locks:
+        if lock.position >= 0:
+            yield _tie(graph.ops[lock.position], lock.why)
+        else:
+            yield Tie("output", "", "", lock.why)
+
+
+def _elements_by_pattern(graph: Graph) -> Counter[str]:
+    weight: Counter[str] = Counter()
+    for module in graph.modules:
+        for local, number in module.parameters:
+            weight[generic(join(module.path, local))] += prod(graph.values[number].shape)
+    return weight
+
+
+def _left(graph: Graph, assigned: Assigned, unplanned: Mapping[str, str]) -> tuple[Left, ...]:
+    """What the plan leaves whole, a tied parameter once."""
+    elements, size, seen = Counter[str](), Counter[str](), set[int]()
+    for module in graph.modules:
+        for local, number in module.parameters:
+            placement, _ = assigned.parameters.get(join(module.path, local), (R, ""))
+            if number in seen or isinstance(placement, Shard):
+                continue
+            seen.add(number)
+            value = graph.values[number]
+            elements[generic(module.path)] += prod(value.shape)
+            size[generic(module.path)] += prod(value.shape) * _BYTES.get(value.dtype, 4)
+    return tuple(
+        Left(pattern, count, size[pattern], unplanned.get(pattern, _STYLED))
+        for pattern, count in elements.most_common()
+    )
+
+
+_STYLED = "its module's style keeps it whole (a bias is added once, after the sum)"
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1}

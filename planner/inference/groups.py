@@ -1,0 +1,330 @@
+"""Give every tensor dim an identity, and unify identities through every op: dims that must be split together form a group.
+
+A dim is a row-major product of atoms. A view regroups atoms and splits them where it must (4096 -> 32 x 128); a slice or a
+concatenation makes an atom a sequence of blocks (gate | up); every other op ties the dims that share a letter in its rule.
+What an op forbids (softmax over the dim, an index into it, a fixed size) is kept as a reason on the atom.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+from typing import TypeAlias
+
+from shardproof.planner.ir.graph import Graph, Op, Shape
+from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
+
+Dim: TypeAlias = "tuple[Atom, ...]"
+
+
+@dataclass(eq=False)
+class Atom:
+    """A factor of a dim: `size` elements, unified with others by `parent`, refined into `factors` or cut into `blocks`."""
+
+    size: int
+    parent: "Atom | None" = None
+    factors: "tuple[Atom, ...]" = ()
+    blocks: "tuple[Dim, ...]" = ()
+    locks: dict["Lock", None] = field(default_factory=dict)
+    sums: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Why an atom must stay whole: the position of the op, and its reason."""
+
+    position: int
+    why: str
+
+
+def root(atom: Atom) -> Atom:
+    """The representative of an atom's class."""
+    while atom.parent is not None:
+        atom = atom.parent
+    return atom
+
+
+def leaves(dim: Dim) -> Dim:
+    """A dim as its finest factors, outermost first; atoms of size one are left out."""
+    found: list[Atom] = []
+    for atom in dim:
+        top = root(atom)
+        if top.factors:
+            found += leaves(top.factors)
+        elif top.size != 1:
+            found.append(top)
+    return tuple(found)
+
+
+def size_of(dim: Dim) -> int:
+    """Elements along a dim."""
+    return prod(atom.size for atom in dim)
+
+
+def lock(dim: Dim, reason: Lock) -> None:
+    """Forbid splitting any part of a dim."""
+    for atom in leaves(dim):
+        if reason not in atom.locks:
+            atom.locks[reason] = None
+            for block in atom.blocks:
+                lock(block, reason)
+
+
+@dataclass
+class Groups:
+    """The dims of every value of a graph, after unification. `dims[value][i]` is dim `i`."""
+
+    graph: Graph
+    dims: dict[int, tuple[Dim, ...]] = field(default_factory=dict)
+
+    def of(self, number: int) -> tuple[Dim, ...]:
+        """The dims of a value, made fresh where it has none yet."""
+        if number not in self.dims:
+            self.dims[number] = fresh(self.graph.values[number].shape)
+        return self.dims[number]
+
+
+def fresh(shape: Shape) -> tuple[Dim, ...]:
+    """One new atom a dim."""
+    return tuple((Atom(size),) for size in shape)
+
+
+def infer_groups(graph: Graph) -> Groups:
+    """Unify over all ops of a graph; outputs of the model are locked, for its caller takes them whole."""
+    groups = Groups(graph)
+    for position, op in enumerate(graph.ops):
+        _unify_op(groups, position, op)
+    for _, number in graph.outputs:
+        for dim in groups.of(number):
+            lock(dim, Lock(graph.producer.get(number, -1), "the model's output must be whole"))
+    return groups
+
+
+def _unify_op(groups: Groups, position: int, op: Op) -> None:
+    call = Call(groups.graph, op)
+    meaning = semantics(call)
+    inputs = [groups.of(number) for number in op.inputs]
+    outputs = [fresh(shape) for shape in call.results]
+    match meaning:
+        case Einsum():
+            _by_letter(meaning, inputs, outputs, position)
+        case Reshape():
+            outputs = [_regroup(inputs[0], call.results[0], position)]
+        case Narrow():
+            outputs = _cut(meaning, inputs[0], position)
+        case Concat(dim):
+            outputs = [_joined(dim, inputs, call.results[0], position)]
+        case Same() | None:
+            why = "a layer takes and gives whole values" if meaning else f"no rule for {op.target}"
+            for given in _each(inputs):
+                lock(given, Lock(position, why))
+        case Write():
+            outputs = [inputs[0]]
+        case Fresh():
+            pass
+    for number, dims in zip(op.outputs, outputs, strict=True):
+        groups.dims[number] = dims
+
+
+def _each(many: Iterable[tuple[Dim, ...]]) -> Iterator[Dim]:
+    for dims in many:
+        yield from dims
+
+
+def _by_letter(meaning: Einsum, inputs: list[tuple[Dim, ...]], outputs: list[tuple[Dim, ...]], position: int) -> None:
+    first: dict[str, Dim] = {}
+    kept = {letter for letters in meaning.outputs for letter in letters}
+    for letters, dims in zip((*meaning.inputs, *meaning.outputs), (*inputs, *outputs), strict=True):
+        for letter, dim in zip(letters, dims, strict=True):
+            if letter is None or size_of(dim) == 1:
+                continue
+            if letter in first:
+                unify(first[letter], dim, position)
+            first.setdefault(letter, dim)
+    for letter, dim in first.items():
+        if letter in meaning.locked:
+            lock(dim, Lock(position, meaning.why_locked))
+        elif letter not in kept:
+            for atom in leaves(dim):
+                atom.sums.append(position)
+                for block in atom.blocks:
+                    for inner in leaves(block):
+                        inner.sums.append(position)
+
+
+def unify(one: Dim, other: Dim, position: int) -> None:
+    """Make two dims one. A narrower dim (KV heads against query heads) is the outer factor of the wider."""
+    left, right = list(leaves(one)), list(leaves(other))
+    while left and right:
+        a, b = left[0], right[0]
+        if a is b:
+            pass
+        elif a.size == b.size:
+            _merge(a, b, position)
+        elif a.size % b.size == 0 and _split(a, (b.size, a.size // b.size), position):
+            left[:1] = leaves((a,))
+            continue
+        elif b.size % a.size == 0 and _split(b, (a.size, b.size // a.size), position):
+            right[:1] = leaves((b,))
+            continue
+        else:
+            reason = Lock(position, "the same dim is cut in two ways that do not fit")
+            lock(tuple(left), reason)
+            lock(tuple(right), reason)
+            return
+        left.pop(0)
+        right.pop(0)
+
+
+def _merge(a: Atom, b: Atom, position: int) -> None:
+    a, b = root(a), root(b)
+    if a is b:
+        return
+    blocks = a.blocks or b.blocks
+    if a.blocks and b.blocks:
+        if [size_of(x) for x in a.blocks] == [size_of(x) for x in b.blocks]:
+            pairs = list(zip(a.blocks, b.blocks, strict=True))
+            b.parent = a
+            _inherit(a, b)
+            for x, y in pairs:
+                unify(x, y, position)
+            return
+        reason = Lock(position, "the same dim is cut into blocks in two ways")
+        lock((a,), reason)
+        lock((b,), reason)
+        return
+    added = tuple(b.locks if a.blocks else a.locks)  # the blocks have those of their own atom already
+    b.parent = a
+    a.blocks = blocks
+    _inherit(a, b)
+    for reason in added if blocks else ():
+        for block in blocks:
+            lock(block, reason)
+
+
+def _inherit(a: Atom, b: Atom) -> None:
+    a.locks |= b.locks
+    a.sums += b.sums
+
+
+def _split(atom: Atom, sizes: tuple[int, ...], position: int) -> bool:
+    """Refine an atom into factors, outermost first; an atom already cut into blocks cannot be."""
+    atom = root(atom)
+    if atom.blocks:
+        reason = Lock(position, "a dim that is cut into blocks is also split into factors")
+        lock((atom,), reason)
+        return False
+    atom.factors = tuple(Atom(size, locks=dict(atom.locks), sums=list(atom.sums)) for size in sizes)
+    return True
+
+
+def _regroup(dims: tuple[Dim, ...], result: Shape, position: int) -> tuple[Dim, ...]:
+    """A row-major view: the same atoms in other groups, split where a new border falls inside one."""
+    rest = [atom for dim in dims for atom in leaves(dim)]
+    made: list[Dim] = []
+    for size in result:
+        taken: list[Atom] = []
+        while (have := prod(atom.size for atom in taken)) < size and rest:
+            atom = rest.pop(0)
+            missing = size // have
+            if missing % atom.size and not _fits(atom, missing, rest, position):
+                lock((atom, *rest), Lock(position, "a view cuts across this dim"))
+                return fresh_locked(result, position)
+            taken += [atom] if missing % atom.size == 0 else [rest.pop(0)]
+        made.append(tuple(taken) if taken else (Atom(1),))
+    return tuple(made)
+
+
+def _fits(atom: Atom, missing: int, rest: list[Atom], position: int) -> bool:
+    """Split an atom so that `missing` elements come first, and put the parts back."""
+    if atom.size % missing or not _split(atom, (missing, atom.size // missing), position):
+        return False
+    rest[:0] = leaves((atom,))
+    return True
+
+
+def fresh_locked(shape: Shape, position: int) -> tuple[Dim, ...]:
+    """New dims of which nothing is known but that they cannot be split."""
+    dims = fresh(shape)
+    for dim in dims:
+        lock(dim, Lock(position, "its origin was lost in a view that cuts across dims"))
+    return dims
+
+
+def _cut(meaning: Narrow, dims: tuple[Dim, ...], position: int) -> list[tuple[Dim, ...]]:
+    """Slices of one dim: its outermost atom becomes blocks, where the cuts fit it."""
+    dim = dims[meaning.dim]
+    size = size_of(dim)
+    parts: list[Dim] = []
+    if meaning.lengths == (size,):
+        parts = [dim]
+    else:
+        atoms = leaves(dim)
+        inner = prod(atom.size for atom in atoms[1:])
+        bounds = {*meaning.starts, *(s + n for s, n in zip(meaning.starts, meaning.lengths, strict=True))}
+        if (
+            not atoms
+            or any(bound % inner for bound in bounds)
+            or not _into_blocks(atoms[0], {b // inner for b in bounds}, position)
+        ):
+            lock(dim, Lock(position, "a slice by position cuts across this dim"))
+            parts = [(Atom(length),) for length in meaning.lengths]
+        else:
+            for start, length in zip(meaning.starts, meaning.lengths, strict=True):
+                parts.append((*_blocks_between(atoms[0], start // inner, (start + length) // inner), *atoms[1:]))
+    return [(*dims[: meaning.dim], part, *dims[meaning.dim + 1 :]) for part in parts]
+
+
+def _into_blocks(atom: Atom, bounds: set[int], position: int) -> bool:
+    """Cut an atom at `bounds` (and where it is cut already); false where a bound falls inside a block that has factors."""
+    if not atom.blocks:
+        borders = sorted({0, atom.size} | bounds)
+        if len(borders) == 2:
+            return True
+        atom.blocks = tuple((Atom(b - a, locks=dict(atom.locks), sums=list(atom.sums)),) for a, b in pairwise(borders))
+        return True
+    made: list[Dim] = []
+    start = 0
+    for block in atom.blocks:
+        stop = start + size_of(block)
+        inside = sorted(b for b in bounds if start < b < stop)
+        if not inside:
+            made.append(block)
+        else:
+            parts = leaves(block)
+            if len(parts) != 1 or not _into_blocks(parts[0], {b - start for b in inside}, position):
+                return False
+            made += parts[0].blocks
+        start = stop
+    atom.blocks = tuple(made)
+    return True
+
+
+def _blocks_between(atom: Atom, start: int, stop: int) -> Dim:
+    if not atom.blocks:
+        return (atom,)
+    chosen: list[Dim] = []
+    at = 0
+    for block in atom.blocks:
+        if start <= at < stop:
+            chosen.append(block)
+        at += size_of(block)
+    if len(chosen) == 1:
+        return chosen[0]
+    return (Atom(stop - start, blocks=tuple(chosen)),)
+
+
+def _joined(dim: int, inputs: list[tuple[Dim, ...]], result: Shape, position: int) -> tuple[Dim, ...]:
+    """A concatenation: blocks along `dim`, one identity along the others."""
+    full = [dims for dims in inputs if len(dims) == len(result) and all(size_of(d) for d in dims)]
+    made: list[Dim] = []
+    for axis in range(len(result)):
+        parts = [dims[axis] for dims in full]
+        if axis != dim:
+            for part in parts[1:]:
+                unify(parts[0], part, position)
+            made.append(parts[0])
+        else:
+            made.append(parts[0] if len(parts) == 1 else (Atom(result[axis], blocks=tuple(parts)),))
+    return tuple(made)

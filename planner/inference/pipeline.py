@@ -1,0 +1,192 @@
+"""Read a pipeline plan off the computation: the children that the hidden states run through, in the order they ran.
+
+Which modules, and in which order, comes from the trace; which of their arguments matter, from dataflow (what derives from
+parameters, the hidden states, and from the caller's inputs, ids and masks); what the arguments and results are called, from
+the modeling source at the call.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from inspect import signature
+
+import torch
+from torch import nn
+
+from shardproof.planner.inference.call_sites import Site, call_sites
+from shardproof.planner.inputs.example import example_inputs
+from shardproof.planner.ir.dataflow import Cut, Live, Role, derived, given, live_across, read_behind, stream
+from shardproof.planner.ir.graph import Graph, ModuleCall
+from shardproof.planner.ir.plan import PpEntry
+from shardproof.planner.loading.load import base_prefix
+from shardproof.planner.tracing.layer_stack import layer_stack, members, same_member
+from shardproof.planner.tracing.trace import TraceError, trace
+
+
+def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...], tuple[PpEntry, ...]]:
+    """The pipeline plan of a traced model.
+
+    Args:
+        model: on the meta device.
+        graph: its single-device program.
+
+    Returns:
+        Entries for the base model's config (relative to the base model) and for the head class.
+    """
+    masked = _with_mask(model, graph)
+    prefix = base_prefix(model)
+    flow = _Flow(masked, stream(masked), given(masked))
+    stack = _stack(model, masked)
+    base, head = [], []
+    paths = _on_the_path(model, flow, stack)
+    ran = [one for path in paths for one in members(model, path)]
+    flow = replace(flow, stream=flow.stream | _made_in(masked, ran))
+    for path in paths:
+        entry = _entry(model, flow, path)
+        if prefix and not path.startswith(prefix + "."):
+            head.append(entry)
+        else:
+            base.append(PpEntry(path.removeprefix(prefix + ".") if prefix else path, entry.inputs, entry.outputs))
+    return tuple(base), tuple(head)
+
+
+def cut_nowhere(model: nn.Module, graph: Graph, base: tuple[PpEntry, ...]) -> str | None:
+    """Why no cut between the layers can be made, where that is so: a plan would promise stages that there are not."""
+    prefix = base_prefix(model)
+    paths = [f"{prefix}.{entry.module}" if prefix else entry.module for entry in base]
+    stack = layer_stack(model, paths)
+    if stack is None:
+        return "no ModuleList holds the layers, between the members of which stages are cut"
+    owner = stack.rpartition(".")[0]
+    if isinstance(model.get_submodule(owner), nn.ModuleList):
+        return f"the layers lie in the lists of {owner}, and stages are cut between the members of one list"
+    if (twice := same_member(model, stack)) is not None:
+        return f"{stack}.{twice[0]} and {stack}.{twice[1]} are one module, which cannot be on one stage alone"
+    depth, before = len(list(model.get_submodule(stack).children())), tuple(paths[: paths.index(stack)])
+    first: Live | None = None
+    for number in range(1, depth):
+        missed = next(
+            (live for live in live_across(graph, Cut(stack, number, before)) if live.role is Role.MISSED), None
+        )
+        if missed is None:
+            return None
+        first = first or missed
+    if first is None:
+        return None
+    made = graph.ops[first.made].module if first.made is not None else graph.values[first.value].name
+    used = graph.ops[first.used]
+    return (
+        f"{stack} can be cut nowhere: what {made or 'the model'} makes is needed behind every cut, by {used.target} in "
+        f"{used.module or 'the model'}, and no argument of a layer brings it"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """A graph with what its values derive from: `stream` from parameters, `given` from the caller's inputs."""
+
+    graph: Graph
+    stream: frozenset[int]
+    given: frozenset[int]
+
+    def matters(self, number: int) -> bool:
+        """Whether a stage could not make this value by itself."""
+        return number in self.stream or number in self.given
+
+
+def _made_in(graph: Graph, paths: Iterable[str]) -> frozenset[int]:
+    """What these modules give, from parameters or not: a stage without the module cannot make it."""
+    listed = set(paths)
+    return frozenset(number for call in graph.calls if call.module in listed for number in call.outputs)
+
+
+def _with_mask(model: nn.Module, graph: Graph) -> Graph:
+    """The program with padding masks (a decoder's beside an encoder's), so that what derives from them is seen; the given one
+    where that cannot be traced.
+    """
+    names = signature(model.forward).parameters
+    if "attention_mask" not in names:
+        return graph
+    inputs = example_inputs(model)
+    masks = {"attention_mask": _mask_of(next(iter(inputs.values())))}
+    if "decoder_attention_mask" in names and "decoder_input_ids" in inputs:
+        masks["decoder_attention_mask"] = _mask_of(inputs["decoder_input_ids"])
+    try:
+        return trace(model, {**inputs, **masks})
+    except TraceError:
+        return graph
+
+
+def _mask_of(ids: torch.Tensor) -> torch.Tensor:
+    return torch.empty(ids.shape, dtype=torch.long, device="meta")
+
+
+def _stack(model: nn.Module, graph: Graph) -> str:
+    """The path of the layers: of the module lists that tokens must pass on their way to the result, the one with the most
+    parameters. A vision tower may hold more, but tokens do not run through it.
+    """
+    ran = {call.module.rpartition(".")[0] for call in graph.calls}
+    lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and path in ran]
+    inputs = dict(graph.inputs)
+    tokens = [inputs[name] for name in ("decoder_input_ids", "input_ids") if name in inputs][:1]
+    results = {number for _, number in graph.outputs}
+    passed = [path for path in lists if results.isdisjoint(derived(graph, tokens, without=path))] if tokens else lists
+    return layer_stack(model, passed or lists) or ""
+
+
+def _on_the_path(model: nn.Module, flow: _Flow, stack: str) -> list[str]:
+    """Children of every module from the root down to the layers' owner, in the order they first ran, whose results carry
+    the stream. A module that holds the layers is opened, not listed; one that runs on both sides of the layers is left to
+    every stage.
+    """
+    parts = stack.split(".")[:-1]
+    opened = {".".join(parts[:count]) for count in range(len(parts) + 1)}
+    found: dict[str, list[int]] = {}
+    for position, call in enumerate(flow.graph.calls):
+        path = _listed(model, call.module, opened)
+        if path is not None and any(number in flow.stream for number in call.outputs):
+            found.setdefault(path, []).append(position)
+    layers = found.get(stack, [0])
+    return [
+        path
+        for path, at in found.items()
+        if path == stack or not (at[0] < layers[0] and (layers[-1] < at[-1] or read_behind(flow.graph, path, stack)))
+    ]
+
+
+def _listed(model: nn.Module, module: str, opened: set[str]) -> str | None:
+    """The child that a call belongs to: the module itself, or the module list whose member it is."""
+    owner = module.rpartition(".")[0]
+    if not module or module in opened:
+        return None
+    if owner in opened:
+        return module
+    is_list = owner and isinstance(model.get_submodule(owner), nn.ModuleList)
+    return owner if is_list and owner.rpartition(".")[0] in opened else None
+
+
+def _entry(model: nn.Module, flow: _Flow, path: str) -> PpEntry:
+    owner, _, child = path.rpartition(".")
+    ran = set(members(model, path))
+    calls = [call for call in flow.graph.calls if call.module in ran]
+    sites = call_sites(type(model.get_submodule(owner)), child)
+    module = model.get_submodule(calls[0].module)
+    inputs = dict.fromkeys(name for call in calls for name in _inputs(flow, module, call, sites))
+    outputs = next((site.outputs for site in sites if site.outputs), ())
+    return PpEntry(path, tuple(inputs), outputs[: _results(flow, calls)] or tuple(inputs)[:1])
+
+
+def _results(flow: _Flow, calls: Iterable[ModuleCall]) -> int:
+    """How many results of a child carry the stream, at least one."""
+    return max(1, *(sum(number in flow.stream for number in call.outputs) for call in calls))
+
+
+def _inputs(flow: _Flow, module: nn.Module, call: ModuleCall, sites: Iterable[Site]) -> list[str]:
+    """The names of the arguments that matter: at the call where they are passed by position, else the forward's own."""
+    own = list(signature(type(module).forward).parameters)[1:]
+    shown: dict[str, str] = {}
+    for site in sites:
+        for name, called in zip(own, site.positional, strict=False):
+            if called is not None:
+                shown.setdefault(name, called)
+    passed = [name for name, number in call.arguments if flow.matters(number)] or [name for name, _ in call.arguments]
+    return list(dict.fromkeys(shown.get(name, name) for name in passed))

@@ -1,0 +1,123 @@
+"""From a model to a plan, in one call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from shardproof.planner.inference.code_changes import find_patches
+from shardproof.planner.inference.experts import infer_ep
+from shardproof.planner.inference.explain import explain
+from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
+from shardproof.planner.inference.probe import prober
+from shardproof.planner.inference.tensor import Inference, infer_tp, probe_degree
+from shardproof.planner.ir.degrees import degrees_within
+from shardproof.planner.ir.explanation import Explanation
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import Plan, TpEntry, join
+from shardproof.planner.loading.load import LoadedModel, load, reads_config_plan
+from shardproof.planner.loading.plan_owners import plan_owners
+from shardproof.planner.propagation.assign import assign, sharded_share
+from shardproof.planner.propagation.limits import limits
+from shardproof.planner.propagation.propagate import propagate
+from shardproof.planner.tracing.programs import local_program, on_meta, subject_of
+from shardproof.planner.tracing.rank_program import IndivisibleError
+from shardproof.planner.tracing.trace import TraceError
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A plan, and what is known of it.
+
+    `degrees` are the tensor-parallel degrees that the sizes allow (`verify.proof.degrees.legal_degrees` says what forbids the
+    others); `sharded_fraction` is the share of parameter bytes that the plan shards; `notes` are the assumptions of the trace.
+    `owners` are the config classes that the entries belong to, by path in the base model.
+    """
+
+    plan: Plan
+    degrees: tuple[int, ...]
+    sharded_fraction: float
+    graph: Graph
+    notes: tuple[str, ...] = ()
+    explanation: Explanation | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+
+def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
+    """Infer the plan of a model from its computation.
+
+    Args:
+        model: a loaded model, or a reference (a model type, a config.json, a checkpoint folder, a Hub id, `file.py:Class`).
+        why: explain it too: groups, what stays whole, patches of the modeling code that would change that.
+
+    Raises:
+        LoadError: the reference names no model.
+        TraceError: the model's forward cannot be run without data; says where it stopped.
+    """
+    loaded = load(model) if isinstance(model, str) else model
+    subject = subject_of(on_meta(loaded))
+    built, graph, prefix = subject.model, subject.graph, subject.prefix
+    inference = infer_tp(graph, prober(built, graph, prefix), prefix)
+    pipeline, head_pipeline = infer_pipeline(built, graph)
+    uncut = cut_nowhere(built, graph, pipeline)
+    if uncut is not None:
+        pipeline, head_pipeline = (), ()
+    plan = replace(
+        _split_by_owner(inference, prefix, in_config=reads_config_plan(built)), pp=pipeline, head_pp=head_pipeline
+    )
+    plan = _with_experts(plan, infer_ep(graph, prefix), prefix)
+    legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
+    owners = {path: kind.__name__ for path, kind in plan_owners(built).items()}
+    explanation = _explanation(built, graph, inference, plan, prefix) if why else None
+    notes = graph.notes if uncut is None else (*graph.notes, f"there is no pipeline plan: {uncut}")
+    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, notes, explanation, owners)
+
+
+def _with_experts(plan: Plan, ep: tuple[TpEntry, ...], prefix: str) -> Plan:
+    """The plan with its expert plan; what stays whole without that says so."""
+    dispatched = {join(prefix, entry.pattern) for entry in ep}
+    unplanned = {
+        pattern: f"{reason}; the expert plan shards it" if pattern in dispatched else reason
+        for pattern, reason in plan.unplanned.items()
+    }
+    return replace(plan, ep=ep, unplanned=unplanned)
+
+
+def _explanation(built: nn.Module, graph: Graph, inference: Inference, plan: Plan, prefix: str) -> Explanation | None:
+    if inference.groups is None:
+        return None
+    patches = find_patches(built, graph, inference, prefix)
+    return replace(explain(inference, plan.styles(prefix), plan.unplanned, prefix), patches=patches)
+
+
+def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Plan:
+    """Entries below the base model go to its config, relative to it; the others, or all where no config's plan is read, to
+    the head class.
+    """
+    inside = prefix + "." if prefix else ""
+    base = [entry for pattern, entry in inference.entries.items() if in_config and pattern.startswith(inside)]
+    head = [entry for entry in inference.entries.values() if entry not in base]
+    return Plan(
+        tp=tuple(TpEntry(entry.pattern.removeprefix(inside), entry.style, entry.because) for entry in base),
+        head_tp=tuple(head),
+        unplanned=inference.unplanned,
+    )
+
+
+def degrees(built: nn.Module, graph: Graph, plan: Plan, prefix: str, start: int) -> tuple[int, ...]:
+    """Every degree that the sizes allow, read off the plan's per-rank program at the degree `start`; 1 alone where that is
+    not right.
+    """
+    if not (plan.tp or plan.head_tp):
+        return (1,)
+    assigned = assign(graph, plan.styles(prefix), base_prefix=prefix)
+    try:
+        ran = propagate(graph, local_program(built, assigned, start), assigned, start)
+    except (IndivisibleError, TraceError):
+        return (1,)
+    return (1,) if ran.stuck else degrees_within(limits(ran, assigned)).legal
+
+
+def sharded_fraction(graph: Graph, plan: Plan, prefix: str) -> float:
+    """Share of parameter bytes that a plan shards in Transformers."""
+    return sharded_share(graph, assign(graph, plan.styles(prefix), base_prefix=prefix))

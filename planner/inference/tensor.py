@@ -1,0 +1,232 @@
+"""Read a tensor-parallel plan off the groups, then let the per-rank program dispose of what it cannot bear.
+
+1. Vocabulary tables, and the heads tied to them, are split over their rows.
+2. Every group that nothing forbids asks for a shard of each parameter that it runs through; the styles are searched (as data)
+   for those that lay the parameters out just so.
+3. The proposal is run as a per-rank program and related to the single-device program. A group in which that gets stuck is
+   given up, with the reason (a head count written into a view, say).
+4. The backward pass tells which replicated parameters need their gradient summed.
+5. Large matrices that are left are split with their output gathered.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from shardproof.planner.inference.candidates import Candidate, find_candidates
+from shardproof.planner.inference.groups import Groups, infer_groups
+from shardproof.planner.inference.matrices import large_leftovers
+from shardproof.planner.inference.probe import Probe, Verdict
+from shardproof.planner.inference.reasons import locked
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import TpEntry, generic, join
+from shardproof.planner.propagation.assign import automatic
+from shardproof.planner.propagation.backward import GradientFault
+
+
+@dataclass
+class Inference:
+    """The outcome: entries as the head model sees them, why the rest stays whole, the sizes that degrees must divide."""
+
+    entries: dict[str, TpEntry] = field(default_factory=dict)
+    unplanned: dict[str, str] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
+    refused: list[Candidate] = field(default_factory=list)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    groups: Groups | None = None
+
+
+Prober: TypeAlias = Callable[[Mapping[str, str], int], Probe]
+
+
+def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
+    """Infer the plan of a traced model.
+
+    Args:
+        graph: the single-device program.
+        probe: runs a proposal (entry -> style, degree) as a per-rank program and says where it breaks.
+        base_prefix: where the head model holds its base model.
+    """
+    groups = infer_groups(graph)
+    result = Inference(groups=groups)
+    reasons: dict[str, str] = {}
+    without_style: dict[str, str] = {}
+    _add_tables(groups, result, probe, reasons, set(automatic(graph, base_prefix)))
+    tables = dict(result.entries)
+    candidates = _consistent(find_candidates(groups, without_style), result, reasons)
+    while True:
+        candidates = _settle(candidates, result, probe, reasons)
+        result.entries = tables | {entry.pattern: entry for c in candidates for entry in c.entries}
+        result.sizes = [candidate.size for candidate in candidates]
+        left = _add_gradient_rules(result, probe)
+        if left is None or not candidates:
+            break
+        candidates = _without(candidates, left, reasons)
+    reasons = without_style | reasons
+    _add_gathered(groups, result, probe, reasons)
+    result.reasons, result.unplanned = reasons, _unplanned(groups, result, reasons)
+    return result
+
+
+def _without(candidates: list[Candidate], fault: GradientFault, reasons: dict[str, str]) -> list[Candidate]:
+    """Give up the group that leaves a gradient partial for which no style has a sum."""
+    module = fault.root.module if fault.root is not None else fault.parameter.rpartition(".")[0]
+    where = f" ({fault.root.source})" if fault.root is not None else ""
+    blamed = _blamed(candidates, Probe(Verdict.WRONG, module=module))
+    for entry in blamed.entries:
+        reasons.setdefault(entry.pattern, f"no style sums the gradient of {fault.parameter} over the ranks{where}")
+    return [candidate for candidate in candidates if candidate is not blamed]
+
+
+def _consistent(candidates: list[Candidate], result: Inference, reasons: dict[str, str]) -> list[Candidate]:
+    """One style a pattern: a group that wants another style for a pattern than a larger group gives way."""
+    kept: list[Candidate] = []
+    styles = _styles(result.entries.values())
+    for candidate in candidates:
+        clash = next((e for e in candidate.entries if styles.get(e.pattern, e.style) != e.style), None)
+        if clash is None:
+            kept.append(candidate)
+            styles |= _styles(candidate.entries)
+        else:
+            for entry in candidate.entries:
+                reasons.setdefault(entry.pattern, f"{clash.pattern} is already {styles[clash.pattern]}")
+    return kept
+
+
+def _settle(candidates: list[Candidate], result: Inference, probe: Prober, reasons: dict[str, str]) -> list[Candidate]:
+    """Give up groups until the per-rank program relates to the single-device program."""
+    chosen = list(candidates)
+    while chosen:
+        degree = probe_degree([candidate.size for candidate in chosen])
+        proposal = _styles((*result.entries.values(), *(entry for c in chosen for entry in c.entries)))
+        found = probe(proposal, degree)
+        if found.verdict is Verdict.RIGHT:
+            return chosen
+        blamed = _blamed(chosen, found)
+        result.refused.append(blamed)
+        for entry in blamed.entries:
+            reasons.setdefault(entry.pattern, found.reason)
+        chosen = [c for c in chosen if c is not blamed and not _shares(c, blamed)]
+    return []
+
+
+def _styles(entries: Iterable[TpEntry]) -> dict[str, str]:
+    return {entry.pattern: entry.style for entry in entries}
+
+
+def _shares(one: Candidate, other: Candidate) -> bool:
+    return bool({e.pattern for e in one.entries} & {e.pattern for e in other.entries})
+
+
+def _blamed(chosen: list[Candidate], found: Probe) -> Candidate:
+    """The group whose entry is at fault, else the one closest in the module tree, else the smallest."""
+    for candidate in chosen:
+        if found.entry in {entry.pattern for entry in candidate.entries}:
+            return candidate
+    near = generic(found.module)
+
+    def distance(candidate: Candidate) -> int:
+        return max(_common(entry.pattern, near) for entry in candidate.entries)
+
+    return max(reversed(chosen), key=distance)
+
+
+def _common(one: str, other: str) -> int:
+    count = 0
+    for a, b in zip(one.split("."), other.split("."), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def probe_degree(sizes: Iterable[int]) -> int:
+    """The smallest degree above one that divides the most sizes."""
+    sizes = list(sizes)
+    return max((2, 3, 5, 7), key=lambda degree: (sum(size % degree == 0 for size in sizes), -degree))
+
+
+def _add_tables(groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str], unasked: Set[str]) -> None:
+    """Split the tables that are looked up by row, and the heads tied to them. Those of `unasked` the client splits without an
+    entry: where that is wrong, they get the entry that keeps them whole.
+    """
+    proposals = large_leftovers(groups, result.entries, reasons, sizes=(), tables=True)
+    proposals.sort(key=lambda entries: not any(entry.pattern in unasked for entry in entries))
+    _add_agreed(proposals, result, probe, reasons, unasked)
+
+
+def _add_gathered(groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str]) -> None:
+    """Split the linear layers that are worth it by themselves, their output gathered."""
+    proposals = large_leftovers(groups, result.entries, reasons, sizes=result.sizes, tables=False)
+    _add_agreed(proposals, result, probe, reasons)
+
+
+def _add_agreed(
+    proposals: list[list[TpEntry]],
+    result: Inference,
+    probe: Prober,
+    reasons: dict[str, str],
+    unasked: Set[str] = frozenset(),
+) -> None:
+    """All proposals together where the probe agrees, else one at a time."""
+    degree = probe_degree(result.sizes or [2])
+    together = [entry for entries in proposals for entry in entries]
+    if not together or probe(_styles((*result.entries.values(), *together)), degree).verdict is Verdict.RIGHT:
+        result.entries |= {entry.pattern: entry for entry in together}
+        return
+    for entries in proposals:
+        found = probe(_styles((*result.entries.values(), *entries)), degree)
+        if found.verdict is Verdict.RIGHT:
+            result.entries |= {entry.pattern: entry for entry in entries}
+            continue
+        for entry in entries:
+            reasons.setdefault(entry.pattern, found.reason)
+            if entry.pattern in unasked:
+                because = f"kept whole, for the client splits it where no entry stands: {found.reason}"
+                result.entries[entry.pattern] = TpEntry(entry.pattern, "replicate", because)
+
+
+def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | None:
+    """Give every parameter whose gradient stays partial the style that sums it; one that no style helps is returned."""
+    degree = probe_degree(result.sizes or [2])
+    found = probe(_styles(result.entries.values()), degree)
+    while found.gradients:
+        fault = found.gradients[-1]
+        entry, found = _gradient_rule(_styles(result.entries.values()), fault, found, probe, degree)
+        if entry is None:
+            return fault
+        result.entries[entry.pattern] = entry
+    return None
+
+
+def _gradient_rule(
+    styles: Mapping[str, str], fault: GradientFault, found: Probe, probe: Prober, degree: int
+) -> tuple[TpEntry | None, Probe]:
+    """A rule for one parameter after which it is no longer at fault, and what is left then."""
+    pattern = generic(fault.parameter.rpartition(".")[0])
+    if fault.code != "TP207" or pattern in styles:
+        return None, found
+    for style in ("replicated_with_grad_allreduce", "mla_kv_a_proj"):
+        after = probe({**styles, pattern: style}, degree)
+        if after.verdict is Verdict.RIGHT and all(
+            generic(f.parameter) != generic(fault.parameter) for f in after.gradients
+        ):
+            where = f" ({fault.root.source})" if fault.root is not None else ""
+            because = (
+                f"whole on every rank, but each sees only its own shard's gradient{where}: the gradients are summed"
+            )
+            return TpEntry(pattern, style, because), after
+    return None, found
+
+
+def _unplanned(groups: Groups, result: Inference, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Every module pattern with parameters that no entry shards, and why."""
+    found: dict[str, str] = {}
+    for module in groups.graph.modules:
+        pattern = generic(module.path)
+        covered = pattern in result.entries or any(
+            generic(join(module.path, n)) in result.entries for n, _ in module.parameters
+        )
+        if module.parameters and not covered and pattern not in found:
+            found[pattern] = reasons.get(pattern) or locked(groups, module)
+    return found

@@ -1,0 +1,124 @@
+"""What a model is given: the arguments that its own forward names, as tensors on the meta device.
+
+Which arguments there are is read off the signature, their shapes off the config. Where it can be told how images and sounds go
+in (`planner.inputs.media`), they do, so that towers take part; some models want them in another form, so there is a list of
+attempts, fullest first.
+A trace takes them as they are, in sizes no model's dims are likely to have; `planner.inputs.numbers` fills them for a run.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from shardproof.planner.inputs.media import media, number
+
+Inputs: TypeAlias = dict[str, Tensor]
+
+MANY = 12
+"""Rows for a model that folds the batch (codebooks): divisible by all small counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Rows, tokens, and tokens of the decoder of an encoder-decoder."""
+
+    rows: int = 3
+    length: int = 17
+    targets: int = 11
+
+
+TRACED = Sizes()
+
+_taken: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+
+
+def example_inputs(model: nn.Module, sizes: Sizes = TRACED) -> Inputs:
+    """The inputs of a trace, on the meta device: those that `trace` found the model to take, else the fullest."""
+    every = attempts(model, sizes)
+    return every[min(_taken.get(model, 0), len(every) - 1)]
+
+
+def take(model: nn.Module, attempt: int) -> None:
+    """Remember the attempt that the model's forward takes."""
+    _taken[model] = attempt
+
+
+def taken(model: nn.Module) -> int | None:
+    """The attempt that the model's forward takes; None where it was not traced yet."""
+    return _taken.get(model)
+
+
+def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
+    """The arguments that take token ids, each with a length of its own in tokens."""
+    names = inspect.signature(model.forward).parameters
+    found = {"input_ids": sizes.length} if "input_ids" in names else {}
+    if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
+        found["decoder_input_ids"] = sizes.targets
+    return found
+
+
+def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
+    """Inputs to try in order; empty for a model that takes neither tokens, nor images or sounds, nor states."""
+    names = inspect.signature(model.forward).parameters
+    config = model.config
+    assert isinstance(config, PreTrainedConfig)
+    tokens: Inputs = {name: _ids(sizes.rows, length) for name, length in token_inputs(model, sizes).items()}
+    found = [tokens | _told_apart(form, names, sizes) | form for form in media(config, names, sizes.rows)]
+    found += [tokens | states for states in _states(config, names, sizes)]
+    if tokens:
+        found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]
+    return [_placed(config, names, form) | form for form in found]
+
+
+def caching(model: nn.Module, wanted: bool) -> dict[str, bool]:
+    """Ask for a cache or for none, where the forward knows of one, or hands what it does not name to a model that does."""
+    names = inspect.signature(type(model).forward).parameters
+    known = "use_cache" in names
+    if not known and any(one.kind is one.VAR_KEYWORD for one in names.values()):
+        known = any("use_cache" in inspect.signature(kind.forward).parameters for kind in _kinds_of_models(model))
+    return {"use_cache": wanted} if known else {}
+
+
+def _kinds_of_models(model: nn.Module) -> set[type[PreTrainedModel]]:
+    return {type(module) for module in model.modules() if isinstance(module, PreTrainedModel)}
+
+
+def _ids(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.long, device="meta")
+
+
+def _told_apart(form: Inputs, names: Mapping[str, inspect.Parameter], sizes: Sizes) -> Inputs:
+    """The kind of every token, where images come with a grid and the forward names the kinds."""
+    wanted = "mm_token_type_ids" in names and "image_grid_thw" in form
+    return {"mm_token_type_ids": _ids(sizes.rows, sizes.length)} if wanted else {}
+
+
+def _placed(config: PreTrainedConfig, names: Mapping[str, inspect.Parameter], form: Inputs) -> Inputs:
+    """Where every token stands on its page, for a model of documents."""
+    if "bbox" not in names or "input_ids" not in form:
+        return {}
+    return {"bbox": _ids(*form["input_ids"].shape, number(config, "dim_bbox") or 4)}
+
+
+def _states(config: PreTrainedConfig, names: Mapping[str, inspect.Parameter], sizes: Sizes) -> Iterator[Inputs]:
+    """What another model saw: for a decoder that attends to it in some layers, or for a model that takes nothing else."""
+    width = number(config, "cross_attention_hidden_size", "hidden_size", "d_model")
+    if "cross_attention_states" in names and "pixel_values" not in names and width:
+        yield {"cross_attention_states": torch.empty((sizes.rows, sizes.targets, width), device="meta")}
+    if {"input_ids", "decoder_input_ids"} & set(names) or not width:
+        return
+    seen = number(config, "encoder_hidden_size") or width
+    whole = {name: torch.empty((sizes.rows, sizes.length, width), device="meta") for name in _OWN if name in names}
+    other = {name: torch.empty((sizes.rows, sizes.targets, seen), device="meta") for name in _OTHER if name in names}
+    for name, value in whole.items():
+        yield from ({name: value} | other, {name: value}) if other else ({name: value},)
+
+
+_OWN = ("hidden_states", "inputs_embeds", "query_embeds")
+_OTHER = ("encoder_hidden_states",)

@@ -1,0 +1,153 @@
+"""Images, films and sounds as a model takes them: tensors on the meta device, in every form that its forward may mean.
+
+Which there are is read off the signature, in the words of Transformers' API (`pixel_values`, `input_features`, ...), and their
+sizes off the config. What code reads as data (a grid, a mask) is a real tensor. Where a config does not tell a size, or a word
+stands for several forms, each is yielded, fullest first: who asks tries them.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from shardproof.planner.loading.config_fields import field_of
+
+TILES = 3
+"""Parts of an image that is given whole and cut by the smallest grid there is, of two tiles."""
+SIDE = 224
+"""Pixels of a side, where the config does not tell: what the image models of Transformers were trained on."""
+FRAMES = 256
+"""Spectra of a sound, where the config does not tell."""
+SAMPLES = 6400
+"""Samples of a sound that is given as a wave: 20 windows of the usual stride of 320."""
+
+
+def media(config: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
+    """Everything beside tokens that arguments of these names take, for so many rows; first all kinds at once."""
+    kinds = [list(kind(config, names, rows)) for kind in (_images, _films, _sounds)]
+    present = [forms for forms in kinds if forms]
+    if len(present) > 1:
+        for together in product(*present):
+            yield {name: value for form in together for name, value in form.items()}
+    for forms in present:
+        yield from forms
+
+
+def number(config: PreTrainedConfig, *names: str) -> int:
+    """The first of these fields that the config has; of a pair (height, width) the first. 0 where there is none."""
+    for name in names:
+        value = field_of(config, name)
+        value = value[0] if isinstance(value, tuple | list) and value else value
+        if type(value) is int:
+            return value
+    return 0
+
+
+def _images(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
+    """Images, as pixels or as rows of flattened patches with a grid."""
+    config = _part(whole, ("patch_size",), ("hidden_size", "embed_dim"))
+    if "grid_thw" in names:
+        yield from _gridded(
+            config or whole, "hidden_states" if "hidden_states" in names else "pixel_values", "grid_thw", rows
+        )
+    if "pixel_values" not in names:
+        return
+    config = config or _part(whole, ("num_channels", "in_channels", "in_chans")) or whole
+    if "image_grid_thw" in names:
+        yield from _gridded(config, "pixel_values", "image_grid_thw", rows)
+        return
+    yield from _pixels(config, names, rows)
+
+
+def _pixels(config: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
+    channels, patch = _channels(config), number(config, "patch_size")
+    size = number(config, "image_size") or 4 * patch or SIDE
+    even = patch * max(4, size // patch // 4 * 4) if patch else size  # patches are merged by 2 or 4 a side
+    for side in dict.fromkeys((size, even)):
+        if "image_sizes" in names:
+            sides = torch.tensor([[side, side]] * rows)
+            for images in ((rows,), (rows, TILES)):
+                yield {"pixel_values": _floats(*images, channels, side, side), "image_sizes": sides}
+        for images in ((rows,), (rows, 2)):
+            yield {"pixel_values": _floats(*images, channels, side, side)}
+        if frames := _frames(config):
+            yield {"pixel_values": _floats(rows, frames, channels, side, side)}
+
+
+def _gridded(config: PreTrainedConfig, pixels: str, grid: str, images: int) -> Iterator[dict[str, Tensor]]:
+    """Images as rows of flattened patches, with a grid of patches each."""
+    side = 2 * (number(config, "spatial_merge_size") or 1)
+    deep, patch = number(config, "temporal_patch_size") or 1, number(config, "patch_size") or 1
+    count, width = images * side * side, _channels(config) * deep * patch * patch
+    yield {pixels: _floats(count, width), grid: torch.tensor([[1, side, side]] * images)}
+
+
+def _films(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
+    """Films, for a model that takes no images: several images a row."""
+    if "pixel_values_videos" not in names or "pixel_values" in names:
+        return
+    config = _part(whole, ("patch_size", "num_frames", "frames_per_clip")) or whole
+    side = number(config, "image_size", "crop_size") or SIDE
+    yield {"pixel_values_videos": _floats(rows, _frames(config) or 4, _channels(config), side, side)}
+
+
+def _sounds(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
+    """Sounds, as spectra (bins by frames, in either order) or as waves."""
+    config = _part(whole, _BINS) or whole
+    spectra = [name for name in ("input_features", "audio_mel") if name in names]
+    bins = number(config, *_BINS)
+    if spectra and bins:
+        for frames, bins_first in product(_durations(config), (True, False)):
+            shape = (bins, frames) if bins_first else (frames, bins)
+            yield {spectra[0]: _floats(rows, *shape), **_heard(names, rows, frames)}
+    if "input_values" in names:
+        if bins:
+            for frames in _durations(config):
+                yield {"input_values": _floats(rows, frames, bins)}
+        yield {"input_values": _floats(rows, SAMPLES)}
+        yield {"input_values": _floats(rows, 1, SAMPLES)}
+
+
+_BINS = (
+    "num_mel_bins",
+    "input_feat_per_channel",
+    "n_mels",
+    "feature_projection_input_dim",
+    "input_feat_size",
+    "mel_bins",
+)
+"""The fields by which configs of transformers 5.23.0 tell the values of one spectrum."""
+_MASKS = ("input_features_mask", "feature_attention_mask", "audio_mel_mask")
+
+
+def _heard(names: Mapping[str, object], rows: int, frames: int) -> dict[str, Tensor]:
+    """The mask over frames, where the forward names one: all of them are heard."""
+    return {name: torch.ones((rows, frames), dtype=torch.long) for name in _MASKS if name in names}
+
+
+def _durations(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Frames to try: some models take sounds of one length alone, twice as long as what is left behind the first stride."""
+    positions = number(config, "max_source_positions")
+    return tuple(dict.fromkeys(filter(None, (2 * positions, positions, number(config, "max_length"), FRAMES))))
+
+
+def _part(config: PreTrainedConfig, fields: tuple[str, ...], more: tuple[str, ...] = ()) -> PreTrainedConfig | None:
+    """The config or the part of it that has one of these fields, and one of those; parts of parts too."""
+    if number(config, *fields) and (not more or number(config, *more)):
+        return config
+    parts = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
+    return next((found for part in parts if (found := _part(part, fields, more)) is not None), None)
+
+
+def _channels(config: PreTrainedConfig) -> int:
+    return number(config, "num_channels", "in_channels", "in_chans") or 3
+
+
+def _frames(config: PreTrainedConfig) -> int:
+    return number(config, "num_frames", "frames_per_clip")
+
+
+def _floats(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")

@@ -1,0 +1,143 @@
+"""The arguments of a model's forward with numbers in them, for a model that is run: random tokens and images."""
+
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, take, taken, token_inputs
+
+AHEAD = 4
+"""Tokens of text before the image of a row: more than a mask hides of its beginning."""
+
+
+def real_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> Inputs:
+    """Arguments on the model's device, those of the first attempt of `planner.inputs.example` that its forward takes.
+
+    A row with an image is longer than `sizes` says by the tokens that stand for the image. Where no attempt can be run, what the
+    last one's failure is shows when the model is asked.
+    """
+    return fullest_inputs(model, sizes, seed=seed)[0]
+
+
+def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[Inputs, Exception | None]:
+    """As `real_inputs`, and why there is nothing but text in them where the model takes more; None where it is complete."""
+    forms = attempts(model, sizes)
+    known, refused = taken(model), None
+    for attempt, form in enumerate(forms):
+        if known not in (None, attempt):
+            continue
+        try:
+            given = _filled(model, form, sizes, seed)
+            if known is None:
+                _runs(model, given)
+                take(model, attempt)
+        except Exception as error:  # a form that this model's code does not take: the next one
+            refused = refused or error
+            continue
+        return given, refused if refused and form.keys() == token_inputs(model).keys() else None
+    tokens = token_inputs(model).keys()
+    return _filled(model, next((form for form in forms if form.keys() == tokens), forms[0]), sizes, seed), refused
+
+
+def _runs(model: nn.Module, given: Inputs) -> None:
+    with torch.no_grad():
+        model(**given, **caching(model, False))
+
+
+def vocabulary(model: nn.Module) -> int:
+    """The number of tokens the model both reads and writes."""
+    rows = [getattr(_held(model, "get_input_embeddings"), "num_embeddings", None)]
+    read = [count for count in rows if count] or [
+        module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)
+    ]
+    written = getattr(_held(model, "get_output_embeddings"), "out_features", None)
+    return min(max(read, default=2), written or max(read, default=2))
+
+
+def _held(model: nn.Module, getter: str) -> object:
+    """The embedding that a model names; None where it names none."""
+    with suppress(NotImplementedError, AttributeError):
+        return getattr(model, getter)()
+    return None
+
+
+def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
+    """Numbers for the forms: tokens, pixels near 1 in the model's own dtype; what is a real tensor already is data."""
+    generator = torch.Generator().manual_seed(seed)
+    device, dtype = next(model.parameters()).device, _dtype(model)
+    tokens = token_inputs(model, sizes)
+    given: Inputs = {}
+    for name, form in forms.items():
+        if name in tokens:
+            given[name] = _tokens(model, form.shape, generator)
+        elif form.is_floating_point():
+            given[name] = torch.randn(form.shape, generator=generator, dtype=torch.float64).to(dtype)
+        else:
+            given[name] = torch.zeros(form.shape, dtype=form.dtype) if form.is_meta else form
+    given = {name: value.to(device) for name, value in given.items()}
+    for kind in _MEDIA if len(given) > len(tokens) else ():
+        given = _with_placeholders(model, given, kind)
+    return given
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(value.dtype for value in model.parameters() if value.is_floating_point())
+
+
+def _tokens(model: nn.Module, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Random tokens, none of those that stand for something else than text."""
+    config = model.config
+    assert isinstance(config, PreTrainedConfig)
+    placeholders = {getattr(config, f"{kind}_token_{word}", None) for kind in _MEDIA for word in ("id", "index")}
+    text = [token for token in range(vocabulary(model)) if token not in placeholders]
+    return torch.tensor(text)[torch.randint(len(text), tuple(shape), generator=generator)]
+
+
+_MEDIA = ("image", "video", "audio")
+
+
+def _with_placeholders(model: nn.Module, given: Inputs, kind: str) -> Inputs:
+    """The rows with a placeholder for every feature of their image (or sound); as they are where the model has no placeholders.
+
+    Source of the contract: `get_image_features` and `image_token_id`, transformers 5.23.0, docs/source/en/model_doc of every
+    vision-language model; the same of `video` and `audio`.
+    """
+    token, features = _placeholder(model, kind), getattr(model, f"get_{kind}_features", None)
+    if token is None or features is None or "input_ids" not in given:
+        return given
+    names = inspect.signature(features).parameters
+    wanted = {name: value for name, value in given.items() if name in names and name != "input_ids"}
+    if not any(value.is_floating_point() for value in wanted.values()):
+        return given
+    with torch.no_grad():
+        found = features(**wanted)
+    ids = given["input_ids"]
+    count = _rows(getattr(found, "pooler_output", found)) // ids.shape[0]
+    longer = {"input_ids": _inserted(ids, token, count)}
+    kinds = given.get("mm_token_type_ids")
+    if kinds is not None:
+        longer["mm_token_type_ids"] = _inserted(kinds, 1, count)
+    return {**given, **longer}
+
+
+def _placeholder(model: nn.Module, kind: str) -> int | None:
+    return next(
+        (token for word in ("id", "index") if (token := getattr(model.config, f"{kind}_token_{word}", None))), None
+    )
+
+
+def _inserted(rows: Tensor, value: int, count: int) -> Tensor:
+    middle = rows.new_full((rows.shape[0], count), value)
+    return torch.cat([rows[:, :AHEAD], middle, rows[:, AHEAD:]], dim=1)
+
+
+def _rows(features: object) -> int:
+    """Feature vectors in a tensor, or in nested lists of tensors."""
+    if isinstance(features, Tensor):
+        return features.numel() // features.shape[-1]
+    parts = features.values() if isinstance(features, Mapping) else features
+    return sum(map(_rows, parts)) if isinstance(parts, list | tuple) else 0

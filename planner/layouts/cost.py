@@ -1,0 +1,315 @@
+"""What one rank holds and sends under a layout: bytes and counts exactly, activations and seconds estimated. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property
+from math import prod
+
+from shardproof.planner.ir.placement import Placement, Shard, local_shape
+from shardproof.planner.propagation.collectives import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter: its shape, where it lies, and the units (0 before the layers, 1.. the layers, last after) that use it.
+
+    `active` is the share that one token uses: experts that it is not sent to are held, and not read. In the units of
+    `looked_up` it is a table of rows, and nothing is multiplied. It is `trained` where a gradient reaches it.
+
+    A table that is cut by its rows and only looked up has a whole gradient on every rank (torch 2.13.0's distributed tensors: the
+    backward of an embedding gives a replicated one).
+    """
+
+    shape: tuple[int, ...]
+    placement: Placement
+    units: frozenset[int]
+    active: float = 1.0
+    looked_up: frozenset[int] = frozenset()
+    trained: bool = True
+    only_looked_up: bool = False
+
+    def gradient(self, tp: int) -> int:
+        """Elements of its gradient on the first rank."""
+        rows = isinstance(self.placement, Shard) and self.placement.dim == 0
+        return 0 if not self.trained else prod(self.shape) if self.only_looked_up and rows else self.elements(tp)
+
+    def elements(self, tp: int) -> int:
+        """Of the first rank's part, which is the largest."""
+        return prod(local_shape(self.shape, self.placement, tp))
+
+
+class Per(Enum):
+    """What the elements of a collective grow with."""
+
+    TOKEN = auto()
+    POSITION = auto()
+    STEP = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """One collective per forward (or backward) of a unit: elements that all ranks have together, for one token, and `fixed`
+    ones beside them for each sequence (a pooled state, a learned prompt).
+
+    Per position where all sequences of a batch share it (a table of positions), `fixed` then for each step; per step where no
+    token counts (a parameter's gradient, summed). What is gathered is `width` wide (0: all of a token's); where that does not
+    divide, every part is as large as the largest. It is `estimated` where data tells which tokens take part.
+    """
+
+    kind: Kind
+    unit: int
+    elements: int
+    backward: bool
+    per: Per = Per.TOKEN
+    fixed: int = 0
+    width: int = 0
+    estimated: bool = False
+
+    def per_rank(self, tp: int) -> int:
+        """Elements that a rank puts in: its part of what is gathered, all of what is summed; without the fixed ones."""
+        return self._part(self.elements, tp)
+
+    def fixed_per_rank(self, tp: int) -> int:
+        """Of the fixed ones, what a rank puts in: they stand for whole tokens where they can."""
+        tokens, rest = divmod(self.fixed, self.elements) if self.elements else (0, self.fixed)
+        return self._part(self.fixed, tp) if rest else tokens * self._part(self.elements, tp)
+
+    def of(self, rows: int, length: int, *, tp: int) -> int:
+        """Elements that a rank puts in for so many sequences of that length."""
+        each, fixed = self.per_rank(tp), self.fixed_per_rank(tp)  # what does not divide is padded in every token's
+        match self.per:
+            case Per.TOKEN:
+                return rows * (length * each + fixed)
+            case Per.POSITION:
+                return length * each + fixed
+            case Per.STEP:
+                return each
+
+    def _part(self, elements: int, tp: int) -> int:
+        if self.kind is not Kind.ALL_GATHER:
+            return elements
+        width = self.width if self.width and elements % self.width == 0 else elements
+        return elements // max(width, 1) * -(-width // tp)
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """One tensor that a stage hands to the next, the same from each tensor-parallel rank: its elements for one token (or
+    position, or step), bytes of one where that is no floating-point number, and whether its gradient comes back.
+    """
+
+    elements: int
+    width: int | None = None
+    returned: bool = True
+    per: Per = Per.TOKEN
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One tensor that a layer keeps between steps, for one sequence on one device: its elements, bytes of one where that is
+    not the model's dtype (states in float32), and whether ranks share it.
+    """
+
+    elements: int
+    width: int | None = None
+    split: bool = True
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model and its plan. Units: 0 is before the layers, `1..depth` the layers, `depth + 1` after them.
+
+    `cache` is what each layer keeps; None where that is not known. `handed` is what passes a cut before the second layer, the
+    third, and so on.
+    """
+
+    parameters: tuple[Parameter, ...]
+    traffic: tuple[Traffic, ...]
+    depth: int
+    hidden: int
+    cache: tuple[tuple[Kept, ...], ...] | None
+    handed: tuple[tuple[Handed, ...], ...] = ()
+
+    @cached_property
+    def _elements(self) -> dict[int, tuple[int, ...]]:
+        return {}
+
+    def elements(self, tp: int) -> tuple[int, ...]:
+        """Of each parameter on one rank."""
+        if tp not in self._elements:
+            self._elements[tp] = tuple(one.elements(tp) for one in self.parameters)
+        return self._elements[tp]
+
+    @cached_property
+    def _gradients(self) -> dict[int, tuple[int, ...]]:
+        return {}
+
+    def gradients(self, tp: int) -> tuple[int, ...]:
+        """Of each parameter's gradient on one rank."""
+        if tp not in self._gradients:
+            self._gradients[tp] = tuple(one.gradient(tp) for one in self.parameters)
+        return self._gradients[tp]
+
+    @cached_property
+    def _of_unit(self) -> tuple[frozenset[int], ...]:
+        numbered = list(enumerate(self.parameters))
+        return tuple(frozenset(at for at, one in numbered if unit in one.units) for unit in range(self.depth + 2))
+
+    def used(self, units: Sequence[int]) -> frozenset[int]:
+        """The numbers of the parameters that these units use, each once."""
+        return frozenset().union(*(self._of_unit[unit] for unit in units))
+
+    @cached_property
+    def flops(self) -> tuple[float, ...]:
+        """Multiply-adds, twice, that one token costs in each unit: every matrix element it uses, once."""
+        found = [0.0] * (self.depth + 2)
+        for parameter in self.parameters:
+            if len(parameter.shape) > 1:
+                for unit in parameter.units - parameter.looked_up:
+                    found[unit] += 2 * prod(parameter.shape) * parameter.active
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Devices and their links: bytes, bytes a second, operations a second. The rates are for ranking only."""
+
+    devices: int
+    memory: float
+    nodes: int = 1
+    intra: float = 450e9
+    inter: float = 50e9
+    reads: float = 2e12
+    operations: float = 400e12
+
+    @property
+    def per_node(self) -> int:
+        """Devices that share the fast link."""
+        return self.devices // self.nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked: sequences and their length in all, bytes of an element, and whether it is trained (with AdamW)."""
+
+    context: int
+    batch: int
+    width: int = 2
+    train: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes on one rank of one stage. All but `activations` are exact."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.parameters + self.gradients + self.optimizer + self.cache + self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Collectives of one rank: how many a forward (and backward, when training) issues, bytes put in for one token, those of a
+    step whatever its tokens, and those of a sequence beside its tokens'. They are `estimated` where data tells which tokens
+    take part in one.
+    """
+
+    count: int
+    bytes_per_token: int
+    bytes_per_step: int = 0
+    bytes_per_sequence: int = 0
+    estimated: bool = False
+
+
+def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> Held:
+    """On a rank of the stage with these units, of `dp` replicas."""
+    mine = set(units)
+    tensors, sizes = facts.used(units), facts.elements(tp)
+    elements = sum(sizes[at] for at in tensors)
+    trained = [at for at in tensors if facts.parameters[at].trained] if load.train else []
+    gradients = facts.gradients(tp) if load.train else ()
+    sequences = -(-load.batch // dp)
+    kept = sum(_cached(facts, unit - 1, load, tp) for unit in mine if 0 < unit <= facts.depth)
+    # Per token and layer: a checkpointed input of each layer when training; two layers' worth of states when serving.
+    layers = sum(1 for unit in mine if 0 < unit <= facts.depth)
+    live = layers + 32 if load.train else 16
+    tokens = load.context if load.train else 1
+    return Held(
+        parameters=elements * load.width,
+        gradients=sum(gradients[at] for at in trained) * load.width,
+        # torch.optim.AdamW: two moments like the parameter, and a 4-byte step for each tensor that has a gradient.
+        optimizer=2 * sum(sizes[at] for at in trained) * load.width + 4 * len(trained),
+        cache=0 if load.train else kept * sequences,
+        activations=live * tokens * facts.hidden * load.width * (1 if load.train else sequences),
+    )
+
+
+def _cached(facts: Facts, layer: int, load: Load, tp: int) -> int:
+    """Bytes of one sequence."""
+    if facts.cache is None or layer >= len(facts.cache):
+        return 0
+    return sum(one.elements // (tp if one.split else 1) * (one.width or load.width) for one in facts.cache[layer])
+
+
+def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> Sent:
+    """By tensor parallelism, in a stage with these units; nothing at one rank."""
+    mine = set(units)
+    found = [one for one in facts.traffic if tp > 1 and one.unit in mine and (load.train or not one.backward)]
+    token = sum(one.per_rank(tp) for one in found if one.per is not Per.STEP)
+    step = sum(one.per_rank(tp) for one in found if one.per is Per.STEP)
+    step += sum(one.fixed_per_rank(tp) for one in found if one.per is Per.POSITION)
+    sequence = sum(one.fixed_per_rank(tp) for one in found if one.per is Per.TOKEN)
+    estimated = any(one.estimated for one in found)
+    return Sent(len(found), token * load.width, step * load.width, sequence * load.width, estimated)
+
+
+def handed(facts: Facts, units: Sequence[int], load: Load) -> int:
+    """Bytes that a rank of the stage with these units sends for one token: results to the next stage, and when training the
+    gradients of what it was given to the one before.
+    """
+    layers = [unit for unit in units if 0 < unit <= facts.depth]
+    into, out = (facts.handed[cut - 1] if 0 < cut <= len(facts.handed) else () for cut in (layers[0] - 1, layers[-1]))
+    back = [one for one in into if load.train and one.returned]
+    return sum(one.elements * (one.width or load.width) for one in (*out, *back) if one.per is not Per.STEP)
+
+
+def summed(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> int:
+    """Bytes of gradients that a rank of the stage with these units sums over the replicas in each step: of a table that is cut by
+    its rows only the rank's own (torch 2.13.0, FSDP brings a gradient to the placement of its parameter first).
+    """
+    sizes = facts.elements(tp)
+    return sum(sizes[at] for at in facts.used(units) if load.train and facts.parameters[at].trained) * load.width
+
+
+def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: Machine, *, tp: int, dp: int) -> float:
+    """A step (one token of every sequence, or one training step), for ranking only.
+
+    Every stage reads its weights and computes; collectives are rings over the slower link they cross; sequences follow each
+    other through the stages, so that `m` of them take `m + stages - 1` turns.
+    """
+    sequences = -(-load.batch // dp)
+    turns = sequences + len(stages) - 1
+    tokens = load.context if load.train else 1
+    slowest, sizes = 0.0, facts.elements(tp)
+    for units in stages:
+        mine = set(units)
+        work = sum(facts.flops[unit] for unit in mine) * tokens / tp * (3 if load.train else 1)
+        weights = sum(sizes[at] * facts.parameters[at].active for at in facts.used(units)) * load.width
+        traffic = sent(facts, units, load, tp=tp)
+        link = machine.intra if tp <= machine.per_node else machine.inter
+        ring = traffic.bytes_per_token * tokens * 2 * (tp - 1) / tp / link + traffic.count * 5e-6
+        hand_on = tokens * handed(facts, units, load) / machine.inter
+        slowest = max(slowest, work / machine.operations + weights / machine.reads / sequences + ring + hand_on)
+    gradients = 0.0
+    if load.train and dp > 1:
+        largest = max(summed(facts, units, load, tp=tp) for units in stages)
+        gradients = 2 * (dp - 1) / dp * largest / (machine.intra if tp * dp <= machine.per_node else machine.inter)
+    return turns * slowest + gradients

@@ -1,0 +1,104 @@
+"""From facts and a machine to a ranked list of layouts: best first, the Pareto set marked, the illegal ones with their reason."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.layouts.balance import Costs, Room, balance
+from shardproof.planner.layouts.cost import Facts, Held, Load, Machine, Sent, handed, held, seconds, sent, summed
+from shardproof.planner.layouts.space import Layout, layouts, why_not
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A legal layout: the layers of each stage, what the fullest rank holds, what the busiest sends, seconds for ranking, what
+    a rank of each stage holds, the bytes for a token that a rank sends to other stages at most, and the bytes of gradients
+    that a rank sums over the replicas in each step.
+
+    `pareto` says that no other layout is at least as good in memory and in time, and better in one.
+    """
+
+    layout: Layout
+    layers: tuple[int, ...]
+    held: Held
+    sent: Sent
+    seconds: float
+    stages: tuple[Held, ...]
+    handed: int = 0
+    summed: int = 0
+    pareto: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The legal layouts, best first, and why each of the others is none."""
+
+    choices: tuple[Choice, ...]
+    illegal: tuple[tuple[Layout, str], ...]
+
+
+def search(
+    facts: Facts, degrees: Degrees, machine: Machine, load: Load, *, experts: tuple[Facts, Degrees] | None = None
+) -> Search:
+    """Every layout of the machine's devices; `experts` are facts and degrees where ranks hold whole experts."""
+    choices, illegal = [], []
+    for layout in layouts(machine.devices, experts=experts is not None):
+        known, legal = experts if experts and layout.experts else (facts, degrees)
+        reason = why_not(layout, degrees=legal, depth=known.depth, batch=load.batch)
+        found = None if reason else _choice(known, layout, machine, load)
+        if isinstance(found, Choice):
+            choices.append(found)
+        else:
+            illegal.append((layout, reason or found or ""))
+    ranked = sorted(choices, key=lambda one: (one.seconds, one.held.total))
+    return Search(tuple(_marked(ranked)), tuple(illegal))
+
+
+def _choice(facts: Facts, layout: Layout, machine: Machine, load: Load) -> Choice | str:
+    """The best split of the layers, or why none fits."""
+    alone = [held(facts, (unit,), load, tp=layout.tp, dp=layout.dp) for unit in range(facts.depth + 2)]
+    # Activations are no sum over units; what a stage needs for them is taken off the room.
+    weights = [one.total - one.activations for one in alone]
+    free = machine.memory - max(one.activations for one in alone)
+    costs = Costs(tuple(facts.flops[1:-1]), facts.flops[0], facts.flops[-1])
+    takes = Costs(tuple(map(float, weights[1:-1])), float(weights[0]), float(weights[-1]))
+    try:
+        split = balance(costs, stages=layout.pp, rooms=(Room(takes, free),))
+    except ValueError:
+        return _too_full(sum(weights) / layout.pp, max(one.activations for one in alone), machine)
+    stages = _stages(split.bounds, facts.depth)
+    each = tuple(held(facts, units, load, tp=layout.tp, dp=layout.dp) for units in stages)
+    most = max(each, key=lambda one: one.total)
+    if most.total > machine.memory:
+        return _too_full(most.total - most.activations, most.activations, machine)
+    busiest = max((sent(facts, units, load, tp=layout.tp) for units in stages), key=lambda one: one.bytes_per_token)
+    time = seconds(facts, stages, load, machine, tp=layout.tp, dp=layout.dp)
+    layers = tuple(sum(1 for unit in units if 0 < unit <= facts.depth) for units in stages)
+    passed = max(handed(facts, units, load) for units in stages)
+    shared = max(summed(facts, units, load, tp=layout.tp) for units in stages) if layout.dp > 1 else 0
+    return Choice(layout, layers, most, busiest, time, each, passed, shared)
+
+
+def _too_full(weights: float, activations: float, machine: Machine) -> str:
+    gib = 2**30
+    return f"memory: about {(weights + activations) / gib:.1f} GiB a rank, of {machine.memory / gib:.1f} GiB"
+
+
+def _stages(bounds: Sequence[int], depth: int) -> list[list[int]]:
+    """Units by stage: what is before the layers with the first, what is after them with the last."""
+    edges = [0, *bounds, depth]
+    stages = [list(range(start + 1, end + 1)) for start, end in pairwise(edges)]
+    stages[0].insert(0, 0)
+    stages[-1].append(depth + 1)
+    return stages
+
+
+def _marked(ranked: Sequence[Choice]) -> list[Choice]:
+    """In order of time a choice is in the Pareto set where it needs less memory than all before it."""
+    least = float("inf")
+    marked = []
+    for choice in ranked:
+        marked.append(replace(choice, pareto=choice.held.total < least))
+        least = min(least, choice.held.total)
+    return marked

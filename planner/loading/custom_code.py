@@ -1,0 +1,144 @@
+"""Model classes that come from somebody's own Python: a file, an importable module, or code beside a config.json."""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from shardproof.planner.ir.errors import LoadError, reason
+from shardproof.planner.ir.spelling import nearest
+
+FILE_PACKAGE = "shardproof_file_"
+"""How the modules of files begin that were given by path; no import finds them, only loading the reference again."""
+
+
+def class_from_file(path: Path, class_name: str) -> type[PreTrainedModel]:
+    """`file.py:Class`. The file may import its siblings, by `from .sibling` or by `import sibling`."""
+    if not path.is_file():
+        raise LoadError(f"{path}: there is no such file; give the path of a Python file, then a colon and a class.")
+    if not class_name:
+        have = ", ".join(_classes_of(path)) or "none"
+        raise LoadError(f"{path}: say which class, as in {path.name}:Class; the classes of this file are: {have}.")
+    return _model_class(_run_file(path), class_name, where=str(path))
+
+
+def class_from_module(module_name: str, class_name: str) -> type[PreTrainedModel]:
+    """`package.module:Class`."""
+    try:
+        module = _import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            advice = "install it, or give the path of a Python file"
+            raise LoadError(f"{module_name}: there is no such module (no {error.name!r}); {advice}.") from error
+        raise LoadError(_failed(module_name, error)) from error
+    except (Exception, SystemExit) as error:
+        raise LoadError(_failed(module_name, error)) from error
+    return _model_class(module, class_name, where=module_name)
+
+
+def _import_module(name: str) -> ModuleType:
+    """Also from the current folder, which a console script does not have on its path; there last, as for files."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
+
+
+def class_from_checkpoint(reference: str, folder: str) -> type:
+    """A class that an `auto_map` names (`modeling_x.Class`), by Transformers' own machinery and without the network."""
+    file = code_file(reference)
+    try:
+        made: type = get_class_from_dynamic_module(reference, folder, local_files_only=True)
+    except AttributeError as error:
+        raise LoadError(f"{folder}: auto_map names {reference}, and {file} has no such class.") from error
+    except OSError as error:
+        lost = Path(error.filename).name if isinstance(error.filename, str) else file
+        missing = f"{file} imports {lost}, which is not there" if lost != Path(file).name else f"{file} is not there"
+        raise LoadError(f"{folder}: auto_map names {reference}, and {missing}; put it beside config.json.") from error
+    except (Exception, SystemExit) as error:
+        raise LoadError(_failed(f"{folder}: {file}", error)) from error
+    return made
+
+
+def code_file(reference: str) -> str:
+    """The file that an `auto_map` value would run: `modeling_x.Class` -> `modeling_x.py`."""
+    repo, _, dotted = reference.rpartition("--")
+    module = dotted.rpartition(".")[0]
+    return f"{module.replace('.', '/')}.py" + (f" of {repo}" if repo else "")
+
+
+def _run_file(path: Path) -> ModuleType:
+    """The file as a module of a package made of its folder, once per content."""
+    path = path.resolve()
+    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
+    package, name = f"{FILE_PACKAGE}{digest}", f"{FILE_PACKAGE}{digest}.{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    parent = ModuleType(package)
+    parent.__path__ = [str(path.parent)]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules |= {package: parent, name: module}
+    # Last on the path, and only for now: a file called like an installed package must not stand in for it.
+    sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise LoadError(_failed(str(path), error, file=path)) from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _failed(where: str, error: BaseException, *, file: Path | None = None) -> str:
+    line = _line_in(error, file)
+    return f"{where} raised {reason(error)}{f' on line {line}' if line else ''} when it was imported; mend that first."
+
+
+def _line_in(error: BaseException, file: Path | None) -> int | None:
+    """The line of `file` that the error came through last."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno for frame in reversed(frames) if file and frame.filename == str(file)), None)
+
+
+def _classes_of(path: Path) -> list[str]:
+    """The names of the classes that a file defines, read without running it."""
+    try:
+        tree = ast.parse(path.read_text())
+    except (SyntaxError, UnicodeDecodeError):
+        return []
+    return [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+def _model_class(module: ModuleType, class_name: str, *, where: str) -> type[PreTrainedModel]:
+    found = getattr(module, class_name, None)
+    if found is None:
+        # By their spelling: asking a lazy package such as transformers for each value would import all of it.
+        classes = [name for name in dir(module) if name[:1].isupper()]
+        raise LoadError(f"{where}: there is no class {class_name}.{nearest(class_name, classes)}")
+    if isinstance(found, type) and issubclass(found, PreTrainedConfig):
+        raise LoadError(f"{where}: {class_name} is a config class; name the model class that is built from it.")
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise LoadError(f"{where}: {class_name} is not a PreTrainedModel; derive it from transformers.PreTrainedModel.")
+    if not isinstance(found.config_class, type):
+        raise LoadError(f"{where}: {class_name} has no config_class; set it to its PreTrainedConfig class.")
+    return found
+
+
+def config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:
+    """The config class of a model class that has one."""
+    assert model_class.config_class is not None
+    return model_class.config_class

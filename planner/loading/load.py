@@ -1,0 +1,356 @@
+"""From a reference (a model type, a config.json, a checkpoint folder, a Hub id, a class) to a config and a class."""
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from logging import ERROR
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from shardproof.planner.ir.errors import LoadError, reason
+from shardproof.planner.ir.plan import Plan, join, plan_from_json
+from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.loading.config import configure
+from shardproof.planner.loading.config_defaults import empty_fields, repaired
+from shardproof.planner.loading.custom_code import (
+    FILE_PACKAGE,
+    class_from_checkpoint,
+    class_from_file,
+    class_from_module,
+    code_file,
+    config_class_of,
+)
+from shardproof.planner.loading.model_class import Pair, architecture, paired
+from shardproof.planner.loading.source_lines import built_at
+
+__all__ = ["LoadError", "LoadedModel", "base_prefix", "build", "carried_plan", "load", "quiet"]
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_MODEL_KEYS = ("AutoModelForCausalLM", "AutoModel")
+_FORMS = (
+    "a Transformers model type, a config.json, a checkpoint folder, a GGUF file, a Hub id, file.py:Class or "
+    "package.module:Class"
+)
+
+Fields: TypeAlias = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that can be built: the reference as given, its config, the class with the head, its checkpoint folder.
+
+    `load(name, overrides=dict(overrides), trust_remote_code=trust_remote_code)` gives the same in another process.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+    checkpoint: Path | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+    trust_remote_code: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name for reports: of a path only its last part, since reports hold no absolute paths."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
+
+    def __reduce__(self) -> tuple[Callable[..., "LoadedModel"], tuple[object, ...]]:
+        """Pickles even where the class is of a file given by path: reading the reference again brings its module."""
+        fields = (self.name, self.config, self.model_class, self.checkpoint, self.overrides, self.trust_remote_code)
+        again = self.model_class.__module__.startswith(FILE_PACKAGE)
+        return _unpickled, (self.name, self.overrides if again else None, pickle.dumps(fields))
+
+
+def load(
+    reference: str, *, overrides: Mapping[str, object] | None = None, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Resolve a reference, without the network; `LoadError` where it names nothing.
+
+    A path wins over a model type of the same name only if it is written as one (a slash), or holds a config.json.
+    `overrides` are fields of the config: a string is read as JSON where it is JSON, else as text; any other value is itself.
+    """
+    given = {key: _as_written(key, value) for key, value in (overrides or {}).items()}
+    with quiet():
+        config, model_class, checkpoint = _resolve(reference, given, trust_remote_code)
+    return LoadedModel(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
+
+
+def _as_written(key: str, value: object) -> str:
+    """A value as `--set` would have it: a string as it is, any other as JSON."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise LoadError(
+            f"the override {key} holds {type(value).__name__}, which no config.json can; give JSON."
+        ) from error
+
+
+def _unpickled(reference: str, overrides: tuple[tuple[str, str], ...] | None, fields: bytes) -> LoadedModel:
+    if overrides is not None:
+        load(reference, overrides=dict(overrides))
+    return LoadedModel(*pickle.loads(fields))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers' log and Python warnings held back: what they say of a default config is nobody's concern."""
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity(ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+_Found: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel], Path | None]
+
+
+def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:
+    path = Path(reference)
+    head, colon, class_name = reference.rpartition(":")
+    if not reference.strip():
+        raise LoadError(f"The reference is empty; give {_FORMS}.")
+    is_type = reference in CONFIG_MAPPING
+    if path.suffix == ".gguf":
+        return _from_gguf(path, overrides, name=reference)
+    if reference.endswith(".json") or (path.is_file() and path.suffix != ".py" and not is_type):
+        return _from_config_file(path, overrides, trusted, name=reference)
+    if reference.endswith(".py"):
+        class_from_file(path, "")
+    if colon and head.endswith(".py"):
+        return *_from_class(class_from_file(Path(head), class_name), overrides, name=reference), None
+    if colon and _MODULE.fullmatch(head):
+        return *_from_class(class_from_module(head, class_name), overrides, name=reference), None
+    if path.is_dir() and ("/" in reference or not is_type or (path / "config.json").is_file()):
+        return _from_folder(path, overrides, trusted, name=reference)
+    if is_type:
+        config, model_class = paired(
+            configure(CONFIG_MAPPING[reference], {}, overrides, name=reference), {}, name=reference
+        )
+        return repaired(config, model_class), model_class, None
+    return _from_cache(reference, overrides, trusted)
+
+
+def _from_class(model_class: type[PreTrainedModel], overrides: Mapping[str, str], *, name: str) -> Pair:
+    return configure(config_class_of(model_class), {}, overrides, name=name), model_class
+
+
+def _from_folder(path: Path, overrides: Mapping[str, str], trusted: bool, *, name: str) -> _Found:
+    file = path / "config.json"
+    if not file.is_file():
+        raise LoadError(f"{name}: this folder holds no config.json; give the folder of a checkpoint, or {_FORMS}.")
+    config, model_class, _ = _from_config_file(file, overrides, trusted, name=name)
+    return config, model_class, path
+
+
+def _from_gguf(path: Path, overrides: Mapping[str, str], *, name: str) -> _Found:
+    """A GGUF file: its metadata hold the config, and it is its own checkpoint."""
+    if not path.is_file():
+        raise LoadError(f"{path}: there is no such file; give the path of a GGUF file.")
+    try:
+        fields: Fields = load_gguf_checkpoint(str(path))["config"]
+    except Exception as error:  # the reader raises whatever a damaged file makes it raise
+        raise LoadError(f"{path}: this GGUF file cannot be read ({reason(error)}).") from error
+    config = configure(_config_class(fields, name=name), fields, overrides, name=name)
+    return *paired(config, fields, name=name), path
+
+
+def _from_cache(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:
+    """A Hub id, from the local cache alone."""
+    if not _HUB_ID.fullmatch(reference) or Path(reference).is_absolute() or reference.startswith("."):
+        raise LoadError(f"{reference}: there is no such file or folder; give {_FORMS}.")
+    cached = _cached_config(reference)
+    if cached is None:
+        advice = f"To use a Hub model, first run: hf download {reference}"
+        types = nearest(reference, CONFIG_MAPPING.keys())
+        raise LoadError(
+            f"{reference}: no model type, path, or Hub model in the local cache has this name.{types} {advice}"
+        )
+    config, model_class, _ = _from_config_file(cached, overrides, trusted, name=reference, code_at=reference)
+    return config, model_class, cached.parent
+
+
+def _cached_config(repo: str) -> Path | None:
+    try:
+        found = try_to_load_from_cache(repo, "config.json")
+    except ValueError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _from_config_file(
+    path: Path, overrides: Mapping[str, str], trusted: bool, *, name: str, code_at: str | None = None
+) -> _Found:
+    """A config.json; custom code lies beside it, or in the repository `code_at`."""
+    fields = _read(path)
+    auto_map = fields.get("auto_map")
+    if isinstance(auto_map, Mapping) and (trusted or not _native(fields)):
+        return *_from_auto_map(
+            fields, auto_map, overrides, trusted, name=name, folder=code_at or str(path.parent)
+        ), None
+    config = configure(_config_class(fields, name=name), fields, overrides, name=name)
+    return *paired(config, fields, name=name), None
+
+
+def _read(path: Path) -> Fields:
+    try:
+        value: object = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise LoadError(f"{path}: there is no such file; give the path of a model's config.json.") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise LoadError(f"{path}: this is not valid JSON ({error.msg} at {place}); correct it there.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"{path} cannot be read ({reason(error)}); give a readable config.json.") from error
+    if not isinstance(value, dict):
+        raise LoadError(f"{path}: a config.json holds one JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def _native(fields: Fields) -> bool:
+    """Whether Transformers itself has both the config and the class that a config.json asks for."""
+    return fields.get("model_type") in CONFIG_MAPPING and architecture(fields) is not None
+
+
+def _config_class(fields: Fields, *, name: str) -> type[PreTrainedConfig]:
+    kind, named = fields.get("model_type"), architecture(fields)
+    if kind is None and named is not None:
+        return config_class_of(named)
+    if not isinstance(kind, str):
+        raise LoadError(f'{name}: its config.json has no "model_type"; add one, such as "llama".')
+    if kind not in CONFIG_MAPPING:
+        version = transformers.__version__
+        advice = "" if (near := nearest(kind, CONFIG_MAPPING.keys())) else " Custom code needs an auto_map."
+        raise LoadError(f"{name}: Transformers {version} has no model type {kind!r}.{near}{advice}")
+    found: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
+    return found
+
+
+def _from_auto_map(
+    fields: Fields,
+    auto_map: Mapping[str, object],
+    overrides: Mapping[str, str],
+    trusted: bool,
+    *,
+    name: str,
+    folder: str,
+) -> Pair:
+    keys = [*_MODEL_KEYS, *(key for key in auto_map if key.startswith("AutoModel"))]
+    model = next((auto_map[key] for key in keys if isinstance(auto_map.get(key), str)), None)
+    config = auto_map.get("AutoConfig")
+    if not isinstance(model, str):
+        raise LoadError(f"{name}: its auto_map names no model; add AutoModelForCausalLM or AutoModel.")
+    if not trusted:
+        files = " and ".join(dict.fromkeys(code_file(ref) for ref in (config, model) if isinstance(ref, str)))
+        advice = "read it, then give --trust-remote-code to run it"
+        raise LoadError(f"{name}: this model needs its own code, which would run {files}; {advice}.")
+    config_class = (
+        class_from_checkpoint(config, folder) if isinstance(config, str) else _config_class(fields, name=name)
+    )
+    model_class = class_from_checkpoint(model, folder)
+    if not issubclass(model_class, PreTrainedModel):
+        raise LoadError(f"{name}: {model} is not a PreTrainedModel; its auto_map must name one.")
+    return configure(config_class, fields, overrides, name=name), model_class
+
+
+def build(loaded: LoadedModel, *, device: str = "meta", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model, in eval mode, its parameters uninitialised on `meta`; `LoadError` where its constructor raises."""
+    try:
+        with quiet(), torch.device(device):
+            make: Callable[..., nn.Module] = loaded.model_class._from_config
+            # A copy: `post_init` deletes an old `gradient_checkpointing`, and the next model would miss it.
+            model = make(deepcopy(loaded.config), dtype=dtype)
+    except Exception as error:
+        kind = loaded.model_class
+        why = f"{reason(error)}{built_at(error, kind)}"
+        advice = _outdated(kind, error) + empty_fields(error, loaded.config, kind)
+        raise LoadError(f"{loaded.name}: {kind.__name__} does not build from this config ({why}).{advice}") from error
+    if device == "meta":
+        _leave_no_data(model)
+    return model.eval()
+
+
+def _outdated(kind: type[PreTrainedModel], error: Exception) -> str:
+    """Advice where a class ties weights in the form that Transformers 5 no longer takes."""
+    if not isinstance(kind._tied_weights_keys, list) or "'list' object has no attribute 'keys'" not in str(error):
+        return ""
+    return " Its _tied_weights_keys is a list; Transformers 5 wants a dictionary from each tied name to its source."
+
+
+def _leave_no_data(model: nn.Module) -> None:
+    """Move to `meta` what a constructor made elsewhere in spite of the default device (`torch.FloatTensor(...)` does)."""
+    moved: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                made = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+                module._parameters[name] = moved.setdefault(id(parameter), made)
+
+
+def base_prefix(model: nn.Module) -> str:
+    """The attribute under which a head model holds its base model; empty where it holds none that is a model of its own."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return prefix if prefix and isinstance(getattr(model, prefix, None), PreTrainedModel) else ""
+
+
+def reads_plans(model: nn.Module) -> bool:
+    """Whether a plan reaches this model at all: it is read in `post_init`, which the constructor has to call."""
+    return "_tp_plan" in vars(model)
+
+
+def reads_config_plan(model: nn.Module) -> bool:
+    """Whether `base_model_tp_plan` reaches this model: Transformers reads it only in a base model that is a `PreTrainedModel`
+    and calls `post_init` (5.23.0, `distributed/mixin.py`, `init_parallel_plans`).
+    """
+    base = getattr(model, prefix) if (prefix := base_prefix(model)) else model
+    return reads_plans(base) and (bool(prefix) or getattr(model, "base_model", model) is model)
+
+
+def carried_plan(loaded: LoadedModel, model: nn.Module) -> Plan:
+    """The plan that the model itself carries: its config's attributes and its head class's.
+
+    A base model made of models (a vision tower, a language model) carries theirs under their names, as Transformers
+    composes them (`distributed/mixin.py`, `init_parallel_plans`).
+    """
+    prefix = base_prefix(model)
+    base = getattr(model, prefix) if prefix else model
+    return plan_from_json(
+        {
+            "base_model_tp_plan": _composed(base, lambda part: _of(part, "tp")),
+            "base_model_pp_plan": _composed(base, lambda part: _of(part, "pp")),
+            "base_model_ep_plan": _composed(base, lambda part: _of(part, "ep")),
+            "tp_plan": getattr(loaded.model_class, "_tp_plan", None) or {},
+            "pp_plan": getattr(loaded.model_class, "_pp_plan", None) or {},
+        }
+    )
+
+
+def _of(part: nn.Module, axis: str) -> Mapping[str, object]:
+    return getattr(getattr(part, "config", None), f"base_model_{axis}_plan", None) or {}
+
+
+def _composed(part: nn.Module, own: Callable[[nn.Module], Mapping[str, object]], prefix: str = "") -> dict[str, object]:
+    """The plan of a model and, under their names, of the models that are its children."""
+    plan = {join(prefix, key): value for key, value in own(part).items()}
+    for name, child in part.named_children():
+        if isinstance(child, PreTrainedModel):
+            plan |= _composed(child, own, join(prefix, name))
+    return plan

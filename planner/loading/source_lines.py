@@ -1,0 +1,86 @@
+"""Where in the modeling code an op was called: a file relative to its package or folder, and a line."""
+
+import inspect
+import sys
+import traceback
+from functools import cache
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+from shardproof.planner.ir.findings import Source
+
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = f"{Path(__file__).parents[2]}/"
+
+
+class SourceFinder:
+    """Finds the modeling line behind the running op: the innermost frame in the file of the running module's class."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.file_of: dict[type, str | None] = {}
+        self.own = _file_of(type(model))
+
+    def here(self, module: nn.Module | None) -> Source | None:
+        """The line that is running now, on behalf of `module`."""
+        wanted = self._file(type(module)) if module is not None else self.own
+        frame: FrameType | None = sys._getframe(1)
+        fallback: Source | None = None
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if name == wanted or (name == self.own and module is None):
+                return Source(relative(name), frame.f_lineno)
+            if fallback is None and not name.startswith((_TORCH, _OURS)):
+                fallback = Source(relative(name), frame.f_lineno)
+            frame = frame.f_back
+        return fallback
+
+    def of_traceback(self, error: BaseException) -> Source | None:
+        """The innermost modeling line of an error."""
+        return line_of(error, self.own)
+
+    def _file(self, kind: type) -> str | None:
+        if kind not in self.file_of:
+            name = _file_of(kind)
+            self.file_of[kind] = None if name is not None and name.startswith(_TORCH) else name
+        return self.file_of[kind]
+
+
+def line_of(error: BaseException, own: str | None) -> Source | None:
+    """The innermost line that an error came through in the folder of the file `own`, else in any modeling code."""
+    entries = [
+        entry
+        for entry in reversed(traceback.extract_tb(error.__traceback__))
+        if not entry.filename.startswith((_TORCH, _OURS)) and entry.lineno is not None
+    ]
+    beside = [entry for entry in entries if own is not None and Path(entry.filename).parent == Path(own).parent]
+    found = next(iter(beside or entries), None)
+    return Source(relative(found.filename), found.lineno or 0) if found is not None else None
+
+
+def built_at(error: BaseException, kind: type) -> str:
+    """A clause that names the line of the code of `kind` that an error came through; empty where it came through none."""
+    line = line_of(error, _file_of(kind))
+    return f" at {Path(line.file).name}:{line.line}" if line is not None else ""
+
+
+def _file_of(kind: type) -> str | None:
+    try:
+        return inspect.getfile(kind)
+    except (TypeError, OSError):
+        return None
+
+
+@cache
+def relative(name: str) -> str:
+    """A file name without anything of this machine: from its package on, or the bare name, as of a checkpoint's own code."""
+    path = Path(name)
+    if TRANSFORMERS_DYNAMIC_MODULE_NAME in path.parts:  # Transformers' copy, in a package of its own making
+        return path.name
+    for parent in path.parents:
+        if not (parent / "__init__.py").exists():
+            return str(path.relative_to(parent))
+    return path.name

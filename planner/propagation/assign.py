@@ -1,0 +1,175 @@
+"""Spread a plan over the modules and parameters of a model, the way a client reads its keys."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from shardproof.planner.ir.graph import Graph, Module
+from shardproof.planner.ir.placement import Placement, R, Shard
+from shardproof.planner.ir.plan import generic, join, owner_of
+from shardproof.planner.ir.styles import STYLES, After, Before, Layout, Style
+from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.semantics import Call, Einsum
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The style and entry of every planned module, the placement and entry of every planned parameter."""
+
+    modules: Mapping[str, tuple[Style, str]]
+    parameters: Mapping[str, tuple[Placement, str]]
+
+
+def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") -> Assigned:
+    """Spread `styles` (keys as the head model sees them) as Transformers 5.23 does (`distributed/mixin.py`).
+
+    Layer numbers match `*`; then the key is looked up exactly; a parameter falls back to its own module only; a model's
+    child called `embed_tokens` is split over the vocabulary by itself, where that model has any entry. Unknown styles are left
+    out: the plan check reports them.
+    """
+    tables = _tables(graph, base_prefix)
+    planned = {owner_of(key, ("", *tables)) for key in styles}
+    split = [table for model, table in tables.items() if model in planned and table]
+    styles = {**dict.fromkeys(split, "embedding_rowwise"), **styles}
+    modules: dict[str, tuple[Style, str]] = {}
+    parameters: dict[str, tuple[Placement, str]] = {}
+    standing: dict[tuple[str, ...], Style] = {}
+    for module in graph.modules:
+        key = generic(module.path)
+        if (name := styles.get(key)) is not None and name in STYLES:
+            # A repeated layer has no ops of its own: the first of its kind stands for it.
+            kind = (key, module.kind, module.path.rpartition(".")[2])
+            if kind not in standing:
+                standing[kind] = _standing_on(graph, module, styles)
+            modules[module.path] = (standing[kind], key)
+        for local, number in module.parameters:
+            if placed := _placed(graph, module, local, number, styles):
+                parameters[join(module.path, local)] = placed
+    return Assigned(modules, parameters)
+
+
+def sharded_share(graph: Graph, assigned: Assigned, *, also: Callable[[str], bool] = lambda _: False) -> float:
+    """Share of parameter bytes that is sharded, in a module of `also` without being asked; a tied parameter counts once."""
+    sharded, total = 0, 0
+    seen: set[int] = set()
+    for module in graph.modules:
+        for local, number in module.parameters:
+            if number in seen:
+                continue
+            seen.add(number)
+            elements = prod(graph.values[number].shape)
+            total += elements
+            placement, _ = assigned.parameters.get(join(module.path, local), (R, ""))
+            sharded += elements if isinstance(placement, Shard) or also(module.path) else 0
+    return sharded / total if total else 0.0
+
+
+def _placed(
+    graph: Graph, module: Module, local: str, number: int, styles: Mapping[str, str]
+) -> tuple[Placement, str] | None:
+    """Where a parameter lies, and by which key: its own, else its module's."""
+    entry = next((key for key in map(generic, (join(module.path, local), module.path)) if key in styles), None)
+    if entry is None or styles[entry] not in STYLES:
+        return None
+    return STYLES[styles[entry]].placement(local, len(graph.values[number].shape)), entry
+
+
+def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Style:
+    """What a style is on this module. One for tables makes input and parameters distributed tensors: on a module that
+    multiplies by a matrix, one split along its output features makes a shard, which is gathered; one split along its input
+    features takes its part of the input, and the sum is reduced; and a function of whole values stays one
+    (`EmbeddingParallel` in transformers 5.23.0, distributed/tensor_parallel.py).
+    """
+    style = STYLES[styles[generic(module.path)]]
+    if not looks_up(style) or "Embedding" in module.bases:
+        return style
+    if _is_pointwise(graph, module):
+        return replace(style, before=Before.NOTHING, after=After.NOTHING)
+    if not multiplies(graph, module):
+        return style
+    if gathers := style.layout is (
+        Layout.SECOND if is_transposed(graph, module) or is_stacked(graph, module) else Layout.FIRST
+    ):
+        found = replace(style, before=Before.TAKE_REPLICATED, after=After.GATHER)
+    else:
+        found = replace(style, before=Before.SPLIT, after=After.REDUCE)
+    # A vector that lies otherwise than the product does is laid out anew by the client; that is not modelled.
+    across = R if gathers else Shard(0)
+    vectors = [(local, number) for local, number in module.parameters if len(graph.values[number].shape) == 1]
+    placed = [_placed(graph, module, local, number, styles) for local, number in vectors]
+    return style if any(each is not None and each[0] == across for each in placed) else found
+
+
+def looks_up(style: Style) -> bool:
+    """Whether a style is one for tables, as it acts on a lookup."""
+    return style.before is Before.TAKE_IDS or (style.layout is Layout.SECOND and style.before is Before.NOTHING)
+
+
+def _is_pointwise(graph: Graph, module: Module) -> bool:
+    """Whether a module without parameters computes every element of its result from one of its first argument."""
+    ops = [op for op in graph.ops if op.module == module.path]
+    given = {call.arguments[0][1] for call in graph.calls if call.module == module.path and call.arguments}
+    known = given | {made for op in ops for made in op.outputs}
+    shapes = {graph.values[number].shape for op in ops for number in (*op.inputs, *op.outputs)}
+    one_to_one = all(isinstance(semantics(Call(graph, op)), Einsum) for op in ops) and len(shapes) == 1
+    return not module.parameters and one_to_one and all(known.issuperset(op.inputs) for op in ops)
+
+
+def multiplies(graph: Graph, module: Module) -> bool:
+    """Whether all that a module does is to multiply its first argument by its one matrix, or parts of it by those of a stack,
+    adding a vector perhaps.
+    """
+    matrix = _matrix(graph, module)
+    ops = [op for op in graph.ops if op.module == module.path]
+    given = {call.arguments[0][1] for call in graph.calls if call.module == module.path and call.arguments}
+    known = given | {number for _, number in module.parameters} | {made for op in ops for made in op.outputs}
+    return (
+        matrix is not None
+        and any(op.target in _PRODUCTS for op in ops)
+        and all(graph.ops[position].module == module.path for position in graph.users.get(matrix, ()))
+        and all(op.target in (*_PRODUCTS, *_AROUND) and known.issuperset(op.inputs) for op in ops)
+    )
+
+
+def is_transposed(graph: Graph, module: Module) -> bool:
+    """Whether a module's one matrix is kept as `[in, out]`: multiplied from the right, as it is."""
+    matrix = _matrix(graph, module)
+    ops = [graph.ops[position] for position in graph.users.get(matrix, ())] if matrix is not None else []
+    return bool(ops) and all(op.target in _PRODUCTS[1:] and op.inputs[-1] == matrix for op in ops)
+
+
+def is_stacked(graph: Graph, module: Module) -> bool:
+    """Whether a module's one parameter is a stack of matrices `[out, in]`, each multiplied by itself."""
+    stack = _matrix(graph, module)
+    if stack is None or len(graph.values[stack].shape) != 3 or len(module.parameters) > 1:
+        return False
+    taken = [graph.ops[position] for position in graph.users.get(stack, ())]
+    of_one = {position for op in taken for position in graph.users.get(op.outputs[0], ())}
+    return all(op.target == "aten.select" and op.args[1] == 0 for op in taken) and all(
+        graph.ops[position].target == "linear" for position in of_one
+    )
+
+
+_PRODUCTS = ("linear", "aten.addmm", "aten.mm", "matmul")
+_AROUND = ("aten.view", "aten.add", "aten.select", "aten.split", "aten.split_with_sizes", "aten.cat")
+
+
+def _matrix(graph: Graph, module: Module) -> int | None:
+    matrices = [number for _, number in module.parameters if len(graph.values[number].shape) in (2, 3)]
+    return matrices[0] if len(matrices) == 1 else None
+
+
+def automatic(graph: Graph, base_prefix: str) -> list[str]:
+    """Patterns of the embeddings that get a style without an entry: `embed_tokens` of every model but the head."""
+    return [table for table in _tables(graph, base_prefix).values() if table]
+
+
+def _tables(graph: Graph, base_prefix: str) -> dict[str, str]:
+    """Every model but the head with the pattern of its embedding; an empty one where it has none."""
+    found = {}
+    for module in graph.modules:
+        if "PreTrainedModel" in module.bases and (module.path or not base_prefix):
+            embedding = graph.module_of.get(join(module.path, "embed_tokens"))
+            is_table = embedding is not None and "Embedding" in embedding.bases
+            found[generic(module.path)] = generic(embedding.path) if embedding is not None and is_table else ""
+    return found

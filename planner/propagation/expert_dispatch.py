@@ -1,0 +1,106 @@
+"""What expert dispatch asks of a module: the contract of `ep_dispatch_experts`, read off the single-device program.
+
+Facts from Transformers 5.23.0, `distributed/expert_parallel.py`: the module is called with hidden states, expert ids and
+routing weights, in this order; it has `num_experts`, which becomes the number of a rank's experts; with `all_to_all` its
+experts run with weights of one, and the caller multiplies by the routing weights and sums. So the output must be linear in
+those weights, and experts may meet their parameters by number only.
+"""
+
+from shardproof.planner.ir.graph import Graph, Module, ModuleCall, Op
+from shardproof.planner.ir.plan import join
+from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.semantics import Call, Einsum, Fresh, Write
+
+_PICKS = ("aten.select", "aten.index", "aten.index_select", "embedding")
+_ZEROS = ("aten.zeros", "aten.zeros_like", "aten.new_zeros")
+
+
+def stacked(graph: Graph, module: Module) -> int | None:
+    """How many experts a module stacks: the first dim that all its parameters share, at least one of them of three dims."""
+    shapes = [graph.values[number].shape for _, number in module.parameters]
+    if not shapes or min(map(len, shapes)) < 2 or max(map(len, shapes)) < 3 or len({shape[0] for shape in shapes}) > 1:
+        return None
+    return shapes[0][0]
+
+
+def dispatch_fault(graph: Graph, module: Module) -> str | None:
+    """Why tokens cannot be sent to a module's experts on other ranks; None where they can."""
+    count = stacked(graph, module)
+    if count is None:
+        return "its parameters are not stacked by expert along their first dim"
+    if dict(module.numbers).get("num_experts") != count:
+        return f"it has no `num_experts` of {count}, which the client sets to the number of a rank's experts"
+    call = next((call for call in graph.calls if call.module == module.path), None)
+    if call is None:
+        return "it took no part in the traced forward"
+    return _signature_fault(graph, call, count) or _use_fault(graph, module) or _weight_fault(graph, module, call)
+
+
+def _signature_fault(graph: Graph, call: ModuleCall, count: int) -> str | None:
+    given = [graph.values[number] for _, number in call.arguments]
+    if len(given) != 3 or len(call.outputs) != 1:
+        return "it is not called with hidden states, expert ids and routing weights"
+    hidden, ids, weights = given
+    if "int" not in ids.dtype or "float" not in weights.dtype or len(hidden.shape) != 2 or ids.shape != weights.shape:
+        return "its arguments are not tokens, expert ids and one routing weight for each id"
+    chosen = _chosen_among(graph, call.arguments[1][1])
+    if chosen not in (None, count):
+        return f"the ids count {chosen} choices, and {count} of them are experts"
+    return None
+
+
+def _chosen_among(graph: Graph, number: int) -> int | None:
+    """The size of the dim that the ids are picked from, where a top-k is found behind them."""
+    for _ in range(8):
+        position = graph.producer.get(number)
+        if position is None:
+            return None
+        op = graph.ops[position]
+        if op.target == "aten.topk":
+            dim = op.arg(2, "dim", -1)
+            return graph.values[op.inputs[0]].shape[dim if isinstance(dim, int) else -1]
+        if not op.inputs:
+            return None
+        number = op.inputs[0]
+    return None
+
+
+def _use_fault(graph: Graph, module: Module) -> str | None:
+    for local, number in module.parameters:
+        for position in graph.users.get(number, ()):
+            op = graph.ops[position]
+            first = op.target != "aten.select" or op.arg(1, "dim", 0) == 0
+            if op.target not in _PICKS or not first or op.inputs[0] != number:
+                name = join(module.path, local)
+                return f"{name} meets {op.target.rpartition('.')[2]} with all experts at once ({op.source})"
+    return None
+
+
+def _weight_fault(graph: Graph, module: Module, call: ModuleCall) -> str | None:
+    """Follow the routing weights as if they were one of several summands: where that is not linear, they are not weights."""
+    summands, zeros = {call.arguments[2][1]}, set[int]()
+    for op in graph.ops:
+        if not _inside(op.module, module.path):
+            continue
+        if op.target in _ZEROS:
+            zeros.update(op.outputs)
+        if summands.intersection(op.inputs):
+            if not _linear(graph, op, summands, zeros):
+                return f"its output is not linear in the routing weights ({op.source})"
+            summands.update(op.outputs)
+    return None if call.outputs[0] in summands else "its output does not depend on the routing weights"
+
+
+def _inside(path: str, module: str) -> bool:
+    return path == module or path.startswith(module + ".")
+
+
+def _linear(graph: Graph, op: Op, summands: set[int], zeros: set[int]) -> bool:
+    meaning = semantics(Call(graph, op))
+    if isinstance(meaning, Einsum):
+        given = frozenset(i for i, number in enumerate(op.inputs) if number in summands)
+        either = frozenset(i for i, number in enumerate(op.inputs) if number in zeros)
+        return any(given <= together <= given | either for together in meaning.linear)
+    if isinstance(meaning, Write):
+        return all(number in summands or number in zeros for number in op.inputs)
+    return meaning is not None and not isinstance(meaning, Fresh)

@@ -1,0 +1,311 @@
+"""One op, two programs: from the placements of the inputs to those of the outputs, or the reason why there is none."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import assert_never
+
+from shardproof.planner.ir.graph import Arg, Op, Ref
+from shardproof.planner.ir.placement import P, Partial, R, Replicate, Shard
+from shardproof.planner.propagation.problem import Placements, Problem, local_shape_or_none, name, shown
+from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
+from shardproof.planner.propagation.views import narrow, reshape
+
+_SIZES_FREE = ("view", "reshape", "expand", "zeros", "ones", "empty", "split", "slice", "repeat")
+
+
+def follow(
+    whole: Call, local: Call, placements: Placements, degree: int, *, masked: bool = False
+) -> Placements | Problem:
+    """Follow one op.
+
+    Args:
+        whole, local: the op in the single-device and in the per-rank program.
+        placements: of the inputs, none `Unknown`.
+        masked: a lookup whose ids the style's hook has cut to this rank's rows.
+    """
+    if len(local.results) != len(whole.results):
+        return _other_count(whole, local)
+    result = related(whole, local, placements, degree, masked=masked)
+    if isinstance(result, Problem):
+        return result
+    return _shapes_agree(whole, local, result, degree) or _constants_agree(whole, local) or result
+
+
+def related(
+    whole: Call, local: Call, placements: Placements, degree: int, *, masked: bool = False
+) -> Placements | Problem:
+    """What the rule table says of an op, before the local result is looked at; also of a local op that failed."""
+    meaning = semantics(whole)
+    match meaning:
+        case None:
+            return _no_rule(whole, placements)
+        case Einsum():
+            return _einsum(_unlocked(meaning) if masked else meaning, whole, local, placements, degree)
+        case Reshape():
+            return reshape(whole, placements[0], degree)
+        case Narrow():
+            return narrow(meaning, whole, local, placements[0], degree)
+        case Concat(dim):
+            return _concat(dim, whole, placements)
+        case Fresh(uniform):
+            return _fresh(whole, local, degree, uniform=uniform)
+        case Write():
+            return _write(placements)
+        case Same():
+            return _same(whole, placements)
+        case _:
+            assert_never(meaning)
+
+
+def _other_count(whole: Call, local: Call) -> Problem:
+    return Problem(
+        "TP202",
+        f"{name(whole)} makes {len(local.results)} tensors on a rank and {len(whole.results)} on a single device",
+        "a part size of the whole model is written into the code",
+        str(len(local.results)),
+        str(len(whole.results)),
+    )
+
+
+def _unlocked(meaning: Einsum) -> Einsum:
+    return replace(meaning, locked=frozenset())
+
+
+def _no_rule(whole: Call, placements: Placements) -> Placements | Problem:
+    if all(isinstance(placement, Replicate) for placement in placements):
+        return tuple(R for _ in whole.results)
+    target = whole.op.target
+    shown = ", ".join(map(str, placements))
+    return Problem(
+        "TP210",
+        f"no rule tells what {target} does to ({shown})",
+        "an op without a rule proves nothing",
+        shown,
+        "R, or a rule",
+    )
+
+
+def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, degree: int) -> Placements | Problem:
+    partial = frozenset(i for i, placement in enumerate(placements) if isinstance(placement, Partial))
+    sharded = {i: placement for i, placement in enumerate(placements) if isinstance(placement, Shard)}
+    if not sharded:
+        return _only_partial(meaning, whole, local, partial, degree)
+    letters = {meaning.inputs[i][placement.dim] for i, placement in sharded.items()}
+    blocks = {placement.blocks for placement in sharded.values()}
+    letter = next(iter(letters))
+    if letter is None or len(letters) > 1 or len(blocks) > 1:
+        return _mixed(whole, placements)
+    if letter in meaning.locked:
+        return Problem(
+            "TP206",
+            f"{name(whole)} needs all of a dim that is sharded",
+            meaning.why_locked,
+            shown(placements),
+            "R",
+            min(sharded),
+        )
+    for i, letters_of in enumerate(meaning.inputs):
+        if (
+            i not in sharded
+            and letter in letters_of
+            and whole.shapes[i][letters_of.index(letter)] > 1
+            and i not in partial
+        ):
+            return _one_whole(whole, placements, i, sharded)
+    if any(whole.shapes[i][p.dim] % degree for i, p in sharded.items()) and _grouped(whole, sharded):
+        return _uneven_groups(whole, placements, degree)
+    shards = next(iter(blocks))
+    summed = all(letter not in output for output in meaning.outputs)
+    if not summed:
+        if partial:
+            return _not_linear(whole, placements, partial)
+        return tuple(Shard(output.index(letter), shards) if letter in output else R for output in meaning.outputs)
+    if partial != meaning.added:
+        return _not_linear(whole, placements, partial or meaning.added)
+    return tuple(P for _ in meaning.outputs)
+
+
+def _grouped(whole: Call, sharded: Mapping[int, Shard]) -> bool:
+    """Whether operands have different sizes of one sharded dim: several query heads to a key head."""
+    return len({whole.shapes[i][placement.dim] for i, placement in sharded.items()}) > 1
+
+
+def _uneven_groups(whole: Call, placements: Placements, degree: int) -> Problem:
+    return Problem(
+        "TP201",
+        f"{name(whole)} pairs groups that do not divide over {degree} ranks",
+        "a shorter part of one operand no longer meets its own group of the other",
+        shown(placements),
+        f"sizes that divide by {degree}",
+    )
+
+
+def _only_partial(
+    meaning: Einsum, whole: Call, local: Call, partial: frozenset[int], degree: int
+) -> Placements | Problem:
+    if not partial:
+        return _grown(meaning, whole, local, degree)
+    if partial in meaning.linear:
+        return tuple(P for _ in meaning.outputs)
+    return _not_linear(whole, tuple(P if i in partial else R for i in range(len(whole.inputs))), partial)
+
+
+def _grown(meaning: Einsum, whole: Call, local: Call, degree: int) -> Placements:
+    """Whole inputs give a whole output, unless a broadcast dim took its size from a sharded tensor: any part of it is right."""
+    if whole.op.target not in ("aten.expand", "aten.expand_as"):
+        return tuple(R for _ in meaning.outputs)
+    given = meaning.inputs[0]
+    for dim, letter in enumerate(meaning.outputs[0]):
+        if (
+            letter not in given
+            and local.results
+            and local_shape_or_none(whole.results[0], Shard(dim), degree) == local.results[0]
+        ):
+            return (Shard(dim),)
+    return (R,)
+
+
+def _mixed(whole: Call, placements: Placements) -> Problem:
+    return Problem(
+        "TP203",
+        f"the operands of {name(whole)} are sharded on dims that do not belong together",
+        "ranks would combine parts of different places",
+        shown(placements),
+        "one common dim",
+    )
+
+
+def _one_whole(whole: Call, placements: Placements, index: int, sharded: dict[int, Shard]) -> Problem:
+    other = min(sharded)
+    return Problem(
+        "TP203",
+        f"{name(whole)} combines a part of one operand with the whole of another",
+        f"operand {index + 1} holds all of the dim of which operand {other + 1} holds a part, so ranks pair the wrong elements",
+        shown(placements),
+        f"operand {index + 1} sharded on the same dim, or none",
+        index,
+    )
+
+
+def _not_linear(whole: Call, placements: Placements, partial: frozenset[int]) -> Problem:
+    return Problem(
+        "TP204",
+        f"{name(whole)} is given a partial sum",
+        "f(sum of parts) is not the sum of f(part), and a whole addend is added once per rank",
+        shown(placements),
+        "the sum reduced first",
+        min(partial, default=None),
+    )
+
+
+def _concat(dim: int, whole: Call, placements: Placements) -> Placements | Problem:
+    full = [i for i, shape in enumerate(whole.shapes) if prod(shape)]
+    kinds = {placements[i] for i in full}
+    if len(kinds) <= 1 and not any(isinstance(k, Shard) and k.dim == dim for k in kinds):
+        return (next(iter(kinds), R),)
+    shards = [p for i in full if isinstance(p := placements[i], Shard) and p.dim == dim]
+    sizes = {whole.shapes[i][dim] // p.blocks for i in full if isinstance(p := placements[i], Shard)}
+    if len(shards) == len(full) and len(sizes) == 1:
+        return (Shard(dim, sum(shard.blocks for shard in shards)),)
+    odd = next((i for i in full if isinstance(placements[i], Replicate)), None)
+    return Problem(
+        "TP203",
+        "the parts of a concatenation lie differently",
+        "one tensor has one placement",
+        shown(placements),
+        "all alike",
+        odd,
+    )
+
+
+def _fresh(whole: Call, local: Call, degree: int, *, uniform: bool) -> Placements | Problem:
+    shape, part = whole.results[0], local.results[0] if local.results else whole.results[0]
+    if shape == part:
+        return (R,)
+    for dim in range(len(shape)):
+        if uniform and len(part) == len(shape) and local_shape_or_none(shape, Shard(dim), degree) == part:
+            return (Shard(dim),)
+    return Problem(
+        "TP203",
+        f"{name(whole)} makes {list(part)} on a rank and {list(shape)} on a single device",
+        "counting from zero on every rank gives every rank the first part",
+        str(list(part)),
+        f"this rank's part of {list(shape)}",
+    )
+
+
+def _write(placements: Placements) -> Placements | Problem:
+    base, view = placements
+    if base == view or (isinstance(base, Shard) and isinstance(view, Shard)):
+        return (base,)
+    return Problem(
+        "TP203",
+        "a view is written to with another placement than its base",
+        "one tensor has one placement",
+        f"{base}, {view}",
+        "alike",
+        1,
+    )
+
+
+def _same(whole: Call, placements: Placements) -> Placements | Problem:
+    for index, placement in enumerate(placements):
+        if not isinstance(placement, Replicate):
+            code = "TP204" if isinstance(placement, Partial) else "TP206"
+            return Problem(
+                code, f"a layer is given {placement}", "a layer takes whole inputs", str(placement), "R", index
+            )
+    return tuple(R for _ in whole.results)
+
+
+def _shapes_agree(whole: Call, local: Call, placements: Placements, degree: int) -> Problem | None:
+    for shape, part, placement in zip(whole.results, local.results, placements, strict=True):
+        needed = local_shape_or_none(shape, placement, degree)
+        if needed != part:
+            return Problem(
+                "TP202",
+                f"{name(whole)} makes {list(part)} on a rank",
+                "a size of the whole model is written into the code, so a rank's part is folded into another shape",
+                str(list(part)),
+                f"{list(needed) if needed else 'an even part'} ({placement} of {list(shape)})",
+            )
+    return None
+
+
+def _constants_agree(whole: Call, local: Call) -> Problem | None:
+    if any(part in whole.op.target for part in _SIZES_FREE):
+        return None
+    given = [_told(op) for op in (whole.op, local.op)]
+    for ours, theirs in zip(*map(_plain, given), strict=False):
+        if ours != theirs:
+            return Problem(
+                "TP209",
+                f"{name(whole)} uses {theirs} on a rank",
+                "a constant was taken from a local size",
+                str(theirs),
+                str(ours),
+            )
+    return None
+
+
+def _told(op: Op) -> tuple[Arg, ...]:
+    """The arguments that shapes do not tell."""
+    match op.target:
+        case "aten.convolution":  # how many groups it has follows from its shapes: torch refuses any other number
+            return op.args[:8]
+        case "aten.full" | "aten.new_full":
+            return op.args[-1:]
+        case _:
+            return op.args
+
+
+def _plain(args: tuple[Arg, ...]) -> list[Arg]:
+    found: list[Arg] = []
+    for arg in args:
+        if isinstance(arg, tuple):
+            found += _plain(arg)
+        elif not isinstance(arg, Ref):
+            found.append(arg)
+    return found

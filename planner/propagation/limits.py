@@ -1,0 +1,82 @@
+"""What bounds the degree: of one proof at one degree, every step that needs a size to divide.
+
+Placements do not depend on the degree; only sizes do. A proof that holds at one degree therefore holds at every degree at
+which its sharded dims can be cut as its steps need: heads in a view evenly; elsewhere a shard (of every packed block, where
+there are some) may leave the last rank fewer elements, but not none.
+"""
+
+from collections.abc import Iterator
+from math import prod
+
+from shardproof.planner.ir.degrees import Limit
+from shardproof.planner.ir.findings import Place
+from shardproof.planner.ir.graph import Op, Shape
+from shardproof.planner.ir.placement import R, Shard
+from shardproof.planner.ir.plan import generic
+from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.propagation.propagate import Propagation
+from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.relation import Pair
+from shardproof.planner.propagation.semantics import Call, Einsum, Reshape
+from shardproof.planner.propagation.views import keeps_dim
+
+
+def limits(ran: Propagation, assigned: Assigned) -> tuple[Limit, ...]:
+    """Everything that bounds the degree of a plan whose forward was related without getting stuck; the first of each size."""
+    found: dict[tuple[int | None, bool], Limit] = {}
+    for limit in (*_of_ops(ran), *_of_parameters(ran, assigned)):
+        found.setdefault((limit.size, limit.even), limit)
+    return tuple(found.values())
+
+
+def lone_sizes(ran: Propagation) -> frozenset[int]:
+    """Degrees at which a rank's part of some sharded dim is a single element, where programs may behave in another way."""
+    return frozenset(
+        ran.whole.values[ran.same[number]].shape[placement.dim]
+        for number, placement in ran.placements.items()
+        if isinstance(placement, Shard) and ran.same.get(number, -1) >= 0
+    )
+
+
+def _of_parameters(ran: Propagation, assigned: Assigned) -> Iterator[Limit]:
+    for name, (placement, entry) in assigned.parameters.items():
+        if isinstance(placement, Shard):
+            shape = ran.whole.values[ran.whole.parameters[name]].shape
+            place = Place(entry, name.rpartition(".")[0])
+            yield _limit(shape, placement, place, even=False, name=generic(name))
+
+
+def _of_ops(ran: Propagation) -> Iterator[Limit]:
+    for pair in ran.pairs:
+        even = pair.whole is not None and _parts_must_be_even(ran, pair, pair.whole)
+        for number in (*pair.local.inputs, *pair.local.outputs):
+            placement = ran.placements.get(number, R)
+            if isinstance(placement, Shard):
+                shape = ran.whole.values[ran.same[number]].shape
+                place = Place(ran.entry_of.get(number), pair.local.module, pair.local.source)
+                yield _limit(shape, placement, place, even=even)
+
+
+def _parts_must_be_even(ran: Propagation, pair: Pair, whole: Op) -> bool:
+    """Whether an op bears no shorter part on the last rank: it regroups the sharded dim, or pairs it with one of
+    another size (grouped heads). Between packed blocks a cut falls alike on every rank.
+    """
+    call = Call(ran.whole, whole)
+    given = [ran.placements.get(number, R) for number in pair.local.inputs]
+    match semantics(call):
+        case Reshape():
+            return not keeps_dim(
+                call.shapes[0], call.results[0], given[0], ran.placements.get(pair.local.outputs[0], R)
+            )
+        case Einsum():
+            sizes = {shape[p.dim] for shape, p in zip(call.shapes, given, strict=True) if isinstance(p, Shard)}
+            return len(sizes) > 1
+        case _:
+            return False
+
+
+def _limit(shape: Shape, placement: Shard, place: Place, *, even: bool, name: str = "") -> Limit:
+    size, rest = shape[placement.dim] // placement.blocks, prod(shape[placement.dim + 1 :])
+    what = f"{size} parts of {rest}" if even and rest > 1 else str(size)
+    what += f" in each of {placement.blocks} blocks" if placement.blocks > 1 else ""
+    return Limit(size, even, what + (f" (dim {placement.dim} of {name})" if name else ""), place)

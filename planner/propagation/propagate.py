@@ -1,0 +1,297 @@
+"""Relate one rank's program to the single-device program, op by op, by a placement for every value.
+
+Both programs are graphs of the same forward; the local one has ops `tp.*` where a style's hook acts. All other ops must
+agree one for one. An op's placement follows from its inputs' by the rule table, and the local shape must be what that
+placement makes of the global shape. Where it does not, or where no rule tells, a `Stuck` says so once, and what follows from
+it is `Unknown`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shardproof.planner.ir.graph import Graph, Op
+from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Unknown
+from shardproof.planner.ir.plan import generic
+from shardproof.planner.ir.styles import Before
+from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.propagation.follow import follow, related
+from shardproof.planner.propagation.hooks import hook
+from shardproof.planner.propagation.problem import Problem
+from shardproof.planner.propagation.relation import Pair, State, Stuck, entry_behind, settle
+from shardproof.planner.propagation.semantics import Call
+from shardproof.planner.propagation.views import cut_inside
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Placements and provenance of the *local* program's values, and everything that got stuck."""
+
+    whole: Graph
+    local: Graph
+    pairs: tuple[Pair, ...]
+    placements: Mapping[int, Placement]
+    same: Mapping[int, int]
+    entry_of: Mapping[int, str]
+    stuck: tuple[Stuck, ...]
+
+
+def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Propagation:
+    """Walk the two programs together."""
+    state, pairs = _walk(whole, local, assigned, degree)
+    if len(pairs) == len(local.ops):
+        if (missing := sum(pair.whole is not None for pair in pairs)) < len(whole.ops):
+            state.stuck.append(_diverged(None, whole.ops[missing], missing))
+        else:
+            _check_outputs(state)
+    else:
+        # A loop over a sharded dim is shorter on a rank: which element a turn should have had is not to be told.
+        state.stuck = [stuck for stuck in state.stuck if stuck.op is None or stuck.op.target != "aten.select"]
+    return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, tuple(state.stuck))
+
+
+def explain_failure(
+    whole: Graph, before: Graph, failed: Op | None, assigned: Assigned, degree: int
+) -> tuple[Stuck | None, str | None]:
+    """Why a local program fails: the first place where it left the relation, or what is wrong with the op that failed; and
+    the entry behind that op's inputs, for where the rules say nothing."""
+    state, pairs = _walk(whole, before, assigned, degree)
+    if state.stuck:
+        return state.stuck[0], None
+    if failed is None:
+        return None, None
+    entry = entry_behind(state, failed)
+    position = sum(pair.whole is not None for pair in pairs)
+    if position >= len(whole.ops) or whole.ops[position].target != failed.target:
+        return None, entry
+    counterpart = whole.ops[position]
+    placements = _input_placements(state, failed, counterpart)
+    if any(isinstance(placement, Unknown) for placement in placements):
+        return None, entry
+    call, local = Call(whole, counterpart), Call(before, failed)
+    found = related(call, local, placements, degree)
+    if not isinstance(found, Problem):
+        found = cut_inside(call, local, placements, degree) or found
+    pair = Pair(failed, counterpart, position)
+    return (_stuck(state, pair, found), entry) if isinstance(found, Problem) else (None, entry)
+
+
+def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[State, tuple[Pair, ...]]:
+    state = State(whole, local, assigned, degree)
+    _place_inputs(state)
+    pairs = _align(state)
+    for pair in pairs:
+        if pair.whole is None and pair.local.target == "aten.slice":
+            _local_slice(state, pair)
+        elif pair.whole is None:
+            hook(state, pair)
+        else:
+            _step(state, pair, pair.whole)
+    return state, pairs
+
+
+def _place_inputs(state: State) -> None:
+    aliases: dict[int, set[Placement]] = {}
+    for name, number in state.local.parameters.items():
+        placement, entry = state.assigned.parameters.get(name, (R, ""))
+        owner, _, own = name.rpartition(".")
+        style = state.assigned.modules.get(owner)
+        summed = style is not None and style[0].before in (Before.TAKE_SHARDED, Before.SPLIT)
+        if own == "bias" and style is not None and summed and placement == R:
+            # It is added once, after the sum: as if every rank added its share of it.
+            placement, entry = P, style[1]
+        if name in state.whole.parameters:
+            state.placements.setdefault(number, placement)
+            state.same.setdefault(number, state.whole.parameters[name])
+            aliases.setdefault(state.whole.parameters[name], set()).add(placement)
+            if entry:
+                state.entry_of.setdefault(number, entry)
+    for number, placements in aliases.items():
+        if len(placements) > 1:
+            _tied_apart(state, [n for n, v in state.whole.parameters.items() if v == number])
+    for (_, local), (_, whole) in zip(state.local.inputs, state.whole.inputs, strict=True):
+        state.placements[local], state.same[local] = R, whole
+
+
+def _tied_apart(state: State, aliases: list[str]) -> None:
+    given = {alias: state.assigned.parameters.get(alias, (R, "")) for alias in aliases}
+    sharded = next(alias for alias, (placement, _) in given.items() if not isinstance(placement, Replicate))
+    other = next(alias for alias in aliases if given[alias][0] != given[sharded][0])
+    state.stuck.append(
+        Stuck(
+            "TP212",
+            f"{sharded} and {other} are one tied parameter, placed differently",
+            why="a tied parameter is one tensor, and it can lie in one way only",
+            found=f"{sharded} at {given[sharded][0]}, {other} at {given[other][0]}",
+            needed=f"{other} at {given[sharded][0]} too",
+            module=other.rpartition(".")[0],
+            entry=given[other][1] or generic(other.rpartition(".")[0]),
+        )
+    )
+
+
+def _align(state: State) -> tuple[Pair, ...]:
+    """Pair the ops of the two programs; where they part, say so and stop there."""
+    pairs: list[Pair] = []
+    position = 0
+    for op in state.local.ops:
+        if op.target.startswith("tp."):
+            pairs.append(Pair(op, None, position))
+            continue
+        whole = state.whole.ops[position] if position < len(state.whole.ops) else None
+        if op.target == "aten.slice" and (whole is None or (whole.target, whole.source) != (op.target, op.source)):
+            pairs.append(
+                Pair(op, None, position)
+            )  # it cuts nothing off on a single device, where torch then leaves it out
+            continue
+        if whole is None or whole.target != op.target or whole.module != op.module:
+            state.stuck.append(_diverged(op, whole, position))
+            return tuple(pairs)
+        pairs.append(Pair(op, whole, position))
+        position += 1
+    return tuple(pairs)
+
+
+def _crossed(local: Op, whole: Op) -> Stuck:
+    return Stuck(
+        "TP211",
+        f"{local.target} is fed another value than on a single device",
+        why="the two programs are related value by value",
+        found=f"another operand of {local.target}",
+        needed=f"the operands of {whole.target} on a single device",
+        module=local.module,
+        op=local,
+    )
+
+
+def _diverged(local: Op | None, whole: Op | None, position: int) -> Stuck:
+    at = local or whole
+    return Stuck(
+        "TP211",
+        "one rank runs other ops than the single device",
+        why="the forward branches on a size that the plan changes",
+        found=f"{local.target} in {local.module}" if local else "nothing more",
+        needed=f"{whole.target} in {whole.module}" if whole else "nothing more",
+        position=position,
+        module=at.module if at else "",
+        op=at,
+    )
+
+
+def _step(state: State, pair: Pair, whole: Op) -> None:
+    """One op that both programs run."""
+    local = pair.local
+    entry = entry_behind(state, local)
+    placements = _input_placements(state, local, whole)
+    reasons = [p.reason for p in placements if isinstance(p, Unknown)]
+    if reasons:
+        results: tuple[Placement, ...] = tuple(Unknown(reasons[0]) for _ in whole.outputs)
+    else:
+        masked = local.target.endswith("embedding") and _looks_up_own_rows(state, local)
+        call, counterpart = Call(state.whole, whole), Call(state.local, local)
+        followed = follow(call, counterpart, placements, state.degree, masked=masked)
+        if isinstance(followed, Problem):
+            state.stuck.append(_stuck(state, pair, followed))
+            results = tuple(Unknown(followed.message) for _ in whole.outputs)
+        else:
+            results = followed
+    for number, global_number, placement in zip(local.outputs, whole.outputs, results, strict=False):
+        settle(state, number, placement, global_number, entry)
+    if local.target in ZEROS or (local.target in ("aten.new_full", "aten.full") and local.args[-1] == 0):
+        state.zeros.update(local.outputs)
+
+
+def _local_slice(state: State, pair: Pair) -> None:
+    """A slice that takes all of a dim on a single device, and on a rank the first places of what should be its own part."""
+    op = pair.local
+    source, made = op.inputs[0], op.outputs[0]
+    shape, cut = state.local.values[source].shape, state.local.values[made].shape
+    reason = f"slice takes the first part of {list(shape)} on every rank"
+    if shape != cut and not isinstance(state.placements.get(source, R), Unknown):
+        state.stuck.append(
+            Stuck(
+                "TP203",
+                reason,
+                why="the same offset means another place in a rank's part",
+                found=str(list(cut)),
+                needed=f"this rank's part of {list(shape)}, or all of it",
+                position=pair.position,
+                module=op.module,
+                op=op,
+                entry=entry_behind(state, op),
+            )
+        )
+    settle(state, made, Unknown(reason), state.same.get(source, -1), None)
+
+
+def _stuck(state: State, pair: Pair, problem: Problem) -> Stuck:
+    op = pair.local
+    blame = op.inputs[problem.blame] if problem.blame is not None else None
+    entry = entry_behind(state, op)
+    if blame is not None and blame in state.entry_of and blame not in state.local.producer:
+        entry, blame = state.entry_of[blame], None  # a parameter that an entry of its own has placed
+    if blame is not None and not isinstance(state.placements.get(blame, R), Replicate):
+        blame = None  # it has an entry of its own, which made it what it is
+    return Stuck(
+        problem.code,
+        problem.message,
+        problem.why,
+        problem.found,
+        problem.needed,
+        pair.position,
+        op.module,
+        op,
+        entry,
+        blame,
+    )
+
+
+ZEROS = ("aten.zeros", "aten.zeros_like", "aten.new_zeros", "aten.zero_")
+
+
+def _input_placements(state: State, local: Op, whole: Op) -> tuple[Placement, ...]:
+    """The placements of an op's inputs; an input that stands for another global value than it should is unknown."""
+    found: list[Placement] = []
+    for number, expected in zip(local.inputs, whole.inputs, strict=False):
+        if number not in state.placements:
+            state.placements[number], state.same[number] = R, expected
+        if state.same[number] != expected:
+            state.stuck.append(_crossed(local, whole))
+            found.append(Unknown(f"{local.target} is fed another value than on a single device"))
+        else:
+            found.append(state.placements[number])
+    if any(isinstance(placement, Partial) for placement in found):
+        # Zero is the sum of zeros: a fresh accumulator joins a partial sum.
+        found = [
+            P if n in state.zeros and isinstance(p, Replicate) else p for n, p in zip(local.inputs, found, strict=True)
+        ]
+    return tuple(found)
+
+
+def _looks_up_own_rows(state: State, op: Op) -> bool:
+    """Whether the ids of a lookup are those that the style's hook has masked."""
+    ids = op.inputs[1]
+    made = state.local.producer.get(ids)
+    return made is not None and state.local.ops[made].target == "tp.ids"
+
+
+def _check_outputs(state: State) -> None:
+    for (name, local), (_, whole) in zip(state.local.outputs, state.whole.outputs, strict=False):
+        placement = state.placements.get(local, R)
+        assert state.stuck or not isinstance(placement, Unknown), "a value became unknown, and nothing said so"
+        if isinstance(placement, Replicate | Unknown):
+            continue
+        code = "TP204" if isinstance(placement, Partial) else "TP206"
+        made = state.local.producer.get(local)
+        op = state.local.ops[made] if made is not None else None
+        state.stuck.append(
+            Stuck(
+                code,
+                f"the model's output {name} is {placement}",
+                why="the caller takes the output as whole",
+                found=f"{placement}, {list(state.local.values[local].shape)}",
+                needed=f"R, {list(state.whole.values[whole].shape)}",
+                module=op.module if op else "",
+                op=op,
+                entry=state.entry_of.get(local),
+            )
+        )

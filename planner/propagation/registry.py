@@ -1,0 +1,51 @@
+"""The rule table: op name -> what the op does to dims. One registry, one decorator."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import TypeAlias
+
+from shardproof.planner.propagation.semantics import Call, Semantics
+
+Rule: TypeAlias = Callable[[Call], Semantics | None]
+
+RULES: dict[str, Rule] = {}
+
+_FAMILIES = ("einsum", "pointwise", "reduce", "view", "index", "attention", "norm")
+
+
+def rule(*targets: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ops; a second rule for the same op raises."""
+
+    def register(function: Rule) -> Rule:
+        for target in targets:
+            if target in RULES:
+                raise ValueError(f"{target} has a rule already: {RULES[target].__name__}.")
+            RULES[target] = function
+        return function
+
+    return register
+
+
+@cache
+def _load() -> None:
+    for family in _FAMILIES:
+        import_module(f"shardproof.planner.propagation.rules.{family}")
+
+
+def semantics(call: Call) -> Semantics | None:
+    """What this op does to dims; None where no rule tells."""
+    target = rule_of(call.op.target)
+    return RULES[target](call) if target is not None else None
+
+
+def rule_of(target: str) -> str | None:
+    """The op under whose name an op's rule stands, if it has one: an in-place op follows the rule of its pure form."""
+    _load()
+    return next((name for name in (target, target.removesuffix("_")) if name in RULES), None)
+
+
+def ruled() -> frozenset[str]:
+    """Every op that a rule stands under."""
+    _load()
+    return frozenset(RULES)

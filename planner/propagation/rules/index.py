@@ -1,0 +1,141 @@
+"""Lookups: the indexed dim must be whole (an index counts over all of it), the others pass."""
+
+from shardproof.planner.ir.graph import Arg, Ref
+from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.semantics import Call, Einsum, Letters
+
+_WHY = "an index counts over the whole dim, and a rank holds only its part"
+
+
+@rule("embedding", "aten.embedding")
+def embedding(call: Call) -> Einsum:
+    """`y[..., h] = w[v, h]` at ids; the vocabulary dim needs a mask and a sum, which only a style's hook brings."""
+    ids: Letters = tuple(f"i{position}" for position in range(len(call.shapes[1])))
+    return Einsum((("v", "h"), ids), ((*ids, "h"),), frozenset({"v"}), (frozenset({0}),), why_locked=_WHY)
+
+
+@rule("aten.index")
+def index(call: Call) -> Einsum | None:
+    """Advanced indexing: indexed dims give way to the dims of the indices."""
+    shape = call.shapes[0]
+    given = call.op.arg(1, "indices")
+    if not isinstance(given, tuple):
+        return None
+    names: Letters = tuple(f"d{position}" for position in range(len(shape)))
+    at = [position for position, item in enumerate(given) if isinstance(item, Ref)]
+    tensors = [call.shape(given[position]) for position in at]
+    width = max((len(tensor) for tensor in tensors), default=0)
+    taken = len(shape) - (len(call.results[0]) - width)
+    indexed = set(at) if taken == len(at) else set(range(min(at, default=0), min(at, default=0) + taken))
+    inner: Letters = tuple(f"i{position}" for position in range(width))
+    first = (
+        min(indexed, default=0)
+        if sorted(indexed) == list(range(min(indexed, default=0), max(indexed, default=-1) + 1))
+        else 0
+    )
+    rest = [(position, name) for position, name in enumerate(names) if position not in indexed]
+    output = (*(n for p, n in rest if p < first), *inner, *(n for p, n in rest if p >= first))
+    indices = tuple(_index_letters(tensor, inner, call.results[0], first) for tensor in tensors)
+    locked = frozenset(names[position] or "" for position in indexed)
+    return Einsum((names, *indices), (output,), locked, (frozenset({0}),), why_locked=_WHY)
+
+
+def _index_letters(tensor: tuple[int, ...], inner: Letters, result: tuple[int, ...], first: int) -> Letters:
+    offset = len(inner) - len(tensor)
+    return tuple(
+        inner[offset + position] if size == result[first + offset + position] else None
+        for position, size in enumerate(tensor)
+    )
+
+
+@rule("aten.index_select")
+def index_select(call: Call) -> Einsum:
+    """One dim indexed by a list."""
+    dim = call.number(1, "dim", 0) % len(call.shapes[0])
+    names: Letters = tuple(f"d{position}" for position in range(len(call.shapes[0])))
+    output = tuple("i" if position == dim else name for position, name in enumerate(names))
+    return Einsum((names, ("i",)), (output,), frozenset({f"d{dim}"}), (frozenset({0}),), why_locked=_WHY)
+
+
+@rule("aten.gather")
+def gather(call: Call) -> Einsum:
+    """Along `dim` by index, elementwise in the other dims."""
+    ndim = len(call.shapes[0])
+    dim = call.number(1, "dim", 0) % ndim
+    names: Letters = tuple(f"d{position}" for position in range(ndim))
+    chosen = tuple("i" if position == dim else name for position, name in enumerate(names))
+    return Einsum((names, chosen), (chosen,), frozenset({f"d{dim}"}), (frozenset({0}),), why_locked=_WHY)
+
+
+@rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", "aten.index_add", "aten.index_copy", "aten.index_fill")
+def scatter(call: Call) -> Einsum:
+    """Written along `dim` by index, elementwise in the other dims."""
+    shape = call.shapes[0]
+    dim = call.number(1, "dim", 0) % max(len(shape), 1)
+    names: Letters = tuple(f"d{position}" for position in range(len(shape)))
+    other = tuple("i" if position == dim else name for position, name in enumerate(names))
+    by_row = call.op.target.startswith("aten.index")
+    inputs: list[Letters] = [names, ("i",) if by_row else other]
+    inputs += [other if len(extra) == len(shape) else (None,) * len(extra) for extra in call.shapes[2:]]
+    linear = (frozenset({0, 2}),) if len(inputs) == 3 and "reduce" not in call.op.target else ()
+    return Einsum(
+        tuple(inputs),
+        (names,),
+        frozenset({f"d{dim}"}),
+        linear,
+        added=frozenset({0, 2}) if linear else frozenset(),
+        why_locked=_WHY,
+    )
+
+
+@rule("aten.index_put", "aten._index_put_impl", "aten._unsafe_index_put")
+def index_put(call: Call) -> Einsum | None:
+    """Rows replaced or added to: indexed dims locked, the rest elementwise."""
+    given: Arg = call.op.arg(1, "indices")
+    if not isinstance(given, tuple):
+        return None
+    shape = call.shapes[0]
+    at = [position for position, item in enumerate(given) if isinstance(item, Ref)]
+    masks = sum(
+        len(call.shape(given[position])) - 1
+        for position in at
+        if call.graph.values[_value(given[position])].dtype == "bool"
+    )
+    indexed = {*at, *range(max(at, default=0), max(at, default=0) + masks + 1)} if at else set()
+    names: Letters = tuple(f"d{position}" for position in range(len(shape)))
+    kept = tuple(name for position, name in enumerate(names) if position not in indexed)
+    values = call.shape(call.op.arg(2, "values"))
+    tail = (*((None,) * (len(values) - len(kept))), *kept[max(len(kept) - len(values), 0) :])
+    fitted = tuple(None if values[i] == 1 else name for i, name in enumerate(tail))
+    indices = tuple((None,) * len(call.shape(given[position])) for position in at)
+    last = 1 + len(indices)
+    locked = frozenset(names[position] or "" for position in indexed)
+    sums = frozenset({0, last})
+    return Einsum((names, *indices, fitted), (names,), locked, (sums,), added=sums, why_locked=_WHY)
+
+
+def _value(arg: Arg) -> int:
+    return arg.value if isinstance(arg, Ref) else -1
+
+
+@rule("one_hot")
+def one_hot(call: Call) -> Einsum:
+    """A new last dim."""
+    names: Letters = tuple(f"d{position}" for position in range(len(call.shapes[0])))
+    return Einsum((names,), ((*names, None),))
+
+
+@rule(
+    "aten._local_scalar_dense",
+    "aten.nonzero",
+    "aten.masked_select",
+    "aten._unique2",
+    "aten.bincount",
+    "aten.histc",
+    "aten.searchsorted",
+)
+def whole_only(call: Call) -> Einsum:
+    """What comes out depends on all of every input."""
+    inputs = tuple(tuple(f"t{n}d{i}" for i in range(len(shape))) for n, shape in enumerate(call.shapes))
+    outputs: tuple[Letters, ...] = tuple((None,) * len(result) for result in call.results)
+    return Einsum(inputs, outputs, frozenset(name for letters in inputs for name in letters), why_locked=_WHY)

@@ -1,0 +1,92 @@
+"""Elementwise ops with broadcasting. What tells them apart is in which inputs they are linear."""
+
+from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.semantics import Call, Einsum, Letters
+
+SUMS = ("aten.add", "aten.sub", "aten.rsub")
+PRODUCTS = ("aten.mul",)
+FIRST_ONLY = ("aten.div", "aten.neg", "detach", "aten._to_copy", "aten.masked_fill")
+NON_LINEAR = """polar __lshift__ __rshift__ _prelu_kernel abs acos acosh addcdiv addcmul atan atan2 asin bernoulli
+    bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min cos cosh elu eq erf erfc
+    erfinv exp exp2 expm1 floor floor_divide fmod ge gelu gt hardshrink hardsigmoid hardswish hardtanh isinf
+    isnan isneginf isposinf le leaky_relu log log10 log1p log2 log_sigmoid_forward logaddexp logical_and
+    logical_not logical_or logical_xor logit lt maximum minimum mish nan_to_num ne pow reciprocal relu remainder
+    round rsqrt sgn sigmoid sign silu sin sinh softplus softshrink sqrt tan tanh threshold trunc xlogy
+    native_dropout bitwise_left_shift bitwise_right_shift""".split()
+
+
+def broadcast(shape: tuple[int, ...], result: tuple[int, ...]) -> Letters:
+    """The letters of one operand against the result, aligned at the last dim."""
+    offset = len(result) - len(shape)
+    return tuple(
+        f"d{offset + position}" if size == result[offset + position] else None for position, size in enumerate(shape)
+    )
+
+
+def elementwise(call: Call, *linear: frozenset[int], added: frozenset[int] = frozenset()) -> Einsum:
+    """Every operand broadcast to the result."""
+    result = call.results[0]
+    letters = tuple(f"d{position}" for position in range(len(result)))
+    inputs = tuple(broadcast(shape, result) for shape in call.shapes)
+    return Einsum(inputs, tuple(letters for _ in call.results), linear=linear, added=added)
+
+
+@rule(*SUMS)
+def add(call: Call) -> Einsum:
+    """Linear in all operands together; a sum with a plain number is not linear."""
+    tensors = frozenset(range(len(call.shapes)))
+    return elementwise(call, tensors, added=tensors) if len(tensors) > 1 else elementwise(call)
+
+
+@rule(*PRODUCTS)
+def multiply(call: Call) -> Einsum:
+    """Linear in each operand on its own."""
+    return elementwise(call, *(frozenset({position}) for position in range(len(call.shapes))))
+
+
+@rule(*FIRST_ONLY)
+def first_only(call: Call) -> Einsum:
+    """Linear in the first operand; a masked fill only where it fills with zero."""
+    if call.op.target.startswith("aten.masked_fill") and call.op.arg(2, "value") not in (0, 0.0, False):
+        return elementwise(call)
+    if call.op.target == "aten._to_copy" and not _is_float(call):
+        return elementwise(call)
+    return elementwise(call, frozenset({0}))
+
+
+def _is_float(call: Call) -> bool:
+    return "float" in call.graph.values[call.op.outputs[0]].dtype
+
+
+@rule("aten.where")
+def where(call: Call) -> Einsum:
+    """Linear in both branches together, the condition whole."""
+    return elementwise(call, frozenset({1, 2})) if len(call.shapes) == 3 else elementwise(call)
+
+
+@rule("aten.lerp")
+def lerp(call: Call) -> Einsum:
+    """Linear in both ends together, where the weight between them is a number."""
+    return elementwise(call, frozenset({0, 1})) if len(call.shapes) == 2 else elementwise(call)
+
+
+@rule(*(f"aten.{name}" for name in NON_LINEAR))
+def non_linear(call: Call) -> Einsum:
+    """Linear in nothing: a partial sum must be reduced first."""
+    return elementwise(call)
+
+
+@rule("aten.copy")
+def copy(call: Call) -> Einsum:
+    """The second operand broadcast into the first, whose own value is lost."""
+    return elementwise(call, frozenset({0, 1}), frozenset({1}))
+
+
+@rule("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.zero", "aten.fill")
+def filled_like(call: Call) -> Einsum:
+    """A constant of the first operand's shape: whole or sharded as it is; never a partial sum."""
+    return (
+        elementwise(call, frozenset({0}))
+        if call.op.target.startswith(("aten.zero", "aten.empty"))
+        else elementwise(call)
+    )

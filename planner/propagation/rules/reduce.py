@@ -1,0 +1,116 @@
+"""Reductions and ops along one dim: sums are partial when their dim is sharded; everything else needs it whole."""
+
+from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.semantics import Call, Einsum, Letters
+
+ALONG_ONE = """aten._softmax aten._log_softmax aten.cumsum aten.cumprod aten.cummax aten.logcumsumexp aten.sort
+    aten.flip aten.roll aten.glu""".split()
+
+
+def reduced_dims(call: Call, *, position: int = 1) -> tuple[int, ...]:
+    """The dims an op reduces or runs along; all of them where none is given."""
+    ndim = len(call.shapes[0])
+    dims = call.numbers(position, "dim") or call.numbers(position, "dims")
+    return tuple(dim % ndim for dim in dims) if dims else tuple(range(ndim))
+
+
+def _reduction(call: Call, *, locked: bool) -> Einsum:
+    shape, dims = call.shapes[0], reduced_dims(call)
+    names: Letters = tuple(f"d{position}" for position in range(len(shape)))
+    kept: Letters = tuple(name for position, name in enumerate(names) if position not in dims)
+    if call.results and len(call.results[0]) == len(shape):
+        kept = tuple(None if position in dims else name for position, name in enumerate(names))
+    over = frozenset(f"d{position}" for position in dims)
+    why = "a statistic over a sharded dim sees only this rank's part"
+    linear = () if locked else (frozenset({0}),)
+    rest = tuple((None,) * len(extra) for extra in call.shapes[1:])
+    return Einsum(
+        (names, *rest), tuple(kept for _ in call.results), over if locked else frozenset(), linear, why_locked=why
+    )
+
+
+@rule("aten.sum")
+def total(call: Call) -> Einsum:
+    """A sum over a sharded dim is a partial sum."""
+    return _reduction(call, locked=False)
+
+
+@rule("aten.count_nonzero")
+def count(call: Call) -> Einsum:
+    """Parts count their own elements, so a count over a sharded dim is a partial sum; a partial sum cannot be counted."""
+    found = _reduction(call, locked=False)
+    return Einsum(found.inputs, found.outputs)
+
+
+@rule("aten.mean")
+def mean(call: Call) -> Einsum:
+    """The mean over a dim must see all of it (a rank would divide by its own count); over others it is linear."""
+    found = _reduction(call, locked=True)
+    return Einsum(found.inputs, found.outputs, found.locked, (frozenset({0}),), why_locked=found.why_locked)
+
+
+@rule(
+    *"""aten.amax aten.amin aten.max aten.min aten.argmax aten.argmin aten.prod aten.any aten.all aten.std aten.var aten.norm
+    aten.linalg_vector_norm aten.logsumexp aten.var_mean aten.std_mean aten.median aten._is_all_true""".split()
+)
+def statistic(call: Call) -> Einsum:
+    """Needs the whole dim, and whole values."""
+    if call.op.target in ("aten.linalg_vector_norm", "aten.norm"):
+        return _statistic_at(call, 2)
+    if call.op.target in ("aten.max", "aten.min") and len(call.shapes) == 2:
+        return _pairwise(call)
+    return _reduction(call, locked=True)
+
+
+def _statistic_at(call: Call, position: int) -> Einsum:
+    ndim = len(call.shapes[0])
+    dims = tuple(d % ndim for d in call.numbers(position, "dim")) or tuple(range(ndim))
+    names: Letters = tuple(f"d{i}" for i in range(ndim))
+    keep = len(call.results[0]) == ndim
+    kept = tuple(None if i in dims else n for i, n in enumerate(names) if keep or i not in dims)
+    return Einsum(
+        (names,),
+        (kept,),
+        frozenset(f"d{i}" for i in dims),
+        why_locked="a norm over a sharded dim sees only this rank's part",
+    )
+
+
+def _pairwise(call: Call) -> Einsum:
+    from shardproof.planner.propagation.rules.pointwise import elementwise
+
+    return elementwise(call)
+
+
+@rule(*ALONG_ONE)
+def along_one_dim(call: Call) -> Einsum:
+    """Same shape out as in; the dim it runs along must be whole."""
+    shape = call.shapes[0]
+    dims = reduced_dims(call)
+    if call.op.target == "aten.roll":
+        dims = tuple(d % len(shape) for d in call.numbers(2, "dims")) or tuple(range(len(shape)))
+    if call.op.target in ("aten.sort", "aten.glu") and not call.numbers(1, "dim"):
+        dims = (len(shape) - 1,)
+    names: Letters = tuple(f"d{position}" for position in range(len(shape)))
+    linear = (frozenset({0}),) if call.op.target in ("aten.cumsum", "aten.flip", "aten.roll") else ()
+    outputs = tuple(
+        tuple(None if i in dims and call.op.target == "aten.glu" else n for i, n in enumerate(names))
+        for _ in call.results
+    )
+    why = "softmax, sort and scans mix all of the dim they run along"
+    return Einsum((names,), outputs, frozenset(f"d{i}" for i in dims), linear, why_locked=why)
+
+
+@rule("aten.topk", "aten.kthvalue")
+def topk(call: Call) -> Einsum:
+    """The best of a dim need all of it; what comes out is a new dim."""
+    ndim = len(call.shapes[0])
+    dim = call.number(2, "dim", -1) % ndim
+    names: Letters = tuple(f"d{position}" for position in range(ndim))
+    kept = tuple(None if position == dim else name for position, name in enumerate(names))
+    return Einsum(
+        (names,),
+        tuple(kept for _ in call.results),
+        frozenset({f"d{dim}"}),
+        why_locked="top-k picks among all of the dim",
+    )

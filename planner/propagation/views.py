@@ -1,0 +1,113 @@
+"""Views and cuts: where a shard lies after one dim became several, or several one, or a part of it was taken."""
+
+from math import prod
+
+from shardproof.planner.ir.graph import Shape
+from shardproof.planner.ir.placement import Placement, Shard
+from shardproof.planner.propagation.problem import Placements, Problem, name
+from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.semantics import Call, Narrow
+
+
+def flat(shape: Shape, placement: Shard) -> tuple[int, int]:
+    """A shard in row-major terms: how many runs there are before the sharded extent repeats, and the run's length."""
+    outer = prod(shape[: placement.dim]) * placement.blocks
+    return outer, prod(shape) // outer if outer else 0
+
+
+def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shard | None:
+    """Where a shard lies after a row-major reshape; None where a rank's part would not be a part of one dim."""
+    outer, _ = flat(shape, placement)
+    before = 1
+    for dim, size in enumerate(result):
+        if before * size > outer:
+            if outer % before:
+                return None
+            found = Shard(dim, outer // before)
+            if size % found.blocks:
+                return None
+            even = size % (found.blocks * degree) == 0
+            return found if even or keeps_dim(shape, result, placement, found) else None
+        before *= size
+    return None
+
+
+def keeps_dim(shape: Shape, result: Shape, before: Placement, after: Placement) -> bool:
+    """Whether a reshape leaves what is sharded as it is, so that the last rank's part may be shorter: the same number of
+    places, each as wide as before.
+    """
+    return (
+        isinstance(before, Shard)
+        and isinstance(after, Shard)
+        and shape[before.dim] * after.blocks == result[after.dim] * before.blocks
+    )
+
+
+def reshape(whole: Call, placement: Placement, degree: int) -> Placements | Problem:
+    if not isinstance(placement, Shard):
+        return (placement,)
+    shape, result = whole.shapes[0], whole.results[0]
+    found = reshaped(shape, result, placement, degree)
+    if found is not None:
+        return (found,)
+    return Problem(
+        "TP201",
+        f"a view cuts {list(shape)} at {placement} into {list(result)}",
+        "a rank's boundary falls inside one of the new dims (a head, a block)",
+        str(placement),
+        f"a dim of {list(result)} that divides by {degree}",
+    )
+
+
+def cut_inside(whole: Call, local: Call, placements: Placements, degree: int) -> Problem | None:
+    """Why a view fails that takes the number of heads from its tensor: a rank's part holds no whole number of them."""
+    placement = placements[0] if placements else None
+    if whole.op.target != "aten.view" or not isinstance(placement, Shard):
+        return None
+    given = local.op.args[1:]
+    sizes = given[0] if len(given) == 1 and isinstance(given[0], tuple) else given
+    outer, _ = flat(whole.shapes[0], placement)
+    if -1 not in sizes or prod(whole.results[0][: sizes.index(-1)]) != outer:
+        return None
+    return Problem(
+        "TP201",
+        f"a view cuts {list(whole.shapes[0])} at {placement} into {list(whole.results[0])}",
+        "a rank's boundary falls inside one of the new dims (a head, a block)",
+        f"{placement} over {degree} ranks",
+        "a degree that divides the number of heads or blocks, or this projection whole",
+    )
+
+
+def narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degree: int) -> Placements | Problem:
+    count = len(meaning.starts)
+    size = whole.shapes[0][meaning.dim]
+    if not isinstance(placement, Shard) or placement.dim != meaning.dim:
+        return tuple(placement for _ in range(count))
+    block = size // placement.blocks
+    if meaning.lengths == (size,):
+        return (placement,)
+    if any(number % block for number in (*meaning.starts, *meaning.lengths)):
+        parts = max(size // max(meaning.lengths[0], 1), 1)
+        return Problem(
+            "TP213",
+            f"{name(whole)} cuts a sharded dim of {size} at {sorted({*meaning.starts, *meaning.lengths})}",
+            "a rank's contiguous part does not hold its share of every packed block",
+            str(placement),
+            f"S({meaning.dim}/{parts})",
+            0,
+        )
+    there = semantics(local)
+    part = -(-block // degree)
+    if not isinstance(there, Narrow) or there.starts != tuple(start // block * part for start in meaning.starts):
+        return _offsets(whole, placement)
+    return tuple(Shard(meaning.dim, length // block) for length in meaning.lengths)
+
+
+def _offsets(whole: Call, placement: Placement) -> Problem:
+    return Problem(
+        "TP203",
+        f"{name(whole)} uses global offsets on a sharded dim",
+        "the same offset means another place in a rank's part",
+        str(placement),
+        "offsets taken from the local size",
+    )

@@ -1,0 +1,396 @@
+"""The two torch modes that record a forward on the meta device.
+
+A function mode keeps the composite ops that carry meaning (`linear`, `matmul`, attention, `einsum`, norms) whole, and answers
+questions about data that meta tensors do not hold. A dispatch mode records everything else as aten ops, in-place ones as if
+they returned a new value.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from hashlib import sha256
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+
+from shardproof.planner.tracing.placeholder_counts import counted, parts_of
+from shardproof.planner.tracing.placeholder_indices import FOUND, carried, place_of
+from shardproof.planner.tracing.recorder import SIZES, Recorder
+from shardproof.planner.tracing.shape_cache import remembered
+
+WHOLE: Mapping[object, str] = {
+    F.linear: "linear",
+    torch.matmul: "matmul",
+    Tensor.matmul: "matmul",
+    Tensor.__matmul__: "matmul",
+    Tensor.__rmatmul__: "rmatmul",
+    torch.einsum: "einsum",
+    F.scaled_dot_product_attention: "attention",
+    F.layer_norm: "layer_norm",
+    torch.layer_norm: "layer_norm",
+    F.rms_norm: "rms_norm",
+    F.group_norm: "group_norm",
+    F.one_hot: "one_hot",
+    Tensor.detach: "detach",
+    torch.detach: "detach",
+    F.embedding: "embedding",
+}
+"""Torch functions recorded as one op."""
+
+SAME = {"aten.clone", "aten.detach", "aten.alias", "aten.contiguous", "aten.lift_fresh", "aten.lift_fresh_copy"}
+"""Ops whose result is their input: they leave no trace, for whether they run depends on strides."""
+
+ALSO = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
+"""One name for ops among which torch chooses by strides."""
+
+
+class Functions(TorchFunctionMode):
+    """Keeps meaningful composites whole and answers for data that is not there."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        if recorder.paused:
+            return func(*args, **kwargs)
+        if recorder.whole and func in SIZES and (size := recorder.size_of(args[0])) is not None:
+            return SIZES[func](size, *args[1:], **kwargs)
+        args, kwargs = tree_map(_here, args) if func is Tensor.to else args, {k: _here(v) for k, v in kwargs.items()}
+        if func in ANSWERS and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            recorder.note("the branch taken does not depend on data here; one representative path was traced")
+            return ANSWERS[func](args[0])
+        if (
+            func in (Tensor.split, torch.split, torch.functional.split)
+            and len(args) > 1
+            and isinstance(args[1], list | tuple)
+            and args[0].is_meta
+        ):
+            args = (args[0], _parts(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0)), *args[2:])
+        if func in FILLS and isinstance(value := kwargs.get("fill_value", args[-1] if args else None), Tensor):
+            return _filled(func, args, kwargs, value)
+        if func in MADE and (data := _data(func, args, kwargs)) is not None:
+            with recorder.silent():
+                made = func(*args, **kwargs)
+            recorder.record("constant", (data,), {}, made)
+            return made
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Tensor) and args[0].is_meta:
+            args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
+        target = WHOLE.get(func)
+        if target is None:
+            if func in (Tensor.view, Tensor.reshape) and id(recorder.running) in recorder.distributed:
+                args = _in_parts(args)
+            elif recorder.unfixed and func in (Tensor.view, Tensor.reshape):
+                args = self._unfixed(args)
+            return counted(func, args, carried(func, args, func(*args, **kwargs)))
+        with recorder.silent():
+            args, kwargs = _to_meta(recorder, args, kwargs)
+        with recorder.attempt(target, args, kwargs):
+            result = remembered(SHAPED.get(target, func), args, kwargs)
+        if target == "rmatmul":
+            target, args = "matmul", (args[1], args[0])
+        if target == "embedding":
+            args, kwargs = (
+                (kwargs.get("weight", args[-1] if len(args) == 1 else args[1]), kwargs.get("input", args[0])),
+                {},
+            )
+        if target == "einsum" and len(args) == 2 and isinstance(args[1], list | tuple):
+            args = (args[0], *args[1])
+        recorder.record(target, args, kwargs, result)
+        return counted(func, args, result)
+
+    def _unfixed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A view as it would be with one size left open: what a patch suggestion tries."""
+        recorder = self.recorder
+        here = recorder.sources.here(recorder.running)
+        sizes = _sizes(args)
+        dim = recorder.unfixed.get(here) if here is not None else None
+        if dim is None or not -len(sizes) <= dim < 0 or sizes[dim] == -1 or not all(type(n) is int for n in sizes):
+            return args
+        if -1 in sizes:
+            open_ = sizes.index(-1)
+            sizes[open_] = args[0].shape[open_]
+        sizes[dim] = -1
+        return (args[0], *sizes)
+
+
+def _sizes(args: tuple[Any, ...]) -> list[Any]:
+    """What a view is asked for, given as one argument or as several."""
+    return list(args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:])
+
+
+def _in_parts(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A view of a distributed tensor is asked for by its whole sizes: on a rank the last dim that can is smaller."""
+    sizes, elements = _sizes(args), args[0].numel()
+    if not all(type(size) is int and size > 0 for size in sizes) or prod(sizes) == elements:
+        return args
+    for dim in reversed(range(len(sizes))):
+        rest = prod(sizes[:dim]) * prod(sizes[dim + 1 :])
+        if elements % rest == 0:
+            return (args[0], *sizes[:dim], elements // rest, *sizes[dim + 1 :])
+    return args
+
+
+class Dispatch(TorchDispatchMode):
+    """Records aten ops; in-place ones rebind the tensor, and the tensor that it is a view of, to new values."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        if recorder.paused:
+            return func(*args, **kwargs)
+        target = f"{func.namespace}.{func._schema.name.rpartition('::')[2]}"
+        target = ALSO.get(target, target)
+        args, kwargs = _to_meta(recorder, *_large_to_meta(recorder, func, target, args, kwargs))
+        with recorder.attempt(target, args, kwargs):
+            result = self._result(func, target, args, kwargs)
+        if target == "aten.slice" and (turns := _in_turns(*args)) is not None:
+            return self._taken_in_turns(args[0], result, *turns)
+        if target == "aten._to_copy" and isinstance(result, Tensor) and result.dtype == args[0].dtype:
+            target = "aten.clone"
+        if target in SAME and isinstance(result, Tensor):
+            recorder.alias(result, args[0])
+            return result
+        written = [
+            value
+            for value, slot in zip(args, func._schema.arguments, strict=False)
+            if slot.alias_info is not None and slot.alias_info.is_write and isinstance(value, Tensor)
+        ]
+        recorder.record(target, args, kwargs, result)
+        if written:
+            self._mutate(written[0], result)
+        elif any(out.alias_info is not None for out in func._schema.returns):
+            for view in tree_flatten(result)[0]:
+                recorder.view_of[id(view)] = args[0]
+        return result
+
+    def _taken_in_turns(self, tensor: Tensor, result: Tensor, dim: int, step: int, start: int) -> Tensor:
+        """Every n-th element of a dim is one of n, once the dim is seen as so many groups: a shard of groups keeps them whole."""
+        recorder = self.recorder
+        shape = (*tensor.shape[:dim], tensor.shape[dim] // step, step, *tensor.shape[dim + 1 :])
+        with recorder.silent():
+            grouped = tensor.new_empty(shape)
+        recorder.record("aten.view", (tensor, shape), {}, grouped)
+        recorder.record("aten.select", (grouped, dim + 1, start), {}, result)
+        recorder.view_of[id(result)] = tensor
+        return result
+
+    def _result(self, func: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _unseen(target, args):
+            return UNSEEN[target](*args, **kwargs)
+        return remembered(func, args, kwargs) if _makes_new(func) else func(*args, **kwargs)
+
+    def _mutate(self, tensor: Tensor, result: object) -> None:
+        recorder = self.recorder
+        if not (isinstance(result, Tensor) and result is tensor):
+            recorder.bind(tensor)
+        base = recorder.view_of.get(id(tensor))
+        if base is not None:
+            # NB: other live views of the base keep their old value; modeling code does not read them again.
+            recorder.record("view_write", (base, tensor), {}, base)
+            self._mutate_base(base)
+
+    def _mutate_base(self, tensor: Tensor) -> None:
+        above = self.recorder.view_of.get(id(tensor))
+        if above is not None:
+            self.recorder.record("view_write", (above, tensor), {}, above)
+            self._mutate_base(above)
+
+
+@cache
+def _makes_new(func: Any) -> bool:
+    """Whether an op neither writes to an argument nor returns a view of one."""
+    return all(slot.alias_info is None for slot in (*func._schema.arguments, *func._schema.returns))
+
+
+def _known_index(index: Tensor) -> Tensor | int:
+    """A lone number on the meta device, as an index, would be asked for its value: take the first element."""
+    return 0 if index.is_meta and index.dim() == 0 and index.dtype != torch.bool else index
+
+
+FILLS = frozenset({torch.full, torch.full_like, Tensor.new_full})
+"""Functions that ask a tensor that is given as the value to fill with for its number."""
+
+
+def _filled(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> Tensor:
+    """The same tensor, made from the one that gives the number."""
+    like = args[0] if isinstance(args[0], Tensor) else None
+    size = args[1] if func is Tensor.new_full else kwargs.get("size", args[0]) if like is None else like.shape
+    dtype = kwargs.get("dtype") or (value.dtype if like is None else like.dtype)
+    return value.to(dtype).expand(size).clone()
+
+
+MADE = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
+"""Functions that make a tensor from numbers: what they are is part of the program, for they may be read off a size."""
+_TOLD = 64
+"""Numbers of a constant that are kept as they are; of more, a digest."""
+
+
+def _data(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...] | None:
+    """The numbers that a constant is made from, or a digest of many; None where it is made from another tensor."""
+    position = int(func is Tensor.new_tensor)
+    given = kwargs.get("data", args[position] if len(args) > position else None)
+    if any(isinstance(leaf, Tensor) for leaf in tree_flatten(given)[0]):
+        return None
+    numbers = np.asarray(given)
+    if numbers.dtype == object:
+        return None
+    flat = numbers.ravel()
+    told = (str(number) if number != number else number for number in flat.tolist())  # NaN equals nothing
+    return tuple(told) if flat.size <= _TOLD else (sha256(flat.tobytes()).hexdigest(),)
+
+
+def _parts(tensor: Tensor, sizes: Sequence[int], dim: int) -> Sequence[int]:
+    """Part sizes that were read off data are all zero here: parts of equal size, the last with the rest, stand for them."""
+    total = tensor.shape[dim]
+    if not sizes or any(sizes):
+        return sizes
+    return [total // len(sizes)] * (len(sizes) - 1) + [total - total // len(sizes) * (len(sizes) - 1)]
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:
+        raise ValueError("one_hot without num_classes depends on data")
+    return tensor.new_empty((*tensor.shape, num_classes), dtype=torch.long)
+
+
+def _embedding(input: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
+    """By shapes alone: a rank's part of a table has fewer rows than its padding index says."""
+    return weight.new_empty((*input.shape, *weight.shape[1:]))
+
+
+SHAPED: Mapping[str, Callable[..., Any]] = {"one_hot": _one_hot, "embedding": _embedding}
+"""Whole ops of which only the result's shape is asked."""
+
+
+def _here(value: Any) -> Any:
+    """A GPU that modeling code names by itself (`.to("cuda:0")`) is the meta device here."""
+    names_a_gpu = isinstance(value, str | torch.device) and str(value).partition(":")[0] == "cuda"
+    return torch.device("meta") if names_a_gpu else value
+
+
+def _to_meta(
+    recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Where meta and real tensors meet, all become meta; nothing moves off the meta device."""
+    tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    if not any(tensor.is_meta for tensor in tensors):
+        return args, kwargs
+    if not all(tensor.is_meta for tensor in tensors):
+        args, kwargs = tree_map_only(Tensor, lambda tensor: _moved(recorder, tensor), (args, kwargs))
+    if isinstance(kwargs.get("device"), torch.device):
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    return args, kwargs
+
+
+def _moved(recorder: Recorder, tensor: Tensor) -> Tensor:
+    """The tensor's form on the meta device: the same value to the recorder."""
+    if tensor.is_meta:
+        return tensor
+    made = tensor.to("meta")
+    recorder.alias(made, tensor)
+    return made
+
+
+MUCH = 1 << 20
+"""Elements of a constant that a forward makes (a mask for the longest text): above it, only its form is kept."""
+_MADE = frozenset({"aten.zeros", "aten.ones", "aten.full", "aten.empty"})
+
+
+def _large_to_meta(
+    recorder: Recorder, func: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What works on a large constant works on its form, so that nobody computes gigabytes for a trace."""
+    if target in _MADE and prod(args[0]) > MUCH:
+        return args, {**kwargs, "device": torch.device("meta")}
+    given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    if _makes_new(func) and any(tensor.numel() > MUCH and not tensor.is_meta for tensor in given):
+        args, kwargs = tree_map_only(Tensor, lambda tensor: _moved(recorder, tensor), (args, kwargs))
+    return args, kwargs
+
+
+def _nonzero(tensor: Tensor, *_: object) -> Tensor:
+    return tensor.new_empty((min(FOUND, max(tensor.numel(), 1)), tensor.dim()), dtype=torch.long)
+
+
+def _masked_index(tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    given: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype in (torch.bool, torch.uint8):
+            given += [index.new_empty((FOUND,), dtype=torch.long)] * index.dim()
+        else:
+            given.append(index)
+    found: Tensor = torch.ops.aten.index.Tensor(tensor, given)
+    return found
+
+
+def _masked_select(tensor: Tensor, *_: object) -> Tensor:
+    return tensor.new_empty((FOUND,))
+
+
+UNSEEN: Mapping[str, Callable[..., Any]] = {
+    "aten.nonzero": _nonzero,
+    "aten.index": _masked_index,
+    "aten.masked_select": _masked_select,
+}
+"""What data-dependent aten ops return on meta tensors."""
+
+
+def _in_turns(
+    tensor: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> tuple[int, int, int] | None:
+    """The dim, the step and the start of a slice that takes every n-th of groups of n; None for any other slice."""
+    dim, size, first = dim % tensor.dim(), tensor.shape[dim], start or 0
+    whole = size % step == 0 and 0 <= first < step and (end is None or end >= size)
+    return (dim, step, first) if step > 1 and whole else None
+
+
+def _unseen(target: str, args: tuple[Any, ...]) -> bool:
+    if target not in UNSEEN or not args[0].is_meta:
+        return False
+    return target != "aten.index" or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+
+
+def _zero(tensor: Tensor) -> Any:
+    return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else place_of(tensor)
+
+
+def _numbers(tensor: Tensor) -> Any:
+    return parts_of(tensor) or _zeros(tensor)
+
+
+def _zeros(tensor: Tensor) -> Any:
+    value = _zero(tensor)
+    for size in reversed(tensor.shape):
+        value = [value] * size
+    return value
+
+
+ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
+    Tensor.item: _zero,
+    Tensor.__contains__: lambda tensor: False,
+    Tensor.__bool__: lambda tensor: place_of(tensor) != 0,
+    Tensor.__int__: place_of,
+    Tensor.__index__: place_of,
+    Tensor.__float__: lambda tensor: 0.0,
+    Tensor.tolist: _numbers,
+    Tensor.cpu: lambda tensor: tensor,
+    Tensor.cuda: lambda tensor: tensor,
+    Tensor.numpy: lambda tensor: torch.tensor(_numbers(tensor), dtype=tensor.dtype).numpy(),
+}
+"""What is answered when modeling code asks a meta tensor for its data."""

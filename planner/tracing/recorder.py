@@ -1,0 +1,130 @@
+"""The state of one recording: numbered values, ops, the stack of running modules."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Size, Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from shardproof.planner.ir.findings import Source
+from shardproof.planner.ir.graph import Arg, Op, Ref, Value
+from shardproof.planner.loading.source_lines import SourceFinder
+
+SIZES: Mapping[object, Callable[..., Any]] = {
+    Tensor.shape.__get__: lambda size, *_: size,  # type: ignore[attr-defined]  # as torch.overrides has it
+    Tensor.size: lambda size, dim=None: size if dim is None else size[dim],
+    Tensor.__len__: lambda size: size[0],
+    Tensor.numel: lambda size: size.numel(),
+}
+"""How the size of a distributed tensor, which is that of the whole, is asked for."""
+
+
+@dataclass
+class Recorder:
+    """Mutable state of one recording: numbered values, ops, the module stack."""
+
+    sources: SourceFinder
+    values: list[Value] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    stack: list[tuple[str, nn.Module]] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+    number_of: dict[int, int] = field(default_factory=dict)
+    view_of: dict[int, Tensor] = field(default_factory=dict)
+    keep: list[Tensor] = field(default_factory=list)
+    paused: int = 0
+    constant: int = 0
+    """How many `no_grad` the forward is in."""
+    constants: int = 0
+    failed: Op | None = None
+    unfixed: Mapping[Source, int] = field(default_factory=dict)
+    distributed: set[int] = field(default_factory=set)
+    whole: dict[int, tuple[Size, tuple[nn.Module, ...]]] = field(default_factory=dict)
+    """Of each sharded parameter, the size of the whole one, and the modules in which it is a local tensor."""
+
+    def number(self, tensor: Tensor, name: str | None = None) -> int:
+        """The value number of a tensor; one that was never seen is a constant made outside of the forward."""
+        known = self.number_of.get(id(tensor))
+        if known is not None:
+            return known
+        if name is None:
+            # Numbered in the order they are met: the same constant has the same name in both programs.
+            name, self.constants = f"constant.{self.constants}", self.constants + 1
+        return self.bind(tensor, name)
+
+    def bind(self, tensor: Tensor, name: str | None = None) -> int:
+        """Give a tensor a new value number."""
+        self.keep.append(tensor)
+        self.values.append(Value(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name))
+        self.number_of[id(tensor)] = len(self.values) - 1
+        return len(self.values) - 1
+
+    def alias(self, tensor: Tensor, other: Tensor) -> None:
+        """Two tensors that hold the same value."""
+        self.keep.append(tensor)
+        self.number_of[id(tensor)] = self.number(other)
+
+    def record(self, target: str, args: Sequence[object], kwargs: Mapping[str, object], result: object) -> None:
+        """Append one op."""
+        op = self._op(target, args, kwargs)
+        made = tuple(self.bind(tensor) for tensor in tree_flatten(result)[0] if isinstance(tensor, Tensor))
+        self.ops.append(replace(op, outputs=made))
+
+    def _op(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Op:
+        packed = tuple(self._arg(arg) for arg in args)
+        named = tuple((key, self._arg(value)) for key, value in kwargs.items())
+        source = self.sources.here(self.running)
+        return Op(target, packed, named, (), self.module, source, self.constant > 0)
+
+    @contextmanager
+    def attempt(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[None]:
+        """Run one op's own code unrecorded; where it fails, remember which op it was."""
+        try:
+            with self.silent():
+                yield
+        except Exception:
+            self.failed = self._op(target, args, kwargs)
+            raise
+
+    @property
+    def module(self) -> str:
+        """The path of the module whose forward is running."""
+        return self.stack[-1][0] if self.stack else ""
+
+    @property
+    def running(self) -> nn.Module | None:
+        """The module whose forward is running."""
+        return self.stack[-1][1] if self.stack else None
+
+    def size_of(self, parameter: Tensor) -> Size | None:
+        """What code is told where it asks for the size of a sharded parameter that is no local tensor there; else None."""
+        size, local_in = self.whole.get(id(parameter), (None, ()))
+        return None if any(running is module for _, running in self.stack for module in local_in) else size
+
+    def note(self, text: str) -> None:
+        """Remember an assumption, once per source line."""
+        where = self.sources.here(self.running)
+        self.notes[f"{where or self.module}: {text}"] = None
+
+    def _arg(self, value: object) -> Arg:
+        match value:
+            case Tensor():
+                return Ref(self.number(value))
+            case bool() | int() | float() | str() | None:
+                return value
+            case tuple() | list():
+                return tuple(self._arg(item) for item in value)
+            case slice():
+                return ("slice", self._arg(value.start), self._arg(value.stop), self._arg(value.step))
+            case _:
+                return str(value)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Run ops without recording them."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1

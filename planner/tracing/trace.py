@@ -1,0 +1,366 @@
+"""Record one forward of a model on the meta device as a `Graph`: full real size, no memory, no weights.
+
+Repeated layers run once per kind: a later layer of the same kind, called alike, becomes a single op `repeat`.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from shardproof.planner.inputs.example import attempts, caching, example_inputs, take, taken
+from shardproof.planner.ir.errors import ShardproofError
+from shardproof.planner.ir.findings import Source
+from shardproof.planner.ir.graph import Graph, ModuleCall, Op
+from shardproof.planner.loading.source_lines import SourceFinder
+from shardproof.planner.tracing.forward_source import noting_constants, plainly
+from shardproof.planner.tracing.modes import Dispatch, Functions
+from shardproof.planner.tracing.module_state import Held
+from shardproof.planner.tracing.module_tree import layer_kinds, module_table
+from shardproof.planner.tracing.placeholder_indices import find_first_only, searching
+from shardproof.planner.tracing.recorder import Recorder
+
+
+class TraceError(ShardproofError, RuntimeError):
+    """A forward that could not be run on meta tensors; carries where it stopped, what ran before, and the op that failed."""
+
+    def __init__(
+        self, message: str, module: str, source: Source | None, *, before: Graph | None = None, failed: Op | None = None
+    ) -> None:
+        super().__init__(message)
+        self.module = module
+        self.source = source
+        self.before = before
+        self.failed = failed
+
+
+def trace(
+    model: nn.Module, inputs: Mapping[str, Any] | None = None, *, hooked: bool = False, every: bool = False
+) -> Graph:
+    """Record one forward of a meta-device model.
+
+    Args:
+        model: every parameter on the meta device, in eval mode.
+        inputs: keyword arguments of the forward, tensors on meta; by default the fullest of `planner.inputs.example` that the
+            model takes.
+        hooked: what a module is noted to be given is what its own hooks made of that.
+        every: layers run also where they repeat another.
+
+    Raises:
+        TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
+    """
+    if inputs is not None or taken(model) is not None:
+        given = inputs if inputs is not None else example_inputs(model)
+        try:
+            return _settled(model, given, hooked=hooked, every=every)
+        except TraceError as error:
+            if _finds_less(model, error):
+                return _settled(model, given, hooked=hooked, every=every)
+            raise
+    failed: TraceError | None = None
+    first: TraceError | None = None
+    for attempt, form in enumerate(attempts(model)):
+        try:
+            graph = _settled(model, form)
+        except TraceError as error:
+            first = first or error
+            failed = failed if failed is not None and "input_ids" not in form else error
+        else:
+            take(model, attempt)
+            return graph if first is None else replace(graph, notes=(*graph.notes, _left_out(first)))
+    if failed is not None and _finds_less(model, failed):
+        return trace(model)
+    raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images, sounds or states", "", None)
+
+
+def _finds_less(model: nn.Module, failed: TraceError) -> bool:
+    """Whether what failed may run where its search in data finds the first place only, and was not tried so."""
+    return isinstance(failed.__cause__, IndexError) and find_first_only(model)
+
+
+def _left_out(failed: TraceError) -> str:
+    """What was asked of the model first, and why it was not traced so."""
+    where = f" ({failed.source})" if failed.source is not None else ""
+    return f"traced on fewer inputs, for with all that it takes it fails in {failed.module or 'the model'}{where}: {failed}"
+
+
+def _settled(model: nn.Module, inputs: Mapping[str, Any], *, hooked: bool = False, every: bool = False) -> Graph:
+    """The forward of a model that no longer changes itself: some rescale their weights, or exchange modules, the first time."""
+    tracing = Tracing(model, hooked=hooked, every=every)
+    graph = tracing.run(inputs)
+    if not tracing.rebuilds:
+        return graph
+    Tracing(model, keep=True).run(inputs)
+    again = Tracing(model, hooked=hooked, every=every).run(inputs)
+    note = f"{type(model).__name__}'s first forward changes the model itself; it was traced as it is afterwards"
+    return replace(again, notes=(*again.notes, note))
+
+
+class Tracing:
+    """One recording of one model; `recorder` is open to hooks that want to add ops of their own.
+
+    The model is given back as it was, unless it is to `keep` what its forward made of it. `rebuilds` says afterwards whether
+    that exchanged modules or wrote to parameters.
+    """
+
+    def __init__(self, model: nn.Module, *, keep: bool = False, hooked: bool = False, every: bool = False) -> None:
+        self.model, self.keep, self.hooked, self.rebuilds = model, keep, hooked, False
+        self.paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+        self.names: dict[int, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.names.setdefault(id(module), []).append(path)
+        self.recorder = Recorder(SourceFinder(model))
+        self.kinds = {} if every else layer_kinds(model)
+        self.seen: dict[object, str] = {}
+        self.gave: dict[str, _Gave] = {}
+        self.repeats: dict[str, str] = {}
+        self.calls: list[ModuleCall | None] = []
+        self.left: dict[str, list[Tensor]] = {}
+
+    def run(self, inputs: Mapping[str, Any]) -> Graph:
+        """Run the forward and return its graph."""
+        recorder = self.recorder
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            recorder.number(tensor, name)
+        given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        numbered = tuple((name, recorder.bind(tensor)) for name, tensor in given.items())
+        try:
+            with searching(self.model):
+                output = self._forward(inputs)
+        except Exception as error:
+            raise self._stopped(error, numbered) from error
+        return self._graph(numbered, tuple((name, recorder.number(tensor)) for name, tensor in named_tensors(output)))
+
+    def _graph(self, inputs: tuple[tuple[str, int], ...], outputs: tuple[tuple[str, int], ...]) -> Graph:
+        recorder = self.recorder
+        return Graph(
+            modules=module_table(self.model, recorder.number_of, self.repeats),
+            values=tuple(recorder.values),
+            ops=tuple(recorder.ops),
+            inputs=inputs,
+            outputs=outputs,
+            notes=tuple(recorder.notes),
+            calls=tuple(call for call in self.calls if call is not None),
+        )
+
+    def _stopped(self, error: Exception, inputs: tuple[tuple[str, int], ...]) -> TraceError:
+        recorder = self.recorder
+        return TraceError(
+            f"{type(error).__name__}: {error}",
+            self._running_at(error),
+            recorder.sources.of_traceback(error),
+            before=self._graph(inputs, ()),
+            failed=recorder.failed,
+        )
+
+    def _forward(self, inputs: Mapping[str, Any]) -> object:
+        recorder, held = self.recorder, [Held.of(module) for module in self.model.modules()]
+        once = (module for module in self.model.modules() if id(module) in self.kinds and "forward" not in vars(module))
+        restore = [self._run_once_per_kind(module) for module in list(once)]
+        try:
+            with (
+                torch.no_grad(),
+                plainly(self.model),
+                self._watching(),
+                noting_constants(recorder),
+                Functions(recorder),
+                Dispatch(recorder),
+            ):
+                return self.model(**(caching(self.model, False) | dict(inputs)))
+        finally:
+            self.rebuilds = self._rebuilt()
+            for undo in restore:
+                undo()
+            self.left = {self.paths[id(each.module)]: tensors for each in held if (tensors := each.added())}
+            for each in () if self.keep else held:
+                each.give_back()
+
+    def _rebuilt(self) -> bool:
+        numbers = self.recorder.number_of
+        written = (
+            self.recorder.values[numbers[id(p)]].name is None for p in self.model.parameters() if id(p) in numbers
+        )
+        return {id(module) for module in self.model.modules()} != set(self.paths) or any(written)
+
+    def _running_at(self, error: BaseException) -> str:
+        """The path of the innermost module whose method an error came through."""
+        found, entry = "", error.__traceback__
+        while entry is not None:
+            module = entry.tb_frame.f_locals.get("self")
+            found = self.paths.get(id(module), found) if isinstance(module, nn.Module) else found
+            entry = entry.tb_next
+        return found
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Keep the stack of running modules, and note what each call was given and gave.
+
+        Every call of a module passes here, as in `torch.fx.Tracer`: hooks would have to be put on each of thousands of modules,
+        of which those of repeated layers never run.
+        """
+        original, recorder = nn.Module.__call__, self.recorder
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = self._called(module)
+            if path is None:
+                return original(module, *args, **kwargs)
+            recorder.stack.append((path, module))
+            position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
+            first = len(recorder.ops)
+            self.calls.append(None)
+            noted = self._noted(module) if self.hooked and module._forward_pre_hooks else None
+            try:
+                output = original(module, *args, **kwargs)
+            finally:
+                recorder.stack.pop()
+                arguments = arguments if noted is None else noted()
+                made = tuple(recorder.number(tensor) for tensor in _tensors(output))
+                self.calls[position] = ModuleCall(path, arguments, made, (first, len(recorder.ops)))
+            return output
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]  # for the time of one forward
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def _called(self, module: nn.Module) -> str | None:
+        """The path of a module; of several, the one below the module that is running."""
+        names = self.names.get(id(module), [])
+        inside = f"{self.recorder.module}."
+        return next((name for name in names if name.startswith(inside)), names[0]) if names else None
+
+    def _noted(self, module: nn.Module) -> Callable[[], tuple[tuple[str, int], ...]]:
+        """What a call is given after the module's own hooks, to be asked once it is over."""
+        last: list[tuple[tuple[str, int], ...]] = [()]
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            last[0] = self._arguments(module, args, kwargs)
+
+        handle = module.register_forward_pre_hook(note, with_kwargs=True)
+
+        def given() -> tuple[tuple[str, int], ...]:
+            handle.remove()
+            return last[0]
+
+        return given
+
+    def _arguments(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[str, int], ...]:
+        try:
+            bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
+        except TypeError:  # a forward that is called with more than its own signature takes
+            bound = {str(position): value for position, value in enumerate(args)} | kwargs
+        return tuple(
+            (name, self.recorder.number(leaf))
+            for name, value in bound.items()
+            if name != "self"
+            for leaf in tree_flatten(value)[0]
+            if isinstance(leaf, Tensor)
+        )
+
+    def _run_once_per_kind(self, layer: nn.Module) -> Callable[[], None]:
+        """Wrap a layer's forward: the first of a kind runs, the next ones called alike become `repeat`."""
+        original = layer.forward
+        path, recorder = self.paths[id(layer)], self.recorder
+        position, kind = self.kinds[id(layer)]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if recorder.running is not layer:  # called by its `forward`, past the call of a module
+                recorder.stack.append((path, layer))
+                try:
+                    return forward(*args, **kwargs)
+                finally:
+                    recorder.stack.pop()
+            tensors = _tensors((args, kwargs))
+            given = [recorder.number(tensor) for tensor in tensors]
+            same = tuple(given.index(number) for number in given)  # what is read of one value that is given twice?
+            key = (kind, recorder.constant > 0, same, *_call_signature(args, kwargs, position))
+            first = self.seen.setdefault(key, path)
+            if first == path or first not in self.gave:
+                output = original(*args, **kwargs)
+                self.gave[path] = _Gave.of(output, given, recorder)
+                return output
+            self.repeats[path] = first
+            with recorder.silent():
+                output, made = self.gave[first].again(tensors)
+            if made:
+                recorder.record("repeat", tensors, {}, made)
+            return output
+
+        held = vars(layer).get("forward")
+
+        def undo() -> None:
+            del layer.forward
+            if held is not None:
+                layer.forward = held
+
+        layer.forward = forward
+        return undo
+
+
+@dataclass(frozen=True, slots=True)
+class _Gave:
+    """What the first layer of a kind gave; of each tensor, which of those that it was given it is, where it is one."""
+
+    output: Any
+    passed: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, output: object, given: list[int], recorder: Recorder) -> "_Gave":
+        numbers = [recorder.number(tensor) for tensor in _tensors(output)]
+        return cls(output, tuple(given.index(number) if number in given else None for number in numbers))
+
+    def again(self, given: list[Tensor]) -> tuple[Any, list[Tensor]]:
+        """What a later layer of the kind gives, and the tensors of it that are new."""
+        made: list[Tensor] = []
+        places = iter(self.passed)
+
+        def one(tensor: Tensor) -> Tensor:
+            place = next(places)
+            if place is not None:
+                return given[place]
+            made.append(torch.empty_like(tensor))
+            return made[-1]
+
+        return tree_map_only(Tensor, one, self.output), made
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def _call_signature(args: Sequence[Any], kwargs: Mapping[str, Any], position: int) -> tuple[object, ...]:
+    """What makes two calls alike; a layer that is handed its own position in the stack is called like its siblings."""
+    leaves, spec = tree_flatten((args, dict(kwargs)))
+    return (str(spec), *(tuple(leaf.shape) if isinstance(leaf, Tensor) else _plain(leaf, position) for leaf in leaves))
+
+
+def _plain(value: object, position: int) -> object:
+    if type(value) is int and value == position:
+        return "position"
+    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+
+def named_tensors(output: object) -> list[tuple[str, Tensor]]:
+    """The tensors of a model output with their names; a tuple's are numbered."""
+    if isinstance(output, Tensor):
+        return [("output", output)]
+    items: list[tuple[str, object]]
+    if isinstance(output, Mapping):
+        items = [(str(key), value) for key, value in output.items()]
+    elif isinstance(output, tuple | list):
+        items = [(str(position), value) for position, value in enumerate(output)]
+    else:
+        return []
+    found: list[tuple[str, Tensor]] = []
+    for name, value in items:
+        inner = named_tensors(value)
+        found += [(name, tensor) if isinstance(value, Tensor) else (f"{name}.{key}", tensor) for key, tensor in inner]
+    return found

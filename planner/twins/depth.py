@@ -1,0 +1,77 @@
+"""How many layers a twin has, and which of the real ones: every kind of layer stays."""
+
+from collections.abc import Mapping
+
+from shardproof.planner.twins.field_roles import Fields
+
+
+def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int) -> Fields:
+    """The number of layers cut so that every kind of layer stays, and every list with one item per layer with it.
+
+    A model with fewer layers than `least` becomes deeper, where no list says what each of its layers is.
+    """
+    name = next((name for name, role in roles.items() if role == "layers"), None)
+    if name is None or not isinstance(total := fields[name], int):
+        return {}
+    if total < least and not any(isinstance(value, list | tuple) and len(value) == total for value in fields.values()):
+        return {
+            key: max(value, least)
+            for key, role in roles.items()
+            if role == "layers" and isinstance(value := fields[key], int)
+        }
+    lists = {key: value for key, value in fields.items() if isinstance(value, list | tuple) and len(value) == total}
+    numbered = {key for key, value in lists.items() if list(value) == list(range(total))}
+    periods = [v for k, v in fields.items() if roles.get(k) == "period" and isinstance(v, int) and v <= total]
+    own = {key: by_layer for key, value in fields.items() if (by_layer := _by_layer(value, total))}
+    kinds = [value for key, value in lists.items() if key not in numbered]
+    kinds += [[by_layer.get(index) for index in range(total)] for by_layer in own.values()]
+    counted = {key: pairs for key, value in fields.items() if (pairs := _counted(value, total))}
+    least = max([least, *periods])
+    for pairs in counted.values():
+        least = -(-least // _length(pairs)) * _length(pairs)
+    kept = _kept_layers(list(zip(*kinds, strict=True)), total, least)
+    cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
+    cut |= {key: [[part, len(kept) // _length(pairs)] for part, _ in pairs] for key, pairs in counted.items()}
+    cut |= {
+        key: {str(new): by_layer[old] for new, old in enumerate(kept) if old in by_layer}
+        for key, by_layer in own.items()
+    }
+    cut |= {key: list(range(len(kept))) for key in numbered}
+    for key, role in roles.items():
+        if role == "layers" and isinstance(value := fields[key], int):
+            cut[key] = min(value, len(kept))
+        elif role == "last layers" and isinstance(value := fields[key], int):
+            cut[key] = value * len(kept) // total
+    return cut | {name: len(kept)}
+
+
+def _counted(value: object, total: int) -> list[tuple[list[object], int]]:
+    """Pairs of kinds of layers and how often these are repeated, where such pairs make up all layers; else none."""
+    pairs: list[tuple[list[object], int]] = []
+    for pair in value if isinstance(value, list) else ():
+        match pair:
+            case [[*part], int(count)]:
+                pairs.append((part, count))
+            case _:
+                return []
+    return pairs if sum(len(part) * count for part, count in pairs) == total else []
+
+
+def _length(pairs: list[tuple[list[object], int]]) -> int:
+    return sum(len(part) for part, _ in pairs)
+
+
+def _by_layer(value: object, total: int) -> dict[int, object]:
+    """What a mapping from layer numbers says, by number; nothing of any other value."""
+    if not isinstance(value, dict) or not all(str(key).isdecimal() and int(key) < total for key in value):
+        return {}
+    return {int(key): own for key, own in value.items()}
+
+
+def _kept_layers(kinds: list[tuple[object, ...]], total: int, least: int) -> list[int]:
+    """The first layer of each kind, filled up with the next ones to `least`."""
+    first = {repr(kind): index for index, kind in reversed(list(enumerate(kinds)))}
+    kept = set(first.values())
+    rest = (index for index in range(total) if index not in kept)
+    kept |= {index for index, _ in zip(rest, range(least - len(kept)), strict=False)}
+    return sorted(kept)

@@ -1,0 +1,233 @@
+"""The twin: a small model with the same structure, and random weights for it.
+
+A real bug shows the same at any size, so it is looked for at a small one, in float64, where it cannot be taken for
+rounding.
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain
+from math import gcd
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from shardproof.planner.inputs.example import Sizes, caching, token_inputs
+from shardproof.planner.inputs.numbers import real_inputs
+from shardproof.planner.ir.errors import ShardproofError
+from shardproof.planner.ir.plan import generic
+from shardproof.planner.loading.load import LoadedModel, build, quiet
+from shardproof.planner.twins.field_roles import Fields, role_of
+from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
+
+SMALL = 4_000_000
+"""Parameters; a twin by the names of fields is far below."""
+NARROW = 20_000_000
+"""Parameters of a twin whose widths are divided by one factor."""
+LARGEST = 50_000_000
+"""Parameters; above it a float64 model and its gradients no longer fit beside each other on a small machine."""
+_NEUTRAL = 1e3
+"""A vector's value that is no number below this is memory that its constructor left as it was."""
+_TRIALS = 80
+_SHORT = Sizes(2, 5, 5)
+
+
+class TwinError(ShardproofError, ValueError):
+    """No small model with the same structure was found; the message says what would help."""
+
+
+def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
+    """A small, structurally identical model for `tp` ranks and `pp` stages.
+
+    Kept: every kind of layer, the ratio of heads to KV heads, and whether each size divides by `tp`. `TwinError`
+    where the
+    config's fields neither tell their meaning nor can be shrunk by trial, and the model is too large to run as it is.
+    """
+    with quiet():
+        kinds = _kinds(loaded)
+        for most, config in chain(
+            ((SMALL, config) for config in _by_names(loaded.config, tp=tp, pp=pp)),
+            ((NARROW, config) for config in _by_width(loaded.config, tp=tp, pp=pp)),
+        ):
+            small = dataclasses.replace(loaded, config=config, checkpoint=None)
+            if _parameters(small) <= most and (not kinds or _kinds(small) == kinds) and runs(small):
+                return small
+        small = dataclasses.replace(loaded, config=_by_trial(loaded, tp=tp, pp=pp), checkpoint=None)
+        if _parameters(small) <= LARGEST and runs(small):
+            return small
+    raise TwinError(
+        f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
+        f"{LARGEST // 1_000_000} million parameters."
+    )
+
+
+def runs(loaded: LoadedModel) -> bool:
+    """Whether the model builds on the CPU and its forward gives finite numbers."""
+    try:
+        torch.manual_seed(0)
+        model = build(loaded, device="cpu")
+        model.load_state_dict(random_state(model))  # some constructors leave memory as it is
+        with torch.no_grad():
+            return bool(torch.isfinite(model(**real_inputs(model, _SHORT), **caching(model, False))[0]).all())
+    except Exception:  # any failure of unknown model code means only that this size is no good
+        return False
+
+
+def random_state(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A float64 state for a model that was built on the CPU: everything differs from its neutral value.
+
+    Matrices are normal with the spread that keeps activations near 1; vectors (norm weights, biases, sinks, per-head
+    constants) are spread around the value that the model initialises them to: a zero bias would hide a bias added per
+    rank, a unit norm weight a gradient that nobody reduces.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+    drawn: dict[int, torch.Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in drawn:
+            drawn[id(value)] = _drawn(value.detach(), generator)
+        state[name] = drawn[id(value)]
+    return state
+
+
+def _drawn(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if not value.is_floating_point():
+        return value.clone()
+    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    if value.ndim >= 2:
+        return noise / math.sqrt(value.shape[-1])
+    made = value.double()
+    return torch.where(made.abs() < _NEUTRAL, made, 1.0) + 0.3 * noise
+
+
+def _by_names(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+    """Configs shrunk by the names of their fields, rung by rung, deeper where a kind of layer was lost."""
+    fields = fields_of(config)
+    for deeper in (1, 2, 4):
+        for rung in RUNGS:
+            with suppress(Exception):  # a config class may refuse sizes: the next rung
+                yield rebuilt(config, shrunk(fields, tp=tp, least_layers=2 * pp * deeper, rung=rung))
+
+
+def _by_width(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+    """Configs whose widths are all divided by one factor, the largest first; deeper where a kind of layer was lost."""
+    fields = fields_of(config)
+    for factor in (64, 32, 16, 8, 4, 2):
+        for deeper in (1, 2, 4):
+            with suppress(Exception):  # a config class may refuse sizes
+                yield rebuilt(config, narrowed(fields, tp=tp, least_layers=2 * pp * deeper, factor=factor))
+
+
+def fields_of(config: PreTrainedConfig) -> Fields:
+    """The arguments that would make this config again: what its constructor names, and what it was given beyond that.
+
+    A class may write a field under another name than its constructor takes (`attribute_map`).
+    """
+    kind = type(config)
+    parameters = inspect.signature(kind.__init__).parameters
+    names = set(parameters) | {_OF_LAYERS}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        names |= {field.name for field in dataclasses.fields(kind)} | _beyond(config)
+    written = {own: name for name, own in kind.attribute_map.items() if name in names and own not in names}
+    given = {written.get(name, name): value for name, value in config.to_dict().items()}
+    return {name: value for name, value in given.items() if name in names}
+
+
+_OF_LAYERS = "per_layer_config"
+"""Sizes that single layers have of their own (transformers 5.23.0, integrations/heterogeneity/configuration_utils.py)."""
+
+
+def _beyond(config: PreTrainedConfig) -> set[str]:
+    """The fields of a config.json that the class neither names nor derives: Transformers keeps them as they are."""
+    try:
+        return set(vars(config)) - set(vars(type(config)()))
+    except Exception:  # a class that has no defaults
+        return set()
+
+
+def rebuilt(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
+    """A config of the same class with these fields; what its class derives is derived anew.
+
+    Experts run one by one: the grouped kernel has no float64.
+    """
+    make: Callable[..., PreTrainedConfig] = type(config)
+    made = make(**fields)
+    made._experts_implementation = "eager"
+    return made
+
+
+def _kinds(loaded: LoadedModel) -> frozenset[tuple[str, int]]:
+    """Every parameter name with layer numbers as wildcards, and its number of dims; empty where it does not build."""
+    try:
+        model = build(loaded)
+    except Exception:  # unknown model code that cannot run on the meta device
+        return frozenset()
+    return frozenset((generic(name), parameter.ndim) for name, parameter in model.named_parameters())
+
+
+def _parameters(loaded: LoadedModel) -> int:
+    try:
+        return sum(parameter.numel() for parameter in build(loaded).parameters())
+    except Exception:  # does not build on the meta device: as large as can be, so that it is never built for real
+        return LARGEST + 1
+
+
+def _by_trial(loaded: LoadedModel, *, tp: int, pp: int) -> PreTrainedConfig:
+    """The config with integer fields halved, one or two at a time, as long as the model builds and gets smaller."""
+    best, size = _beside_sizes(loaded), _parameters(loaded)
+    for _ in range(_TRIALS):
+        if size <= SMALL:
+            break
+        for config in _halvings(best, tp=tp, pp=pp):
+            smaller = dataclasses.replace(loaded, config=config)
+            if (now := _parameters(smaller)) < size and _forwards(smaller):
+                best, size = config, now
+                break
+        else:
+            break
+    return best
+
+
+def _beside_sizes(loaded: LoadedModel) -> PreTrainedConfig:
+    """The config with what beside its sizes belongs to a twin (no dropout, visible multipliers), where it builds with that."""
+    with suppress(Exception):  # a config class may refuse values
+        fields = fields_of(loaded.config)
+        made = rebuilt(loaded.config, fields | numbers_beside_sizes(fields, scaled=True))
+        build(dataclasses.replace(loaded, config=made))
+        return made
+    return loaded.config
+
+
+def _halvings(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+    fields = fields_of(config)
+    halves = {
+        name: value // 2
+        for name, value in fields.items()
+        if type(value) is int and value >= 16 and value % 2 == 0 and gcd(value // 2, tp) == gcd(value, tp)
+    }
+    halves |= {
+        name: max(value // 2, 2 * pp)
+        for name, value in fields.items()
+        if type(value) is int and role_of(name) == "layers" and value > 2 * pp
+    }
+    names = sorted(halves, key=lambda name: -halves[name])
+    pairs = [(a, b) for index, a in enumerate(names) for b in names[index + 1 :]]
+    for chosen in [*((name,) for name in names), *pairs]:
+        with suppress(Exception):  # a config class may refuse sizes
+            yield rebuilt(config, fields | {name: halves[name] for name in chosen})
+
+
+def _forwards(loaded: LoadedModel) -> bool:
+    """Whether the model's forward has shapes that fit, on the meta device."""
+    try:
+        with torch.no_grad():
+            model = build(loaded)
+            ids = torch.zeros(2, 5, dtype=torch.long, device="meta")
+            model(**dict.fromkeys(token_inputs(model), ids), use_cache=False)
+    except Exception:  # shapes that do not fit, or code that the meta device cannot run
+        return False
+    return True

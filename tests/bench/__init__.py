@@ -1,1 +1,0 @@
-"""Benchmarks: `python -m tests.bench NAME`. Each prints a table and writes JSON."""

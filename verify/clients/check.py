@@ -1,0 +1,150 @@
+"""`check`: everything that stands between a model and a client, but the numbers."""
+
+from collections.abc import Sequence
+from time import perf_counter
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import LoadedModel, base_prefix, carried_plan, load
+from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
+from shardproof.planner.tracing.trace import TraceError
+from shardproof.verify.clients.contract.attention import attention_modules, check_attention
+from shardproof.verify.clients.contract.config import check_base_class, check_folder, check_places
+from shardproof.verify.clients.contract.heads import check_heads
+from shardproof.verify.clients.contract.keywords import lost_keywords
+from shardproof.verify.clients.contract.masks import check_masks
+from shardproof.verify.clients.contract.processor import (
+    check_processor,
+    check_processor_class,
+    made_processor,
+    processor_class,
+)
+from shardproof.verify.clients.contract.served import check_served
+from shardproof.verify.clients.contract.windows import check_windows
+from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
+from shardproof.verify.clients.prove import prove_for
+from shardproof.verify.clients.registry import find_dialect
+from shardproof.verify.clients.stage_programs import check_keyed_stages
+from shardproof.verify.clients.stages import check_stages
+from shardproof.verify.report.environment import environment
+from shardproof.verify.report.report import LevelResult, Report
+
+KEYWORDS = {
+    "vllm": ("attention_instances",),
+    "sglang": ("attention_instances", "forward_batch"),
+    "tgi": ("kv_cache", "slots", "cu_seqlen_prefill", "block_tables"),
+    "transformers": ("the attention's keyword arguments",),
+}
+"""What a client passes to its attention through the base model's `**kwargs`; vLLM up to 0.25, and it asks it of models still."""
+
+OWN_ATTENTION = ("vllm", "sglang", "tgi")
+"""Clients that put an attention of their own behind the interface."""
+
+
+def check(
+    model: LoadedModel | str,
+    plan: Plan | None = None,
+    *,
+    clients: Sequence[str] = ("transformers", "vllm", "sglang", "tgi", "torchtitan"),
+) -> Report:
+    """Lint the contract of a model with each client: a level a client, findings BE4xx and those of the plan's form.
+
+    Args:
+        model: a loaded model or a reference to one.
+        plan: the plan to be read in each dialect; by default the one that the model carries.
+        clients: names of clients, with a version or without (`vllm@0.24`).
+
+    Raises:
+        ArgumentError: a client that is not known.
+        LoadError: the reference names no model.
+    """
+    dialects = [find_dialect(name) for name in clients]
+    loaded = load(model) if isinstance(model, str) else model
+    built = on_meta(loaded)
+    given = plan if plan is not None else carried_plan(loaded, built)
+    subject, untraced = _traced(built)
+    common = _common(loaded)
+    levels = [_level(dialect, loaded, built, subject, given, (*common, *untraced)) for dialect in dialects]
+    return Report(loaded.title, tuple(levels), environment())
+
+
+def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
+    try:
+        return subject_of(model), ()
+    except TraceError as error:
+        place = Place(module=error.module or None, source=error.source)
+        message = f"the forward could not be traced, so attention outside the interface is not looked for: {error}"
+        return None, (Finding("TP210", Severity.UNDECIDED, message, place, fault=Fault.MODEL),)
+
+
+def _common(loaded: LoadedModel) -> tuple[Finding, ...]:
+    """Of the config and the processor: alike for every client."""
+    found = check_folder(loaded.checkpoint) if loaded.checkpoint is not None else []
+    found += check_places(loaded.model_class, loaded.config)
+    made = made_processor(loaded)
+    if made is not None:
+        return (*found, *check_processor(made))
+    kind = processor_class(loaded.config)
+    return (*found, *(check_processor_class(kind) if kind is not None else ()))
+
+
+def _level(
+    dialect: Dialect,
+    loaded: LoadedModel,
+    built: nn.Module,
+    subject: Subject | None,
+    plan: Plan,
+    common: tuple[Finding, ...],
+) -> LevelResult:
+    began = perf_counter()
+    prefix = base_prefix(built)
+    found = [*common]
+    if dialect.client in KEYWORDS:
+        decoder = _decoder(built, prefix)
+        paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
+        # An engine runs the base model; Transformers and TGI call the head.
+        top = "" if dialect.client in ("transformers", "tgi") else prefix
+        found += lost_keywords(built, paths, top, KEYWORDS[dialect.client])
+        if dialect.client in OWN_ATTENTION:
+            graph = subject.graph if subject is not None else None
+            found += check_attention(built, graph, paths, dialect.client, decoder)
+            found += check_masks(built, graph, decoder, dialect.client) if graph is not None else []
+            if graph is not None and dialect.client == "vllm":
+                found += check_windows(built, graph, decoder)
+                found += check_heads(built, graph, paths)
+            found += check_served(built, graph, prefix, dialect.client)
+            found += check_base_class(loaded.config, dialect.client) if dialect.client != "tgi" else []
+    found += _of_the_plan(dialect, loaded, plan, subject)
+    written = tuple(as_written(finding, prefix) for finding in _once(found))
+    return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)
+
+
+def _decoder(model: nn.Module, prefix: str) -> str:
+    """The path of the language model: engines put their attention there, and leave vision and audio towers as they are."""
+    base = model.get_submodule(prefix)
+    text = base.get_decoder() if isinstance(base, PreTrainedModel) else base
+    return next((path for path, module in model.named_modules() if module is text), prefix)
+
+
+def _of_the_plan(dialect: Dialect, loaded: LoadedModel, plan: Plan, subject: Subject | None) -> tuple[Finding, ...]:
+    """The plan's findings in a dialect at two ranks, and of the stages where the client makes them by the plan's keys."""
+    found: tuple[Finding, ...] = ()
+    # A model without a plan is no fault of its contract: `plan suggest` writes one.
+    if plan.tp or plan.head_tp or dialect.reader is Reader.NAMES:
+        found += prove_for(dialect, loaded, plan, tp=2, subject=subject).findings
+    if subject is not None and _makes_stages(dialect, plan):
+        told = check_stages(dialect, subject, plan)
+        found += told or check_keyed_stages(dialect, loaded, plan, 2)
+    return found
+
+
+def _makes_stages(dialect: Dialect, plan: Plan) -> bool:
+    """Whether the client would make stages of the model as it is."""
+    return dialect.pipeline is Pipeline.KEYS_OR_ORDER or (dialect.pipeline is Pipeline.KEYS and bool(plan.pp))
+
+
+def _once(findings: Sequence[Finding]) -> list[Finding]:
+    return list({(f.code, f.message, str(f.place)): f for f in findings}.values())

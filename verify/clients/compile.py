@@ -1,0 +1,234 @@
+"""A plan in the words of one client, or of several at once: the same layout where they have the words, the nearest that is
+proved where they have not.
+
+Entries of one parent stand and fall together. Where a client cannot say a layout, or the proof refutes it there, the
+parent's outputs are gathered and its inputs split, and where that is not right either its entries go.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from torch import nn
+
+from shardproof.planner.ir.findings import Finding, Severity, Verdict
+from shardproof.planner.ir.plan import Plan, TpEntry, generic
+from shardproof.planner.ir.spelling import listing
+from shardproof.planner.ir.styles import STYLES, Layout
+from shardproof.planner.loading.load import LoadedModel, base_prefix
+from shardproof.planner.tracing.programs import on_meta
+from shardproof.verify.clients.dialect import Dialect, Reader, Unknown
+from shardproof.verify.clients.prove import prove_for
+from shardproof.verify.report.report import LevelResult
+
+TRIES = 12
+
+
+class Form(IntEnum):
+    """How much of a parent's layout is left."""
+
+    AS_PLANNED = 0
+    GATHERED = 1
+    WHOLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A plan for one client or several, its proof in all their dialects, and what had to be given up: a parent's path -> why."""
+
+    plan: Plan
+    proof: LevelResult
+    losses: Mapping[str, str]
+
+
+def compile_for(
+    dialects: Dialect | Sequence[Dialect], loaded: LoadedModel, plan: Plan, *, tp: int = 2, pp: int = 1
+) -> Compiled:
+    """The plan as one client should be given it, or as one plan that several read rightly.
+
+    Raises:
+        LoadError: the model cannot be built.
+    """
+    dialects = (dialects,) if isinstance(dialects, Dialect) else tuple(dialects)
+    built = on_meta(loaded)
+    prefix = base_prefix(built)
+    base = built.get_submodule(prefix)
+    linears = {generic(path) for path, module in base.named_modules() if isinstance(module, nn.Linear)}
+    words = _words(dialects, linears, plan.tp)
+    forms: dict[str, Form] = {}
+    losses: dict[str, str] = {}
+    best: Compiled | None = None
+    for _ in range(TRIES):
+        written = replace(plan, tp=_written(words, forms, losses), head_tp=_head(dialects, plan))
+        proof = _proof(dialects, loaded, written, tp, pp)
+        best = Compiled(written, proof, dict(losses))
+        wrong = next((f for f in proof.findings if f.severity is Severity.ERROR), None)
+        if proof.verdict is not Verdict.REFUTED or wrong is None:
+            return best
+        pattern = generic((wrong.place.module or "").removeprefix(f"{prefix}."))
+        if pattern in linears and (taken := _takes_a_part(dialects, words, wrong, pattern)) is not None:
+            words = taken
+            continue
+        place = wrong.place.entry or (wrong.place.module or "").removeprefix(f"{prefix}.")
+        parent = _parent_of(place, plan)
+        if parent is None or forms.get(parent) is Form.WHOLE or all(d.reader is Reader.NAMES for d in dialects):
+            return best
+        forms[parent] = Form(forms.get(parent, Form.AS_PLANNED) + 1)
+        losses[parent] = f"{wrong.code}: {wrong.message}"
+    assert best is not None, "at least one try was made"
+    return best
+
+
+def in_order(plan: Plan) -> Plan:
+    """The same plan with a longer key before a shorter one that begins it: an engine takes the first that matches the
+    beginning of a path, and to Transformers the order is nothing.
+    """
+    return replace(plan, tp=_in_order(plan.tp))
+
+
+def _proof(dialects: Sequence[Dialect], loaded: LoadedModel, plan: Plan, tp: int, pp: int) -> LevelResult:
+    """In one dialect after the other, until one refutes."""
+    findings: dict[Finding, None] = {}
+    seconds = 0.0
+    for dialect in dialects:
+        proof = prove_for(dialect, loaded, plan, tp=tp, pp=pp)
+        findings |= dict.fromkeys(proof.findings)
+        seconds += proof.seconds
+        if proof.verdict is Verdict.REFUTED:
+            break
+    return LevelResult("proof", seconds, tuple(findings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """An entry, the clients that lay its module out by it, and those that only have to bear it in the plan."""
+
+    entry: TpEntry
+    followers: tuple[Dialect, ...]
+    others: tuple[Dialect, ...]
+
+    def name(self, effect: str) -> str | None:
+        """What all the followers call a style with this effect, its own name for it first, and the others bear."""
+        names = [effect, *(name for dialect in self.followers for name in dialect.styles)]
+        return next((name for name in names if self._means(name, effect)), None)
+
+    def _means(self, name: str, effect: str) -> bool:
+        return all(d.effect(name) == effect for d in self.followers) and all(_bears(d, name) for d in self.others)
+
+    def gap(self, effect: str) -> str:
+        """Why there is no such name."""
+        missing = [d.name for d in self.followers if effect not in d.styles.values()]
+        missing += [d.name for d in self.others if not _bears(d, effect)]
+        if missing:
+            return f'{missing[0]} has no "{self.entry.style}"'
+        return f'{listing([d.name for d in self.followers])} have no one name for "{self.entry.style}"'
+
+
+def _words(dialects: Sequence[Dialect], linears: Collection[str], entries: tuple[TpEntry, ...]) -> tuple[_Words, ...]:
+    """An engine looks at linear layers alone, and at none of an `experts` module, which it runs itself."""
+    found = []
+    for entry in entries:
+        by_engines = entry.pattern in linears and "experts" not in entry.pattern.split(".")
+        followers = tuple(d for d in dialects if by_engines or d.reader is not Reader.ENGINE)
+        if followers:
+            found.append(_Words(entry, followers, tuple(d for d in dialects if d not in followers)))
+    return tuple(found)
+
+
+def _parent(pattern: str) -> str:
+    return pattern.rpartition(".")[0]
+
+
+def _parent_of(place: str, plan: Plan) -> str | None:
+    """The parent of entries that a place belongs to: its own, or the nearest around or below it."""
+    where = generic(place)
+    parents = list(dict.fromkeys(_parent(entry.pattern) for entry in plan.tp))
+    own = [p for p in parents if p in (where, _parent(where)) or where.startswith(f"{p}.") or p.startswith(f"{where}.")]
+    return max(own, key=len, default=None)
+
+
+def _takes_a_part(
+    dialects: Sequence[Dialect], words: Sequence[_Words], wrong: Finding, pattern: str
+) -> tuple[_Words, ...] | None:
+    """The words with `rowwise` for a linear layer that is given a part of its input features by what an engine decided before
+    it; None where that is not the fault, or was tried.
+    """
+    tried = any(said.entry.pattern == pattern and said.entry.style == "rowwise" for said in words)
+    if wrong.code not in ("TP203", "TP206") or tried or any(d.reader is not Reader.ENGINE for d in dialects):
+        return None
+    reason = f"{dialects[0].name} gives it a part of its input, so that its output is a sum over the ranks"
+    taken = _Words(TpEntry(pattern, "rowwise", reason), tuple(dialects), ())
+    return (*(said for said in words if said.entry.pattern != pattern), taken)
+
+
+def _written(words: Sequence[_Words], forms: dict[str, Form], losses: dict[str, str]) -> tuple[TpEntry, ...]:
+    for said in words:
+        parent, style = _parent(said.entry.pattern), said.entry.style
+        if forms.get(parent, Form.AS_PLANNED) is not Form.AS_PLANNED or _shards_nothing(style) or _of_experts(style):
+            continue
+        if _name(said, style) is None:
+            forms[parent] = Form.GATHERED
+            losses[parent] = said.gap(_canonical(style))
+    found = []
+    for said in words:
+        name = _style(said, forms.get(_parent(said.entry.pattern), Form.AS_PLANNED))
+        if name is not None:
+            found.append(replace(said.entry, style=name))
+    return _in_order(tuple(found))
+
+
+def _in_order(entries: tuple[TpEntry, ...]) -> tuple[TpEntry, ...]:
+    found: list[TpEntry] = []
+    for entry in entries:
+        begun = (number for number, other in enumerate(found) if entry.pattern.startswith(other.pattern))
+        found.insert(next(begun, len(found)), entry)
+    return tuple(found)
+
+
+def _of_experts(style: str) -> bool:
+    """Styles of stacked experts: engines run experts by themselves, and need no entry."""
+    return style in (
+        "moe_tp_experts",
+        "moe_identity_expert",
+        "grouped_gemm",
+        "ep_dispatch_experts",
+        "embedding_rowwise",
+    )
+
+
+def _shards_nothing(style: str) -> bool:
+    known = STYLES.get(style)
+    return known is not None and known.layout is Layout.KEEP
+
+
+def _style(said: _Words, form: Form) -> str | None:
+    """The clients' name for an entry's style in a form; None for no entry."""
+    style = said.entry.style
+    if _shards_nothing(style) or _of_experts(style):
+        # An engine does by itself what these are for.
+        wanted = any(dialect.reader is not Reader.ENGINE for dialect in said.followers)
+        borne = all(_bears(dialect, style) for dialect in (*said.followers, *said.others))
+        return style if wanted and borne and form is Form.AS_PLANNED else None
+    if form is Form.WHOLE:
+        return None
+    if form is Form.GATHERED:
+        return said.name("rowwise_split_input" if "row" in style else "colwise_gather_output")
+    return _name(said, style)
+
+
+def _name(said: _Words, style: str) -> str | None:
+    return said.name(style) or said.name(_canonical(style))
+
+
+def _bears(dialect: Dialect, style: str) -> bool:
+    """Whether a client takes a plan with this style in it, whatever it makes of it."""
+    return dialect.effect(style) is not None or dialect.unknown is Unknown.REPLICATED
+
+
+def _canonical(style: str) -> str:
+    return {"colwise_rep": "colwise_gather_output", "rowwise_rep": "rowwise_split_input"}.get(style, style)
+
+
+def _head(dialects: Sequence[Dialect], plan: Plan) -> tuple[TpEntry, ...]:
+    """Entries of the head class: engines never see them."""
+    return plan.head_tp if any(dialect.reads_head for dialect in dialects) else ()

@@ -1,0 +1,353 @@
+"""BE402 to BE408: attention that an engine cannot take over, or takes over wrongly.
+
+Source: `vllm/model_executor/models/registry.py` (`is_backend_compatible`) and
+`vllm/model_executor/models/transformers/{base,fusers/attention}.py`, 0.32.0: one call of the interface in the module's own
+forward, an integer `layer_idx`, `scaling` a literal or `self.<name>`; `__init__.py` (`vllm_attention_forward`): no mask, no
+bias, no weights given back; soft-cap and windows from the config alone. `sglang/srt/models/transformers.py`, 0.5.23: the
+same, without soft-cap and sinks. `text_generation_server/models/transformers_flash_causal_lm.py`: no bias.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import join
+from shardproof.planner.loading.config_fields import field_of
+from shardproof.verify.clients.contract.functions import names_in
+from shardproof.verify.clients.contract.keywords import interface_calls
+from shardproof.verify.clients.contract.source import forward_tree, source_of
+
+SOFTCAP = "attn_logit_softcapping"
+KNOWN_FROM_CALL = "attention functions know it from the call alone"
+
+
+def attention_modules(model: nn.Module) -> list[str]:
+    """Modules whose own forward looks the attention interface up."""
+    found = []
+    for path, module in model.named_modules():
+        tree = forward_tree(type(module))
+        if tree is not None and "ALL_ATTENTION_FUNCTIONS" in names_in(tree):
+            found.append(path)
+    return found
+
+
+def check_attention(
+    model: nn.Module, graph: Graph | None, paths: list[str], client: str, decoder: str
+) -> list[Finding]:
+    """Findings of every attention module's class, one a class, and of the model."""
+    found: dict[tuple[str, str], Finding] = {}
+    for path in paths:
+        module = model.get_submodule(path)
+        tree = forward_tree(type(module))
+        for finding in _of_module(model, path, module, tree, client) if tree is not None else ():
+            found.setdefault((finding.code, type(module).__name__), finding)
+    inline = _inline(model, graph, paths, client) if graph is not None else ()
+    for finding in (f for f in inline if not decoder or (f.place.module or "").startswith(f"{decoder}.")):
+        found.setdefault((finding.code, finding.message), finding)
+    without = _without_attention(model, paths, decoder) if client == "vllm" else ()
+    return [*_claims(model, paths, client), *found.values(), *without]
+
+
+def _without_attention(model: nn.Module, paths: list[str], decoder: str) -> Iterator[Finding]:
+    """The first layer in which no module looks the interface up: vLLM wants one in each (`_create_attention_instances`)."""
+    config = getattr(model, "config", None)
+    count = field_of(config.get_text_config(), "num_hidden_layers") if config is not None else None
+    given = [getattr(model.get_submodule(path), "layer_idx", None) for path in paths]
+    places = {place for place in given if isinstance(place, int)}
+    if not paths or not isinstance(count, int) or len(places) < len(set(given)):
+        return
+    stack = next(
+        (
+            (name, layers)
+            for name, layers in model.get_submodule(decoder).named_children()
+            if isinstance(layers, nn.ModuleList) and len(layers) >= count
+        ),
+        None,
+    )
+    missing = next((index for index in range(count) if index not in places), None)
+    if stack is None or missing is None:
+        return
+    kind = type(stack[1][missing])
+    yield Finding(
+        "BE402",
+        Severity.ERROR,
+        f"Layer {missing} ({kind.__name__}) has no attention behind the interface.",
+        Place(module=join(join(decoder, stack[0]), str(missing)), source=source_of(kind)),
+        why="vllm gives every layer an attention of its own, and runs no other layer",
+        found=f"attention in layers {', '.join(map(str, sorted(places)[:4]))}{', ...' if len(places) > 4 else ''} alone",
+        needed="one call of ALL_ATTENTION_FUNCTIONS in each layer",
+        fault=Fault.MODEL,
+    )
+
+
+def _of_module(model: nn.Module, path: str, module: nn.Module, tree: ast.FunctionDef, client: str) -> Iterator[Finding]:
+    kind, calls = type(module), interface_calls(tree)
+    if len(calls) != 1:
+        problem = f"{len(calls)} calls of the attention interface in one forward"
+        yield _finding("BE402", kind, path, tree, problem, "a layer has one attention of the client", "one call")
+        return
+    call = calls[0]
+    if (used := _used_weights(tree, call)) is not None:
+        problem = "the attention weights are used after the softmax"
+        yield _finding("BE403", kind, path, used, problem, "the client gives back no weights", "the output alone")
+    if (changed := _changed_mask(tree, call)) is not None:
+        problem = "the attention mask is changed, or a bias is added to it"
+        yield _finding("BE404", kind, path, changed, problem, "the client's attention takes no mask", "no bias")
+    if client == "vllm":
+        yield from _vllm_form(kind, path, module, tree, call)
+    yield from _options(model, kind, path, module, call, client)
+
+
+def _used_weights(tree: ast.FunctionDef, call: ast.Call) -> ast.AST | None:
+    """Where the second result of the interface takes part in a computation."""
+    names = _results(tree, call)
+    weights = names[1] if len(names) == 2 else "_"
+    if weights == "_":
+        return None
+    for node in ast.walk(tree):
+        computed = isinstance(node, ast.BinOp) and weights in names_in(node)
+        given = isinstance(node, ast.Call) and any(weights in names_in(argument) for argument in node.args)
+        own = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == weights
+            and node.func.attr in ("mul", "matmul", "bmm", "add", "mul_", "add_", "div", "softmax", "masked_fill")
+        )
+        if (computed or given or own) and node is not call:
+            return node
+    return None
+
+
+def _changed_mask(tree: ast.FunctionDef, call: ast.Call) -> ast.AST | None:
+    """Where the mask that the interface is given is computed with, in the attention's own forward."""
+    given = [k.value for k in call.keywords if k.arg == "attention_mask"] + call.args[4:5]
+    if not given:
+        return None
+    if any(isinstance(node, ast.BinOp) for node in ast.walk(given[0])):
+        return given[0]
+    names = names_in(given[0])
+    for node in ast.walk(tree):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        )
+        mine = any(isinstance(target, ast.Name) and target.id in names for target in targets)
+        if mine and (isinstance(node, ast.AugAssign) or _adds(node.value)):  # type: ignore[attr-defined]  # of Assign
+            return node
+    return None
+
+
+def _adds(value: ast.expr) -> bool:
+    """Arithmetic, but not the sizes inside a slice."""
+    if isinstance(value, ast.IfExp):
+        return _adds(value.body) or _adds(value.orelse)
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
+        return value.func.attr in ("add", "masked_fill", "mul") or _adds(value.func.value)
+    return isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add | ast.Sub | ast.Mult)
+
+
+def _vllm_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, call: ast.Call) -> Iterator[Finding]:
+    """What vLLM reads off the call and the module."""
+    if isinstance(call.func, ast.Subscript):
+        problem = "the attention function is called where it is looked up"
+        needed = "a local name for ALL_ATTENTION_FUNCTIONS[...], and one call of it"
+        yield _finding("BE408", kind, path, call, problem, "the call is looked for by that name", needed)
+    if getattr(module, "config", None) is None:
+        problem = "the attention has no config"
+        yield _finding("BE408", kind, path, tree, problem, "its attention implementation is read there", "self.config")
+    if not isinstance(getattr(module, "layer_idx", None), int):
+        problem = "the attention has no integer layer_idx"
+        yield _finding("BE408", kind, path, tree, problem, "layers are told apart by it", "self.layer_idx = layer_idx")
+    if (used := _shape_used(tree, call)) is not None:
+        problem = f"the shape of the attention's output is used in {ast.unparse(used)}"
+        why = "the client gives one row for each token, heads side by side"
+        yield _finding(
+            "BE408", kind, path, used, problem, why, "sizes of the module's input: output.reshape(*input_shape, -1)"
+        )
+    scaling = next((k.value for k in call.keywords if k.arg == "scaling"), None)
+    plain = isinstance(scaling, ast.Attribute) and isinstance(scaling.value, ast.Name) and scaling.value.id == "self"
+    if scaling is not None and not plain and not isinstance(scaling, ast.Constant):
+        problem = f"scaling is given as {ast.unparse(scaling)}"
+        yield _finding("BE408", kind, path, call, problem, "it is read from the source", "scaling=self.scaling")
+
+
+def _shape_used(tree: ast.FunctionDef, call: ast.Call) -> ast.expr | None:
+    """Where the shape of the first result of the interface is asked for."""
+    name = next(iter(_results(tree, call)), "")
+    for node in ast.walk(tree) if name else ():
+        asked = isinstance(node, ast.Attribute) and node.attr in ("shape", "size") and _is(node.value, name)
+        like = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("view_as", "reshape_as", "expand_as")
+            and any(_is(argument, name) for argument in node.args)
+        )
+        if asked or like:
+            return node  # type: ignore[return-value]  # an Attribute or a Call
+    return None
+
+
+def _is(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _results(tree: ast.FunctionDef, call: ast.Call) -> list[str]:
+    """The names that the results of a call are given, in order; `_` for one that has none."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and node.value is call and isinstance(node.targets[0], ast.Tuple):
+            return [target.id if isinstance(target, ast.Name) else "_" for target in node.targets[0].elts]
+    return []
+
+
+def _options(
+    model: nn.Module, kind: type, path: str, module: nn.Module, call: ast.Call, client: str
+) -> Iterator[Finding]:
+    """Windows, soft-caps and causality that the model has and the call does not pass, or the client does not have."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    passed = {k.arg: k.value for k in call.keywords if k.arg is not None}
+    if getattr(module, "sliding_window", None) and "sliding_window" not in passed:
+        problem = "the module has a sliding window, and does not pass it to the interface"
+        yield _finding("BE407", kind, path, call, problem, KNOWN_FROM_CALL, "sliding_window=self.sliding_window")
+    cap = next((name for name in _fields(text) if _caps_scores(name) and getattr(text, name)), None)
+    if cap is not None and "softcap" not in passed:
+        problem = f"the config has {cap}, and the call passes no softcap"
+        yield _finding("BE407", kind, path, call, problem, KNOWN_FROM_CALL, "softcap=")
+    yield from _causality(kind, path, module, call, passed)
+    if client == "vllm":
+        yield from _config_options(text, kind, path, module, call, passed)
+    lacking = {"softcap": "soft-cap", "s_aux": "attention sinks"} if client == "sglang" else {}
+    for keyword, name in lacking.items():
+        value = next((k.value for k in call.keywords if k.arg == keyword), None)
+        has = value is not None and not (isinstance(value, ast.Attribute) and getattr(module, value.attr, None) is None)
+        if has:
+            problem = f"the model needs {name}, which {client}'s attention does not have"
+            yield _finding(
+                "BE407",
+                kind,
+                path,
+                call,
+                problem,
+                "keywords that it does not know are dropped",
+                f"a model without {name}",
+            )
+
+
+def _fields(text: object) -> list[str]:
+    return sorted(vars(text)) if text is not None else []
+
+
+def _caps_scores(name: str) -> bool:
+    """Whether a config field is a soft-cap of attention scores, by its words; one of the logits is the head's."""
+    words = name.lower()
+    caps = "softcap" in words or "soft_cap" in words or "logit_cap" in words
+    return caps and "attn" in words.replace("attention", "attn")
+
+
+def _causality(
+    kind: type, path: str, module: nn.Module, call: ast.Call, passed: Mapping[str, ast.expr]
+) -> Iterator[Finding]:
+    """`is_causal`, on the module or in the call (`integrations/flash_attention.py`, `sdpa_attention.py`, 5.23.0)."""
+    given = passed.get("is_causal")
+    if given is None and not isinstance(getattr(module, "is_causal", None), bool):
+        problem = "the module has no is_causal, and the call passes none"
+        yield _finding("BE407", kind, path, call, problem, "attention functions read it there", "self.is_causal = True")
+    constant = isinstance(given, ast.Constant) and given.value is False
+    if constant or (given is None and getattr(module, "is_causal", True) is False):
+        problem = "is_causal is False in a decoder"
+        why = "an engine takes the model for an encoder, or attends to what is not there yet"
+        yield _finding("BE407", kind, path, call, problem, why, "self.is_causal = True")
+
+
+def _config_options(
+    text: object, kind: type, path: str, module: nn.Module, call: ast.Call, passed: Mapping[str, ast.expr]
+) -> Iterator[Finding]:
+    """Options that vLLM reads from the config alone (`_create_attention_instances`, 0.32.0), against what the call passes."""
+    window, cap = _value(passed.get("sliding_window"), module), _value(passed.get("softcap"), module)
+    if isinstance(cap, float | int) and cap and not getattr(text, SOFTCAP, None):
+        problem = f"the call passes a softcap, and the config has no {SOFTCAP}"
+        yield _finding(
+            "BE407", kind, path, call, problem, "the client knows it from that field alone", f"config.{SOFTCAP}"
+        )
+    if not isinstance(window, int) or isinstance(window, bool) or not window:
+        return
+    layer, kinds = getattr(module, "layer_idx", None), getattr(text, "layer_types", None)
+    whole = kinds is not None and isinstance(layer, int) and layer < len(kinds) and "sliding" not in kinds[layer]
+    if getattr(text, "sliding_window", None) != window or whole:
+        problem = "the call passes a sliding window that the config does not give this layer"
+        why = "the client knows windows from config.sliding_window and config.layer_types alone"
+        yield _finding("BE407", kind, path, call, problem, why, "both fields in the config")
+
+
+def _value(expression: ast.expr | None, module: nn.Module) -> object:
+    """What `self.<name>` or a constant is on the module; None for anything else."""
+    if isinstance(expression, ast.Constant):
+        return expression.value
+    own = isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name)
+    return getattr(module, expression.attr, None) if own and expression.value.id == "self" else None  # type: ignore[union-attr]
+
+
+def _inline(model: nn.Module, graph: Graph, paths: list[str], client: str) -> Iterator[Finding]:
+    """Attention computed outside the interface: a fused attention, or a softmax over four dims."""
+    known = set(paths)
+    for op in graph.ops:
+        scores = op.target.endswith("softmax") and op.outputs and len(graph.values[op.outputs[0]].shape) == 4
+        if (op.target == "attention" or scores) and op.module not in known and not _below(op.module, known):
+            module = model.get_submodule(op.module)
+            yield Finding(
+                "BE402",
+                Severity.ERROR,
+                f"{type(module).__name__} computes its attention itself.",
+                Place(module=op.module, source=op.source),
+                why=f"{client} puts its own attention, with its cache, behind ALL_ATTENTION_FUNCTIONS",
+                found=op.target,
+                needed="a call of ALL_ATTENTION_FUNCTIONS in the module's own forward",
+                fault=Fault.MODEL,
+            )
+
+
+def _below(path: str, known: set[str]) -> bool:
+    return any(path.startswith(f"{other}.") for other in known)
+
+
+def _claims(model: nn.Module, paths: list[str], client: str) -> Iterator[Finding]:
+    """`_supports_attention_backend`, missing or claimed falsely."""
+    kind = type(model)
+    claims = bool(getattr(kind, "_supports_attention_backend", False))
+    # vLLM's second question (`_try_resolve_transformers`, 0.32.0): does the file use the interface?
+    taken = client == "vllm" and isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
+    if claims and not paths:
+        problem = "_supports_attention_backend is claimed, and no module calls the attention interface"
+        needed = "the attention through ALL_ATTENTION_FUNCTIONS, or no claim"
+    elif not claims:
+        problem = "_supports_attention_backend is not set"
+        needed = "_supports_attention_backend = True on the PreTrainedModel class, once the attention goes through the interface"
+    else:
+        return
+    yield Finding(
+        "BE406",
+        Severity.WARNING if taken and paths else Severity.ERROR,
+        f"{kind.__name__}: {problem}.",
+        Place(source=source_of(kind)),
+        why=f"{client} takes a model for its Transformers backend by this attribute",
+        found=f"_supports_attention_backend = {claims}",
+        needed=needed,
+        fault=Fault.MODEL,
+    )
+
+
+def _finding(code: str, kind: type, path: str, node: ast.AST, problem: str, why: str, needed: str) -> Finding:
+    return Finding(
+        code,
+        Severity.ERROR,
+        f"{kind.__name__}: {problem}.",
+        Place(module=path, source=source_of(kind, node)),
+        why=why,
+        found=problem,
+        needed=needed,
+        fault=Fault.MODEL,
+    )

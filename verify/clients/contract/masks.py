@@ -1,0 +1,204 @@
+"""BE405: masks that the model makes itself.
+
+An engine's attention is given no mask: it is causal, with the window of the config (`vllm_attention_forward`,
+`vllm/model_executor/models/transformers/__init__.py`, 0.32.0; `sglang/srt/models/transformers.py`, 0.5.23). What is made by
+`transformers.masking_utils` from the config alone is that; any other mask is lost there. Read from the trace: a mask's values
+are followed back to the line that made them, and each line is either a call of the masking functions or the model's own.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from torch import nn
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
+from shardproof.planner.ir.graph import Graph, Op, Ref
+from shardproof.planner.loading.source_lines import relative
+from shardproof.verify.clients.contract.functions import names_in
+
+MAKERS = "transformers.masking_utils"
+ALTERED = ("or_mask_function", "and_mask_function")
+"""Arguments by which a masking function makes something else than the config says."""
+_MOVES = (
+    "aten.slice",
+    "aten.expand",
+    "aten._to_copy",
+    "aten.unsqueeze",
+    "aten.squeeze",
+    "aten.view",
+    "aten.reshape",
+    "aten.select",
+    "aten.clone",
+    "aten.contiguous",
+    "aten.alias",
+    "aten.to",
+    "aten.zeros",
+    "aten.scalar_tensor",
+    "aten.transpose",
+    "aten.permute",
+)
+"""Ops that leave a mask what it is."""
+_SHIFTS = ("aten.add", "aten.where", "aten.masked_fill", "aten.mul", "aten._to_copy", "aten.add_")
+"""Ops between the scores and their softmax that may bring a mask in."""
+
+
+def check_masks(model: nn.Module, graph: Graph, decoder: str, client: str) -> list[Finding]:
+    """One finding a line: a mask that is not made by the masking functions, or that they are told to alter."""
+    made = masking_calls(model)
+    found: dict[str, Finding] = {}
+    for op in graph.ops:
+        if decoder and not op.module.startswith(f"{decoder}."):
+            continue
+        for mask in masks_of(graph, op):
+            hand, reached = behind(graph, mask, made)
+            for call in (call for call in reached if call.altered):
+                source = Source(relative(call.file), call.first)
+                found.setdefault(str(source), _finding("", source, f"the mask is altered by {call.altered}", client))
+            if hand is not None:
+                problem = f"the mask of {op.module} is made by hand ({hand.target})"
+                found.setdefault(str(hand.source), _finding(hand.module, hand.source, problem, client))
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class MaskingCall:
+    """A call of a masking function: its file, its lines, the argument that alters the mask, and the function's own name where
+    the source says which one it is.
+    """
+
+    file: str
+    first: int
+    last: int
+    altered: str = ""
+    function: str = ""
+
+
+def masking_calls(model: nn.Module) -> dict[tuple[str, int], MaskingCall]:
+    """Every call of a masking function in the files of the model's own classes, by file and each of its lines."""
+    return {
+        (relative(call.file), number): call
+        for file in _files(model)
+        for call in _calls(file)
+        for number in range(call.first, call.last + 1)
+    }
+
+
+def _files(model: nn.Module) -> list[str]:
+    """The files of the model's own classes."""
+    found = {}
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            if not kind.__module__.startswith(("torch.", "builtins", "transformers.modeling_utils")):
+                try:
+                    found[inspect.getfile(kind)] = True
+                except (TypeError, OSError):
+                    continue
+    return list(found)
+
+
+@cache
+def _calls(file: str) -> tuple[MaskingCall, ...]:
+    try:
+        tree = ast.parse(Path(file).read_text())
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return ()
+    imported = _imported(tree)
+    makers = _makers(tree, set(imported))
+    return tuple(
+        MaskingCall(file, first, last, altered, imported.get(name, ""))
+        for first, last, altered, name in _found(tree, makers)
+    )
+
+
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """Masking functions that a file imports: the name there -> their own."""
+    return {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("masking_utils")
+        for alias in node.names
+    }
+
+
+def _makers(tree: ast.Module, names: set[str]) -> set[str]:
+    """Names of masking functions in a file: the imported ones, and local ones that are assigned from them."""
+    for node in ast.walk(tree):
+        plain = isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call)
+        if plain and isinstance(node, ast.Assign) and names_in(node.value) & names:
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def _found(tree: ast.Module, names: set[str]) -> Iterator[tuple[int, int, str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and names_in(node.func) & names:
+            altered = next(
+                (k.arg for k in node.keywords if k.arg in ALTERED and not _nothing(k.value)),
+                "",
+            )
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            yield node.lineno, node.end_lineno or node.lineno, altered or "", name
+
+
+def _nothing(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is None
+
+
+def masks_of(graph: Graph, op: Op) -> Iterator[int]:
+    """The masks of an attention, or of the softmax of one that is written out."""
+    if op.target == "attention":
+        mask = op.arg(3, "attn_mask")
+        if isinstance(mask, Ref):
+            yield mask.value
+    elif op.target.endswith("softmax") and len(graph.values[op.outputs[0]].shape) == 4:
+        value = op.inputs[0]
+        for _ in range(6):
+            made = graph.producer.get(value)
+            if made is None or graph.ops[made].target not in _SHIFTS:
+                return
+            shift = graph.ops[made]
+            scores, *others = sorted(dict.fromkeys(shift.inputs), key=lambda v: -_from(graph, v))
+            yield from (other for other in others if len(graph.values[other].shape) == 4)
+            value = scores
+
+
+def _from(graph: Graph, value: int) -> int:
+    """The number of the op that made a value: the scores are made last."""
+    return graph.producer.get(value, -1)
+
+
+def behind(graph: Graph, mask: int, made: Mapping[tuple[str, int], MaskingCall]) -> tuple[Op | None, list[MaskingCall]]:
+    """The first op behind a mask that no masking function ran and that makes it what it is; and the functions behind it."""
+    wanted, seen, reached = [mask], set[int](), []
+    while wanted:
+        value = wanted.pop()
+        position = graph.producer.get(value)
+        if position is None or value in seen:
+            continue
+        seen.add(value)
+        op = graph.ops[position]
+        call = made.get((op.source.file, op.source.line)) if op.source is not None else None
+        if call is not None:
+            reached.append(call)
+        elif op.target not in _MOVES:
+            return op, reached
+        else:
+            wanted += op.inputs
+    return None, reached
+
+
+def _finding(module: str, source: Source | None, problem: str, client: str) -> Finding:
+    return Finding(
+        "BE405",
+        Severity.ERROR,
+        f"{problem[0].upper()}{problem[1:]}, which {client} does not see.",
+        Place(module=module or None, source=source),
+        why=f"{client}'s attention takes no mask: it is causal, with the window of the config",
+        found=problem,
+        needed="create_causal_mask or create_sliding_window_causal_mask of transformers.masking_utils, unaltered",
+        fault=Fault.MODEL,
+    )

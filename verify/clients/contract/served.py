@@ -1,0 +1,226 @@
+"""BE409, BE410, BE418 and BE420: what an engine runs of a model, beside its attention.
+
+Source: vLLM 0.32.0, `vllm/model_executor/models/transformers/base.py` (`forward`: the base model alone is run, with `input_ids`
+or `inputs_embeds`, and `position_ids`; `_create_hf_to_vllm_mapper`), `causal.py` (the head is called `lm_head`; of the
+head class's forward only `logit_scale` and `final_logit_softcapping` are read, from the config), `fusers/rms_norm.py`
+(`fuse`: a root-mean-square norm becomes vLLM's own, whose parameter is called `weight`). SGLang 0.5.23,
+`sglang/srt/models/transformers.py`: positions, embeddings and the base model alone as well.
+"""
+
+import inspect
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
+from shardproof.planner.ir.graph import Graph, Op
+from shardproof.planner.ir.plan import generic, join
+from shardproof.planner.loading.config_fields import field_of
+from shardproof.verify.clients.contract.source import forward_tree, source_of
+
+HEAD = "lm_head"
+NAMED = ("input_ids", "inputs_embeds", "position_ids")
+"""Arguments that vLLM looks for in the signature of the decoder's forward, `**kwargs` or not (`_decorate_for_torch_compile`)."""
+CHOSEN = ("num_experts_per_tok", "top_k")
+"""Config fields in which vLLM looks for the number of experts of a token."""
+_KEEPS = ("aten.slice", "aten._to_copy", "aten.clone", "aten.contiguous", "aten.view", "aten.alias", "aten.index")
+"""Ops that leave hidden states or logits what they are."""
+
+
+def check_served(model: nn.Module, graph: Graph | None, prefix: str, client: str) -> list[Finding]:
+    """Findings of the head, of the names of weights, and of the forward of the base model."""
+    if not isinstance(model, PreTrainedModel):
+        return []
+    found = list(_forward(model, graph, prefix, client))
+    if client == "vllm":
+        found += _head_name(model, prefix)
+        if graph is not None:
+            found += [*_norm_names(model, graph), *_head_program(model, graph, prefix)]
+        found += _chosen_experts(model, prefix)
+    return found
+
+
+def _forward(model: PreTrainedModel, graph: Graph | None, prefix: str, client: str) -> Iterator[Finding]:
+    base = model.get_submodule(prefix)
+    kind, source = type(base), source_of(type(base), forward_tree(type(base)))
+    if getattr(model.config, "is_encoder_decoder", False):
+        problem = "the model is an encoder and a decoder, of which it runs none"
+        yield _finding("BE418", kind.__name__, problem, source, f"{client} serves decoders alone", "a decoder alone")
+        return
+    names = inspect.signature(kind.forward).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
+    wanted = NAMED if client == "vllm" else ("inputs_embeds",) if not open_ended else ()
+    for name in (name for name in wanted if name not in names):
+        needed = f"{name}=None in the signature"
+        yield _finding(
+            "BE418", kind.__name__, f"its forward does not name {name}", source, f"{client} gives it", needed
+        )
+        return
+    if "position_ids" not in names and graph is not None and (op := _counted(graph, prefix)) is not None:
+        problem = "its forward takes no position_ids, and counts positions itself"
+        why = f"{client} gives the tokens of many requests in one row, each with its position"
+        needed = "position_ids=None in the signature, and positions from it where it is given"
+        yield _finding("BE418", kind.__name__, problem, op.source or source, why, needed)
+
+
+def _counted(graph: Graph, prefix: str) -> Op | None:
+    """A count of the tokens that reaches a product or an embedding of the base model, not only a mask."""
+    for position, op in enumerate(graph.ops):
+        inside = not prefix or op.module == prefix or op.module.startswith(f"{prefix}.")
+        if inside and op.target == "aten.arange" and _placed(graph, position):
+            return op
+    return None
+
+
+def _placed(graph: Graph, position: int) -> bool:
+    """Whether what an op makes is looked up in a table, or turned into an angle."""
+    wanted, seen = [position], set[int]()
+    while wanted:
+        at = wanted.pop()
+        for value in graph.ops[at].outputs:
+            for user in graph.users.get(value, ()):
+                op = graph.ops[user]
+                if op.target in ("embedding", "aten.embedding", "aten.cos", "aten.sin"):
+                    return True
+                if user not in seen and len(graph.values[op.outputs[0]].shape) <= 3 and op.target != "attention":
+                    seen.add(user)
+                    wanted.append(user)
+    return False
+
+
+def _head_name(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
+    """An output layer that goes by another name in the checkpoint."""
+    head = _output(model)
+    path = next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
+    if path is None or not prefix or path.rpartition(".")[2] == HEAD or path.startswith(f"{prefix}."):
+        return
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):  # then no checkpoint holds it
+        return
+    renamed = [
+        m for m in get_checkpoint_conversion_mapping(type(model).__name__) or () if isinstance(m, WeightRenaming)
+    ]
+    if renamed:  # what the checkpoint calls it is for the mapping to say
+        return
+    yield _finding(
+        "BE410",
+        type(model).__name__,
+        f"its output layer is {path}, whose weight has no place there",
+        source_of(type(model)),
+        f"vllm makes the head itself and calls it {HEAD}",
+        f"self.{HEAD} = nn.Linear(...)",
+    )
+
+
+def _output(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        found = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _norm_names(model: PreTrainedModel, graph: Graph) -> Iterator[Finding]:
+    """Root-mean-square norms whose one parameter is not called `weight`; one a class."""
+    told: set[str] = set()
+    for module in graph.modules:
+        names = [name for name, _ in module.parameters]
+        if len(names) != 1 or names == ["weight"] or module.kind in told or module.repeats is not None:
+            continue
+        targets = [op.target for op in graph.ops if op.module == module.path]
+        inverse = any(target in ("aten.rsqrt", "aten.pow") for target in targets)
+        if "aten.mean" in targets and inverse and "linear" not in targets:
+            told.add(module.kind)
+            yield _finding(
+                "BE410",
+                module.kind,
+                f"it is a root-mean-square norm, and its parameter is called {names[0]}",
+                source_of(type(model.get_submodule(module.path))),
+                "vllm replaces such a norm by its own, whose parameter is called weight",
+                f"self.weight instead of self.{names[0]}",
+                generic(module.path),
+            )
+
+
+def _head_program(model: PreTrainedModel, graph: Graph, prefix: str) -> Iterator[Finding]:
+    """What the head's forward does besides one projection, where the engine does not do it too."""
+    base = next((call for call in graph.calls if call.module == prefix), None) if prefix else None
+    if base is None or not base.outputs or not graph.outputs:
+        return
+    config = model.config.get_text_config()
+    if getattr(config, "logit_scale", 1.0) is None:
+        yield _finding(
+            "BE409",
+            type(config).__name__,
+            "its logit_scale is None",
+            None,
+            "vllm multiplies the logits by that field where there is one",
+            "a number, or no such field",
+        )
+    known = {value for name in ("logit_scale", "final_logit_softcapping") if (value := getattr(config, name, None))}
+    capped, head = getattr(config, "final_logit_softcapping", None), _output(model)
+    projections = {path for path, module in model.named_modules() if module is head}
+    for op in _between(graph, base.outputs[0], graph.outputs[0][1]):
+        factor = next((a for a in op.args[1:] if isinstance(a, float | int)), None)
+        scaled = op.target in ("aten.mul", "aten.div") and (factor == 1 or factor in known)
+        projection = op.target == "linear" and op.module in projections
+        if op.target in _KEEPS or scaled or projection or (op.target == "aten.tanh" and capped):
+            continue
+        yield _finding(
+            "BE409",
+            type(model).__name__,
+            f"its forward runs {op.target} between the base model and the logits",
+            op.source,
+            "vllm does not run that forward: it projects, and knows logit_scale and final_logit_softcapping of the config",
+            f"{HEAD} alone, or the config fields that the engine reads",
+        )
+        return
+
+
+def _chosen_experts(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
+    """Experts that the engine would run, and no field that says how many a token takes (`moe.py`, `recursive_replace`)."""
+    text = model.config.get_text_config()
+    for path, module in model.get_submodule(prefix).named_modules():
+        stacked = [parameter.ndim == 3 for parameter in module.parameters()]
+        ours = isinstance(module, nn.ModuleList) or (bool(stacked) and all(stacked))
+        if path.rpartition(".")[2] == "experts" and ours and not any(field_of(text, name) for name in CHOSEN):
+            yield _finding(
+                "BE420",
+                type(text).__name__,
+                f"it has no {' or '.join(CHOSEN)}",
+                source_of(type(text)),
+                f"vllm runs {join(prefix, path)} itself, and reads there how many experts a token takes",
+                f"{CHOSEN[0]}, or an attribute_map that has it",
+            )
+            return
+
+
+def _between(graph: Graph, start: int, end: int) -> list[Op]:
+    """The ops on the way from one value to another, in order."""
+    reached = {start}
+    for op in graph.ops:
+        if set(op.inputs) & reached:
+            reached |= set(op.outputs)
+    wanted, found = {end}, []
+    for op in reversed(graph.ops):
+        if set(op.outputs) & wanted and set(op.inputs) & reached and start not in op.outputs:
+            wanted |= {value for value in op.inputs if value in reached} - {start}
+            found.append(op)
+    return found[::-1]
+
+
+def _finding(
+    code: str, kind: str, problem: str, source: Source | None, why: str, needed: str, module: str | None = None
+) -> Finding:
+    return Finding(
+        code,
+        Severity.ERROR,
+        f"{kind}: {problem}.",
+        Place(module=module, source=source),
+        why=why,
+        found=problem,
+        needed=needed,
+        fault=Fault.MODEL,
+    )

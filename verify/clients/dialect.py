@@ -1,0 +1,107 @@
+"""A dialect: how one client, at one version, reads a plan. Data; the readers are in `verify.clients.reading`."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shardproof.planner.ir.plan import generic
+
+
+class Reader(StrEnum):
+    """Who lays the parameters out, and from what."""
+
+    TRANSFORMERS = "Transformers' own runtime, every key"
+    ENGINE = "the client replaces linear layers, by the base model's keys"
+    DEEPSPEED = "DeepSpeed replaces linear layers, by all keys"
+    NAMES = "the client looks for attribute names, and reads no plan"
+
+
+class Matching(StrEnum):
+    """How a key meets a module path."""
+
+    EXACT = "exact, * for a layer number"
+    PREFIX = "regular expression, not anchored at the end, first match"
+    SUFFIX = "regular expression with * for anything, anchored at the end, first match"
+
+
+class Unknown(StrEnum):
+    """What a style that the client does not have comes to."""
+
+    REFUSED = "refused"
+    REPLICATED = "silently replicated"
+
+
+class Pipeline(StrEnum):
+    """How stages are made."""
+
+    NONE = "no pipeline parallelism"
+    EVEN = "an even split of `layers`; the plan is not read"
+    KEYS = "the plan's keys and their order; one module list"
+    KEYS_OR_ORDER = (
+        "the plan's keys and their order, else the decoder's children in order of declaration; one module list"
+    )
+    NAMES = "attribute names; the plan is not read"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One client at one version, and where each fact was read.
+
+    `styles` is what the client makes of a style name: the Transformers style of the same effect, or `replicate`. A name that
+    is not in it is treated as `unknown` says.
+    """
+
+    client: str
+    version: str
+    cites: tuple[str, ...]
+    reader: Reader
+    matching: Matching
+    styles: Mapping[str, str]
+    unknown: Unknown
+    pipeline: Pipeline
+    needs_plan: bool = True
+    reads_head: bool = True
+    hooks_gradients: bool = False
+    fuses: tuple[str, ...] = ()
+    local_heads: bool = False
+    repeats_kv: bool = False
+    gathers_norms: bool = False
+    cuts_sinks: bool = False
+    keeps_tied: bool = False
+    """Whether the last stage has the modules before the layers too, where input and output embeddings are tied."""
+    latent_types: frozenset[str] = field(default_factory=frozenset)
+    whole_attention: frozenset[str] = field(default_factory=frozenset)
+    reach: str = ""
+    """How a plan reaches it without a change of code; empty where only code does."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.client} {self.version}"
+
+    def effect(self, style: str) -> str | None:
+        """The Transformers style of the same effect, `replicate`, or None for a name that the client does not have."""
+        return self.styles.get(style)
+
+
+def first_match(matching: Matching, patterns: Iterable[str], path: str) -> str | None:
+    """The pattern that decides for a path, as the client finds it."""
+    if matching is Matching.EXACT:
+        wanted = generic(path)
+        return next((pattern for pattern in patterns if pattern == wanted), None)
+    if matching is Matching.PREFIX:
+        return next((pattern for pattern in patterns if _matches(pattern, path)), None)
+    return next((pattern for pattern in patterns if re.match(_as_suffix(pattern), f"{path}.weight")), None)
+
+
+def _matches(pattern: str, path: str) -> bool:
+    try:
+        return re.match(pattern, path) is not None
+    except re.error:
+        return False
+
+
+def _as_suffix(pattern: str) -> str:
+    """`deepspeed/module_inject/tp_plan_converter.py`, 0.19.8, `_wildcard_to_regex`."""
+    whole = ".*" + pattern.replace(".", r"\.").replace("*", ".*")
+    return whole + "$" if whole.endswith(r"\.weight") else whole + r"\.weight$"

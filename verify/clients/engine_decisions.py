@@ -1,0 +1,126 @@
+"""What an engine decides without the plan: fused projections, vocabulary and head, experts, attention sinks, gathered norms."""
+
+import ast
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+
+from torch import nn
+
+from shardproof.planner.ir.findings import Finding
+from shardproof.planner.ir.graph import Graph, Module
+from shardproof.planner.ir.placement import Placement, Shard
+from shardproof.planner.ir.plan import generic, join
+from shardproof.planner.ir.styles import After, Before, Style
+from shardproof.planner.loading.config_fields import head_width
+from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.tracing.programs import Subject
+from shardproof.verify.clients.contract.source import forward_tree
+from shardproof.verify.clients.dialect import Dialect
+from shardproof.verify.clients.vllm.fusers import fusions, is_linear
+
+GATHERED_NORM = Style("norm of the gathered input", before=Before.GATHER, after=After.SPLIT)
+"""`TPAwareNormMixin` (vLLM 0.32.0, `fusers/rms_norm.py`): gathers a sharded input, normalises, keeps this rank's part."""
+
+
+def decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
+    """Modules that an engine decides by itself: fused projections, the vocabulary table, the head."""
+    found: dict[str, str] = {}
+    config = getattr(subject.model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    latent = text is not None and text.model_type in dialect.latent_types
+    kinds = tuple(kind for kind in dialect.fuses if kind != "mla" or latent)
+    for fusion in fusions(subject.graph, subject.model, kinds, degree=degree, head_dim=head_width(text)):
+        if not is_expert(subject.graph, fusion.module):
+            found |= fusion.styles
+    found |= {
+        twin: style
+        for path, style in list(found.items())
+        for twin in _repeats(subject.graph, path)
+        if twin not in found
+    }
+    paths = {id(module): path for path, module in subject.model.named_modules()}
+    for getter, style in (
+        ("get_input_embeddings", "embedding_rowwise"),
+        ("get_output_embeddings", "colwise_gather_output"),
+    ):
+        module = got(subject.model, getter)
+        if module is not None and (path := paths.get(id(module))) is not None:
+            found[path] = style
+    return found
+
+
+def got(model: nn.Module, getter: str) -> nn.Module | None:
+    """What `get_input_embeddings` or its like gives, where the model has it."""
+    try:
+        found = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def sinks(subject: Subject) -> dict[str, tuple[Placement, str]]:
+    """Parameters that a module's own forward passes to the attention as `s_aux=self.<name>`, cut by heads."""
+    return {
+        join(path, name): (Shard(0), generic(join(path, name)))
+        for path, module in subject.model.named_modules()
+        if module._parameters
+        for name in _passed_as_sinks(type(module))  # type: ignore[arg-type]  # a class is hashable
+        if module._parameters.get(name) is not None
+    }
+
+
+@cache
+def _passed_as_sinks(kind: type[nn.Module]) -> tuple[str, ...]:
+    tree = forward_tree(kind)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)] if tree is not None else []
+    given = [k.value for call in calls for k in call.keywords if k.arg == "s_aux"]
+    return tuple(value.attr for value in given if isinstance(value, ast.Attribute))
+
+
+def _repeats(graph: Graph, path: str) -> list[str]:
+    """The same module in the layers that repeat this one's."""
+    return [
+        module.path + path.removeprefix(module.repeats)
+        for module in graph.modules
+        if module.repeats is not None and path.startswith(f"{module.repeats}.")
+    ]
+
+
+def is_expert(graph: Graph, path: str) -> bool:
+    """Whether it lies in a module `experts` that is a list, or holds stacked weights alone: the engines run those themselves,
+    whole in and whole out (vLLM `moe.py`, SGLang `MoEMixin`).
+    """
+    parts = path.split(".")
+    for depth, part in enumerate(parts, 1):
+        owner = graph.module_of.get(".".join(parts[:depth]))
+        if part == "experts" and owner is not None:
+            stacked = [graph.values[number].shape for _, number in owner.parameters]
+            return "ModuleList" in owner.bases or (bool(stacked) and all(len(shape) == 3 for shape in stacked))
+    return False
+
+
+def with_gathered_norm(subject: Subject, assigned: Assigned, findings: Iterable[Finding]) -> Assigned | None:
+    """The layout with one norm more that gathers its input: the one that was given a part; None where that is not the fault."""
+    graph = subject.graph
+    for finding in findings:
+        path = finding.place.module or ""
+        module = graph.module_of.get(path)
+        fault = finding.code in ("TP202", "TP206") and path not in assigned.modules
+        if fault and module is not None and may_be_norm(module) and _of_mean_squares(graph, path):
+            alike = {each: (GATHERED_NORM, generic(each)) for each in (path, *_repeats(graph, path))}
+            return replace(assigned, modules={**assigned.modules, **alike})
+    return None
+
+
+def may_be_norm(module: Module) -> bool:
+    """Whether it may be a norm: a leaf with one parameter or two, all of one dim. What is done with it, its ops say."""
+    return (
+        0 < len(module.parameters) <= 2 and not is_linear(module) and not set(module.bases) & {"Embedding", "LayerNorm"}
+    )
+
+
+def _of_mean_squares(graph: Graph, path: str) -> bool:
+    """Whether a norm divides by the root of the mean of squares, and takes nothing away first (`fusers/rms_norm.py`, `match`)."""
+    targets = {op.target for op in graph.ops if op.module == path}
+    return "rms_norm" in targets or ({"aten.mean", "aten.rsqrt"} <= targets and not targets & {"aten.sub", "aten.rsub"})

@@ -1,0 +1,182 @@
+"""The proof in a dialect: the plan as the client reads it, proved by the same rules as any plan."""
+
+from dataclasses import replace
+from time import perf_counter
+
+from torch import nn
+
+from shardproof.planner.ir.errors import ArgumentError
+from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
+from shardproof.planner.ir.graph import Op
+from shardproof.planner.ir.placement import R, Shard
+from shardproof.planner.ir.plan import Plan, generic
+from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.load import LoadedModel, base_prefix
+from shardproof.planner.propagation.propagate import Propagation
+from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
+from shardproof.planner.tracing.trace import TraceError
+from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
+from shardproof.verify.clients.engine_decisions import with_gathered_norm
+from shardproof.verify.clients.reading import Reading, read
+from shardproof.verify.clients.stage_programs import check_even_stages, check_keyed_stages
+from shardproof.verify.clients.stages import check_stages
+from shardproof.verify.proof.plan_form import check_plan
+from shardproof.verify.proof.prove import not_traced
+from shardproof.verify.proof.tensor import check_relation, relate
+from shardproof.verify.report.report import LevelResult
+
+
+def prove_for(
+    dialect: Dialect, loaded: LoadedModel, plan: Plan, *, tp: int = 2, pp: int = 1, subject: Subject | None = None
+) -> LevelResult:
+    """Prove or refute a plan at a layout, as one client reads it; `subject` is the model traced already, if it was.
+
+    Raises:
+        ValueError: a degree is below 1.
+        LoadError: the model cannot be built.
+    """
+    if tp < 1 or pp < 1:
+        raise ArgumentError(f"a degree is at least 1, got tp {tp}, pp {pp}.")
+    started = perf_counter()
+    built = subject.model if subject is not None else on_meta(loaded)
+    findings = _findings(dialect, loaded, built, subject, plan, tp, pp)
+    prefix = base_prefix(built)
+    return LevelResult("proof", perf_counter() - started, tuple(as_written(finding, prefix) for finding in findings))
+
+
+def _findings(
+    dialect: Dialect, loaded: LoadedModel, built: nn.Module, subject: Subject | None, plan: Plan, tp: int, pp: int
+) -> tuple[Finding, ...]:
+    form = check_plan(built, plan, tp) if dialect.reader is Reader.TRANSFORMERS else ()
+    refused = _degree_refused(dialect, loaded, tp)
+    if refused or any(finding.severity is Severity.ERROR for finding in form):
+        return form + refused
+    repeated = _with_repeated_heads(dialect, loaded, tp)
+    if subject is None or repeated is not None:
+        model = built if repeated is None else on_meta(repeated)
+        try:
+            subject = subject_of(model)
+        except TraceError as error:
+            return (*form, not_traced(error))
+    stages = check_stages(dialect, subject, plan) if pp > 1 else ()
+    if pp > 1 and dialect.pipeline is Pipeline.EVEN:
+        stages += check_even_stages(dialect, loaded, pp)
+    elif (
+        pp > 1
+        and dialect.pipeline in (Pipeline.KEYS, Pipeline.KEYS_OR_ORDER)
+        and not any(finding.severity is Severity.ERROR for finding in stages)
+    ):
+        stages += check_keyed_stages(dialect, loaded, plan, pp)
+    return form + (_of_ranks(dialect, subject, plan, tp) if tp > 1 else ()) + stages
+
+
+def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[Finding, ...]:
+    reading = read(dialect, subject, plan, tp)
+    if reading.settled:
+        return reading.findings
+    distributed = dialect.reader in (Reader.TRANSFORMERS, Reader.NAMES)
+    assigned = reading.assigned
+    ran = relate(subject, assigned, tp, distributed=distributed)
+    while not isinstance(ran, Propagation) and dialect.gathers_norms:
+        more = with_gathered_norm(subject, assigned, ran)
+        if more is None:
+            break
+        assigned, ran = more, relate(subject, more, tp, distributed=distributed)
+    if not isinstance(ran, Propagation):
+        return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
+    heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()
+    # Only a client that trains has gradients to get wrong.
+    rest = check_relation(subject, ran, assigned) if dialect.hooks_gradients or not heads else ()
+    ignored = _OF_GRADIENTS if not dialect.hooks_gradients else () if distributed else ("TP217",)
+    return reading.findings + heads + tuple(finding for finding in rest if finding.code not in ignored)
+
+
+_OF_GRADIENTS = ("TP207", "TP208", "TP217")
+"""What does not concern a client that does not train; the last only one that trains with distributed tensors."""
+
+
+def _in_words_of(dialect: Dialect, reading: Reading, finding: Finding) -> Finding:
+    """A finding of the effective layout, with what the client did where it did it without the plan."""
+    style = reading.decided.get(finding.place.module or "")
+    if style is None:
+        return finding
+    return replace(finding, why=f"{finding.why} ({dialect.name} makes this module {style} by itself)")
+
+
+def _degree_refused(dialect: Dialect, loaded: LoadedModel, tp: int) -> tuple[Finding, ...]:
+    """Head counts that an engine divides: query heads always, key-value heads where it does not repeat them."""
+    if tp == 1 or not dialect.local_heads:
+        return ()
+    text = loaded.config.get_text_config()
+    if text.model_type in dialect.whole_attention:
+        return ()
+    heads = field_of(text, "num_attention_heads")
+    kv = field_of(text, "num_key_value_heads") or heads
+    if not isinstance(heads, int) or not isinstance(kv, int):
+        return ()
+    repeated = dialect.repeats_kv and kv < tp and tp % kv == 0
+    # TGI and vLLM up to 0.25 keep a single key-value head whole; SGLang divides it.
+    single = kv == 1 and dialect.client != "sglang"
+    for name, count in (("query", heads), ("key-value", kv)):
+        if count % tp and not (name == "key-value" and (repeated or single)):
+            return (
+                Finding(
+                    "BE414",
+                    Severity.ERROR,
+                    f"{dialect.name} divides {count} {name} heads by {tp} ranks, which does not come out even.",
+                    why=f"every rank gets an attention of whole heads ({dialect.cites[0]})",
+                    found=f"{count} {name} heads, {tp} ranks",
+                    needed="a degree that divides the heads",
+                ),
+            )
+    return ()
+
+
+def _with_repeated_heads(dialect: Dialect, loaded: LoadedModel, tp: int) -> LoadedModel | None:
+    """The same model with every key-value head repeated until there is one for each rank, where the client does that.
+
+    Both compute the same: a group of query heads is cut into groups that share a copy of their head.
+    """
+    config = loaded.config
+    kv = field_of(config.get_text_config(), "num_key_value_heads")
+    if not dialect.repeats_kv or not isinstance(kv, int) or kv >= tp or kv == 0 or tp % kv:
+        return None
+    kept: dict[int, LoadedModel] = vars(loaded).setdefault("_with_repeated_heads", {})
+    if tp not in kept:
+        changed = type(config).from_dict(config.to_dict())
+        changed.get_text_config().num_key_value_heads = tp
+        changed._attn_implementation = config._attn_implementation
+        kept[tp] = replace(loaded, config=changed)
+    return kept[tp]
+
+
+def _local_heads(dialect: Dialect, subject: Subject, ran: Propagation) -> tuple[Finding, ...]:
+    """Attention whose query, key or value is not this rank's heads: the client would read them as if they were."""
+    found: dict[str, Finding] = {}
+    config = getattr(subject.model, "config", None)
+    whole = config is not None and config.get_text_config().model_type in dialect.whole_attention
+    for pair in ran.pairs:
+        if pair.local.target != "attention" or pair.whole is None:
+            continue
+        for name, number in zip(("query", "key", "value"), pair.local.inputs, strict=False):
+            placement = ran.placements.get(number, R)
+            wanted = R if whole else Shard(1)
+            single = ran.local.values[number].shape[1] == 1 and name != "query" and not whole
+            if placement != wanted and not single:
+                found.setdefault(
+                    generic(pair.local.module), _not_local(dialect, pair.local, name, str(placement), whole)
+                )
+    return tuple(found.values())
+
+
+def _not_local(dialect: Dialect, op: Op, name: str, placement: str, whole: bool) -> Finding:
+    return Finding(
+        "BE415",
+        Severity.ERROR,
+        f"{dialect.name} takes the {name} of {op.module} as {'all heads' if whole else 'this rank heads alone'}, "
+        f"and gets {placement}.",
+        Place(module=op.module, source=op.source),
+        why="the client's attention reshapes what it is given to its own number of heads, without a check",
+        found=placement,
+        needed="R" if whole else "S(1): projections split by heads (colwise), without a gather",
+    )

@@ -1,0 +1,26 @@
+"""Transformers' own reading of a plan.
+
+Source: Transformers 5.23.0. `distributed/mixin.py` (`init_parallel_plans`, `_expand_parallel_plan`): a key is looked up exactly,
+layer numbers as `*`; base and head plans are composed. `distributed/parallel_utils.py` (`ALL_PARALLEL_STYLES`): 20 styles,
+any other is refused. `distributed/pipeline_parallel.py`: `base_model.layers` is split evenly, `base_model_pp_plan` not read.
+"""
+
+from shardproof.planner.ir.styles import STYLES
+from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, Unknown
+
+TRANSFORMERS = Dialect(
+    client="transformers",
+    version="5.23",
+    cites=(
+        "transformers/distributed/mixin.py",
+        "transformers/distributed/parallel_utils.py",
+        "transformers/distributed/pipeline_parallel.py",
+    ),
+    reader=Reader.TRANSFORMERS,
+    matching=Matching.EXACT,
+    styles={name: name for name in STYLES},
+    unknown=Unknown.REFUSED,
+    pipeline=Pipeline.EVEN,
+    hooks_gradients=True,
+    reach="distributed_config=DistributedConfig(tp_size=N, tp_plan={...})",
+)

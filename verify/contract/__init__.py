@@ -1,1 +1,0 @@
-"""The backend contract: what an engine needs of modeling code, configs and processors, read from their source."""

@@ -1,0 +1,39 @@
+"""BE401: a keyword that does not arrive at the attention."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE401",
+        name="keywords-dropped",
+        severity=Severity.ERROR,
+        what="A forward between the base model and the attention does not take `**kwargs`, throws them away, "
+        "or does not pass them on.",
+        why="Engines hand their attention what it needs (`attention_instances`, `forward_batch`, a cache) as "
+        "keywords of the base model. One level that drops them, in a signature, a loop, a helper or a "
+        "decorator, and the attention runs without its cache, or fails far from the cause.",
+        use_instead="`**kwargs` in every signature on the way, and `**kwargs` in every call.",
+        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        invalid=(
+            Example(
+                note="The layer takes them, and calls its attention without.",
+                code="""\
+class Layer(Layer):
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states + self.self_attn(hidden_states)
+""",
+            ),
+        ),
+        valid=(
+            Example(
+                note="They arrive.",
+                code="""\
+class Layer(Layer):
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states + self.self_attn(hidden_states, **kwargs)
+""",
+            ),
+        ),
+    )
+)

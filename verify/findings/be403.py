@@ -1,0 +1,41 @@
+"""BE403: attention weights used in the forward."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE403",
+        name="weights-used-after-softmax",
+        severity=Severity.ERROR,
+        what="The attention weights that the interface gives back are computed with.",
+        why="An engine's attention never has the weights, and gives back None.",
+        use_instead="The output alone; what changes the weights has to happen before the interface, or in an "
+        "attention function of one's own.",
+        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        invalid=(
+            Example(
+                note="The weights are scaled by a gate.",
+                code="""\
+class Attention(Attention):
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        query, key, value = self.heads(hidden_states)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        if weights is not None:
+            output = output + (weights * 0.5).sum()
+        return self.o_proj(output.reshape(hidden_states.shape))
+""",
+            ),
+        ),
+        valid=(
+            Example(
+                note="The weights are passed on, at most.",
+                code="""\
+class Attention(Attention):
+    pass
+""",
+            ),
+        ),
+    )
+)

@@ -1,0 +1,41 @@
+"""BE404: a bias added to the attention's mask."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE404",
+        name="attention-bias-not-carried",
+        severity=Severity.ERROR,
+        what="The forward of the attention changes the mask, or adds a bias to it.",
+        why="Engines make the causal mask themselves and take none, so ALiBi slopes, relative positions and "
+        "other biases that travel in the mask are lost, silently.",
+        use_instead="Rotary or learned positions; a bias needs an attention of the engine's own that knows it.",
+        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        invalid=(
+            Example(
+                note="Slopes are added to the mask.",
+                code="""\
+class Attention(Attention):
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        query, key, value = self.heads(hidden_states)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        bias = torch.zeros(1, 1, query.shape[2], key.shape[2], device=query.device)
+        attention_mask = bias + 1.0 if attention_mask is None else bias + attention_mask
+        output, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        return self.o_proj(output.reshape(hidden_states.shape))
+""",
+            ),
+        ),
+        valid=(
+            Example(
+                note="The mask is passed as it came.",
+                code="""\
+class Attention(Attention):
+    pass
+""",
+            ),
+        ),
+    )
+)

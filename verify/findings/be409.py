@@ -1,0 +1,40 @@
+"""BE409: a head that the engine does not run."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE409",
+        name="head-not-run",
+        severity=Severity.ERROR,
+        what="The forward of the head class does more to the hidden states than one projection.",
+        why="The engine (vLLM) runs the base model alone and projects its result itself. Of what the head's forward does "
+        "besides it knows "
+        "`logit_scale` and `final_logit_softcapping`, from the config; a norm, a second layer or another scale is left out, "
+        "silently.",
+        use_instead="`lm_head` alone; a scale as `logit_scale`, a soft-cap as `final_logit_softcapping`; anything else in the "
+        "base model.",
+        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        invalid=(
+            Example(
+                note="The logits are divided by a field of another name.",
+                code="""\
+class Head(Head):
+    def forward(self, input_ids, **kwargs):
+        return self.lm_head(self.model(input_ids, **kwargs)[0]) / 8.0
+""",
+            ),
+        ),
+        valid=(
+            Example(
+                note="One projection.",
+                code="""\
+class Head(Head):
+    def forward(self, input_ids, **kwargs):
+        return self.lm_head(self.model(input_ids, **kwargs)[0])
+""",
+            ),
+        ),
+    )
+)

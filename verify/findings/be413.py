@@ -1,0 +1,33 @@
+"""BE413: a key that matches nothing."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE413",
+        name="key-not-seen-by-client",
+        severity=Severity.ERROR,
+        what="A key of the plan matches no module, as this client matches keys.",
+        why="A key that matches nothing is dropped without a word, and the module that it was meant for is replicated on every "
+        "rank. Engines put `model.` before each key of a base model's plan and match it from the beginning, so a key with a "
+        "prefix of its own never matches.",
+        use_instead="Keys relative to the base model: `layers.*.self_attn.q_proj`.",
+        fix_safety="No edit is offered: which module was meant is not known.",
+        invalid=(
+            Example(
+                note="The name of the base model is put before it once more.",
+                model="llama",
+                plan=(("model.model.layers.*.mlp.up_proj", "colwise"),),
+                client="vllm",
+            ),
+        ),
+        valid=(
+            Example(
+                note="The plan of Llama.",
+                model="llama",
+                client="vllm",
+            ),
+        ),
+    )
+)

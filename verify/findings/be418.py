@@ -1,0 +1,40 @@
+"""BE418: a forward that the engine cannot call."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE418",
+        name="forward-not-callable",
+        severity=Severity.ERROR,
+        what="The forward of the base model does not take what the engine gives it: `input_ids`, `inputs_embeds` and "
+        "`position_ids`; or counts positions by itself; or the model is an encoder and a decoder.",
+        why="An engine puts the tokens of many requests in one row and says where each stands by `position_ids`; a later stage "
+        "gets what it received as `inputs_embeds`. vLLM looks for these names in the signature, and raises where one is absent, "
+        "whether there are `**kwargs` or not.",
+        use_instead="`def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, ..., **kwargs)`, with positions "
+        "from `position_ids` wherever it is given.",
+        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        invalid=(
+            Example(
+                note="Positions arrive in the keywords, unnamed.",
+                code="""\
+class Model(Model):
+    def forward(self, input_ids=None, inputs_embeds=None, **kwargs):
+        return super().forward(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+""",
+            ),
+        ),
+        valid=(
+            Example(
+                note="All are named.",
+                code="""\
+class Model(Model):
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        return super().forward(input_ids, position_ids, inputs_embeds, **kwargs)
+""",
+            ),
+        ),
+    )
+)

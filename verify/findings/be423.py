@@ -1,0 +1,35 @@
+"""BE423: a plan where nobody reads it."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE423",
+        name="plan-attribute-misplaced",
+        severity=Severity.ERROR,
+        what="A plan attribute stands on a class that is never asked for it.",
+        why="`base_model_tp_plan` and its fellows are read from the config of the base model, `_tp_plan` and "
+        "`_pp_plan` from the model class. Elsewhere they are silently without effect.",
+        use_instead="The attribute on the class that is named.",
+        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        invalid=(
+            Example(
+                note="The config's plan stands on the model.",
+                code="""\
+class PreTrained(PreTrained):
+    base_model_tp_plan = {"layers.*.self_attn.q_proj": "colwise"}
+""",
+            ),
+        ),
+        valid=(
+            Example(
+                note="It stands nowhere.",
+                code="""\
+class PreTrained(PreTrained):
+    pass
+""",
+            ),
+        ),
+    )
+)

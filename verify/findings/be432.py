@@ -1,0 +1,38 @@
+"""BE432: what every pipeline stage does again."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE432",
+        name="done-on-every-stage",
+        severity=Severity.ERROR,
+        what="The forward changes the hidden states outside the modules of the pipeline plan, so every stage "
+        "does it again.",
+        why="A later stage receives the hidden states as `inputs_embeds` and runs the whole forward of the "
+        "base model, with the modules of the plan that it does not own replaced by identities. A position"
+        " embedding added before the layers is then added once for each stage, and a last norm that the "
+        "plan leaves out is applied by each.",
+        use_instead="The module in the plan, in the order in which it runs; an operation that no module of the plan "
+        "owns, moved into one.",
+        fix_safety="No edit is offered: an edit is of a tensor-parallel entry.",
+        invalid=(
+            Example(
+                note="GPT-2 adds its position embeddings in the forward of the base model.",
+                model="gpt2",
+                client="vllm",
+                stages=2,
+                alone=True,
+            ),
+        ),
+        valid=(
+            Example(
+                note="Rotary embeddings go to the layers, and nothing else is done on the way.",
+                model="llama",
+                client="vllm",
+                stages=2,
+            ),
+        ),
+    )
+)

@@ -1,0 +1,34 @@
+"""BE442: a count of image tokens that is not what comes out."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE442",
+        name="image-count-wrong",
+        severity=Severity.ERROR,
+        what="The count that a processor gives for an image size is not the number of tokens that it emits.",
+        why="The engine reserves that many places, and writes the image's embeddings over them.",
+        use_instead="The same arithmetic in both places; images of several shapes in a test.",
+        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        invalid=(
+            Example(
+                note="One too many.",
+                code="""\
+class Processor(Processor):
+    extra = 1
+""",
+            ),
+        ),
+        valid=(
+            Example(
+                note="The number that comes out.",
+                code="""\
+class Processor(Processor):
+    extra = 0
+""",
+            ),
+        ),
+    )
+)

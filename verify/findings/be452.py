@@ -1,0 +1,32 @@
+"""BE452: a client that fails."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="BE452",
+        name="client-fails",
+        severity=Severity.ERROR,
+        what="The client raises, or does not answer, with this plan at this layout.",
+        why="The client loaded a small checkpoint with the plan, by its own code. At one rank it answered.",
+        use_instead="The plan of `plan suggest --for vllm`; `plan check --backend vllm` says what the client cannot take.",
+        fix_safety="No edit is offered: the proof in the client's dialect names the entry, and tries edits.",
+        invalid=(
+            Example(
+                note="Packed query, key and value are gathered, and do not fit the attention's heads.",
+                code="""\
+plan verify phi3 --level client --client vllm --tp 2
+""",
+            ),
+        ),
+        valid=(
+            Example(
+                note="The same plan is served rightly.",
+                code="""\
+plan verify llama --level client --client vllm --tp 2 --pp 2
+""",
+            ),
+        ),
+    )
+)

@@ -1,0 +1,25 @@
+"""DY501: the ranks give another output."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="DY501",
+        name="output-differs",
+        severity=Severity.ERROR,
+        what="On real ranks the hidden states or the logits are not those of the single-device model.",
+        why="In float64 rounding stays below 1e-12, relative, and a wrong plan shows above 1e-6: what "
+        "lies above the limit is no rounding.",
+        use_instead="The entry of the first module that differs, which the finding names, is where to look; `plan "
+        "suggest MODEL` writes a plan that was proved.",
+        fix_safety="An edit is offered where a run with it agreed.",
+        invalid=(
+            Example(
+                note="Every rank adds the MLP's output of all ranks twice.",
+                code='"layers.*.mlp.down_proj": "rowwise",\n"layers.*.mlp": "all_reduce",',
+            ),
+        ),
+        valid=(Example(note="One reduction.", code='"layers.*.mlp.down_proj": "rowwise",'),),
+    )
+)

@@ -1,0 +1,33 @@
+"""PL101: a style that Transformers does not have."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="PL101",
+        name="unknown-style",
+        severity=Severity.ERROR,
+        what="An entry's style is none of the styles that Transformers registers.",
+        why="A style is looked up by its exact name. Transformers refuses the plan; vLLM takes the module "
+        "for replicated and says nothing.",
+        use_instead="One of the names in `transformers.distributed.parallel_utils.ALL_PARALLEL_STYLES`, letter by "
+        "letter.",
+        fix_safety="Offered is the nearest name, once the edited plan passes the checks of its form. Whether "
+        "that style is the right one, the proof tells.",
+        invalid=(
+            Example(
+                note="The style is called rowwise.",
+                model="llama",
+                plan=(("model.layers.*.mlp.down_proj", "row_wise"),),
+            ),
+        ),
+        valid=(
+            Example(
+                note="The name as Transformers writes it.",
+                model="llama",
+                plan=(("model.layers.*.mlp.down_proj", "rowwise"),),
+            ),
+        ),
+    )
+)

@@ -1,0 +1,26 @@
+"""PP305: a stage's program that is not its part of the whole one."""
+
+from shardproof.planner.ir.findings import Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="PP305",
+        name="stage-program-differs",
+        severity=Severity.ERROR,
+        what="The program of a pipeline stage is not its part of the whole program: an op is dropped, run again or run on "
+        "something else, a layer is given another value, a weight is not trained as on one device.",
+        why="The stages together must be the model, f = f_p(...f_2(f_1(x))). A stage runs the model's own forward; what it "
+        "does to what it received besides its own layers changes the result, and raises nothing.",
+        use_instead="A stage whose received values enter where the whole program has them, and that passes its layers the "
+        "masks, positions and caches of their own numbers.",
+        fix_safety="No edit is offered: the stage's program is the runtime's, or the model's.",
+        invalid=(
+            Example(
+                note="The second stage scales what it received as if it were embeddings.",
+                code="hidden_states = received * self.embedding_multiplier",
+            ),
+        ),
+        valid=(Example(note="What was received enters the first own layer.", code="hidden_states = received"),),
+    )
+)

@@ -1,0 +1,101 @@
+"""Level 1, the proof: seconds, one process, no weights, no process group."""
+
+from time import perf_counter
+
+from torch import nn
+
+from shardproof.planner.ir.errors import ArgumentError
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import LoadedModel, base_prefix, carried_plan, load
+from shardproof.planner.tracing.programs import on_meta, subject_of
+from shardproof.planner.tracing.trace import TraceError
+from shardproof.verify.proof.experts import check_experts
+from shardproof.verify.proof.fixes import with_fix
+from shardproof.verify.proof.pipeline import check_pp
+from shardproof.verify.proof.plan_form import check_plan
+from shardproof.verify.proof.tensor import check_tensor
+from shardproof.verify.report.report import LevelResult
+
+
+def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp: int = 1, ep: int = 1) -> LevelResult:
+    """Prove or refute a plan at one degree of each axis: placements for tensor parallelism, stages for pipelines.
+
+    Args:
+        model: a loaded model or a reference to one.
+        plan: the plan under proof; by default the one that the model carries.
+        tp: the tensor-parallel degree, at least 1.
+        ep: the expert-parallel degree; experts lie on the tensor-parallel ranks. The expert plan's form is checked at
+            any degree, and whether the experts divide where it is above 1.
+        pp: the number of stages; above 1 the pipeline plan is checked, and every stage's program is held against the
+            whole program.
+
+    Raises:
+        ArgumentError: a degree is below 1.
+        LoadError: the reference names no model.
+    """
+    if min(tp, ep, pp) < 1:
+        raise ArgumentError(f"a degree is at least 1, got {min(tp, ep, pp)}.")
+    started = perf_counter()
+    loaded = load(model) if isinstance(model, str) else model
+    built = on_meta(loaded)
+    plan = plan if plan is not None else carried_plan(loaded, built)
+    findings = check_plan(built, plan, tp)
+    if ep > 1 and not plan.ep:
+        findings += (_no_experts(ep),)
+    if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
+        findings += _tensor_findings(built, plan, tp, ep)
+    prefix = base_prefix(built)
+    findings = tuple(as_written(finding, prefix) for finding in findings)
+    if pp > 1:
+        findings += tuple(found for found in _stage_findings(loaded, built, plan, pp) if found not in findings)
+    return LevelResult("proof", perf_counter() - started, findings)
+
+
+def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
+    try:
+        subject = subject_of(built)
+    except TraceError as error:
+        return (not_traced(error),)
+    styles = plan.styles(subject.prefix)
+    experts = check_experts(subject.graph, plan, subject.prefix, ep)
+    return (*with_fix(subject, styles, tp, check_tensor(subject, styles, tp)), *experts)
+
+
+def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
+    """What the plan says of the stages, and where that is right, what the stages compute."""
+    try:
+        found = check_pp(built, subject_of(built).graph, plan)
+        if any(finding.severity is not Severity.WARNING for finding in found):
+            return found
+        from shardproof.verify.proof.stages import check_programs  # torch's pipelining, only where there are stages
+        from shardproof.verify.run.cases import Case
+
+        return (*found, *check_programs(Case(loaded, plan, pp=pp)))
+    except TraceError as error:
+        return (not_traced(error),)
+
+
+def _no_experts(ep: int) -> Finding:
+    return Finding(
+        "PL104",
+        Severity.ERROR,
+        f"the plan has no expert-parallel entry, and {ep} ranks are to share the experts",
+        why="without one every rank holds every expert, or the tensor-parallel part of each",
+        found="no entry",
+        needed="base_model_ep_plan, or no --ep",
+    )
+
+
+def not_traced(error: TraceError) -> Finding:
+    """The finding of a single-device program that could not be recorded."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"the forward could not be traced: {error}",
+        Place(None, error.module or None, error.source),
+        why="what was not traced is not proved",
+        found=str(error),
+        needed="a forward that runs on meta tensors",
+        fault=Fault.MODEL,
+    )

@@ -1,0 +1,368 @@
+"""Each stage's program against the whole program: is it the whole program's part, every op of it once?
+
+A stage is traced as it would run: the model's own forward with what is absent answering nothing of worth, what was received
+put in where it enters. Values of all programs are numbered alike (`planner.ir.numbering`), what one stage sends being what the
+next receives; every value that is sent, and the result, must have the number that it has in the whole program.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from inspect import signature
+
+import torch
+from torch import Tensor, nn
+
+from shardproof.planner.inputs.example import TRACED, caching, example_inputs, taken
+from shardproof.planner.ir.dataflow import Entrance
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.graph import Graph, Module, Op
+from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
+from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.tracing.decode_cache import CACHE_NAMES, places_matter
+from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.verify.proof.pipeline import check_chunks
+from shardproof.verify.run.cases import Case
+from shardproof.verify.run.pipeline.answers import KEPT
+from shardproof.verify.run.pipeline.check import Cutting, between, laid_out, stage_of
+from shardproof.verify.stages.departing import numbered_parts
+from shardproof.verify.stages.departures import order_of, unsummed
+from shardproof.verify.stages.stage import Between, Layout, Record, Stage, absent, recorded
+
+
+def check_programs(case: Case) -> tuple[Finding, ...]:
+    """Findings PP304 and PP305 of the stages of a case; empty where each is the whole program's part.
+
+    Raises:
+        TraceError: the whole model cannot be traced.
+        ValueError: the plan makes no such stages.
+    """
+    return Programs(case.loaded).check(case)
+
+
+class _Fed(nn.Module):
+    """A stage whose received tensors are keywords, as the inputs of a trace are."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, **given: Tensor) -> object:
+        received = [given.pop(_received(at)) for at in range(len(self.stage.receives.values))]
+        return self.stage(*received, **given)
+
+
+def _received(at: int) -> str:
+    return f"received_{at}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """One stage, traced; its names as the whole model has them."""
+
+    place: Between
+    graph: Graph
+    model: nn.Module
+
+
+class Programs:
+    """The whole program of a model, against which the stages of several cases can be held."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded, self.model = loaded, build(loaded)
+        self.inputs, self.graph = asked(self.model)
+        self.numbers = Numbers()
+        self._programs: dict[object, _Program | TraceError] = {}
+        self._records: dict[tuple[str, ...], Record] = {}
+
+    def check(self, case: Case) -> tuple[Finding, ...]:
+        """As `check_programs`, of a case of this model."""
+        cutting = laid_out(case, self.model)
+        found = check_chunks(cutting.layout.chunks, cutting.layout.depth)
+        return found or tuple(_Stages(case, self, cutting).findings())
+
+    @cached_property
+    def caches(self) -> bool:
+        """Whether layers must find their own place in a cache; a model that cannot be asked for one without data may have one."""
+        names = [name for name in CACHE_NAMES if name in signature(type(self.model).forward).parameters]
+        given: list[object] = []
+        handle = self.model.register_forward_hook(lambda _, __, output: given.append(output))
+        try:
+            trace(self.model, {**example_inputs(self.model), **caching(self.model, True)})
+        except TraceError:
+            return bool(names)
+        finally:
+            handle.remove()
+        return any(places_matter(getattr(output, name, None), TRACED.length) for output in given for name in names)
+
+    def record(self, layout: Layout) -> Record:
+        """The forms of what modules were given and gave."""
+        if layout.named not in self._records:
+            with recorded(self.model, layout.named) as record:
+                trace(self.model, self.inputs)
+            self._records[layout.named] = record
+        return self._records[layout.named]
+
+    @cached_property
+    def opened(self) -> Numbered:
+        """The whole program with every layer's own ops, in numbers of its own."""
+        return numbered(trace(self.model, self.inputs, every=True), Numbers())
+
+    def program(self, case: Case, layout: Layout, place: Between, *, every: bool = False) -> "_Program":
+        """One stage, traced (`every` layer of it), or known from a case in which it is the same."""
+        own = tuple(one for one in case.staging.departures if one.stage == place.stage)
+        key = (layout, place, own, every)
+        if key not in self._programs:
+            try:
+                self._programs[key] = self._traced(case, layout, place, every=every)
+            except TraceError as error:
+                self._programs[key] = error
+        found = self._programs[key]
+        if isinstance(found, TraceError):
+            raise found
+        return found
+
+    def _traced(self, case: Case, layout: Layout, place: Between, *, every: bool) -> "_Program":
+        model = build(self.loaded)
+        stage = stage_of(case, model, layout, place, torch.device("meta"))
+        stage.record = self.record(layout)
+        forms = stage.forms(stage.receives)
+        received = {_received(at): torch.empty_like(form, device="meta") for at, form in enumerate(forms)}
+        graph = trace(_Fed(stage), self.inputs | received, hooked=True, every=every)
+        return _Program(place, _inside(graph, "stage.model"), model)
+
+
+class _Stages:
+    def __init__(self, case: Case, programs: Programs, cutting: Cutting) -> None:
+        self.case, self.programs, self.cutting = case, programs, cutting
+        self.model, self.graph, self.numbers = programs.model, programs.graph, programs.numbers
+        self.layout = cutting.layout
+        self.whole = numbered(self.graph, self.numbers, stack=self.layout.layers)
+
+    def findings(self) -> Iterator[Finding]:
+        """Of the first stage that differs; of what the stages do together where none does."""
+        programs, carried = list[_Program](), tuple[int, ...]()
+        for stage in order_of(self.case.staging.departures, len(self.layout.chunks)):
+            place = between(self.case, self.model, self.cutting, stage)
+            needed = tuple(self.whole.number[self._entering(live.entrances[0])] for live in place.receives.values)
+            if carried and needed != carried:
+                yield _finding(
+                    f"stage {stage} receives what another stage needs",
+                    self.layout.layer(self.layout.chunks[stage].start),
+                )
+                return
+            try:
+                program = self.programs.program(self.case, self.layout, place)
+            except TraceError as error:
+                yield _raises(stage, error)
+                return
+            ran = self._numbered(program, carried)
+            carried = tuple(ran.number[value] for _, value in program.graph.outputs)
+            wrong = self._wrong(place, ran, carried)
+            if wrong is not None and not self._alike_inside(place):
+                yield wrong
+                return
+            carried = tuple(self.whole.number[value] for value in self._wanted(place)) if wrong else carried
+            programs.append(program)
+        yield from self._together(programs)
+
+    def _numbered(self, program: _Program, carried: tuple[int, ...]) -> Numbered:
+        return numbered(
+            program.graph,
+            self.numbers,
+            stack=self.layout.layers,
+            own=self.layout.chunks[program.place.stage],
+            given={_received(at): number for at, number in enumerate(carried)},
+            absent=absent(self.layout, program.place),
+        )
+
+    def _wrong(self, place: Between, ran: Numbered, carried: tuple[int, ...]) -> Finding | None:
+        for at, (value, got) in enumerate(zip(self._wanted(place), carried, strict=False)):
+            if self.whole.number[value] != got:
+                return self._differs(place.stage, ran, ran.graph.outputs[at][1], value)
+        return None
+
+    def _alike_inside(self, place: Between) -> bool:
+        """Whether a stage whose layers are given other values gives the same all the same, every op looked at.
+
+        A layer that is not handed a value may make it itself.
+        """
+        whole = self.programs.opened
+        received = [self._entering(live.entrances[0], whole.graph) for live in place.receives.values]
+        try:
+            program = self.programs.program(self.case, self.layout, place, every=True)
+        except TraceError:
+            return False
+        given = {_received(at): whole.number[value] for at, value in enumerate(received)}
+        ran = numbered(program.graph, whole.numbers, given=given, absent=absent(self.layout, place))
+        wanted = self._wanted(place, whole.graph)
+        return all(
+            whole.number[value] == ran.number[got]
+            for value, (_, got) in zip(wanted, program.graph.outputs, strict=False)
+        )
+
+    def _wanted(self, place: Between, graph: Graph | None = None) -> list[int]:
+        """The values of the whole program that a stage is to give."""
+        graph = graph or self.graph
+        if place.stage == len(self.layout.chunks) - 1:
+            return [graph.outputs[0][1]]
+        return [self._entering(live.entrances[0], graph) for live in place.sends.values]
+
+    def _entering(self, entrance: Entrance, graph: Graph | None = None) -> int:
+        path = self.layout.layer(entrance.layer)
+        call = next(call for call in (graph or self.graph).calls if call.module == path)
+        return [value for name, value in call.arguments if name == entrance.argument][entrance.leaf]
+
+    def _differs(self, stage: int, ran: Numbered, got: int, wanted: int) -> Finding:
+        """What makes a value another one: an op, else what a layer is given, as early as it shows."""
+        layer = self._layer_differs(ran)
+        if layer is not None:
+            path, name, mine, right = layer
+            op = first_new(ran, mine, self.whole) if mine is not None else None
+            if op is not None:
+                what = f"applies {op.target} of {op.module or 'the model'} to what {path} takes as {name}"
+                return _finding(f"stage {stage} {what}", op.module, op)
+            op = first_new(self.whole, right, ran)
+            more = f": {op.target} of {op.module or 'the model'} is left out" if op is not None else ""
+            return _finding(f"stage {stage} does not give {path} the {name} of the whole model{more}", path, op)
+        extra = first_new(ran, got, self.whole)
+        op = extra or first_new(self.whole, wanted, ran)
+        if op is None:
+            return _finding(f"stage {stage} gives another value", None)
+        does = "runs" if extra else "does not run"
+        return _finding(f"stage {stage} {does} {op.target} of {op.module or 'the model'}", op.module, op)
+
+    def _layer_differs(self, ran: Numbered) -> tuple[str, str, int | None, int] | None:
+        """The first own layer that is given something else than in the whole program, the argument, and both values."""
+        wholes, mine = _given(self.graph), _given(ran.graph)
+        for number in ran.own or ():
+            path = self.layout.layer(number)
+            for (name, leaf), value in wholes.get(path, {}).items() if path in mine else ():
+                got = mine[path].get((name, leaf))
+                if got is None or self.whole.number[value] != ran.number[got]:
+                    return path, name, got, value
+        return None
+
+    def _together(self, programs: list[_Program]) -> Iterator[Finding]:
+        yield from self._indices(programs)
+        yield from self._trained(programs)
+        yield from self._summed(programs)
+
+    def _indices(self, programs: list[_Program]) -> Iterator[Finding]:
+        """Layers find their place in a cache by their own number, where the model keeps one."""
+        layers = self.model.get_submodule(self.layout.layers)
+        for program in programs:
+            for path, name in numbered_parts(layers, self.layout.chunks[program.place.stage]):
+                part = f"{self.layout.layers}.{path}"
+                mine, right = (getattr(m.get_submodule(part), name) for m in (program.model, self.model))
+                if mine != right and self.programs.caches:
+                    what = f"stage {program.place.stage} numbers {part} {mine} in the cache"
+                    yield _finding(what, part, None, found=str(mine), needed=str(right))
+                    return
+
+    def _trained(self, programs: list[_Program]) -> Iterator[Finding]:
+        """What is trained on one device is trained on its stage."""
+        trained = {name for name, value in self.model.named_parameters(remove_duplicate=False) if value.requires_grad}
+        for program in programs:
+            for name in _read(program.graph):
+                if name in trained and not program.model.get_parameter(name).requires_grad:
+                    yield _finding(f"stage {program.place.stage} takes no gradient for {name}", name.rpartition(".")[0])
+                    return
+
+    def _summed(self, programs: list[_Program]) -> Iterator[Finding]:
+        """The gradient of a weight that several stages read is the sum of theirs."""
+        without = unsummed(self.case.staging.departures)
+        readers: dict[str, list[int]] = {}
+        for program in programs:
+            for name in _read(program.graph):
+                readers.setdefault(name, []).append(program.place.stage)
+        for name, stages in readers.items():
+            if name in without and len(stages) > 1:
+                what = f"the gradient of {name} is not summed over stages {' and '.join(map(str, stages))}"
+                yield _finding(what, name.rpartition(".")[0])
+
+
+def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
+    """Module -> what its first call is given: the argument's name, which tensor of it, the value."""
+    found: dict[str, dict[tuple[str, int], int]] = {}
+    for call in graph.calls:
+        if call.module not in found:
+            names = [name for name, _ in call.arguments]
+            leaves = [names[:at].count(name) for at, name in enumerate(names)]
+            found[call.module] = {
+                (name, leaf): value for (name, value), leaf in zip(call.arguments, leaves, strict=True)
+            }
+    return found
+
+
+def asked(model: nn.Module) -> tuple[dict[str, object], Graph]:
+    """The fullest of the questions that the whole model takes: with a mask, positions, and the last logits only."""
+    if taken(model) is None:
+        trace(model)  # which of the forms of inputs it takes
+    inputs: dict[str, object] = dict(example_inputs(model))
+    names = signature(model.forward).parameters
+    ids = inputs.get("input_ids")
+    form = ids if isinstance(ids, Tensor) else next(value for value in inputs.values() if isinstance(value, Tensor))
+    mask = {"attention_mask": torch.empty(form.shape[:2], dtype=torch.long, device="meta")}
+    positions = {"position_ids": torch.empty(form.shape[:2], dtype=torch.long, device="meta")}
+    encoded = "decoder_input_ids" in inputs
+    more: list[dict[str, object]] = [{**mask, **positions, "logits_to_keep": KEPT}, {**mask, "logits_to_keep": KEPT}]
+    more = [{}] if encoded and "attention_mask" not in names else [*more, dict(mask), {}]
+    for extra in more:
+        given = inputs | {name: value for name, value in extra.items() if name in names}
+        try:
+            return given, trace(model, given)
+        except TraceError:
+            if not extra:
+                raise
+    raise AssertionError("the last question asks nothing more")
+
+
+def _inside(graph: Graph, prefix: str) -> Graph:
+    """A graph with its names as the module at `prefix` has them."""
+
+    def name(path: str) -> str:
+        return path.removeprefix(prefix).removeprefix(".")
+
+    def module(one: Module) -> Module:
+        return replace(one, path=name(one.path), repeats=None if one.repeats is None else name(one.repeats))
+
+    return replace(
+        graph,
+        modules=tuple(module(one) for one in graph.modules if one.path.startswith(prefix)),
+        values=tuple(v if v.name is None else replace(v, name=name(v.name)) for v in graph.values),
+        ops=tuple(replace(op, module=name(op.module)) for op in graph.ops),
+        calls=tuple(replace(call, module=name(call.module)) for call in graph.calls),
+    )
+
+
+def _read(graph: Graph) -> list[str]:
+    """Parameters and buffers that some op reads, by the name of the value."""
+    return [value.name for at, value in enumerate(graph.values) if value.name is not None and at in graph.users]
+
+
+def _finding(
+    what: str, module: str | None, op: Op | None = None, *, found: str = "", needed: str = "the whole program's part"
+) -> Finding:
+    return Finding(
+        "PP305",
+        Severity.ERROR,
+        what,
+        Place(module=module or None, source=op.source if op else None),
+        why="the stages together must compute what one device computes, every op once",
+        found=found or (op.target if op else "another value"),
+        needed=needed,
+    )
+
+
+def _raises(stage: int, error: TraceError) -> Finding:
+    return Finding(
+        "PP305",
+        Severity.ERROR,
+        f"stage {stage} raises: {error}",
+        Place(module=error.module.removeprefix("stage.model").removeprefix(".") or None, source=error.source),
+        why="the model's forward meets something absent that it reads",
+        found=str(error).partition(":")[0],
+        needed="a forward that runs with absent modules",
+        fault=Fault.MODEL,
+    )

@@ -1,0 +1,44 @@
+"""What the clients that serve a plan make of one and the same plan. Data only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shardproof.planner.ir.findings import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """One client: `verdict` and `reasons` (code: message) are of the plan in question.
+
+    `nearest`, `losses` (a parent's path -> why it is not as planned) and `share` (of the parameter bytes sharded, 0 to 1) are
+    of the plan that `plan suggest --for` gives this client: this same plan where that is right.
+    """
+
+    client: str
+    """Client and version, as `vllm 0.32`."""
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+    nearest: Verdict = Verdict.PROVED
+    losses: Mapping[str, str] = field(default_factory=dict)
+    share: float = 0.0
+
+    @property
+    def option(self) -> str:
+        """The client as `--for` takes it."""
+        return self.client.split(" ")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Everywhere:
+    """The clients, and what a single plan for all of them would come to.
+
+    `shared` is the share of the parameter bytes that such a plan shards in Transformers; None where no plan is right in all.
+    """
+
+    clients: tuple[Reached, ...]
+    shared: float | None
+
+    @property
+    def one(self) -> bool:
+        """Whether the plan in question is right in all."""
+        return all(reached.verdict is Verdict.PROVED for reached in self.clients)

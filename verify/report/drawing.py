@@ -1,0 +1,36 @@
+"""A plan on a model, as data for a drawing. No torch; `verify.report.picture` makes it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One module: its style, its parameters' placements, bytes of its own parameters in all and on one rank, its collectives."""
+
+    path: str
+    kind: str
+    style: str
+    placements: tuple[tuple[str, str], ...]
+    whole: int
+    local: int
+    collectives: tuple[str, ...]
+    repeats: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pipeline stage: its layers in words, the modules beside them, parameter bytes of one of its ranks."""
+
+    layers: str
+    beside: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Modules in the order of the model, and the stages; `tp` ranks share a stage."""
+
+    boxes: tuple[Box, ...]
+    stages: tuple[Stage, ...]
+    tp: int
+    pp: int

@@ -1,0 +1,118 @@
+"""Reports and suggestions as JSON. These objects are an interface: keys are added, never renamed or removed."""
+
+import json
+
+from shardproof.planner.ir.degrees import Degrees, spans
+from shardproof.planner.ir.findings import Finding, Fix
+from shardproof.verify.findings.catalogue import name_of
+from shardproof.verify.report.difference import Backed, Difference
+from shardproof.verify.report.formats.client_readings import everywhere_json
+from shardproof.verify.report.formats.explanation import explanation_json
+from shardproof.verify.report.formats.private import public, told
+from shardproof.verify.report.report import LevelResult, Report
+from shardproof.verify.report.suggestion import Suggested
+
+
+def report_json(report: Report) -> str:
+    """What `plan verify --format json` prints."""
+    return _text(
+        {
+            "verdict": report.verdict.value,
+            "levels": {level.level: _level(level) for level in report.levels},
+            "findings": [finding_json(finding) for finding in report.findings],
+            "environment": dict(report.environment),
+            "degrees": list(report.degrees.legal) if report.degrees else None,
+            "forbidden": _forbidden(report.degrees) if report.degrees else None,
+        }
+    )
+
+
+def suggestion_json(suggested: Suggested) -> str:
+    """What `plan suggest --format json` prints; `plan verify --plan` reads it."""
+    compared = {} if suggested.differences is None else {"differences": list(map(_difference, suggested.differences))}
+    return _text(
+        {
+            "model": suggested.model,
+            "plan": suggested.plan.to_json(),
+            "degrees": list(suggested.degrees.legal),
+            "forbidden": _forbidden(suggested.degrees),
+            "verdict": suggested.report.verdict.value,
+            "findings": [finding_json(finding) for finding in suggested.report.findings],
+            "unplanned": dict(suggested.plan.unplanned),
+            "sharded_fraction": round(suggested.sharded_fraction, 6),
+            **(everywhere_json(suggested.everywhere) if suggested.everywhere is not None else {}),
+            **(explanation_json(suggested.explanation) if suggested.explanation is not None else {}),
+        }
+        | compared
+    )
+
+
+def finding_json(finding: Finding) -> dict[str, object]:
+    """One finding: `entry`, `module`, `source` and `fix` are null where they are not known."""
+    finding = told(finding)
+    return {
+        "code": finding.code,
+        "name": name_of(finding.code),
+        "severity": finding.severity.value,
+        "message": finding.message,
+        "entry": finding.place.entry,
+        "module": finding.place.module,
+        "source": str(finding.place.source) if finding.place.source else None,
+        "why": finding.why,
+        "found": finding.found,
+        "needed": finding.needed,
+        "fault": finding.fault.value,
+        "fix": _fix(finding.fix) if finding.fix else None,
+    }
+
+
+def _forbidden(degrees: Degrees) -> list[dict[str, object]]:
+    """What forbids the degrees that are not legal: `degrees` as spans, such as `3, 5-7`; `size` is null for a fault."""
+    return [
+        {
+            "degrees": spans(against),
+            "entry": limit.place.entry,
+            "module": limit.place.module,
+            "source": str(limit.place.source) if limit.place.source else None,
+            "size": limit.size,
+            "reason": public(limit.reason),
+        }
+        for limit, against in degrees.limits
+    ]
+
+
+def _difference(difference: Difference) -> dict[str, object]:
+    return {
+        "attribute": difference.attribute,
+        "key": difference.key,
+        "own": difference.first,
+        "suggested": difference.second,
+        "backed": _BACKED[difference.backed],
+        "codes": list(difference.codes),
+    }
+
+
+_BACKED = {
+    Backed.BOTH: "both",
+    Backed.FIRST: "own",
+    Backed.SECOND: "suggested",
+    Backed.TOGETHER: "neither alone",
+    Backed.OPEN: "not decided",
+}
+
+
+def _fix(fix: Fix) -> dict[str, object]:
+    return {
+        "title": fix.title,
+        "edits": [{"pattern": edit.pattern, "old": edit.old, "new": edit.new} for edit in fix.edits],
+        "safety": fix.safety,
+    }
+
+
+def _level(level: LevelResult) -> dict[str, object]:
+    return {"verdict": level.verdict.value, "seconds": round(level.seconds, 3)}
+
+
+def _text(value: object) -> str:
+    # allow_nan=False: `NaN` is no JSON, and would break the reader instead of us.
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)

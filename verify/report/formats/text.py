@@ -1,0 +1,93 @@
+"""A report as text for a reader: the verdict, one line for each level, and each finding in five parts."""
+
+import math
+from textwrap import TextWrapper
+
+from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
+from shardproof.verify.findings.catalogue import rules
+from shardproof.verify.report.formats.private import public, told
+from shardproof.verify.report.report import LevelResult, Report
+
+_WIDTH = 100
+_LABEL = 10
+
+
+def report_text(report: Report, *, layout: str, skipped: str = "") -> str:
+    """The whole report. `layout` says the degrees; `skipped` says why a level that was asked for did not run."""
+    head = f"{report.model} at {layout}: {report.verdict}"
+    levels = "\n".join(_level(level) for level in report.levels) + (f"\n  {skipped}" if skipped else "")
+    degrees = (
+        _part("degrees", public("\n".join(report.degrees.clauses())))
+        if report.degrees and len(report.degrees.legal) > 1
+        else ""
+    )
+    blocks = [head, levels, degrees, *(finding_text(finding) for finding in report.findings)]
+    return "\n\n".join(filter(None, blocks))
+
+
+def _level(level: LevelResult) -> str:
+    worst = max(level.measures.items(), key=lambda item: item[1], default=None)
+    far = f"   largest relative error {worst[1]:.1e} ({worst[0]})" if worst and math.isfinite(worst[1]) else ""
+    return f"  {level.level:<6} {level.verdict.value:<10} {level.seconds:7.1f} s{far}"
+
+
+def finding_text(finding: Finding) -> str:
+    """What, where, why, found against needed, and the next edit. Parts that a finding does not have are left out."""
+    finding = told(finding)
+    rule = rules().get(finding.code)
+    # That no rule tells, or that a rank was killed, is nobody's fault.
+    blamed = finding.fault is not Fault.PLAN and finding.severity is not Severity.UNDECIDED
+    blame = f", a fault of {_whose(finding.fault)}" if blamed else ""
+    head = f"{finding.code}{f' {rule.name}' if rule else ''} ({finding.severity.value}{blame})"
+    parts = [
+        ("", finding.message),
+        ("where", str(finding.place)),
+        ("why", finding.why),
+        ("found", finding.found),
+        ("needed", finding.needed),
+        ("next", next_edit(finding)),
+    ]
+    return "\n".join([head, *(_part(label, text) for label, text in parts if text)])
+
+
+def next_edit(finding: Finding) -> str:
+    """The exact edit that was tried, else what the catalogue says to use instead: of a plan, it knows no other."""
+    if finding.fix:
+        return "; ".join(str(edit) for edit in finding.fix.edits) + f" ({finding.fix.safety})"
+    rule = rules().get(finding.code)
+    return rule.use_instead if rule and finding.fault is Fault.PLAN else f"`plan explain {finding.code}` says more"
+
+
+def verdict_sentence(verdict: Verdict) -> str:
+    """What a verdict means, in one clause."""
+    match verdict:
+        case Verdict.PROVED:
+            return "for all weights, the ranks compute what one device computes"
+        case Verdict.CONFIRMED:
+            return "real ranks computed what one device computes"
+        case Verdict.REFUTED:
+            return "the plan gives a wrong result, or none"
+        case Verdict.NOT_PROVED:
+            return "nothing wrong was found, and not everything could be decided"
+
+
+def share(fraction: float) -> str:
+    """A share in percent, rounded down: what is not all never reads as all."""
+    return f"{math.floor(fraction * 1000) / 10:g} %"
+
+
+def _whose(fault: Fault) -> str:
+    return fault.value if fault is Fault.OURS else f"the {fault.value}"
+
+
+def _part(label: str, text: str) -> str:
+    """One labelled part, its lines kept, long ones wrapped under the label's column."""
+    room = TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
+    room.subsequent_indent = " " * _LABEL if label else "  "
+    lines = text.splitlines() or [""]
+    shown = []
+    for number, line in enumerate(lines):
+        first = f"  {label:<{_LABEL - 2}}" if label and number == 0 else room.subsequent_indent
+        room.initial_indent = first
+        shown.append(room.fill(line) if line.strip() else "")
+    return "\n".join(shown)

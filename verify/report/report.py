@@ -1,0 +1,51 @@
+"""What verification found, level by level; the verdict is computed from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.findings import Finding, Severity, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class LevelResult:
+    """One level's outcome: `level` is `proof`, `run` or `client`; `measures` are named numbers such as relative errors."""
+
+    level: str
+    seconds: float
+    findings: tuple[Finding, ...] = ()
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """`refuted` on any error, `not proved` on anything undecided, else `proved` or `confirmed`."""
+        severities = {finding.severity for finding in self.findings}
+        if Severity.ERROR in severities:
+            return Verdict.REFUTED
+        if Severity.UNDECIDED in severities:
+            return Verdict.NOT_PROVED
+        return Verdict.PROVED if self.level == "proof" else Verdict.CONFIRMED
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All levels of one plan at one layout; `degrees`, where asked for, are all at which the plan is right."""
+
+    model: str
+    levels: tuple[LevelResult, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    degrees: Degrees | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Every level's findings, in the order of the levels."""
+        return tuple(finding for level in self.levels for finding in level.findings)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst level decides; with all levels right, the strongest word (`confirmed` over `proved`)."""
+        verdicts = [level.verdict for level in self.levels]
+        for verdict in (Verdict.REFUTED, Verdict.NOT_PROVED, Verdict.CONFIRMED, Verdict.PROVED):
+            if verdict in verdicts:
+                return verdict
+        return Verdict.NOT_PROVED

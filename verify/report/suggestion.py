@@ -1,0 +1,36 @@
+"""What `plan suggest` shows: a plan, its degrees, and what its proof said. Data only: rendering needs no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.explanation import Explanation
+from shardproof.planner.ir.plan import Plan
+from shardproof.verify.report.client_readings import Everywhere
+from shardproof.verify.report.difference import Difference
+from shardproof.verify.report.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Suggested:
+    """`degrees` are the legal tensor-parallel degrees, and what forbids the others; `sharded_fraction` is the share of
+    parameter bytes sharded.
+
+    `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the
+    parts of the plan belong. `differences` are those of the model's own plan (the first) from this one, where asked for.
+    `everywhere` is what the serving clients make of a plan that is for none of them in particular.
+    """
+
+    model: str
+    config_class: str
+    model_class: str
+    plan: Plan
+    degrees: Degrees
+    sharded_fraction: float
+    tp: int
+    report: Report
+    notes: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] | None = None
+    explanation: Explanation | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
+    everywhere: Everywhere | None = None

@@ -1,1 +1,0 @@
-"""One file for every finding; `verify.catalogue` loads them all."""

@@ -1,0 +1,158 @@
+"""What one run is asked: a model, a plan, a layout; and the inputs that every model is run on."""
+
+import inspect
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import nn
+
+from shardproof.planner.inputs.example import Sizes
+from shardproof.planner.inputs.numbers import fullest_inputs
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.twins.sizes import LENGTH
+from shardproof.verify.run.exact import Wide
+from shardproof.verify.stages.departures import Departure
+
+SIZES = Sizes(2, LENGTH, LENGTH)
+DECODED = 4
+"""Tokens that are decoded one by one, after the rest was prefilled."""
+
+
+class Applied(StrEnum):
+    """Who applies the plan's styles to the model."""
+
+    CLIENT = "Transformers"
+    OURS = "shardproof's own application of the styles"
+
+
+class Schedule(StrEnum):
+    """The schedules of `torch.distributed.pipelining` that stages are run by; only the last takes several chunks a rank."""
+
+    GPIPE = "GPipe"
+    ONE_F_ONE_B = "1F1B"
+    INTERLEAVED = "interleaved 1F1B"
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """How a pipeline is cut and run: `bounds` are the first layers of chunks 1, 2, ..., an even split where there are none;
+    chunk `c` lies on rank `c % pp`, and every rank holds `rounds` of them.
+
+    `overlap` layers more than its own each chunk runs at its end (-1: one less); anything but 0, and every one of
+    `departures`, is a fault to be found.
+    """
+
+    schedule: Schedule = Schedule.GPIPE
+    rounds: int = 1
+    bounds: tuple[int, ...] = ()
+    overlap: int = 0
+    departures: tuple[Departure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run: `loaded` is the twin (it pickles, once its module is imported), `plan` the plan under test.
+
+    With `weights`, `loaded` is the real model, and its checkpoint is run in its own dtype.
+    """
+
+    loaded: LoadedModel
+    plan: Plan
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    seed: int = 0
+    weights: bool = False
+    applied: Applied = Applied.CLIENT
+    staging: Staging = Staging()
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a model is asked about, the same on every rank.
+
+    `ids` `[rows, length]` are the tokens it continues, its argument `name`, which is empty where it takes no tokens; `more` is
+    all else that its forward takes: the encoder's tokens, images, sounds. The masks are of the tokens that `attention_mask` is
+    about, `input_ids`, and empty where there are none: `mask` with rows padded on the left by 0 and 3 tokens, `ragged` with rows
+    padded on the right by 2 and 5. `target_mask` is of the tokens that a decoder beside an encoder continues, where its model
+    takes one: with a gap in the last row, so that every position still sees one token.
+    """
+
+    name: str
+    ids: torch.Tensor
+    more: Mapping[str, torch.Tensor]
+    mask: torch.Tensor
+    ragged: torch.Tensor
+    target_mask: torch.Tensor
+    refused: Exception | None = None
+    """Why there is only text, of a model that takes images too."""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether an encoder reads other tokens than those that are continued."""
+        return self.name != "input_ids"
+
+    @property
+    def prompt(self) -> int:
+        """Tokens that are prefilled; the rest are decoded one by one."""
+        return self.ids.shape[1] - DECODED
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """The arguments of a forward over everything."""
+        return {self.name: self.ids, **self.more} if self.name else dict(self.more)
+
+    def masking(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A mask as arguments of a forward over everything, the decoder's beside it."""
+        target = {"decoder_attention_mask": self.target_mask} if self.target_mask.numel() else {}
+        return {"attention_mask": mask, **target}
+
+    def seen(self, mask: torch.Tensor) -> torch.Tensor:
+        """Of which of the continued tokens the logits count under a mask: what a padded one gives is nobody's concern."""
+        return (self.target_mask if self.encoded else mask).bool()
+
+    def first(self, count: int) -> dict[str, torch.Tensor]:
+        """The arguments of a forward over the first tokens."""
+        length = self.ids.shape[1]
+        cut = {name: value[:, :count] if _along(value, length) else value for name, value in self.more.items()}
+        return {self.name: self.ids[:, :count], **(self.more if self.encoded else cut)}
+
+    def next(self, position: int) -> dict[str, torch.Tensor]:
+        """The arguments of the step that decodes one token: an encoder is asked again, images are in the cache."""
+        token = self.ids[:, position : position + 1]
+        return {self.name: token, **(self.more if self.encoded else {})}
+
+
+def _along(value: torch.Tensor, length: int) -> bool:
+    """Whether these are one integer for each token."""
+    return value.ndim == 2 and value.shape[1] == length and not value.is_floating_point()
+
+
+def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
+    """Random inputs for a model, on its device."""
+    exact: AbstractContextManager[object] = Wide() if next(model.parameters()).dtype is torch.float64 else nullcontext()
+    with exact:
+        given, refused = fullest_inputs(model, SIZES, seed=seed)
+    name = next((each for each in ("decoder_input_ids", "input_ids") if each in given), "")
+    nothing = torch.empty((SIZES.rows, 0), dtype=torch.long)
+    mask, ragged = (torch.ones_like(given.get("input_ids", nothing)) for _ in range(2))
+    mask[1:, :3] = 0
+    ragged[0, -2:] = 0
+    ragged[1, -5:] = 0
+    ids = given.pop(name, nothing)
+    apart = name == "decoder_input_ids" and accepts(model, "decoder_attention_mask")
+    target_mask = torch.ones_like(ids) if apart else nothing
+    target_mask[1:, 2:5] = 0
+    return Inputs(name, ids, given, mask, ragged, target_mask, refused)
+
+
+def accepts(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward names this keyword, or hands what it does not name to a base model that names it."""
+    names = inspect.signature(type(model).forward).parameters
+    base = getattr(model, "base_model", model)
+    if name in names or base is model:
+        return name in names
+    return any(one.kind is one.VAR_KEYWORD for one in names.values()) and accepts(base, name)

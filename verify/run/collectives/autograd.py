@@ -1,0 +1,95 @@
+"""Collectives on plain tensors, each with the backward that belongs to it, and the parts of a tensor by placement."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shardproof.planner.ir.placement import Placement, Shard
+from shardproof.planner.weights.shards import part_of
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the ranks of the axis."""
+
+    rank: int
+    degree: int
+
+
+def part(tensor: torch.Tensor, placement: Placement, at: Ranks) -> torch.Tensor:
+    """This rank's part of a whole tensor. `PartError` where the blocks are unequal, or nothing would be left."""
+    return part_of(tensor, placement, rank=at.rank, degree=at.degree)
+
+
+def gathered(mine: torch.Tensor, placement: Placement, at: Ranks, *, size: int) -> torch.Tensor:
+    """The whole tensor of everybody's parts; `size` is that of the sharded dim. No gradient."""
+    if not isinstance(placement, Shard):
+        return mine
+    dim, each = placement.dim, size // placement.blocks
+    if placement.blocks > 1:
+        pieces = [gathered(piece, Shard(dim), at, size=each) for piece in mine.chunk(placement.blocks, dim)]
+        return torch.cat(pieces, dim)
+    most = -(-size // at.degree)
+    padding = mine.new_zeros([*mine.shape[:dim], most - mine.shape[dim], *mine.shape[dim + 1 :]])
+    padded = torch.cat([mine, padding], dim).contiguous()
+    parts = [torch.empty_like(padded) for _ in range(at.degree)]
+    dist.all_gather(parts, padded)
+    return torch.cat(parts, dim).narrow(dim, 0, size)
+
+
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over the ranks, in a new tensor. No gradient."""
+    made = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(made)
+    return made
+
+
+def reduce(partial: torch.Tensor) -> torch.Tensor:
+    """`P(sum)` to `R`; its gradient is whole already, and passes."""
+    given: torch.Tensor = _Reduce.apply(partial)  # type: ignore[no-untyped-call]  # torch's own is untyped
+    return given
+
+
+def enter(whole: torch.Tensor) -> torch.Tensor:
+    """`R`, where every rank goes on with its own part of the work: the gradients are summed."""
+    given: torch.Tensor = _Enter.apply(whole)  # type: ignore[no-untyped-call]  # torch's own is untyped
+    return given
+
+
+def gather(mine: torch.Tensor, at: Ranks, *, size: int) -> torch.Tensor:
+    """The last dim, of `size` in all, gathered; of the gradient every rank keeps its part."""
+    given: torch.Tensor = _Gather.apply(mine, at, size)  # type: ignore[no-untyped-call]  # torch's own is untyped
+    return given
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, partial: torch.Tensor) -> torch.Tensor:
+        return total(partial)
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, whole: torch.Tensor) -> torch.Tensor:
+        return whole.view_as(whole)
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return total(gradient)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, mine: torch.Tensor, at: Ranks, size: int) -> torch.Tensor:
+        context.at = at
+        return gathered(mine, Shard(mine.ndim - 1), at, size=size)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return part(gradient, Shard(gradient.ndim - 1), context.at), None, None

@@ -1,0 +1,149 @@
+"""The answers of two models side by side: every quantity with its relative error and its limit."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from shardproof.verify.run.compare.boundaries import Crossing
+from shardproof.verify.run.compare.tensors import LIMIT, Comparison, factor_between, floor, relative_error, whole
+from shardproof.verify.run.questions import Observed
+
+Limits = Mapping[tuple[str, str], float]
+"""By quantity and place; what is not there has the limit of float64."""
+
+
+def weights(got: nn.Module, want: nn.Module) -> list[Comparison]:
+    """Every parameter reassembled from the ranks, bit for bit."""
+    held = dict(got.named_parameters())
+    return [
+        Comparison("weights", relative_error(whole(held[name]), value) if name in held else float("inf"), 0.0, name)
+        for name, value in want.named_parameters()
+    ]
+
+
+def compared(got: Observed, want: Observed, limits: Limits, *, streams: Iterable[str] = ()) -> list[Comparison]:
+    """All that both models answered; `streams` are the modules at whose boundary the hidden states are whole."""
+    return [
+        *_hidden(got.crossings, want.crossings, limits, frozenset(streams)),
+        *_values(got, want, limits),
+        *_tokens(got, want, limits),
+        *_gradients(got, want, limits),
+    ]
+
+
+def streams(model: nn.Module, planned: Iterable[str]) -> list[str]:
+    """The modules between which whole hidden states pass: items of the outermost lists of modules, without an entry of
+    their own (`planned` names those that have one).
+    """
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    items = [f"{name}.{index}" for name in outer for index, _ in enumerate(model.get_submodule(name).children())]
+    taken = set(planned)
+    return [item for item in items if item not in taken]
+
+
+def _hidden(
+    got: Iterable[Crossing], want: Iterable[Crossing], limits: Limits, streams: frozenset[str]
+) -> list[Comparison]:
+    found = []
+    for mine, right in zip(got, want, strict=False):
+        if mine.module in streams and mine.module == right.module and right.given is not None:
+            error = relative_error(mine.given, right.given) if mine.given is not None else float("inf")
+            found.append(_comparison("hidden states", error, limits, mine.module))
+    return found
+
+
+def _values(got: Observed, want: Observed, limits: Limits) -> list[Comparison]:
+    both = [name for name in want.values if name in got.values]
+    found = [_comparison(name, relative_error(got.values[name], want.values[name]), limits) for name in both]
+    return [*found, *_recomputed(got, want, limits)]
+
+
+def _recomputed(got: Observed, want: Observed, limits: Limits) -> list[Comparison]:
+    """Decoding through the cache against the full forward of the same model, where one device gives the same twice."""
+    name = "decoded logits against a full forward"
+    own = [_against_full(answers) for answers in (got, want)]
+    limit = limits.get((name, ""), LIMIT)
+    if own[0] is None or own[1] is None or own[1] > limit:
+        return []
+    return [Comparison(name, own[0], limit)]
+
+
+def _against_full(answers: Observed) -> float | None:
+    decoded, full = answers.values.get("decoded logits"), answers.values.get("logits")
+    return None if decoded is None or full is None or full.ndim != 3 else relative_error(decoded, full)
+
+
+def _tokens(got: Observed, want: Observed, limits: Limits) -> list[Comparison]:
+    """Chosen tokens must be equal up to the first step at which the right one did not lead by more than rounding."""
+    found = []
+    for name, right in want.tokens.items():
+        if name not in got.tokens:
+            continue
+        decided = (right.lead > limits.get(("logits", ""), LIMIT)).long().cumprod(1).bool()
+        mine = got.tokens[name].chosen
+        differ = mine.shape != right.chosen.shape or bool((mine != right.chosen)[decided].any())
+        found.append(Comparison(name, float(differ), 0.0))
+    return found
+
+
+def _gradients(got: Observed, want: Observed, limits: Limits) -> list[Comparison]:
+    found = []
+    for what, gradients in want.gradients.items():
+        if what not in got.gradients:
+            continue
+        scales = _scales(gradients)
+        for name, gradient in gradients.items():
+            mine = got.gradients[what].get(name)
+            error = float("inf") if mine is None else relative_error(mine, gradient, floor=scales[name])
+            compared = _comparison(what, error, limits, name)
+            if mine is not None and not compared.right:
+                compared = replace(compared, factor=factor_between(mine, gradient))
+            found.append(compared)
+    return found
+
+
+def _scales(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The least scale of each gradient: the largest of its module, and a small part of the largest of all.
+
+    What one module holds gets sums of the same terms. Those of a key's bias cancel, since a softmax does not change where all
+    its inputs move alike: in exact arithmetic it is zero, and what is left of it is rounding in the scale of its weight.
+    """
+    sizes = {name: float(value.abs().max()) if value.numel() else 0.0 for name, value in gradients.items()}
+    largest = max(sizes.values(), default=0.0)
+    modules: dict[str, float] = {}
+    for name, size in sizes.items():
+        module = name.rpartition(".")[0]
+        modules[module] = max(modules.get(module, 0.0), size)
+    return {
+        name: max(modules[name.rpartition(".")[0]], floor(value.dtype) * largest) for name, value in gradients.items()
+    }
+
+
+def _comparison(what: str, error: float, limits: Limits, place: str = "") -> Comparison:
+    return Comparison(what, error, limits.get((what, place), LIMIT), place)
+
+
+def limits_of(moved: Iterable[Iterable[Comparison]], *, factor: float, least: float) -> dict[tuple[str, str], float]:
+    """From how far each quantity moved under small changes: the limit is `factor` times the furthest, at least `least`."""
+    found: dict[tuple[str, str], float] = {}
+    for comparisons in moved:
+        for one in comparisons:
+            key = (one.what, one.place)
+            found[key] = max(found.get(key, least), factor * one.error)
+    return found
+
+
+def perturbed(model: nn.Module, *, seed: int) -> dict[str, torch.Tensor]:
+    """The model's state, every weight one unit in its last place up or down at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: _nudged(value, generator) for name, value in model.state_dict().items()}
+
+
+def _nudged(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if not value.is_floating_point():
+        return value
+    signs = torch.randint(2, value.shape, generator=generator, dtype=torch.int8).to(value.device) * 2 - 1
+    return (value.double() * (1 + torch.finfo(value.dtype).eps * signs)).to(value.dtype)

@@ -1,0 +1,139 @@
+"""What one device answers, as pipeline stages are asked: a microbatch at a time, and with the forms of every call."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from shardproof.planner.inputs.example import caching
+from shardproof.verify.run.cases import Inputs, accepts, inputs
+from shardproof.verify.run.compare.tensors import LIMIT, relative_error
+from shardproof.verify.run.questions import logits
+from shardproof.verify.stages.stage import Layout, Record, recorded
+
+KEPT = 2
+"""Of so many last tokens the logits are asked for."""
+
+
+@dataclass(slots=True)
+class Answers:
+    """All that is compared; `gradients` are summed over the microbatches, `steps` are the calls of prefill and decode."""
+
+    logits: list[torch.Tensor] = field(default_factory=list)
+    padded: list[torch.Tensor] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
+    steps: list[Record] = field(default_factory=list)
+    decoded: torch.Tensor | None = None
+    positions: bool | None = None
+    """Whether the padded rows were given positions; None before they were asked."""
+    kept: torch.Tensor | None = None
+    kept_record: Record = field(default_factory=Record)
+
+
+def batch(model: nn.Module, microbatches: int) -> tuple[Inputs, ...]:
+    """What each microbatch asks; each has a padded row."""
+    return tuple(inputs(model, seed=seed) for seed in range(microbatches))
+
+
+def joined(parts: Sequence[Inputs]) -> Inputs:
+    """All microbatches as one batch, one below the other."""
+    return Inputs(
+        parts[0].name,
+        torch.cat([part.ids for part in parts]),
+        {name: torch.cat([part.more[name] for part in parts]) for name in parts[0].more},
+        torch.cat([part.mask for part in parts]),
+        torch.cat([part.ragged for part in parts]),
+        torch.cat([part.target_mask for part in parts]),
+    )
+
+
+def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The mean cross entropy of the next token; a mean square where the model gives no logits."""
+    if given.ndim == 3 and given.shape[-1] > int(ids.max()):
+        text = given[:, -ids.shape[1] :]  # some models give logits of an image in front
+        return nn.functional.cross_entropy(text[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    return given.square().mean()
+
+
+def answers(single: PreTrainedModel, layout: Layout, parts: Sequence[Inputs]) -> Answers:
+    """One device's answers to all microbatches; its gradients are taken away again."""
+    want = Answers()
+    more = caching(single, False)
+    for part in parts:
+        with recorded(single, layout.named) as want.record:
+            given = logits(single, **part.whole(), **more)
+        loss = loss_of(given, part.ids)
+        loss.backward()
+        want.logits.append(given.detach())
+        want.losses.append(loss.detach())
+        if accepts(single, "attention_mask"):
+            with torch.no_grad():
+                want.padded.append(_padded(single, part, want, more))
+    if not all(
+        given.isfinite().all() for given in want.padded
+    ):  # nothing to compare with, as of one device's other answers
+        want.padded = []
+    for name, value in single.named_parameters():
+        want.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad
+    if accepts(single, "logits_to_keep"):
+        with torch.no_grad(), recorded(single, layout.named) as want.kept_record:
+            want.kept = logits(single, **joined(parts).whole(), **more, logits_to_keep=KEPT)
+    if accepts(single, "past_key_values") and caching(single, True):
+        _decode_alone(single, layout, joined(parts), want)
+    return want
+
+
+def _padded(single: PreTrainedModel, part: Inputs, want: Answers, more: dict[str, bool]) -> torch.Tensor:
+    """The answer to a left-padded microbatch; with positions of its own, where the model takes them."""
+    if want.positions is None:
+        want.positions = accepts(single, "position_ids") and not part.encoded
+        if want.positions:
+            try:
+                return logits(single, **padded(part, positions=True), **more)
+            except Exception:  # positions of another form (several axes): they are not asked about
+                want.positions = False
+    return logits(single, **padded(part, positions=want.positions), **more)
+
+
+def padded(asked: Inputs, *, positions: bool) -> dict[str, torch.Tensor]:
+    """The arguments of a left-padded forward; positions count the tokens that are not masked, and leave out one.
+
+    Without a gap they would be nothing new: relative positions bear a shift, and packed rows are told by gaps.
+    """
+    arguments = asked.whole() | asked.masking(asked.mask)
+    if positions:
+        late = torch.arange(asked.mask.shape[1], device=asked.mask.device) >= asked.prompt
+        arguments["position_ids"] = (asked.mask.cumsum(-1) - 1).clamp_min(0) + late
+    return arguments
+
+
+def steps(asked: Inputs) -> Iterator[dict[str, torch.Tensor]]:
+    """The arguments of a prefill with the prompt, then of one token after the other."""
+    yield asked.first(asked.prompt)
+    yield from map(asked.next, range(asked.prompt, asked.ids.shape[1]))
+
+
+@torch.no_grad()
+def _decode_alone(single: PreTrainedModel, layout: Layout, asked: Inputs, want: Answers) -> None:
+    """Decode on one device. What stages must give is the full recompute, unless the model itself decodes otherwise."""
+    cache, given = None, []
+    for arguments in steps(asked):
+        with recorded(single, layout.named) as record:
+            try:
+                output = single(
+                    **arguments, **caching(single, True), **({} if cache is None else {"past_key_values": cache})
+                )
+            except Exception:  # a model that does not decode token by token: there is nothing to ask of stages
+                return
+        cache = output.get("past_key_values")
+        if cache is None:
+            return
+        given.append(output[0])
+        want.steps.append(record)
+    decoded, recomputed = torch.cat(given, dim=1), torch.cat(want.logits)
+    if decoded.shape == recomputed.shape:  # else the model does not decode token by token either
+        want.decoded = recomputed if relative_error(decoded, recomputed) <= LIMIT else decoded

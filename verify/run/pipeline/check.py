@@ -1,0 +1,250 @@
+"""A pipeline plan on real ranks: logits, loss, gradients and cached decoding of its stages against one device's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import PreTrainedModel
+from transformers.distributed.tensor_parallel import apply_tensor_parallelism
+
+from shardproof.planner.inputs.example import caching
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import join
+from shardproof.planner.loading.load import base_prefix
+from shardproof.verify.run.cases import Case, Inputs, Schedule, Staging
+from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error, whole
+from shardproof.verify.run.exact import Wide
+from shardproof.verify.run.pipeline.answers import KEPT, Answers, answers, batch, joined, padded, steps
+from shardproof.verify.run.pipeline.schedules import Seat, exchange, microbatches, scheduled
+from shardproof.verify.run.reference import State, freeze_as, from_state, with_plan
+from shardproof.verify.stages.cuts import Crossing, crossing, possible, sent, traced
+from shardproof.verify.stages.departing import depart, set_up
+from shardproof.verify.stages.departures import kept, order_of, unsummed
+from shardproof.verify.stages.stage import Between, Layout, Stage, absent, dealt, layout_of, moved
+from shardproof.verify.stages.weights import drop, untie
+
+
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """Where a model is cut into stages, and the program that says what crosses the cuts (None where it cannot be traced)."""
+
+    graph: Graph | None
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The single-device model of a case and what it answers to all that is `asked`, the same for every rank.
+
+    `state` are its weights before it was asked: some models change theirs in the first forward.
+    """
+
+    single: PreTrainedModel
+    state: State
+    cutting: Cutting
+    asked: Inputs
+    want: Answers
+
+
+def laid_out(case: Case, single: nn.Module) -> Cutting:
+    """The stages that are asked for; even ones avoid cuts that cannot be made. `ValueError` where the plan makes none."""
+    plan, staging = case.plan, case.staging
+    stages = case.pp * staging.rounds
+    layout = layout_of(single, plan.pp, plan.head_pp, base_prefix=base_prefix(single), stages=stages)
+    graph = traced(case.loaded)
+    if staging.bounds or staging.overlap:
+        chunks = dealt(layout.depth, stages, bounds=staging.bounds, overlap=staging.overlap)
+    else:
+        chunks = moved(layout.chunks, possible(graph, layout.layers, layout.depth, layout.before))
+    return Cutting(graph, replace(layout, chunks=chunks))
+
+
+def alone(case: Case, single: PreTrainedModel, cutting: Cutting) -> Alone:
+    """Ask the single-device model, a microbatch at a time."""
+    state = {name: value.clone() for name, value in single.state_dict().items()}
+    parts = batch(single, microbatches(case.staging.schedule, case.pp))
+    with Wide():  # not around the building of models: their float32 buffers are to be the same
+        return Alone(single, state, cutting, joined(parts), answers(single, cutting.layout, parts))
+
+
+def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
+    """What this rank of `tp * pp` compared; every rank must call it."""
+    mesh = init_device_mesh(before.single.device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
+    seat = Seat(case.pp * case.staging.rounds, mesh)
+    own = tuple(_stage(case, before, place, seat) for place in _places(case, before, seat))
+    with Wide():
+        compared = _padded(own, before, seat)
+        compared += _decoded(own, before, seat)
+        compared += _kept(own, before, seat)
+        return (*compared, *_gradients(own, before, seat, case.staging))
+
+
+def _places(case: Case, before: Alone, seat: Seat) -> list[Between]:
+    """The stages at this rank's places of the pipeline."""
+    order = order_of(case.staging.departures, seat.stages)
+    return [between(case, before.single, before.cutting, order[place]) for place in seat.own]
+
+
+def between(case: Case, single: nn.Module, cutting: Cutting, stage: int) -> Between:
+    """What passes the cuts before and after a stage: of what must, what the plan lists."""
+    layout, prefix = cutting.layout, base_prefix(single)
+    listed = next(entry.inputs for entry in case.plan.pp if join(prefix, entry.module) == layout.layers)
+    start, end = (
+        sent(crossing(cutting.graph, cut, single), listed, single.get_submodule(layout.layer(0))) if cut else Crossing()
+        for cut in layout.cuts(stage)
+    )
+    return Between(stage, start, end, kept(case.staging.departures, stage))
+
+
+def stage_of(case: Case, model: nn.Module, layout: Layout, place: Between, device: torch.device) -> Stage:
+    """A stage of a model that has its weights, or the forms of them; with the departures that the case asks for."""
+    departures = case.staging.departures
+    set_up(model, layout, departures, place.stage)
+    stage = Stage(model, layout, device, place)
+    depart(stage, departures, place.stage)
+    return stage
+
+
+def _stage(case: Case, before: Alone, place: Between, seat: Seat) -> Stage:
+    """One of this rank's stages: the weights of others dropped, its own sharded by the client's own code."""
+    layout, device = before.cutting.layout, before.single.device
+    model = from_state(with_plan(case.loaded, case.plan), before.state)
+    freeze_as(model, before.single)
+    nn.Module.to(model, device)
+    missing = absent(layout, place)
+    drop(model, missing)
+    if seat.mesh.size(1) > 1:
+        untie(model)
+        styles = {
+            name: style
+            for name, style in model._expand_parallel_plan(model.tp_plan).items()
+            if not any(f"{name}.".startswith(f"{other}.") for other in missing)
+        }
+        apply_tensor_parallelism(model, seat.mesh["tp"], styles)
+    return stage_of(case, model, layout, place, device)
+
+
+def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
+    """The left-padded batch, through the stages without gradients."""
+    want, asked = before.want, before.asked
+    if not want.padded:
+        return []
+    for stage in own:
+        stage.record, stage.inputs = want.record, caching(stage.model, False)
+    with torch.no_grad():
+        arguments = padded(asked, positions=bool(want.positions))
+        given = scheduled(own, asked.ids, want.logits, seat, Schedule.GPIPE).forward(asked, arguments)
+    return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, asked.seen(asked.mask))
+
+
+def _by_microbatch(
+    what: str, given: torch.Tensor, want: list[torch.Tensor], mask: torch.Tensor | None = None
+) -> list[Comparison]:
+    """Only positions that hold a token count, where there is a mask."""
+    compared = []
+    masks = [None] * len(want) if mask is None or not mask.numel() else mask.chunk(len(want))
+    for got, wanted, seen in zip(given.chunk(len(want)), want, masks, strict=True):
+        if seen is not None and got.ndim == 3:
+            got, wanted = (full[:, -seen.shape[1] :][seen] for full in (got, wanted))
+        compared.append(Comparison(what, relative_error(got, wanted), LIMIT))
+    return compared
+
+
+@torch.no_grad()
+def _decoded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
+    """Prefill and decode, each stage with its own cache."""
+    want = before.want
+    if want.decoded is None:
+        return []
+    for stage in own:
+        stage.cache = None
+    given: list[torch.Tensor] = []
+    for arguments, record in zip(steps(before.asked), want.steps, strict=True):
+        for stage in own:
+            stage.record = record
+            cached = {} if stage.cache is None else {"past_key_values": stage.cache}
+            stage.inputs = {**caching(stage.model, True), **cached}
+        given += exchange(own, arguments, seat)
+    if not given:
+        return []
+    return [Comparison("decoded logits", relative_error(torch.cat(given, dim=1), want.decoded), LIMIT)]
+
+
+@torch.no_grad()
+def _kept(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
+    """The logits of the last tokens alone, as a server asks for them."""
+    want = before.want
+    if want.kept is None:
+        return []
+    for stage in own:
+        stage.record, stage.inputs = want.kept_record, {**caching(stage.model, False)}
+    given = exchange(own, {**before.asked.whole(), "logits_to_keep": KEPT}, seat)
+    return [Comparison("kept logits", relative_error(given[0], want.kept), LIMIT)] if given else []
+
+
+class _Sums:
+    """Gradients, taken from each parameter as soon as a microbatch has given it.
+
+    Left in place, `replicated_with_grad_allreduce` would reduce the first microbatch's again with the second's.
+    Registered after the first forward, so that the client's own hooks, which it registers there, come before.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.sums: dict[nn.Parameter, torch.Tensor] = {}
+        self._handle = stage.register_forward_hook(self._register)
+
+    def _register(self, stage: nn.Module, *_: object) -> None:
+        self._handle.remove()
+        for parameter in stage.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._take)
+
+    def _take(self, parameter: torch.Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
+        had = self.sums.get(parameter)
+        self.sums[parameter] = parameter.grad if had is None else had + parameter.grad
+        parameter.grad = None
+
+
+def _gradients(own: tuple[Stage, ...], before: Alone, seat: Seat, staging: Staging) -> list[Comparison]:
+    """A step of the schedule over the microbatches: logits, loss, and the gradients that each stage is left with."""
+    want, asked = before.want, before.asked
+    for stage in own:
+        stage.record, stage.inputs = want.record, caching(stage.model, False)
+    taken, losses = {stage: _Sums(stage) for stage in own}, list[torch.Tensor]()
+    given = scheduled(own, asked.ids, want.logits, seat, staging.schedule).step(asked, losses)
+    compared = []
+    if given is not None:
+        compared += _by_microbatch("logits", given, want.logits)
+        error = relative_error(torch.stack(losses).sum(), torch.stack(want.losses).sum())
+        compared.append(Comparison("loss", error, LIMIT))
+    sums = {stage: kept.sums for stage, kept in taken.items()}
+    return compared + _compared_gradients(sums, before, seat, unsummed(staging.departures))
+
+
+def _compared_gradients(
+    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]], before: Alone, seat: Seat, alone: frozenset[str]
+) -> list[Comparison]:
+    """Every parameter's gradient summed over its names and its stages (but of those `alone`); a rank compares what it owns."""
+    want, single = before.want, before.single
+    named = {id(value): name for name, value in single.named_parameters()}
+    canonical = {name: named[id(value)] for name, value in single.named_parameters(remove_duplicate=False)}
+    own: dict[str, torch.Tensor] = {}
+    for stage, gradients in sums.items():
+        for name, value in stage.owned():
+            real = canonical[name]
+            gradient = whole(gradients[value]) if value in gradients else torch.zeros_like(want.gradients[real])
+            own[real] = own[real] + gradient if real in own else gradient
+    largest = max((float(value.abs().max()) for value in want.gradients.values()), default=0.0)
+    compared = []
+    for name, wanted in want.gradients.items():
+        total = own[name].clone() if name in own else torch.zeros_like(wanted)
+        if name not in alone:
+            dist.all_reduce(total, group=seat.group)
+        if name in own:
+            error = relative_error(total, wanted, floor=FLOOR * largest)
+            compared.append(Comparison("gradient", error, LIMIT, name))
+    return compared

@@ -1,0 +1,284 @@
+"""What is asked of a model, the single-device one and the sharded one alike."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from shardproof.planner.inputs.example import caching
+from shardproof.planner.loading.load import quiet
+from shardproof.verify.run.cases import Inputs, accepts
+from shardproof.verify.run.compare.boundaries import Boundaries, Crossing
+from shardproof.verify.run.compare.tensors import whole
+from shardproof.verify.run.exact import Wide, copied_outputs
+
+_REFUSAL = "is a view and is being modified inplace"
+NEW_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens chosen greedily, `[batch, steps]`, and by how much each led, relative to the largest logit of its step."""
+
+    chosen: torch.Tensor
+    lead: torch.Tensor
+
+
+@dataclass(slots=True)
+class Observed:
+    """What a model answered. `values` by name (logits, loss, ...); `gradients` by pass, then by parameter.
+
+    `stage` is the question being asked and `inside` the module that ran, for the report of one that raises. `unasked`
+    are the questions that the single-device model cannot answer itself, with what it raised.
+    """
+
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradients: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+    crossings: list[Crossing] = field(default_factory=list)
+    unasked: dict[str, Exception] = field(default_factory=dict)
+    stage: str = "loading"
+    inside: str = ""
+    trains: bool | None = None
+    """Whether gradients are asked in training mode, as the single-device model gives none in the other; None: not known yet."""
+    refused: RuntimeError | None = None
+    """Autograd's refusal of an in-place operation of the model, after which the question was asked out of place."""
+
+
+Question = Callable[[PreTrainedModel, Inputs, Observed], None]
+
+
+def observe(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    *,
+    into: Observed,
+    exact: bool = True,
+    asked_of: Observed | None = None,
+    enough: Callable[[Observed], bool] | None = None,
+) -> Observed:
+    """Ask everything of one model; what it raises passes through, with `into` saying how far it came.
+
+    `exact` computes in float64 throughout. With `asked_of`, the answers of the single-device model, only what that one
+    could answer is asked; without, a model that cannot answer one of the lesser questions is not asked it. Nothing more
+    is asked once the answers are `enough`.
+    """
+    into.trains = None if asked_of is None and exact else asked_of is not None and bool(asked_of.trains)
+    if inputs.refused is not None:
+        into.unasked["the way of images"] = inputs.refused
+    for stage, ask in _QUESTIONS.items():
+        if enough is not None and enough(into):
+            break
+        if asked_of is not None and stage in asked_of.unasked:
+            continue
+        into.stage = stage
+        boundaries = Boundaries(model, keep=not into.crossings)
+        precision: AbstractContextManager[object] = Wide() if exact else nullcontext()
+        answered = set(into.values)
+        try:
+            with precision, boundaries:
+                ask(model, inputs, into)
+            if asked_of is None:
+                _drop_infinite(into, answered)
+        except Exception as error:
+            if asked_of is not None or stage in _NEEDED:
+                raise
+            into.unasked[stage] = error
+        finally:
+            into.inside = boundaries.inside
+            into.crossings = into.crossings or boundaries.crossings
+    into.stage = "done"
+    return into
+
+
+def _drop_infinite(into: Observed, answered: set[str]) -> None:
+    """Take back the newest answers where one is not finite: nothing can be compared with it. `FloatingPointError` then."""
+    new = [name for name in into.values if name not in answered]
+    wild = [name for name in new if not into.values[name].isfinite().all()]
+    if wild:
+        for name in new:
+            del into.values[name]
+        raise FloatingPointError(f"no finite numbers in {', '.join(wild)}")
+
+
+def logits(model: nn.Module, **given: object) -> torch.Tensor:
+    """The model's first output, whole."""
+    return whole(model(**given)[0])
+
+
+def _answered(model: PreTrainedModel, inputs: Inputs, **more: object) -> torch.Tensor:
+    return logits(model, **inputs.whole(), **caching(model, False), **more)
+
+
+def _forward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    with torch.no_grad():
+        into.values["logits"] = _answered(model, inputs)
+
+
+def _masked(model: PreTrainedModel, inputs: Inputs, mask: torch.Tensor) -> torch.Tensor | None:
+    """The logits under a mask, at the positions that hold a token."""
+    if not mask.numel() or not accepts(model, "attention_mask"):
+        return None
+    with torch.no_grad():
+        given = _answered(model, inputs, **inputs.masking(mask))
+    seen = inputs.seen(mask)
+    return given if given.ndim != 3 or not seen.numel() else given[:, -seen.shape[1] :][seen]
+
+
+def _padded(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    if (given := _masked(model, inputs, inputs.mask)) is not None:
+        into.values["left-padded logits"] = given
+
+
+def _ragged(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    if (given := _masked(model, inputs, inputs.ragged)) is not None:
+        into.values["ragged logits"] = given
+
+
+def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Prefill, then token by token through what the model keeps; the logits of every step, side by side."""
+    if not inputs.name:
+        return
+    cached = caching(model, True)
+    with torch.no_grad():
+        output = model(**inputs.first(inputs.prompt), **cached)
+        steps = [whole(output[0])]
+        if not _kept(model, output):
+            return
+        for position in range(inputs.prompt, inputs.ids.shape[1]):
+            output = model(**inputs.next(position), **_kept(model, output), **cached)
+            steps.append(whole(output[0]))
+    into.values["decoded logits"] = torch.cat(steps, dim=1)
+
+
+def _kept(model: PreTrainedModel, output: Mapping[str, object]) -> dict[str, object]:
+    """What an output holds for the next step: that which the forward takes by the same name (a cache, a state)."""
+    return {name: value for name, value in output.items() if value is not None and accepts(model, name)}
+
+
+def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Greedy generation from a left-padded prompt, by the model's own `generate`."""
+    if not model.can_generate() or not inputs.name:
+        return
+    prompt = dict(inputs.more) if inputs.encoded else inputs.first(inputs.prompt)
+    if inputs.mask.numel():
+        prompt["attention_mask"] = inputs.mask[:, : prompt["input_ids"].shape[1]]
+    with quiet():
+        output = model.generate(  # type: ignore[operator]  # a mixin that torch's Module hides
+            **prompt,
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            pad_token_id=0,
+            eos_token_id=None,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    steps = torch.stack([whole(step) for step in output.logits], dim=1)
+    first, second = steps.topk(2).values.unbind(-1)
+    lead = (first - second) / steps.abs().amax(-1).clamp_min(torch.finfo(steps.dtype).tiny)
+    into.tokens["generated tokens"] = Tokens(output.sequences[:, -NEW_TOKENS:], lead)
+
+
+def _backward_somehow(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Backward in the mode of the other questions; in training mode where the single-device model refuses that one. There is
+    no dropout in a twin, so that nothing else differs between the two; a real checkpoint may have some, and is not asked.
+    """
+    if into.trains is None:
+        try:
+            _backward_anyway(model, inputs, into)
+            into.trains = False
+            return
+        except Exception as error:
+            into.trains = True
+            try:
+                _backward_somehow(model, inputs, into)
+            except Exception:
+                raise error from None
+            return
+    before = model.training
+    model.train(into.trains)
+    try:
+        _backward_anyway(model, inputs, into)
+    finally:
+        model.train(before)
+
+
+def _backward_anyway(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Backward; where autograd refuses the model's `a += b` on a sharded module's output, again on copies of the outputs."""
+    try:
+        _backward(model, inputs, into)
+    except RuntimeError as error:
+        if _REFUSAL not in str(error):
+            raise
+        into.refused = error
+        with copied_outputs(model):
+            _backward(model, inputs, into)
+
+
+def _backward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Twice without zeroing: a gradient reduced in place shows only the second time."""
+    model.zero_grad(set_to_none=True)
+    for once_or_twice in ("gradient", "gradient of two backwards"):
+        loss = _loss(model, inputs)
+        into.values["loss"] = loss.detach()
+        loss.backward()
+        into.gradients[once_or_twice] = {
+            name: _gradient(value) for name, value in model.named_parameters() if value.requires_grad
+        }
+    model.zero_grad(set_to_none=True)
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    if parameter.grad is None:
+        return torch.zeros(parameter.shape, dtype=parameter.dtype)
+    return whole(parameter.grad.detach()).clone()
+
+
+def _loss(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+    """The model's own loss where it has one that takes tokens for labels, else the cross entropy of the next token; a mean square
+    without logits. A rank that takes another way than the single-device model has another loss.
+    """
+    if inputs.name and accepts(model, "labels"):
+        with suppress(ValueError):  # labels in a form of its own (one for each codebook)
+            loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False)).get("loss")
+            if loss is not None:
+                return whole(loss)
+    given, ids = _answered(model, inputs), inputs.ids
+    if inputs.name and given.ndim == 3 and given.shape[:2] == ids.shape and given.shape[-1] > int(ids.max()):
+        return nn.functional.cross_entropy(given[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    return given.square().mean()
+
+
+def _eager(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Again with eager attention, which is loud where sdpa is silent; only where the model lets it be chosen."""
+    if model.config._attn_implementation != "sdpa":
+        return
+    try:
+        with quiet():
+            model.set_attn_implementation("eager")
+        if model.config._attn_implementation != "eager":
+            return
+        with torch.no_grad():
+            into.values["eager logits"] = _answered(model, inputs)
+        if (given := _masked(model, inputs, inputs.mask)) is not None:
+            into.values["left-padded eager logits"] = given
+    finally:
+        with quiet():
+            model.set_attn_implementation("sdpa")
+
+
+_QUESTIONS: Mapping[str, Question] = {
+    "forward": _forward,
+    "left-padded forward": _padded,
+    "ragged forward": _ragged,
+    "cached decode": _decode,
+    "generation": _generate,
+    "backward": _backward_somehow,
+    "eager attention": _eager,
+}
+_NEEDED = ("forward", "backward")
+"""A model that does not answer these alone cannot be compared at all."""

@@ -1,0 +1,198 @@
+"""The single-device model and the sharded one: a twin with random weights, or the real checkpoint."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.distributed.configuration_utils import DistributedConfig
+
+from shardproof.planner.ir.plan import Plan, owner_of
+from shardproof.planner.loading.load import LoadedModel, build, quiet
+from shardproof.planner.loading.plan_owners import plan_owners
+from shardproof.planner.twins.twin import random_state
+from shardproof.verify.run.cases import Case
+
+State = Mapping[str, torch.Tensor]
+
+
+def reference_model(loaded: LoadedModel, device: torch.device) -> PreTrainedModel:
+    """The twin on one device, in float64, with whatever weights its class initialises (load a state into it)."""
+    torch.manual_seed(0)
+    own = replace(loaded, config=copy.deepcopy(loaded.config))
+    with quiet():
+        model: nn.Module = build(own, device="cpu", dtype=torch.float64).to(device)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def single_device(case: Case, device: torch.device) -> PreTrainedModel:
+    """The model on one device: the twin with the case's random state, or the real checkpoint in its own dtype."""
+    if case.weights:
+        model = _from_checkpoint(replace(case.loaded, config=copy.deepcopy(case.loaded.config)))
+        nn.Module.to(model, device)
+        return model
+    made = reference_model(case.loaded, torch.device("cpu"))
+    single = from_state(
+        replace(case.loaded, config=copy.deepcopy(case.loaded.config)), random_state(made, seed=case.seed)
+    )
+    freeze_as(single, made)
+    nn.Module.to(single, device)
+    return single
+
+
+def freeze_as(model: nn.Module, other: nn.Module) -> None:
+    """Train what the other model trains, and no more: a constructor may freeze a parameter, and the client's loading thaws it
+    where it is whole and not where it is sharded (transformers 5.23.0, core_model_loading.py, `set_param_for_module`).
+    """
+    trained = {name: parameter.requires_grad for name, parameter in other.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(trained.get(name, parameter.requires_grad))
+
+
+def checkpoint_form(case: Case, single: PreTrainedModel) -> State:
+    """The weights of a twin as its checkpoint would hold them: experts one by one, say, that the model stacks.
+
+    What the client merges while it shards is then merged from the ranks' parts, as in reality. As the model holds them where
+    the client's conversion does not lead back to the same bits on one device. Source: transformers 5.23.0,
+    core_model_loading.py, `revert_weight_conversion`; a model loaded from memory remembers no conversion of its own.
+    """
+    state = single.state_dict()
+    if case.weights:
+        return state
+    remembered = single.__dict__.pop("_weight_conversions", None)
+    try:
+        form = {name: value.contiguous() for name, value in revert_weight_conversion(single, _once(state)).items()}
+        if form.keys() <= state.keys():
+            return state
+        loaded = replace(case.loaded, config=copy.deepcopy(case.loaded.config))
+        again = from_state(loaded, form).state_dict()
+    except Exception:  # a conversion that cannot be undone
+        return state
+    finally:
+        single.__dict__["_weight_conversions"] = remembered
+    return form if all(torch.equal(value.cpu(), again[name]) for name, value in state.items()) else state
+
+
+def sharded_model(case: Case, state: State) -> PreTrainedModel:
+    """The same model on the ranks, by the client's own way: `from_pretrained` with a `DistributedConfig`.
+
+    The plan under test replaces the one the model carries: on the config instance, and on a subclass of the head class.
+    `state` are the twin's weights, best in the form of its checkpoint; a real checkpoint is read from its files again, since
+    how they are cut on the way in is part of the question. Source: transformers 5.23.0, distributed/mixin.py,
+    `init_parallel_plans`.
+    """
+    planned = with_plan(case.loaded, case.plan)
+    # Of a plan for both axes the client takes the experts from one and the rest from the other, on the same ranks.
+    degrees = DistributedConfig(tp_size=case.tp, ep_size=case.ep if case.ep > 1 else None)
+    if case.weights:
+        return _from_checkpoint(planned, degrees)
+    return from_state(planned, state, degrees)
+
+
+def from_state(loaded: LoadedModel, state: State, degrees: DistributedConfig | None = None) -> PreTrainedModel:
+    """A model with these weights, on one device too by the client's own loading: what that computes anew (buffers that no
+    checkpoint holds) is then alike. Copies of them: the client keeps a tensor as it is where it can, and models that share one
+    would not differ where either writes to it.
+    """
+    own = {name: value.clone() for name, value in _once(state).items()}
+    with quiet():
+        model = loaded.model_class.from_pretrained(
+            None, config=loaded.config, state_dict=own, dtype=torch.float64, distributed_config=degrees
+        )
+    model._apply(_widened)
+    model.eval()
+    assert isinstance(model, PreTrainedModel)
+    if not loaded.model_class.__module__.startswith("transformers."):  # its own models' `_init_weights` fill theirs
+        _fill(model, loaded)
+    return model
+
+
+def _fill(model: PreTrainedModel, loaded: LoadedModel) -> None:
+    """Give buffers that no checkpoint holds, and that the client left empty, what the constructor puts into them.
+
+    The client builds a model without memory, and only `_init_weights` brings such a buffer back (transformers 5.23.0,
+    modeling_utils.py, `_move_missing_keys_from_meta_to_device`). Older modeling code does not know; its memory then holds
+    anything, which says nothing about a plan.
+    """
+    held = model.state_dict().keys()
+    lost = {name: buffer for name, buffer in model.named_buffers() if name not in held}
+    built = dict(reference_model(loaded, torch.device("cpu")).named_buffers()) if lost else {}
+    for name, buffer in lost.items():
+        made = built.get(name)
+        if made is not None and made.shape == buffer.shape and not _alike(buffer, made):
+            buffer.copy_(made)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one.double(), other.to(one.device).double(), rtol=1e-3, equal_nan=True)
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter that its model keeps in float32 whatever the dtype, in float64 like the others."""
+    narrow = isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and tensor.dtype is not torch.float64
+    return tensor.double() if narrow else tensor
+
+
+def _once(state: State) -> dict[str, torch.Tensor]:
+    """Each tensor under one of its names, as the client saves what is tied."""
+    names: dict[int, str] = {}
+    for name, value in state.items():
+        names.setdefault(value.data_ptr(), name)
+    return {name: state[name] for name in names.values()}
+
+
+def _from_checkpoint(loaded: LoadedModel, degrees: DistributedConfig | None = None) -> PreTrainedModel:
+    """A real model from its checkpoint: a folder, or a GGUF file."""
+    path = loaded.checkpoint
+    if path is None:
+        raise ValueError(
+            f"{loaded.title} has no checkpoint to run; give a folder with weights, or leave --weights out."
+        )
+    read: Callable[..., PreTrainedModel] = loaded.model_class.from_pretrained
+    more: dict[str, object] = {} if degrees is None else {"distributed_config": degrees}
+    if path.is_file():
+        more["gguf_file"] = path.name
+    with quiet():
+        model = read(path.parent if path.is_file() else path, config=loaded.config, dtype="auto", **more)
+    model.eval()
+    return model
+
+
+def with_plan(loaded: LoadedModel, plan: Plan) -> LoadedModel:
+    """The model carrying this plan and no other."""
+    head: Mapping[str, object] = {
+        "_tp_plan": {entry.pattern: entry.style for entry in plan.head_tp},
+        "_pp_plan": {entry.module: (list(entry.inputs), list(entry.outputs)) for entry in plan.head_pp},
+        "__module__": loaded.model_class.__module__,
+    }
+    config = copy.deepcopy(loaded.config)
+    _land(config, plan, plan_owners(build(loaded)))
+    model_class = type(loaded.model_class.__name__, (loaded.model_class,), dict(head))
+    return replace(loaded, config=config, model_class=model_class)
+
+
+def _land(config: PreTrainedConfig, plan: Plan, owners: Mapping[str, type]) -> None:
+    """Every entry on the config that speaks for its part: what a part's own config says replaces what the whole says of it."""
+    own = {key: value for key, value in plan.to_json().items() if key.startswith("base_model_")}
+    path_of = {kind: path for path, kind in owners.items()}
+    for part in _parts(config):
+        path = path_of.get(type(part))
+        for key, entries in own.items():
+            assert isinstance(entries, dict)
+            mine = {
+                name: value for name, value in entries.items() if path is not None and owner_of(name, owners) == path
+            }
+            setattr(part, key, {name.removeprefix(f"{path}."): value for name, value in mine.items()})
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """A config and the configs in it."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _parts(value)

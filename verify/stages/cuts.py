@@ -1,0 +1,129 @@
+"""What passes between two stages: the values that the trace says a cut must carry, and their places in calls of layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from shardproof.planner.ir.dataflow import Cut, Entrance, Live, Role, live_across, unlisted
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.tracing.trace import TraceError, trace
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What one cut carries, in an order that both of its stages share; nothing at the model's own entrance and exit."""
+
+    values: tuple[Live, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The values' numbers in the graph."""
+        return tuple(live.value for live in self.values)
+
+
+def traced(loaded: LoadedModel) -> Graph | None:
+    """The program of a model; None where its forward cannot be traced."""
+    try:
+        return trace(build(loaded))
+    except TraceError:
+        return None
+
+
+def possible(graph: Graph | None, stack: str, depth: int, before: tuple[str, ...]) -> tuple[int, ...]:
+    """The layers that a stage can begin with, by the trace: every one where there is none, or where it says of none."""
+    every = tuple(range(1, depth))
+    if graph is None:
+        return every
+    roles = {cut: {live.role for live in live_across(graph, Cut(stack, cut, before))} for cut in every}
+    return tuple(cut for cut in every if Role.MISSED not in roles[cut]) or every
+
+
+def crossing(graph: Graph | None, cut: Cut, model: nn.Module) -> Crossing:
+    """What a cut carries: by the trace, or without one the first argument of the layer at the cut.
+
+    NB: what the trace calls missed is no refusal here. The run does without it and measures what comes of that: a run that
+    believed the proof could not contradict it.
+    """
+    if graph is None:
+        names = argument_names(model.get_submodule(f"{cut.stack}.{cut.layer}"))
+        return Crossing((Live(cut.layer - 1, Role.SENT, None, 0, (Entrance(cut.layer, names[0]),)),))
+    return Crossing(tuple(live for live in live_across(graph, cut) if live.role is Role.SENT))
+
+
+def sent(carried: Crossing, listed: Sequence[str], layer: nn.Module) -> Crossing:
+    """Of what a cut must carry, what the layers' entry in the plan lists; `ValueError` where that is nothing."""
+    left = unlisted(carried.values, listed, argument_names(layer))
+    if carried.values and len(left) == len(carried.values):
+        raise ValueError("The pipeline plan lists no input of the layers that could be sent to a later stage.")
+    return Crossing(tuple(live for live in carried.values if live not in left))
+
+
+def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], entrance: Entrance) -> torch.Tensor:
+    """The tensor at an entrance of a layer that is being called so."""
+    leaves, _ = tree_flatten(argument(module, args, kwargs, entrance.argument))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)][entrance.leaf]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A tensor, and the form that the argument has which it is put in."""
+
+    tensor: torch.Tensor
+    form: object = None
+
+
+def put(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, received: Received
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The same call with another tensor at an entrance; a dictionary, which layers share, is changed itself."""
+    name, now = entrance.argument, argument(module, args, kwargs, entrance.argument)
+    if isinstance(now, dict) and isinstance(received.form, dict):
+        _put_in(now, received.form, entrance.leaf, received.tensor)
+        return args, kwargs
+    return given(module, args, kwargs, name, _replaced(now, entrance.leaf, received.tensor))
+
+
+def _put_in(now: dict[object, object], form: Mapping[object, object], leaf: int, tensor: torch.Tensor) -> None:
+    """An absent layer has left nothing in a dictionary: the form says under which key it would have."""
+    for key, value in form.items():
+        count = sum(isinstance(one, torch.Tensor) for one in tree_flatten(value)[0])
+        if leaf < count:
+            now[key] = _replaced(now.get(key, value), leaf, tensor)
+            return
+        leaf -= count
+
+
+def _replaced(value: object, leaf: int, tensor: torch.Tensor) -> object:
+    leaves, form = tree_flatten(value)
+    at = [place for place, one in enumerate(leaves) if isinstance(one, torch.Tensor)][leaf]
+    return tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form)
+
+
+def given(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str, value: object
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The same call with another value for an argument, which stays in its place; without one that is not passed at all."""
+    place = argument_names(module).index(name)
+    if place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, kwargs | {name: value} if name in kwargs else kwargs
+
+
+def argument(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], name: str) -> object:
+    """What a module that is being called so is given for an argument."""
+    if name in kwargs:
+        return kwargs[name]
+    names = argument_names(module)
+    if name in names and names.index(name) < len(args):
+        return args[names.index(name)]
+    raise ValueError(f"{type(module).__name__} was traced with a tensor for {name!r}, and is called without.")
+
+
+def argument_names(module: nn.Module) -> list[str]:
+    """The parameters of a module's forward, in order."""
+    return list(signature(type(module).forward).parameters)[1:]
