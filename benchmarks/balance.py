@@ -14,10 +14,11 @@ from rich.progress import track
 
 from shardproof.planner.inference.pipeline import infer_pipeline
 from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.layouts.balance import Costs, balance, loads
 from shardproof.planner.layouts.measure import measure
-from shardproof.planner.loading.load import LoadError, build, load
+from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import TraceError, trace
 
 TYPES = (

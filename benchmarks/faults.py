@@ -18,9 +18,10 @@ from rich.progress import track
 from rich.table import Table
 
 from shardproof.launch.ranks.confirm import confirm_cases
-from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import build, load
 from shardproof.planner.twins.twin import twin
-from shardproof.verify.run.cases import Case
+from shardproof.verify.stages.case import Case
 from tests.dist.faulty import Fault, faulty
 
 COUNT = 100

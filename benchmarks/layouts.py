@@ -26,9 +26,9 @@ from shardproof.planner.layouts.measure import measure
 from shardproof.planner.loading.load import build, load, quiet
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.degrees import legal_degrees
-from shardproof.verify.run.cases import Case
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.collectives.threads import _Group as Group
+from shardproof.verify.stages.case import Case
 from tests.dist.recorded import TOKENS, Recorded, Trained, measured
 
 DEGREES = (2, 4)

@@ -15,16 +15,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.planner.loading.load import LoadError, base_prefix, build, carried_plan, load
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
+from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.planner.twins.twin import TwinError, twin
-from shardproof.verify.run.cases import Case
-from shardproof.verify.run.diagnose import diagnosed
+from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.run.inprocess import InProcess
 from shardproof.verify.run.verdicts import findings_of, measures_of
+from shardproof.verify.stages.case import Case
 from tests.mutants.operators import Mutant, mutants
 
 TYPES = ("llama", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3", "olmo2", "starcoder2", "glm4")

@@ -21,18 +21,12 @@ from rich.progress import track
 from benchmarks.mutants_table import Judged, page, table
 from benchmarks.types import causal_types
 from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry, generic, join
-from shardproof.planner.loading.load import (
-    LoadedModel,
-    LoadError,
-    base_prefix,
-    build,
-    carried_plan,
-    load,
-    reads_config_plan,
-)
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan, reads_config_plan
+from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.twins.twin import TwinError, twin
@@ -41,9 +35,9 @@ from shardproof.verify.proof.fixes import with_fix
 from shardproof.verify.proof.plan_form import check_plan
 from shardproof.verify.proof.tensor import check_tensor
 from shardproof.verify.report.report import LevelResult
-from shardproof.verify.run.cases import Case
 from shardproof.verify.run.inprocess import InProcess
 from shardproof.verify.run.verdicts import findings_of
+from shardproof.verify.stages.case import Case
 from tests.mutants.operators import Mutant, Styles, expert_mutants, mutants
 
 BASE = Mutant("base", (), {})

@@ -21,18 +21,20 @@ from benchmarks.mutants import read
 from benchmarks.mutants_table import Judged, page, table
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.inference.pipeline import infer_pipeline
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, join
-from shardproof.planner.loading.load import LoadedModel, LoadError, base_prefix, build, load
+from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.planner.tracing.layer_stack import layer_stack
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.proof.pipeline import check_chunks, check_pp
 from shardproof.verify.proof.stages import Programs
 from shardproof.verify.report.report import LevelResult
-from shardproof.verify.run.cases import Case, Schedule, Staging
-from shardproof.verify.run.pipeline.check import laid_out
+from shardproof.verify.stages.case import Case, Schedule, Staging
+from shardproof.verify.stages.cutting import laid_out
 from shardproof.verify.stages.stage import dealt
 from tests.mutants.pipeline_operators import PipelineMutant, pipeline_mutants
 from tests.mutants.stage_operators import StageMutant, Subject, stage_mutants

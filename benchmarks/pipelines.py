@@ -20,14 +20,16 @@ from rich.progress import track
 from benchmarks.types import causal_types
 from shardproof.launch.ranks.confirm import Engine, confirm_cases
 from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, PpEntry
-from shardproof.planner.loading.load import LoadError, build, carried_plan, load
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.proof.pipeline import check_pp
 from shardproof.verify.report.report import LevelResult
-from shardproof.verify.run.cases import Case, Schedule, Staging
+from shardproof.verify.stages.case import Case, Schedule, Staging
 
 RANKS = 2
 SAMPLE = 24

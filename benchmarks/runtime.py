@@ -20,16 +20,18 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from benchmarks.pipelines import limited
 from benchmarks.types import causal_types
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import LoadedModel, LoadError, load, quiet
+from shardproof.planner.loading.load import LoadedModel, load, quiet
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.clients.stage_programs import check_even_stages
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
-from shardproof.verify.run.cases import Case, Inputs, inputs
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
+from shardproof.verify.run.inputs import Inputs, inputs
 from shardproof.verify.run.reference import State, from_state, single_device
+from shardproof.verify.stages.case import Case
 
 STAGES = 2
 SECONDS = 60

@@ -20,8 +20,8 @@ from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.prove import prove
-from shardproof.verify.run.cases import Case
 from shardproof.verify.run.inprocess import InProcess
+from shardproof.verify.stages.case import Case
 
 TYPES = ("llama", "gpt2", "qwen2_moe", "deepseek_v3")
 DEEP, SHALLOW = 126, 8

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.types import causal_types
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.load import LoadedModel, LoadError, build, load
+from shardproof.planner.loading.field_roles import role_of
+from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.planner.tracing.trace import TraceError, trace
-from shardproof.planner.twins.field_roles import role_of
 from shardproof.planner.twins.sizes import LENGTH, numbers_beside_sizes
 from shardproof.planner.twins.twin import TwinError, fields_of, twin
 

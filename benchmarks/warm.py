@@ -17,12 +17,13 @@ from benchmarks.types import causal_types
 from shardproof.launch.ranks.request import Start
 from shardproof.launch.ranks.torchrun import Answer, Ranks
 from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Severity
-from shardproof.planner.loading.load import LoadError, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.twins.twin import TwinError, twin
-from shardproof.verify.run.cases import Case
 from shardproof.verify.run.verdicts import findings_of, measures_of
+from shardproof.verify.stages.case import Case
 
 TOGETHER = 12
 """Types that share one start of the ranks."""

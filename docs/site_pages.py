@@ -12,7 +12,7 @@ from mkdocs.utils import get_relative_url
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shardproof.launch.cli import run  # found by the line above
+from shardproof.launch.cli import run
 from shardproof.verify.findings.catalogue import FAMILIES, rules
 from shardproof.verify.report.formats.finding_pages import rule_page, rules_page
 

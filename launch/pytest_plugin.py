@@ -78,7 +78,8 @@ class Checks:
 def _given(
     model: "LoadedModel | str", plan: "Plan | None", overrides: Mapping[str, object] | None, trusted: bool
 ) -> "tuple[LoadedModel, Plan]":
-    from shardproof.planner.loading.load import build, carried_plan, load
+    from shardproof.planner.loading.carried_plan import carried_plan
+    from shardproof.planner.loading.load import build, load
 
     loaded = load(model, overrides=overrides, trust_remote_code=trusted) if isinstance(model, str) else model
     return loaded, carried_plan(loaded, build(loaded)) if plan is None else plan

@@ -10,7 +10,8 @@ from shardproof.planner.layouts.cost import Facts, Load, Machine
 from shardproof.planner.layouts.experts import expert_limits, without_experts
 from shardproof.planner.layouts.measure import measure
 from shardproof.planner.layouts.search import Search, search
-from shardproof.planner.loading.load import LoadedModel, carried_plan, load
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.verify.proof.degrees import legal_degrees
 

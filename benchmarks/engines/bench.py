@@ -23,7 +23,8 @@ from shardproof.launch.clients.serving import Case, Served, difference, serve
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.findings import Severity
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import LoadedModel, carried_plan
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.clients.compile import compile_for
 from shardproof.verify.clients.prove import prove_for

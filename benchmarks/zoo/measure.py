@@ -14,9 +14,11 @@ from typing import Literal, TypeVar
 
 from benchmarks.zoo.rows import Judged, Row, row_of
 from shardproof.planner.inference.suggest import Suggestion, sharded_fraction, suggest
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Plan, plan_from_json
-from shardproof.planner.loading.load import LoadedModel, LoadError, base_prefix, build, carried_plan, load
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
+from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.proof.prove import prove
@@ -110,8 +112,8 @@ def _upstream(loaded: LoadedModel, suggestion: Suggestion, degrees: tuple[int, .
 
 def ran(row: Row, engine: Literal["inprocess", "ranks"]) -> Row:
     """The plans of a proved row on ranks that are threads or processes, all that have one degree in one start."""
-    from shardproof.launch.ranks.confirm import confirm_cases  # only here: proofs need no launcher
-    from shardproof.verify.run.cases import Case
+    from shardproof.launch.ranks.confirm import confirm_cases
+    from shardproof.verify.stages.case import Case
 
     began, seconds = time.monotonic(), dict(row.seconds)
     try:

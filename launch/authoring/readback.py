@@ -44,8 +44,9 @@ def not_carried(loaded: LoadedModel, plan: Plan) -> str | None:
 
 def _main() -> None:
     from shardproof.launch.authoring.write import not_read, overruled
+    from shardproof.planner.ir.errors import LoadError
     from shardproof.planner.ir.plan import plan_from_json
-    from shardproof.planner.loading.load import LoadError, build, load, quiet
+    from shardproof.planner.loading.load import build, load, quiet
 
     asked = json.loads(sys.stdin.read())
     try:

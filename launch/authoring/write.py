@@ -12,8 +12,8 @@ from torch import nn
 from shardproof.launch.answers import MisuseError
 from shardproof.launch.authoring.rewrite import diff, rewrite, shown
 from shardproof.planner.ir.plan import Plan, PpEntry, TpEntry, join, owner_of
-from shardproof.planner.loading.load import LoadedModel, base_prefix
-from shardproof.planner.loading.plan_owners import plan_owners
+from shardproof.planner.loading.carried_plan import base_prefix, plan_owners
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.verify.report.attributes import Mapped, NoClassError, with_attributes
 
 _REMOTE_CODE = "transformers_modules"

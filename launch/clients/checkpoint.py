@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.config_fields import field_of, head_width
-from shardproof.planner.loading.load import LoadedModel, base_prefix, build, quiet
-from shardproof.planner.twins.field_roles import role_of
+from shardproof.planner.loading.field_roles import role_of
+from shardproof.planner.loading.load import LoadedModel, build, quiet
 from shardproof.planner.twins.twin import fields_of, random_state, rebuilt, runs, twin
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)

@@ -14,7 +14,8 @@ from shardproof.launch.clients.serving import LIMIT, Case, Served, difference, s
 from shardproof.launch.clients.stepping import step
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import LoadedModel, base_prefix
+from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.verify.report.report import LevelResult
 
 PYTHON = "SHARDPROOF_VLLM_PYTHON"

@@ -67,11 +67,7 @@ def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progr
 
 
 def _shown(report: Report, form: ReportFormat) -> str:
-    from shardproof.verify.report.formats.contract import (  # pages are for few commands
-        contract_html,
-        contract_text,
-        named_once,
-    )
+    from shardproof.verify.report.formats.contract import contract_html, contract_text, named_once
 
     match form:
         case ReportFormat.JSON:

@@ -5,8 +5,6 @@ from shardproof.launch.output.console import print_result
 
 def doctor() -> None:
     """Say what is installed, which levels and engines can be used here, and what is missing."""
-    from shardproof.launch.commands.installed import (
-        installed,  # it reads what installers wrote, which no other command needs
-    )
+    from shardproof.launch.commands.installed import installed
 
     print_result(installed())

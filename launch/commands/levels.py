@@ -90,7 +90,7 @@ def _levels(
 
 def _malformed(model: "nn.Module", plan: Plan, layout: Layout) -> tuple[Finding, ...]:
     """Findings that make a run pointless: the plan is none for this model. A run's own rank would only raise."""
-    from shardproof.planner.loading.load import base_prefix
+    from shardproof.planner.loading.carried_plan import base_prefix
     from shardproof.verify.proof.plan_form import check_plan
 
     findings = tuple(as_written(f, base_prefix(model)) for f in check_plan(model, plan, layout.tp))

@@ -1,12 +1,12 @@
 """The arguments that several commands have, each said once."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from shardproof.launch.answers import MisuseError
 from shardproof.launch.commands import completion
+from shardproof.launch.output.reports import ReportFormat
 from shardproof.launch.ranks.job import this_rank
 
 ModelArgument = Annotated[
@@ -24,13 +24,6 @@ SetOption = Annotated[
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
-
-
-class ReportFormat(StrEnum):
-    TEXT = "text"
-    JSON = "json"
-    SARIF = "sarif"
-    HTML = "html"
 
 
 FormatOption = Annotated[ReportFormat, typer.Option("--format", help="What to print on stdout.")]

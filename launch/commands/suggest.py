@@ -207,7 +207,7 @@ def _compiled(
 def _differences(
     loaded: "LoadedModel", suggestion: "Suggestion", degree: int, progress: Progress
 ) -> tuple[Difference, ...]:
-    from shardproof.planner.loading.load import carried_plan
+    from shardproof.planner.loading.carried_plan import carried_plan
     from shardproof.planner.tracing.programs import on_meta
     from shardproof.verify.proof.compare_plans import compare
 

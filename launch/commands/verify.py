@@ -117,7 +117,7 @@ def verify(
 
 def answer(request: Verification, *, progress: Progress) -> Answer:
     """Every level asked for, one after the other."""
-    from shardproof.planner.loading.load import carried_plan
+    from shardproof.planner.loading.carried_plan import carried_plan
     from shardproof.planner.tracing.programs import on_meta
 
     given = read_plan(request.plan_file) if request.plan_file else None
@@ -140,7 +140,7 @@ def _refuse_empty_stages(request: Verification, loaded: "LoadedModel", model: "n
     from torch import nn
 
     from shardproof.planner.ir.plan import join
-    from shardproof.planner.loading.load import base_prefix
+    from shardproof.planner.loading.carried_plan import base_prefix
 
     modules = dict(model.named_modules())
     listed = [modules.get(join(base_prefix(model), entry.module)) for entry in plan.pp]

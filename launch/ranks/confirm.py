@@ -12,15 +12,16 @@ from shardproof.launch.ranks.torchrun import Answer, Ranks
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import LoadedModel, carried_plan, load
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.planner.twins.twin import TwinError, twin
+from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.report.report import LevelResult
-from shardproof.verify.run.cases import Case
-from shardproof.verify.run.diagnose import diagnosed
 from shardproof.verify.run.inprocess import InProcess
 from shardproof.verify.run.outcome import Outcome
 from shardproof.verify.run.verdicts import findings_of, measures_of, written
+from shardproof.verify.stages.case import Case
 
 Ask = Callable[[Case], Answer]
 Engine: TypeAlias = Literal["ranks", "inprocess"]

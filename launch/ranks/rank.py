@@ -18,9 +18,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from shardproof.launch.ranks import shared_gpu
 from shardproof.planner.loading.load import quiet
-from shardproof.verify.run.cases import Case
 from shardproof.verify.run.outcome import Outcome, outcome_from
 from shardproof.verify.run.worker import check
+from shardproof.verify.stages.case import Case
 
 GRACE = 5.0
 """Seconds a failed rank waits to hear whether the others failed too, before it ends the group."""

@@ -13,7 +13,7 @@ from transformers.dynamic_module_utils import init_hf_modules
 from shardproof.launch.ranks.job import Nodes
 from shardproof.planner.ir.errors import ArgumentError, LoadError, reason
 from shardproof.planner.loading.custom_code import FILE_PACKAGE
-from shardproof.verify.run.cases import Case
+from shardproof.verify.stages.case import Case
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from types import FrameType, TracebackType
 
 from shardproof.launch.ranks.rank import GRACE
 from shardproof.launch.ranks.request import Request, Start, write_request, write_start
-from shardproof.verify.run.cases import Case
 from shardproof.verify.run.outcome import Outcome, outcome_from
+from shardproof.verify.stages.case import Case
 
 _SCRIPT = Path(__file__).with_name("elastic.py")
 _ROOT = Path(__file__).parents[3]

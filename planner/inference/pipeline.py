@@ -17,7 +17,7 @@ from shardproof.planner.inputs.example import example_inputs
 from shardproof.planner.ir.dataflow import Cut, Live, Role, derived, given, live_across, read_behind, stream
 from shardproof.planner.ir.graph import Graph, ModuleCall
 from shardproof.planner.ir.plan import PpEntry
-from shardproof.planner.loading.load import base_prefix
+from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.layer_stack import layer_stack, members, same_member
 from shardproof.planner.tracing.trace import TraceError, trace
 

@@ -15,8 +15,8 @@ from shardproof.planner.ir.degrees import degrees_within
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry, join
-from shardproof.planner.loading.load import LoadedModel, load, reads_config_plan
-from shardproof.planner.loading.plan_owners import plan_owners
+from shardproof.planner.loading.carried_plan import plan_owners, reads_config_plan
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign, sharded_share
 from shardproof.planner.propagation.limits import limits
 from shardproof.planner.propagation.propagate import propagate

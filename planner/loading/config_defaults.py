@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
 from shardproof.planner.loading.config import parse_value
-from shardproof.planner.twins.field_roles import Fields, role_of
+from shardproof.planner.loading.field_roles import Fields, role_of
 
 _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
 """Roles for which the other fields, or any small number, tell a value."""

@@ -20,7 +20,6 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shardproof.planner.ir.errors import LoadError, reason
-from shardproof.planner.ir.plan import Plan, join, plan_from_json
 from shardproof.planner.ir.spelling import nearest
 from shardproof.planner.loading.config import configure
 from shardproof.planner.loading.config_defaults import empty_fields, repaired
@@ -34,8 +33,6 @@ from shardproof.planner.loading.custom_code import (
 )
 from shardproof.planner.loading.model_class import Pair, architecture, paired
 from shardproof.planner.loading.source_lines import built_at
-
-__all__ = ["LoadError", "LoadedModel", "base_prefix", "build", "carried_plan", "load", "quiet"]
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -303,54 +300,3 @@ def _leave_no_data(model: nn.Module) -> None:
             if parameter is not None and not parameter.is_meta:
                 made = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
                 module._parameters[name] = moved.setdefault(id(parameter), made)
-
-
-def base_prefix(model: nn.Module) -> str:
-    """The attribute under which a head model holds its base model; empty where it holds none that is a model of its own."""
-    prefix = getattr(model, "base_model_prefix", "")
-    return prefix if prefix and isinstance(getattr(model, prefix, None), PreTrainedModel) else ""
-
-
-def reads_plans(model: nn.Module) -> bool:
-    """Whether a plan reaches this model at all: it is read in `post_init`, which the constructor has to call."""
-    return "_tp_plan" in vars(model)
-
-
-def reads_config_plan(model: nn.Module) -> bool:
-    """Whether `base_model_tp_plan` reaches this model: Transformers reads it only in a base model that is a `PreTrainedModel`
-    and calls `post_init` (5.23.0, `distributed/mixin.py`, `init_parallel_plans`).
-    """
-    base = getattr(model, prefix) if (prefix := base_prefix(model)) else model
-    return reads_plans(base) and (bool(prefix) or getattr(model, "base_model", model) is model)
-
-
-def carried_plan(loaded: LoadedModel, model: nn.Module) -> Plan:
-    """The plan that the model itself carries: its config's attributes and its head class's.
-
-    A base model made of models (a vision tower, a language model) carries theirs under their names, as Transformers
-    composes them (`distributed/mixin.py`, `init_parallel_plans`).
-    """
-    prefix = base_prefix(model)
-    base = getattr(model, prefix) if prefix else model
-    return plan_from_json(
-        {
-            "base_model_tp_plan": _composed(base, lambda part: _of(part, "tp")),
-            "base_model_pp_plan": _composed(base, lambda part: _of(part, "pp")),
-            "base_model_ep_plan": _composed(base, lambda part: _of(part, "ep")),
-            "tp_plan": getattr(loaded.model_class, "_tp_plan", None) or {},
-            "pp_plan": getattr(loaded.model_class, "_pp_plan", None) or {},
-        }
-    )
-
-
-def _of(part: nn.Module, axis: str) -> Mapping[str, object]:
-    return getattr(getattr(part, "config", None), f"base_model_{axis}_plan", None) or {}
-
-
-def _composed(part: nn.Module, own: Callable[[nn.Module], Mapping[str, object]], prefix: str = "") -> dict[str, object]:
-    """The plan of a model and, under their names, of the models that are its children."""
-    plan = {join(prefix, key): value for key, value in own(part).items()}
-    for name, child in part.named_children():
-        if isinstance(child, PreTrainedModel):
-            plan |= _composed(child, own, join(prefix, name))
-    return plan

@@ -6,7 +6,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.loading.load import LoadedModel, base_prefix, build
+from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
 from shardproof.planner.tracing.trace import trace

@@ -11,8 +11,8 @@ from itertools import permutations
 from math import gcd
 from typing import Any, TypeGuard
 
+from shardproof.planner.loading.field_roles import Fields, role_of
 from shardproof.planner.twins.depth import depth
-from shardproof.planner.twins.field_roles import Fields, role_of
 
 _DROPPED = re.compile(r"\w*(drop|jitter)\w*")
 _MULTIPLIER = re.compile(r"\w*(multiplier|logits?_scal(e|ing)|residual_scale|embed(ding)?_scale|scaling_factor)")

@@ -20,8 +20,8 @@ from shardproof.planner.inputs.example import Sizes, caching, token_inputs
 from shardproof.planner.inputs.numbers import real_inputs
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.plan import generic
+from shardproof.planner.loading.field_roles import Fields, role_of
 from shardproof.planner.loading.load import LoadedModel, build, quiet
-from shardproof.planner.twins.field_roles import Fields, role_of
 from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
 
 SMALL = 4_000_000

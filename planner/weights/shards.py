@@ -1,6 +1,7 @@
 """What one rank holds of a whole tensor."""
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from shardproof.planner.ir.placement import Placement, Shard
 
@@ -20,3 +21,13 @@ def part_of(tensor: torch.Tensor, placement: Placement, *, rank: int, degree: in
     if any(len(pieces) <= rank for pieces in blocks):
         raise PartError(f"{list(tensor.shape)} at {placement} leaves nothing for rank {rank}")
     return torch.cat([pieces[rank] for pieces in blocks], placement.dim)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a sharded one (a collective: every rank must call it); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -25,9 +25,12 @@ from shardproof.planner.tracing.decode_cache import CACHE_NAMES
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.loading.load import quiet
 from shardproof.verify.run.pipeline import check as pipeline_check
+from shardproof.verify.stages.cutting import laid_out
 
-from shardproof.verify.run.cases import SIZES, Case, inputs
-from shardproof.verify.run.exact import Wide, copied_outputs
+from shardproof.verify.run.inputs import SIZES
+from shardproof.verify.stages.case import Case
+from shardproof.verify.run.inputs import inputs
+from shardproof.verify.stages.exact import Wide, copied_outputs
 from shardproof.verify.run.reference import from_state, sharded_model, single_device, with_plan
 from shardproof.verify.run.pipeline.schedules import Seat
 from shardproof.verify.run.collectives.threads import Threads
@@ -248,7 +251,7 @@ class OfStage:
 def staged(case: Case) -> list[OfStage]:
     """By every rank of a case with pipeline stages, as threads of this process: one step, forward and backward."""
     single = single_device(case, torch.device("cpu"))
-    before = pipeline_check.alone(case, single, pipeline_check.laid_out(case, single))
+    before = pipeline_check.alone(case, single, laid_out(case, single))
     sent = [0] * (case.pp * case.tp)
     send = Group.send
 

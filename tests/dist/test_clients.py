@@ -5,7 +5,8 @@ from functools import cache
 import pytest
 
 from shardproof.launch.clients.confirm import confirm_in_ranks
-from shardproof.planner.loading.load import LoadedModel, build, carried_plan, load
+from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Edit, Plan
 

@@ -7,7 +7,7 @@ from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Verdict
-from shardproof.verify.run.cases import Case
+from shardproof.verify.stages.case import Case
 
 MODELS = ("OddCubes", "OddOwnPair", "OddOwnUp", "OddDecaying", "OddRecalling", "OddPicked", "OddStreams")
 EXPERTS = ("OddPicked", "OddPickedBiased")

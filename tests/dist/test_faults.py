@@ -14,12 +14,13 @@ import pytest
 
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.launch.ranks.elastic import _last_words
-from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan
 from tests.dist.faulty import Fault, faulty
-from shardproof.verify.run.cases import Case
+from shardproof.verify.stages.case import Case
 
 pytestmark = pytest.mark.timeout(400)
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,12 @@ import torch.distributed as dist
 
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.inference.suggest import suggest
-from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Edit, Plan, TpEntry, join
-from shardproof.verify.run.cases import Case, Schedule, Staging
+from shardproof.verify.stages.case import Case, Schedule, Staging
 from shardproof.verify.run.compare.tensors import LIMIT
 from shardproof.verify.run.collectives.threads import GoneError, Threads
 from shardproof.verify.report.report import LevelResult

@@ -15,7 +15,7 @@ from shardproof.planner.layouts.space import Layout
 from benchmarks.layouts import measured_row, predicted
 from tests.dist.recorded import TOKENS, record, replicated, staged
 from shardproof.verify.proof.degrees import legal_degrees
-from shardproof.verify.run.cases import Case
+from shardproof.verify.stages.case import Case
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2_moe"])

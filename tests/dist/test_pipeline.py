@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from shardproof.launch.ranks.confirm import confirm_cases
-from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.twin import twin
 from shardproof.planner.inference.pipeline import infer_pipeline
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, PpEntry
-from shardproof.verify.run.cases import Case, Schedule, Staging
+from shardproof.verify.stages.case import Case, Schedule, Staging
 from shardproof.verify.stages.departures import Departure, Slip
 from shardproof.verify.stages.stage import Layout, dealt, layout_of, moved, recorded
 from shardproof.verify.stages.weights import drop, untie

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 
 from shardproof.launch.ranks.confirm import confirm, confirm_cases
-from shardproof.planner.loading.load import LoadedModel, LoadError, build, carried_plan, load
+from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.ir.errors import LoadError
+from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Fault, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.verify.run.cases import Case
+from shardproof.verify.stages.case import Case
 from shardproof.verify.report.report import LevelResult
 
 pytestmark = pytest.mark.timeout(240)

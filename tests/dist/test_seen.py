@@ -11,13 +11,14 @@ from transformers import core_model_loading as conversions
 from transformers.distributed import tensor_parallel as client
 
 from shardproof.launch.ranks.confirm import confirm_cases
-from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Edit, Plan, TpEntry
 from tests.dist.planted import Wrong, planted
-from shardproof.verify.run.cases import Case
-from shardproof.verify.run.diagnose import diagnosed
+from shardproof.verify.stages.case import Case
+from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.run.inprocess import InProcess
 from shardproof.verify.run.verdicts import findings_of
 

@@ -5,7 +5,8 @@ from torch import nn
 
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.planner.loading.load import base_prefix, build, carried_plan, load
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
+from shardproof.planner.loading.load import build, load
 from shardproof.verify.proof.plan_form import check_plan
 
 

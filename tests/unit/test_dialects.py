@@ -14,7 +14,8 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Edit, Plan
-from shardproof.planner.loading.load import LoadedModel, build, carried_plan, load
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.verify.clients.compile import compile_for
 from shardproof.verify.clients.contract.source import forward_tree, function_tree
 from shardproof.verify.clients.dialect import Dialect, Matching, Unknown, first_match

@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from shardproof.planner.loading.load import LoadedModel, LoadError, base_prefix, build, carried_plan, load
+from shardproof.planner.ir.errors import LoadError
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
+from shardproof.planner.loading.load import LoadedModel, build, load
 from tests.gate import ROOT
 
 CUSTOM = """

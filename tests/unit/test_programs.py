@@ -12,8 +12,8 @@ from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.stages import Programs
-from shardproof.verify.run.cases import Case, Schedule, Staging
-from shardproof.verify.run.pipeline.check import laid_out
+from shardproof.verify.stages.case import Case, Schedule, Staging
+from shardproof.verify.stages.cutting import laid_out
 from shardproof.verify.stages.departures import Departure, Slip, order_of
 from tests.mutants.stage_operators import Subject, stage_mutants
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from shardproof.planner.loading.load import LoadError, build, load
+from shardproof.planner.ir.errors import LoadError
+from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import trace
 
 

@@ -18,7 +18,8 @@ from shardproof.launch.commands.options import ReportFormat
 from shardproof.launch.output.reports import Drawing, balanced, shown
 from shardproof.planner.ir.explanation import Explanation, Group, Member, Tie
 from shardproof.planner.ir.findings import Finding, Place, Severity, Source
-from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import build, load
 from shardproof.verify.report.drawing import Box, Picture, Stage
 from shardproof.verify.report.formats.html import report_html, size
 from shardproof.verify.report.formats.sarif import report_sarif

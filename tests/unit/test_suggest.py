@@ -5,7 +5,8 @@ import pytest
 from shardproof.planner.inference.suggest import Suggestion, suggest
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import build, load
 from shardproof.verify.proof.prove import prove
 
 TYPES = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "falcon", "mixtral", "deepseek_v3")

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from shardproof.planner.ir.plan import generic
+from shardproof.planner.loading.field_roles import role_of
 from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.depth import depth
-from shardproof.planner.twins.field_roles import role_of
 from shardproof.planner.twins.sizes import LENGTH, RUNGS, shrunk
 from shardproof.planner.twins.twin import SMALL, _beside_sizes, fields_of, random_state, twin
 

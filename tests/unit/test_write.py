@@ -14,7 +14,8 @@ from shardproof.launch.authoring.rewrite import diff, rewrite, undo
 from shardproof.launch.authoring.write import write_plan
 from shardproof.launch.cli import run
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.planner.loading.load import build, carried_plan, load
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import build, load
 from shardproof.verify.proof.compare_plans import compare
 from shardproof.verify.report.attributes import Mapped, NoClassError, with_attributes
 from shardproof.verify.report.difference import Backed

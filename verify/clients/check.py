@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import LoadedModel, base_prefix, carried_plan, load
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.clients.contract.attention import attention_modules, check_attention

@@ -15,7 +15,8 @@ from shardproof.planner.ir.findings import Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry, generic
 from shardproof.planner.ir.spelling import listing
 from shardproof.planner.ir.styles import STYLES, Layout
-from shardproof.planner.loading.load import LoadedModel, base_prefix
+from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.clients.dialect import Dialect, Reader, Unknown
 from shardproof.verify.clients.prove import prove_for

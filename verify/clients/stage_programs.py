@@ -19,7 +19,8 @@ from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from shardproof.planner.ir.plan import Plan, join
-from shardproof.planner.loading.load import LoadedModel, base_prefix, build
+from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.verify.clients.dialect import Dialect, Pipeline
 from shardproof.verify.proof.pipeline import check_pp

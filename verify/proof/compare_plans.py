@@ -9,7 +9,7 @@ from torch import nn
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Edit, Plan, PpEntry, TpEntry
-from shardproof.planner.loading.load import base_prefix
+from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.proof.experts import DISPATCH, STACKED, check_experts
 from shardproof.verify.proof.pipeline import check_pp

@@ -15,7 +15,8 @@ from shardproof.planner.ir.degrees import MOST_RANKS, Degrees, Limit, degrees_wi
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import LoadedModel, base_prefix, load
+from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import Assigned, assign
 from shardproof.planner.propagation.limits import limits, lone_sizes
 from shardproof.planner.propagation.propagate import Propagation

@@ -13,7 +13,7 @@ from shardproof.planner.ir.dataflow import Cut, Live, Role, live_across, read_be
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, PpEntry, join
-from shardproof.planner.loading.load import base_prefix
+from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.layer_stack import layer_stack, same_member
 from shardproof.verify.proof.pipeline_names import check_names
 

@@ -15,7 +15,7 @@ from shardproof.planner.ir.findings import Fault, Finding, Fix, Place, Severity
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Edit, Plan, generic, join
 from shardproof.planner.ir.styles import STYLES
-from shardproof.planner.loading.load import base_prefix, reads_config_plan, reads_plans
+from shardproof.planner.loading.carried_plan import base_prefix, reads_config_plan, reads_plans
 
 _SAFETY = "the edited plan passes the checks of its form; the proof tells whether it is right"
 

@@ -7,7 +7,8 @@ from torch import nn
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import LoadedModel, base_prefix, carried_plan, load
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.proof.experts import check_experts
@@ -68,8 +69,8 @@ def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) 
         found = check_pp(built, subject_of(built).graph, plan)
         if any(finding.severity is not Severity.WARNING for finding in found):
             return found
-        from shardproof.verify.proof.stages import check_programs  # torch's pipelining, only where there are stages
-        from shardproof.verify.run.cases import Case
+        from shardproof.verify.proof.stages import check_programs
+        from shardproof.verify.stages.case import Case
 
         return (*found, *check_programs(Case(loaded, plan, pp=pp)))
     except TraceError as error:

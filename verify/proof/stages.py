@@ -22,9 +22,8 @@ from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.tracing.decode_cache import CACHE_NAMES, places_matter
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.verify.proof.pipeline import check_chunks
-from shardproof.verify.run.cases import Case
-from shardproof.verify.run.pipeline.answers import KEPT
-from shardproof.verify.run.pipeline.check import Cutting, between, laid_out, stage_of
+from shardproof.verify.stages.case import KEPT, Case
+from shardproof.verify.stages.cutting import Cutting, between, laid_out, stage_of
 from shardproof.verify.stages.departing import numbered_parts
 from shardproof.verify.stages.departures import order_of, unsummed
 from shardproof.verify.stages.stage import Between, Layout, Record, Stage, absent, recorded

@@ -7,10 +7,10 @@ import torch
 from transformers.utils import logging
 
 from shardproof.planner.loading.load import LoadedModel, quiet
-from shardproof.verify.run.cases import Case
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.outcome import Outcome, failure_of
 from shardproof.verify.run.worker import Known, Shared, check, known
+from shardproof.verify.stages.case import Case
 
 _CPU = torch.device("cpu")
 

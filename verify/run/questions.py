@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.loading.load import quiet
-from shardproof.verify.run.cases import Inputs, accepts
+from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.boundaries import Boundaries, Crossing
-from shardproof.verify.run.compare.tensors import whole
-from shardproof.verify.run.exact import Wide, copied_outputs
+from shardproof.verify.run.inputs import Inputs, accepts
+from shardproof.verify.stages.exact import Wide, copied_outputs
 
 _REFUSAL = "is a view and is being modified inplace"
 NEW_TOKENS = 4

@@ -11,10 +11,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from shardproof.planner.ir.plan import Plan, owner_of
+from shardproof.planner.loading.carried_plan import plan_owners
 from shardproof.planner.loading.load import LoadedModel, build, quiet
-from shardproof.planner.loading.plan_owners import plan_owners
 from shardproof.planner.twins.twin import random_state
-from shardproof.verify.run.cases import Case
+from shardproof.verify.stages.case import Case
 
 State = Mapping[str, torch.Tensor]
 

@@ -6,13 +6,13 @@ from torch import nn
 
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.load import base_prefix
+from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.programs import on_meta
-from shardproof.verify.run.cases import Case
 from shardproof.verify.run.compare.localise import Divergence, entry_of
 from shardproof.verify.run.compare.saved import SAVED
 from shardproof.verify.run.compare.tensors import Comparison
 from shardproof.verify.run.outcome import Failure, Outcome, worst
+from shardproof.verify.stages.case import Case
 
 _MOST = 4
 """Gradient findings: one fault spreads to every gradient upstream of it."""

@@ -10,17 +10,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.load import base_prefix
-from shardproof.verify.run.cases import Applied, Case, Inputs, inputs
+from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.verify.run.collectives.autograd import Ranks
 from shardproof.verify.run.collectives.own_styles import applied
 from shardproof.verify.run.compare.answers import Limits, compared, limits_of, perturbed, streams, weights
 from shardproof.verify.run.compare.localise import Divergence, first_divergence
 from shardproof.verify.run.compare.saved import saved
 from shardproof.verify.run.compare.tensors import Comparison
+from shardproof.verify.run.inputs import Inputs, inputs
 from shardproof.verify.run.outcome import Failure, Outcome, failure_of
 from shardproof.verify.run.questions import Observed, observe
 from shardproof.verify.run.reference import State, checkpoint_form, freeze_as, sharded_model, single_device
+from shardproof.verify.stages.case import Applied, Case
 
 if TYPE_CHECKING:
     from shardproof.verify.run.pipeline.check import Alone
@@ -152,7 +153,8 @@ def _streams(case: Case, single: PreTrainedModel) -> list[str]:
 
 
 def _check_pipeline(case: Case, shared: Shared, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
-    from shardproof.verify.run.pipeline.check import alone, check_pipeline, laid_out  # only where there are stages
+    from shardproof.verify.run.pipeline.check import alone, check_pipeline
+    from shardproof.verify.stages.cutting import laid_out
 
     if shared.alone is None:
         single = single_device(case, device)

@@ -20,9 +20,9 @@ from transformers.utils.generic import ModelOutput
 from shardproof.planner.ir.dataflow import Cut, Entrance, Live
 from shardproof.planner.ir.plan import PpEntry, join
 from shardproof.planner.tracing.layer_stack import layer_stack, members, same_member
-from shardproof.verify.run.compare.tensors import whole
-from shardproof.verify.run.exact import copied_outputs
+from shardproof.planner.weights.shards import whole
 from shardproof.verify.stages.cuts import Crossing, Received, argument, put, taken
+from shardproof.verify.stages.exact import copied_outputs
 
 _REFUSAL = "is a view and is being modified inplace"
 _WRITES = ("update", "update_conv_state", "update_recurrent_state")

@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.boundaries import Crossing
-from shardproof.verify.run.compare.tensors import LIMIT, Comparison, factor_between, floor, relative_error, whole
+from shardproof.verify.run.compare.tensors import LIMIT, Comparison, factor_between, floor, relative_error
 from shardproof.verify.run.questions import Observed
 
 Limits = Mapping[tuple[str, str], float]

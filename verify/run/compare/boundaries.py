@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from shardproof.verify.run.compare.tensors import local
+from shardproof.planner.weights.shards import local
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.tensor import DTensor
 
 LIMIT = 1e-8
 """In float64 rounding stays below 1e-10 and a wrong plan above 1e-6, relative; the limit stands between them."""
@@ -59,13 +58,3 @@ def factor_between(got: torch.Tensor, want: torch.Tensor) -> float:
     got, want = got.detach().to("cpu", torch.float64), want.detach().to("cpu", torch.float64)
     factor = float((got * want).sum() / (want * want).sum())
     return factor if relative_error(got, factor * want) <= LIMIT else 0.0
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor of a sharded one (a collective: every rank must call it); any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a sharded tensor; any other as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

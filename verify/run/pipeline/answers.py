@@ -8,13 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
-from shardproof.verify.run.cases import Inputs, accepts, inputs
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
+from shardproof.verify.run.inputs import Inputs, accepts, inputs
 from shardproof.verify.run.questions import logits
+from shardproof.verify.stages.case import KEPT
 from shardproof.verify.stages.stage import Layout, Record, recorded
-
-KEPT = 2
-"""Of so many last tokens the logits are asked for."""
 
 
 @dataclass(slots=True)

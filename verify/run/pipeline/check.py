@@ -1,7 +1,7 @@
 """A pipeline plan on real ranks: logits, loss, gradients and cached decoding of its stages against one device's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -11,28 +11,18 @@ from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
 from shardproof.planner.inputs.example import caching
-from shardproof.planner.ir.graph import Graph
-from shardproof.planner.ir.plan import join
-from shardproof.planner.loading.load import base_prefix
-from shardproof.verify.run.cases import Case, Inputs, Schedule, Staging
-from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error, whole
-from shardproof.verify.run.exact import Wide
-from shardproof.verify.run.pipeline.answers import KEPT, Answers, answers, batch, joined, padded, steps
+from shardproof.planner.weights.shards import whole
+from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error
+from shardproof.verify.run.inputs import Inputs
+from shardproof.verify.run.pipeline.answers import Answers, answers, batch, joined, padded, steps
 from shardproof.verify.run.pipeline.schedules import Seat, exchange, microbatches, scheduled
 from shardproof.verify.run.reference import State, freeze_as, from_state, with_plan
-from shardproof.verify.stages.cuts import Crossing, crossing, possible, sent, traced
-from shardproof.verify.stages.departing import depart, set_up
-from shardproof.verify.stages.departures import kept, order_of, unsummed
-from shardproof.verify.stages.stage import Between, Layout, Stage, absent, dealt, layout_of, moved
+from shardproof.verify.stages.case import KEPT, Case, Schedule, Staging
+from shardproof.verify.stages.cutting import Cutting, between, stage_of
+from shardproof.verify.stages.departures import order_of, unsummed
+from shardproof.verify.stages.exact import Wide
+from shardproof.verify.stages.stage import Between, Stage, absent
 from shardproof.verify.stages.weights import drop, untie
-
-
-@dataclass(frozen=True, slots=True)
-class Cutting:
-    """Where a model is cut into stages, and the program that says what crosses the cuts (None where it cannot be traced)."""
-
-    graph: Graph | None
-    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +37,6 @@ class Alone:
     cutting: Cutting
     asked: Inputs
     want: Answers
-
-
-def laid_out(case: Case, single: nn.Module) -> Cutting:
-    """The stages that are asked for; even ones avoid cuts that cannot be made. `ValueError` where the plan makes none."""
-    plan, staging = case.plan, case.staging
-    stages = case.pp * staging.rounds
-    layout = layout_of(single, plan.pp, plan.head_pp, base_prefix=base_prefix(single), stages=stages)
-    graph = traced(case.loaded)
-    if staging.bounds or staging.overlap:
-        chunks = dealt(layout.depth, stages, bounds=staging.bounds, overlap=staging.overlap)
-    else:
-        chunks = moved(layout.chunks, possible(graph, layout.layers, layout.depth, layout.before))
-    return Cutting(graph, replace(layout, chunks=chunks))
 
 
 def alone(case: Case, single: PreTrainedModel, cutting: Cutting) -> Alone:
@@ -86,26 +63,6 @@ def _places(case: Case, before: Alone, seat: Seat) -> list[Between]:
     """The stages at this rank's places of the pipeline."""
     order = order_of(case.staging.departures, seat.stages)
     return [between(case, before.single, before.cutting, order[place]) for place in seat.own]
-
-
-def between(case: Case, single: nn.Module, cutting: Cutting, stage: int) -> Between:
-    """What passes the cuts before and after a stage: of what must, what the plan lists."""
-    layout, prefix = cutting.layout, base_prefix(single)
-    listed = next(entry.inputs for entry in case.plan.pp if join(prefix, entry.module) == layout.layers)
-    start, end = (
-        sent(crossing(cutting.graph, cut, single), listed, single.get_submodule(layout.layer(0))) if cut else Crossing()
-        for cut in layout.cuts(stage)
-    )
-    return Between(stage, start, end, kept(case.staging.departures, stage))
-
-
-def stage_of(case: Case, model: nn.Module, layout: Layout, place: Between, device: torch.device) -> Stage:
-    """A stage of a model that has its weights, or the forms of them; with the departures that the case asks for."""
-    departures = case.staging.departures
-    set_up(model, layout, departures, place.stage)
-    stage = Stage(model, layout, device, place)
-    depart(stage, departures, place.stage)
-    return stage
 
 
 def _stage(case: Case, before: Alone, place: Between, seat: Seat) -> Stage:

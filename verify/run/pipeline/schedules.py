@@ -11,8 +11,9 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle, ScheduleLoopedBFS
 from torch.distributed.pipelining.stage import _PipelineStageBase  # what its schedules take, an invariant list of
 
-from shardproof.verify.run.cases import Inputs, Schedule
+from shardproof.verify.run.inputs import Inputs
 from shardproof.verify.run.pipeline.answers import loss_of
+from shardproof.verify.stages.case import Schedule
 from shardproof.verify.stages.stage import Stage
 
 

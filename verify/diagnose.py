@@ -13,12 +13,12 @@ from torch import nn
 from shardproof.planner.ir.findings import Fault, Finding, Fix, Severity
 from shardproof.planner.ir.plan import Edit, generic, join
 from shardproof.planner.ir.styles import STYLES, After, Before
-from shardproof.planner.loading.load import base_prefix
+from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.proof.fixes import edited, edits
 from shardproof.verify.proof.tensor import check_tensor
-from shardproof.verify.run.cases import Applied, Case
+from shardproof.verify.stages.case import Applied, Case
 
 Findings = tuple[Finding, ...]
 Run = Callable[[Case], Findings | None]

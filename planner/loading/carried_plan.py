@@ -1,0 +1,82 @@
+"""Which config class speaks for which part of a model: where the entries of a plan belong."""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from shardproof.planner.ir.plan import Plan, join, plan_from_json
+from shardproof.planner.loading.load import LoadedModel
+
+
+def plan_owners(model: nn.Module) -> dict[str, type]:
+    """Paths in the base model -> the config class that speaks for what lies below them; the empty path is the base model.
+
+    Transformers composes a model's plan out of those of its children that are models themselves (5.23.0,
+    `distributed/mixin.py`, `init_parallel_plans`).
+    """
+    prefix = base_prefix(model)
+    base = getattr(model, prefix) if prefix else model
+    owners: dict[str, type] = {"": type(base.config)}
+
+    def descend(part: nn.Module, path: str) -> None:
+        for name, child in part.named_children():
+            if isinstance(child, PreTrainedModel):
+                # A config that two of them share is read for both; its entries are those of the outer one.
+                if type(child.config) not in owners.values():
+                    owners[join(path, name)] = type(child.config)
+                descend(child, join(path, name))
+
+    descend(base, "")
+    return owners
+
+
+def base_prefix(model: nn.Module) -> str:
+    """The attribute under which a head model holds its base model; empty where it holds none that is a model of its own."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return prefix if prefix and isinstance(getattr(model, prefix, None), PreTrainedModel) else ""
+
+
+def reads_plans(model: nn.Module) -> bool:
+    """Whether a plan reaches this model at all: it is read in `post_init`, which the constructor has to call."""
+    return "_tp_plan" in vars(model)
+
+
+def reads_config_plan(model: nn.Module) -> bool:
+    """Whether `base_model_tp_plan` reaches this model: Transformers reads it only in a base model that is a `PreTrainedModel`
+    and calls `post_init` (5.23.0, `distributed/mixin.py`, `init_parallel_plans`).
+    """
+    base = getattr(model, prefix) if (prefix := base_prefix(model)) else model
+    return reads_plans(base) and (bool(prefix) or getattr(model, "base_model", model) is model)
+
+
+def carried_plan(loaded: LoadedModel, model: nn.Module) -> Plan:
+    """The plan that the model itself carries: its config's attributes and its head class's.
+
+    A base model made of models (a vision tower, a language model) carries theirs under their names, as Transformers
+    composes them (`distributed/mixin.py`, `init_parallel_plans`).
+    """
+    prefix = base_prefix(model)
+    base = getattr(model, prefix) if prefix else model
+    return plan_from_json(
+        {
+            "base_model_tp_plan": _composed(base, lambda part: _of(part, "tp")),
+            "base_model_pp_plan": _composed(base, lambda part: _of(part, "pp")),
+            "base_model_ep_plan": _composed(base, lambda part: _of(part, "ep")),
+            "tp_plan": getattr(loaded.model_class, "_tp_plan", None) or {},
+            "pp_plan": getattr(loaded.model_class, "_pp_plan", None) or {},
+        }
+    )
+
+
+def _of(part: nn.Module, axis: str) -> Mapping[str, object]:
+    return getattr(getattr(part, "config", None), f"base_model_{axis}_plan", None) or {}
+
+
+def _composed(part: nn.Module, own: Callable[[nn.Module], Mapping[str, object]], prefix: str = "") -> dict[str, object]:
+    """The plan of a model and, under their names, of the models that are its children."""
+    plan = {join(prefix, key): value for key, value in own(part).items()}
+    for name, child in part.named_children():
+        if isinstance(child, PreTrainedModel):
+            plan |= _composed(child, own, join(prefix, name))
+    return plan

@@ -1,0 +1,61 @@
+"""What one run is asked: a model, a plan, a layout; and the inputs that every model is run on."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.verify.stages.departures import Departure
+
+
+class Applied(StrEnum):
+    """Who applies the plan's styles to the model."""
+
+    CLIENT = "Transformers"
+    OURS = "shardproof's own application of the styles"
+
+
+class Schedule(StrEnum):
+    """The schedules of `torch.distributed.pipelining` that stages are run by; only the last takes several chunks a rank."""
+
+    GPIPE = "GPipe"
+    ONE_F_ONE_B = "1F1B"
+    INTERLEAVED = "interleaved 1F1B"
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """How a pipeline is cut and run: `bounds` are the first layers of chunks 1, 2, ..., an even split where there are none;
+    chunk `c` lies on rank `c % pp`, and every rank holds `rounds` of them.
+
+    `overlap` layers more than its own each chunk runs at its end (-1: one less); anything but 0, and every one of
+    `departures`, is a fault to be found.
+    """
+
+    schedule: Schedule = Schedule.GPIPE
+    rounds: int = 1
+    bounds: tuple[int, ...] = ()
+    overlap: int = 0
+    departures: tuple[Departure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run: `loaded` is the twin (it pickles, once its module is imported), `plan` the plan under test.
+
+    With `weights`, `loaded` is the real model, and its checkpoint is run in its own dtype.
+    """
+
+    loaded: LoadedModel
+    plan: Plan
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    seed: int = 0
+    weights: bool = False
+    applied: Applied = Applied.CLIENT
+    staging: Staging = Staging()
+
+
+KEPT = 2
+"""Of so many last tokens the logits are asked for."""
