@@ -94,8 +94,8 @@ def write(folder: Path, types: list[str]) -> None:
 
     Stops before a type whose file an earlier one of these has changed: two types may have one config class, and a plan each.
     """
-    from shardproof.launch.answers import MisuseError
     from shardproof.launch.authoring.write import changes, write_plan
+    from shardproof.launch.result import MisuseError
     from shardproof.planner.inference.suggest import suggest
     from shardproof.planner.loading.load import build, load
 

@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from shardproof.launch.answers import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
 from shardproof.launch.commands.check import check
 from shardproof.launch.commands.doctor import doctor
 from shardproof.launch.commands.explain import explain
@@ -26,6 +25,7 @@ from shardproof.launch.commands.undo import undo
 from shardproof.launch.commands.verify import verify
 from shardproof.launch.output.console import print_result, say
 from shardproof.launch.ranks.job import this_rank
+from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.spelling import nearest
 from shardproof.verify.report.environment import environment

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shardproof.launch.answers import MisuseError
+from shardproof.launch.result import MisuseError
 
 
 def diff(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> str:

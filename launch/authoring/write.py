@@ -9,8 +9,8 @@ from pathlib import Path
 from libcst import ParserSyntaxError
 from torch import nn
 
-from shardproof.launch.answers import MisuseError
 from shardproof.launch.authoring.rewrite import diff, rewrite, shown
+from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, PpEntry, TpEntry, join, owner_of
 from shardproof.planner.loading.carried_plan import base_prefix, plan_owners
 from shardproof.planner.loading.load import LoadedModel

@@ -8,10 +8,10 @@ from time import perf_counter
 
 import transformers
 
-from shardproof.launch.answers import MisuseError
 from shardproof.launch.clients.checkpoint import servable, write_checkpoint
 from shardproof.launch.clients.serving import LIMIT, Case, Served, difference, serve
 from shardproof.launch.clients.stepping import step
+from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix

@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from shardproof.launch.answers import EXIT_CODES, Answer, MisuseError
 from shardproof.launch.commands import completion
 from shardproof.launch.commands.model import Model, read_model
 from shardproof.launch.commands.options import (
@@ -12,13 +11,13 @@ from shardproof.launch.commands.options import (
     FormatOption,
     ModelArgument,
     QuietOption,
-    ReportFormat,
     SetOption,
     TrustOption,
     settings,
 )
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
 from shardproof.launch.output.sources import excerpt, located
+from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
 from shardproof.verify.report.formats.json import report_json
 from shardproof.verify.report.formats.sarif import report_sarif
 from shardproof.verify.report.report import Report
@@ -53,7 +52,7 @@ def check(
     raise typer.Exit(result.code)
 
 
-def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progress: Progress) -> Answer:
+def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progress: Progress) -> CommandResult:
     """One level a client; `MisuseError` on a client that is not known."""
     loaded = read_model(model, progress)
     from shardproof.verify.clients.check import check as lint
@@ -63,7 +62,7 @@ def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progr
             report = lint(loaded, clients=backends)
         except ValueError as error:
             raise MisuseError(str(error)) from error
-    return Answer(_shown(report, form), EXIT_CODES[report.verdict] if report.findings else 0)
+    return CommandResult(_shown(report, form), EXIT_CODES[report.verdict] if report.findings else 0)
 
 
 def _shown(report: Report, form: ReportFormat) -> str:

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from shardproof.launch.answers import MisuseError
 from shardproof.launch.commands import completion
 from shardproof.launch.output.console import print_result
+from shardproof.launch.result import MisuseError
 from shardproof.verify.findings.catalogue import explain as explanation
 from shardproof.verify.findings.catalogue import overview
 

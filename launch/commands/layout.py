@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardproof.launch.answers import Answer, UndecidedError
 from shardproof.launch.commands.model import Model, read_model, read_plan
 from shardproof.launch.commands.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, settings
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
+from shardproof.launch.result import CommandResult, UndecidedError
 
 if TYPE_CHECKING:
     from shardproof.planner.layouts.cost import Facts, Load, Machine
@@ -94,7 +94,7 @@ def layout(
 
 def answer(
     model: Model, plan_file: Path | None, machine: "Machine", load: "Load", *, form: TableFormat, progress: Progress
-) -> Answer:
+) -> CommandResult:
     """The ranked layouts; exit code 1 where none is legal."""
     given = read_plan(plan_file) if plan_file else None
     loaded = read_model(model, progress)
@@ -109,7 +109,7 @@ def answer(
                 f"{loaded.title}: the forward cannot be traced, so nothing is known: {error}."
             ) from error
     found = ranked.search
-    return Answer(_shown(form)(loaded.title, found, ranked.facts, machine, load), 0 if found.choices else 1)
+    return CommandResult(_shown(form)(loaded.title, found, ranked.facts, machine, load), 0 if found.choices else 1)
 
 
 def _shown(form: TableFormat) -> "Callable[[str, Search, Facts, Machine, Load], str]":

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardproof.launch.answers import MisuseError
 from shardproof.launch.commands.model import read_dialect
 from shardproof.launch.commands.verification import Layout, Level, Verification
 from shardproof.launch.output.console import Progress
+from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.verify.report.report import LevelResult

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardproof.launch.answers import MisuseError
 from shardproof.launch.output.console import Progress
+from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, PlanError, plan_from_json
 
 if TYPE_CHECKING:

@@ -4,10 +4,9 @@ from typing import Annotated
 
 import typer
 
-from shardproof.launch.answers import MisuseError
 from shardproof.launch.commands import completion
-from shardproof.launch.output.reports import ReportFormat
 from shardproof.launch.ranks.job import this_rank
+from shardproof.launch.result import MisuseError, ReportFormat
 
 ModelArgument = Annotated[
     str,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardproof.launch.answers import EXIT_CODES, Answer, MisuseError, UndecidedError
 from shardproof.launch.commands.model import Model, read_dialect, read_model
 from shardproof.launch.commands.options import (
     DebugOption,
@@ -23,6 +22,7 @@ from shardproof.launch.commands.options import (
 )
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
 from shardproof.launch.output.sources import excerpt, located
+from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, UndecidedError
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Plan
@@ -108,7 +108,7 @@ def answer(
     compared: bool = False,
     client: str | None = None,
     why: bool = False,
-) -> tuple[Answer, Suggested]:
+) -> tuple[CommandResult, Suggested]:
     """Infer a plan, and prove it at `tp`, or at the least legal degree above 1; for a client, in its dialect, else with what
     every serving client makes of it; `compared` with the model's own.
     """
@@ -140,7 +140,7 @@ def answer(
         owners=suggestion.owners,
         everywhere=everywhere,
     )
-    return Answer(_text(loaded, suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
+    return CommandResult(_text(loaded, suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
 
 
 def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat) -> str:
@@ -216,7 +216,7 @@ def _differences(
         return compare(model, suggestion.graph, carried_plan(loaded, model), suggestion.plan, tp=degree)
 
 
-def _write(loaded: "LoadedModel", suggested: Suggested, progress: Progress, *, allow_installed: bool) -> Answer:
+def _write(loaded: "LoadedModel", suggested: Suggested, progress: Progress, *, allow_installed: bool) -> CommandResult:
     """Only a plan that is proved is written."""
     from shardproof.launch.authoring.readback import not_carried
     from shardproof.launch.authoring.write import write_plan
@@ -225,7 +225,7 @@ def _write(loaded: "LoadedModel", suggested: Suggested, progress: Progress, *, a
     code = EXIT_CODES[suggested.report.verdict]
     if code:
         progress.note(f"nothing was written: the plan is {suggested.report.verdict}.")
-        return Answer("", code)
+        return CommandResult("", code)
     written = write_plan(loaded, on_meta(loaded), suggested.plan, allow_installed=allow_installed)
     if written.files:
         with progress.step("reading it back"), _taken_back_unless_kept(written.files):
@@ -233,7 +233,7 @@ def _write(loaded: "LoadedModel", suggested: Suggested, progress: Progress, *, a
                 raise MisuseError(f"nothing was changed, because with the plan written {why}")
     for sentence in written.notes:
         progress.note(sentence)
-    return Answer(written.diff.rstrip("\n"), 0)
+    return CommandResult(written.diff.rstrip("\n"), 0)
 
 
 @contextmanager

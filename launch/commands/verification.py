@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from shardproof.launch.answers import MisuseError
 from shardproof.launch.commands.model import Model
-from shardproof.launch.commands.options import ReportFormat
 from shardproof.launch.ranks.job import Nodes
+from shardproof.launch.result import MisuseError, ReportFormat
 
 
 class Level(StrEnum):

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardproof.launch.answers import EXIT_CODES, Answer, MisuseError
 from shardproof.launch.commands.levels import verified
 from shardproof.launch.commands.model import Model, read_model, read_plan
 from shardproof.launch.commands.options import (
@@ -14,7 +13,6 @@ from shardproof.launch.commands.options import (
     ForOption,
     ModelArgument,
     QuietOption,
-    ReportFormat,
     SetOption,
     TrustOption,
     degree,
@@ -25,6 +23,7 @@ from shardproof.launch.commands.verification import Level, Verification, layout,
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
 from shardproof.launch.output.reports import Drawing, shown
 from shardproof.launch.ranks.job import this_rank
+from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
@@ -115,7 +114,7 @@ def verify(
     raise typer.Exit(result.code)
 
 
-def answer(request: Verification, *, progress: Progress) -> Answer:
+def answer(request: Verification, *, progress: Progress) -> CommandResult:
     """Every level asked for, one after the other."""
     from shardproof.planner.loading.carried_plan import carried_plan
     from shardproof.planner.tracing.programs import on_meta
@@ -132,7 +131,7 @@ def answer(request: Verification, *, progress: Progress) -> Answer:
     drawing = Drawing(model, plan, request.layout.tp, request.layout.pp, lambda: _groups(request, progress))
     name = request.plan_file.name if request.plan_file else None
     text = shown(report, request.form, layout=str(request.layout), drawing=drawing, plan_file=name, skipped=skipped)
-    return Answer(text, EXIT_CODES[report.verdict])
+    return CommandResult(text, EXIT_CODES[report.verdict])
 
 
 def _refuse_empty_stages(request: Verification, loaded: "LoadedModel", model: "nn.Module", plan: Plan) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 
-from shardproof.launch.answers import UndecidedError
+from shardproof.launch.result import UndecidedError
 
 
 def say(sentence: str) -> None:

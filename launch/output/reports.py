@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from shardproof.launch.output.sources import excerpt, located
+from shardproof.launch.result import ReportFormat
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
 from shardproof.verify.report.formats.html import report_html, size
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
     from shardproof.verify.report.drawing import Picture
     from shardproof.verify.report.picture import Cut
-
-
-class ReportFormat(StrEnum):
-    TEXT = "text"
-    JSON = "json"
-    SARIF = "sarif"
-    HTML = "html"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ import pytest
 import shardproof.launch.commands.levels as climbing
 import shardproof.launch.commands.suggest as suggesting
 import shardproof.launch.commands.verify as verifying
-from shardproof.launch.answers import EXIT_CODES, MisuseError
 from shardproof.launch.cli import run
 from shardproof.launch.commands.model import read_plan
 from shardproof.launch.commands.verification import Layout, layout
 from shardproof.launch.ranks.job import Rank, this_rank
+from shardproof.launch.result import EXIT_CODES, MisuseError
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry

@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 
 from shardproof.launch.cli import run
-from shardproof.launch.commands.options import ReportFormat
 from shardproof.launch.output.reports import Drawing, balanced, shown
+from shardproof.launch.result import ReportFormat
 from shardproof.planner.ir.explanation import Explanation, Group, Member, Tie
 from shardproof.planner.ir.findings import Finding, Place, Severity, Source
 from shardproof.planner.loading.carried_plan import carried_plan

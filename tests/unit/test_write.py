@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardproof.launch.answers import MisuseError
 from shardproof.launch.authoring.rewrite import diff, rewrite, undo
 from shardproof.launch.authoring.write import write_plan
 from shardproof.launch.cli import run
+from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import build, load

@@ -1,12 +1,20 @@
 """What a command comes to: a text and an exit code, or an error of one sentence."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Verdict
 
 EXIT_CODES = {Verdict.PROVED: 0, Verdict.CONFIRMED: 0, Verdict.REFUTED: 1, Verdict.NOT_PROVED: 3}
 MISUSE, UNDECIDED, INTERRUPTED = 2, 3, 130
+
+
+class ReportFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+    SARIF = "sarif"
+    HTML = "html"
 
 
 class MisuseError(ShardproofError, ValueError):
@@ -18,7 +26,7 @@ class UndecidedError(ShardproofError, RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CommandResult:
     """The text for stdout, and the exit code."""
 
     text: str
