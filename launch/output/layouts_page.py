@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from shardproof.launch.output.layouts import NOTE, columns, commands, gathered, headline, nothing_legal, row
-from shardproof.planner.layouts.cost import Facts, Held, Load, Machine
+from shardproof.planner.layouts.cost import Facts, Load, Machine, RankMemory
 from shardproof.planner.layouts.search import Choice, Search
 from shardproof.verify.report.formats.html import page, size, table
 
@@ -39,17 +39,17 @@ def _best(model: str, choice: Choice, machine: Machine, load: Load) -> Iterator[
     yield f"<pre>{escape(chr(10).join(commands(model, choice, machine, load)))}</pre>"
 
 
-def _held(stage: Held) -> list[tuple[str, str, int]]:
+def _held(stage: RankMemory) -> list[tuple[str, str, int]]:
     """Name, colour and bytes of what is held at all."""
     exact = [(name, colour, int(getattr(stage, name))) for name, colour in _PARTS]
     return [one for one in (*exact, ("activations (estimated)", "whole", stage.activations)) if one[2]]
 
 
-def _legend(stage: Held) -> str:
+def _legend(stage: RankMemory) -> str:
     return ", ".join(f'<span class="mark {colour}"></span>{name}' for name, colour, _ in _held(stage))
 
 
-def _bar(stage: Held, memory: float) -> str:
+def _bar(stage: RankMemory, memory: float) -> str:
     boxes = (
         f'<div class="{colour}" style="width:{100 * count / memory:.2f}%" title="{name}: {size(count)}"></div>'
         for name, colour, count in _held(stage)

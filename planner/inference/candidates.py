@@ -30,7 +30,7 @@ class IllegalError(Exception):
 
 
 @dataclass(frozen=True)
-class _Use:
+class _GroupUse:
     """One parameter that a group runs through, and how it would be sharded."""
 
     name: str
@@ -62,9 +62,9 @@ def _elements(graph: Graph, name: str) -> int:
     return prod(graph.values[graph.parameters[name]].shape)
 
 
-def _classes(groups: Groups, owners: Mapping[str, tuple[Module, str]]) -> dict[Atom, list[_Use]]:
+def _classes(groups: Groups, owners: Mapping[str, tuple[Module, str]]) -> dict[Atom, list[_GroupUse]]:
     """Unlocked atoms that a parameter's shard can follow, with those parameters."""
-    found: dict[Atom, list[_Use]] = {}
+    found: dict[Atom, list[_GroupUse]] = {}
     for name, (module, local) in owners.items():
         if generic(name) not in groups.graph.used_parameters:
             continue
@@ -73,7 +73,7 @@ def _classes(groups: Groups, owners: Mapping[str, tuple[Module, str]]) -> dict[A
             for atom in inner_leaves(dim):
                 blocks = blocks_of(dim, atom)
                 if not atom.locks and blocks is not None:
-                    found.setdefault(atom, []).append(_Use(name, module, local, Shard(position, blocks)))
+                    found.setdefault(atom, []).append(_GroupUse(name, module, local, Shard(position, blocks)))
     return found
 
 
@@ -102,7 +102,7 @@ def blocks_of(dim: Dim, wanted: Atom) -> int | None:
     return None
 
 
-def _candidate(groups: Groups, atom: Atom, uses: list[_Use]) -> Candidate:
+def _candidate(groups: Groups, atom: Atom, uses: list[_GroupUse]) -> Candidate:
     """The entries that shard one group; `IllegalError` where no styles do.
 
     First every module closes by itself, with a style that takes and gives what its surroundings hold. Where one cannot, the
@@ -135,12 +135,12 @@ class _Member:
     """One module of a group: its parameters in it, and the op in which it sums over the group, if any."""
 
     module: Module
-    uses: tuple[_Use, ...]
+    uses: tuple[_GroupUse, ...]
     summed: Op | None
 
 
-def _members(graph: Graph, atom: Atom, uses: list[_Use]) -> list[_Member]:
-    by_module: dict[str, list[_Use]] = {}
+def _members(graph: Graph, atom: Atom, uses: list[_GroupUse]) -> list[_Member]:
+    by_module: dict[str, list[_GroupUse]] = {}
     for use in uses:
         by_module.setdefault(use.module.path, []).append(use)
     summed = {graph.ops[position].module: graph.ops[position] for position in atom.sums}
@@ -150,7 +150,7 @@ def _members(graph: Graph, atom: Atom, uses: list[_Use]) -> list[_Member]:
     ]
 
 
-def _read_by_owners(graph: Graph, uses: Sequence[_Use]) -> None:
+def _read_by_owners(graph: Graph, uses: Sequence[_GroupUse]) -> None:
     """A style makes a parameter this rank's part only while its own module runs."""
     owners: dict[int, set[str]] = {}
     for module in graph.modules:
@@ -327,7 +327,7 @@ def _meets_whole_input(groups: Groups, atom: Atom, module: Module) -> bool:
     return False
 
 
-def _because(graph: Graph, use: _Use, atom: Atom, *, summed: Op | None) -> str:
+def _because(graph: Graph, use: _GroupUse, atom: Atom, *, summed: Op | None) -> str:
     number = graph.parameters[use.name]
     role = "sums over" if summed is not None else "makes"
     op = summed or next((graph.ops[p] for p in graph.users.get(number, ())), None)
@@ -347,3 +347,17 @@ def _chain(graph: Graph, number: int) -> list[str]:
             break
         number = op.outputs[0]
     return names
+
+
+def locked(groups: Groups, module: Module) -> str:
+    """What forbids splitting a module's parameters."""
+    if all(generic(join(module.path, name)) not in groups.graph.used_parameters for name, _ in module.parameters):
+        return "it took part in no traced op: nothing is known of it"
+    for _, number in module.parameters:
+        for dim in groups.dims.get(number, ()):
+            for atom in inner_leaves(dim):
+                if atom.locks:
+                    lock = next(iter(atom.locks))
+                    where = f" ({groups.graph.ops[lock.position].source})" if lock.position >= 0 else ""
+                    return f"{lock.why}{where}"
+    return "too small for a collective of its own"

@@ -7,7 +7,7 @@ from torch import nn
 from shardproof.planner.inference.candidates import Candidate, inner_leaves, is_linear
 from shardproof.planner.inference.groups import Groups
 from shardproof.planner.inference.matrices import ALONE
-from shardproof.planner.inference.probe import Verdict, prober
+from shardproof.planner.inference.probe import prober
 from shardproof.planner.inference.source_edits import as_linear, unfix_views
 from shardproof.planner.inference.tensor import Inference, probe_degree
 from shardproof.planner.ir.explanation import Patch
@@ -15,34 +15,33 @@ from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.propagation.assign import is_transposed
-from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Reshape
+from shardproof.planner.tracing.programs import Subject
 
 
-def find_patches(model: nn.Module, graph: Graph, inference: Inference, base_prefix: str) -> tuple[Patch, ...]:
+def find_patches(subject: Subject, inference: Inference) -> tuple[Patch, ...]:
     """The changes that would let more be sharded, each once."""
-    found = [_open_views(model, graph, inference, candidate, base_prefix) for candidate in inference.refused]
+    found = [_open_views(subject, inference, candidate) for candidate in inference.refused]
     seen: set[str] = set()
-    for module in graph.modules:
+    for module in subject.graph.modules:
         pattern = generic(module.path)
-        if pattern not in seen and _is_apart(graph, inference, module):
+        if pattern not in seen and _is_apart(subject.graph, inference, module):
             seen.add(pattern)
-            found.append(_transposed(model, module))
+            found.append(_transposed(subject.model, module))
     return tuple(dict.fromkeys(patch for patch in found if patch is not None))
 
 
-def _open_views(
-    model: nn.Module, graph: Graph, inference: Inference, candidate: Candidate, base_prefix: str
-) -> Patch | None:
+def _open_views(subject: Subject, inference: Inference, candidate: Candidate) -> Patch | None:
     """The views of a refused group with its dim's size left open, if the group is right then."""
     if inference.groups is None:
         return None
     views = _views(inference.groups, candidate)
     styles = {entry.pattern: entry.style for entry in (*inference.entries.values(), *candidate.entries)}
     degree = probe_degree([candidate.size, *inference.sizes])
-    if not views or prober(model, graph, base_prefix, views)(styles, degree).verdict is not Verdict.RIGHT:
+    if not views or not prober(subject, views)(styles, degree).right:
         return None
-    needed = _needed(model, graph, base_prefix, views, styles, degree)
+    needed = _needed(subject, views, styles, degree)
     diff = unfix_views(needed)
     if not diff:
         return None
@@ -64,19 +63,12 @@ def _views(groups: Groups, candidate: Candidate) -> dict[Source, int]:
     return found
 
 
-def _needed(
-    model: nn.Module,
-    graph: Graph,
-    base_prefix: str,
-    views: Mapping[Source, int],
-    styles: Mapping[str, str],
-    degree: int,
-) -> dict[Source, int]:
+def _needed(subject: Subject, views: Mapping[Source, int], styles: Mapping[str, str], degree: int) -> dict[Source, int]:
     """The views without which the group would be refused still."""
     needed = dict(views)
     for source in views:
         fewer = {other: dim for other, dim in needed.items() if other != source}
-        if prober(model, graph, base_prefix, fewer)(styles, degree).verdict is Verdict.RIGHT:
+        if prober(subject, fewer)(styles, degree).right:
             needed = fewer
     return needed
 

@@ -38,7 +38,7 @@ def explain(inference: Inference, styles: Mapping[str, str], unplanned: Mapping[
 
 
 @dataclass(frozen=True, slots=True)
-class _Use:
+class _ParameterUse:
     """A group's dim in one parameter: dim `dim`, of `size`, in `blocks` packed blocks."""
 
     name: str
@@ -47,7 +47,7 @@ class _Use:
     blocks: int
 
 
-def _is_split(assigned: Assigned, use: _Use) -> bool:
+def _is_split(assigned: Assigned, use: _ParameterUse) -> bool:
     """Whether the group's values stay split behind this parameter: where the output is gathered, they do not."""
     placement, _ = assigned.parameters.get(use.name, (R, ""))
     style = assigned.modules.get(use.name.rpartition(".")[0])
@@ -55,7 +55,7 @@ def _is_split(assigned: Assigned, use: _Use) -> bool:
     return isinstance(placement, Shard) and (placement.dim, placement.blocks) == (use.dim, use.blocks) and not gathered
 
 
-def _reason(inference: Inference, assigned: Assigned, uses: list[_Use]) -> str:
+def _reason(inference: Inference, assigned: Assigned, uses: list[_ParameterUse]) -> str:
     """Why a group that no op forbids is whole."""
     if any(isinstance(assigned.parameters.get(use.name, (R,))[0], Shard) for use in uses):
         default = "its parameters are split along another dim"
@@ -65,17 +65,17 @@ def _reason(inference: Inference, assigned: Assigned, uses: list[_Use]) -> str:
     return next((inference.reasons[owner] for owner in owners if owner in inference.reasons), default)
 
 
-def _members(groups: Groups) -> dict[Atom, list[_Use]]:
+def _members(groups: Groups) -> dict[Atom, list[_ParameterUse]]:
     """Every atom that runs through a parameter used in the trace, with its uses."""
     graph = groups.graph
-    found: dict[Atom, list[_Use]] = {}
+    found: dict[Atom, list[_ParameterUse]] = {}
     for module in graph.modules:
         for local, number in module.parameters:
             for position, dim in enumerate(groups.dims.get(number, ())):
                 for atom in inner_leaves(dim):
                     blocks = blocks_of(dim, atom) or 1
                     size = graph.values[number].shape[position]
-                    found.setdefault(atom, []).append(_Use(join(module.path, local), position, size, blocks))
+                    found.setdefault(atom, []).append(_ParameterUse(join(module.path, local), position, size, blocks))
     return found
 
 

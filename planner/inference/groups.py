@@ -12,7 +12,7 @@ from math import prod
 from typing import TypeAlias
 
 from shardproof.planner.ir.graph import Graph, Op, Shape
-from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
 
 Dim: TypeAlias = "tuple[Atom, ...]"

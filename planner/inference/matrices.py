@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from math import prod
 
+from shardproof.planner.inference.candidates import locked
 from shardproof.planner.inference.groups import Groups
-from shardproof.planner.inference.reasons import locked
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.plan import TpEntry, generic, join
 from shardproof.planner.propagation.assign import is_stacked, is_transposed, multiplies

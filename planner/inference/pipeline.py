@@ -18,8 +18,9 @@ from shardproof.planner.ir.dataflow import Cut, Live, Role, derived, given, live
 from shardproof.planner.ir.graph import Graph, ModuleCall
 from shardproof.planner.ir.plan import PpEntry
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.tracing.layer_stack import layer_stack, members, same_member
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.module_tree import layer_stack, members, same_member
+from shardproof.planner.tracing.programs import program_for
+from shardproof.planner.tracing.trace import TraceError
 
 
 def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...], tuple[PpEntry, ...]]:
@@ -111,7 +112,7 @@ def _with_mask(model: nn.Module, graph: Graph) -> Graph:
     if "decoder_attention_mask" in names and "decoder_input_ids" in inputs:
         masks["decoder_attention_mask"] = _mask_of(inputs["decoder_input_ids"])
     try:
-        return trace(model, {**inputs, **masks})
+        return program_for(model, {**inputs, **masks})
     except TraceError:
         return graph
 

@@ -1,88 +1,82 @@
-"""Try a proposal: run it as a per-rank program on meta tensors and relate that to the single-device program."""
+"""Try a proposal: what the judge says of it, in the words that an inference needs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
-
-from torch import nn
+from typing import TypeAlias, assert_never
 
 from shardproof.planner.ir.findings import Source
-from shardproof.planner.ir.graph import Graph
-from shardproof.planner.propagation.assign import Assigned, assign
-from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
-from shardproof.planner.propagation.propagate import explain_failure, propagate
-from shardproof.planner.propagation.reach import strided
+from shardproof.planner.judge import Fault, NoLookup, RankFails, Strided, Untraced, judge
+from shardproof.planner.propagation.backward import GradientFault
+from shardproof.planner.propagation.reach import Unreachable
 from shardproof.planner.propagation.relation import Stuck
-from shardproof.planner.tracing.programs import local_program
-from shardproof.planner.tracing.rank_program import IndivisibleError, trace_local
-from shardproof.planner.tracing.trace import TraceError
-from shardproof.planner.weights.conversions import Misplaced, misplaced
-from shardproof.planner.weights.init_weights import UnloadableError, check_initial
-
-
-class Verdict(Enum):
-    RIGHT = "right"
-    WRONG = "wrong"
+from shardproof.planner.tracing.programs import Subject
+from shardproof.planner.tracing.rank_program import IndivisibleError
+from shardproof.planner.weights.conversions import Misplaced
+from shardproof.planner.weights.init_weights import UnloadableError
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a proposal came to: right in forward, or the entry, the module and the reason; then the gradients' faults."""
+    """What a proposal came to: right, or why not, in which module, and under which entry.
 
-    verdict: Verdict
+    `gradients` are faults of the backward of a proposal that is right so far: an entry more may mend them.
+    """
+
+    right: bool
     reason: str = ""
     module: str = ""
     entry: str | None = None
     gradients: tuple[GradientFault, ...] = ()
 
 
-def prober(
-    model: nn.Module, graph: Graph, base_prefix: str, unfixed: Mapping[Source, int] | None = None
-) -> Callable[[Mapping[str, str], int], Probe]:
-    """A probe for one meta model, whose single-device program is `graph`."""
+Prober: TypeAlias = Callable[[Mapping[str, str], int], Probe]
+"""From entries (keys as the head model sees them) and a degree to what they came to."""
+
+
+def prober(subject: Subject, unfixed: Mapping[Source, int] | None = None) -> Prober:
+    """A probe for one model on meta; `unfixed` as `planner.judge.judge` takes it."""
 
     def probe(styles: Mapping[str, str], degree: int) -> Probe:
-        assigned = assign(graph, styles, base_prefix=base_prefix)
-        if mixed := misplaced(model, assigned, degree):
-            return _mixed(mixed[0])
-        try:
-            check_initial(model, assigned)
-            local = (
-                trace_local(model, assigned, degree, unfixed=unfixed)
-                if unfixed
-                else local_program(model, assigned, degree)
-            )
-        except IndivisibleError as error:
-            return Probe(Verdict.WRONG, str(error), error.parameter.rpartition(".")[0], error.entry)
-        except UnloadableError as error:
-            return Probe(Verdict.WRONG, str(error), error.module, error.entry)
-        except TraceError as error:
-            return _failed(graph, assigned, degree, error)
-        ran = propagate(graph, local, assigned, degree)
-        if ran.stuck:
-            return _stuck(ran.stuck[0])
-        for op, entry in strided(local, assigned):
-            why = f"it is given a transposed tensor ({op.source}), which the client cannot view as rows where it trains"
-            return Probe(Verdict.WRONG, why, op.module, entry)
-        return Probe(Verdict.RIGHT, gradients=tuple(nearest(ran, gradient_faults(ran, assigned))))
+        found = judge(subject, styles, degree, unfixed=unfixed)
+        mendable = tuple(fault for fault in found.gradients if isinstance(fault, GradientFault))
+        others = (fault for fault in found.gradients if not isinstance(fault, GradientFault))
+        first = next(iter((*found.loading, *found.forward, *others, *found.undecided)), None)
+        return Probe(True, gradients=mendable) if first is None else _wrong(first)
 
     return probe
 
 
-def _failed(graph: Graph, assigned: Assigned, degree: int, error: TraceError) -> Probe:
-    before = error.before
-    stuck = explain_failure(graph, before, error.failed, assigned, degree)[0] if before is not None else None
-    if stuck is not None:
-        return _stuck(stuck)
-    where = f" ({error.source})" if error.source else ""
-    return Probe(Verdict.WRONG, f"a rank's forward fails in {error.module}{where}: {error}", error.module)
-
-
-def _mixed(found: Misplaced) -> Probe:
-    why = f"a checkpoint holds {found.name} as {', '.join(found.sources)}, which is cut before it is converted"
-    return Probe(Verdict.WRONG, why, found.name.rpartition(".")[0], found.entry)
+def _wrong(fault: Fault) -> Probe:
+    match fault:
+        case Misplaced():
+            why = f"a checkpoint holds {fault.name} as {', '.join(fault.sources)}, which is cut before it is converted"
+            return Probe(False, why, fault.name.rpartition(".")[0], fault.entry)
+        case IndivisibleError():
+            return Probe(False, str(fault), fault.parameter.rpartition(".")[0], fault.entry)
+        case UnloadableError():
+            return Probe(False, str(fault), fault.module, fault.entry)
+        case RankFails(error, stuck):
+            where = f" ({error.source})" if error.source else ""
+            why = f"a rank's forward fails in {error.module}{where}: {error}"
+            return _stuck(stuck) if stuck is not None else Probe(False, why, error.module)
+        case Stuck():
+            return _stuck(fault)
+        case Unreachable(op, parameter, entry):
+            why = f"{parameter} is read by {op.module or 'the model'} ({op.source}), past the module that holds it"
+            return Probe(False, why, op.module, entry)
+        case Strided(op, entry):
+            why = f"it is given a transposed tensor ({op.source}), which the client cannot view as rows where it trains"
+            return Probe(False, why, op.module, entry)
+        case Untraced(parameter, entry):
+            return Probe(False, f"{parameter} takes part in no traced op", parameter.rpartition(".")[0], entry)
+        case NoLookup(module, entry):
+            return Probe(False, "a style for tables stands on a module that looks nothing up", module, entry)
+        case GradientFault():
+            raise AssertionError("a fault of the backward is mended by an entry, or given up by the inference")
+        case _:
+            assert_never(fault)
 
 
 def _stuck(stuck: Stuck) -> Probe:
     where = f" ({stuck.op.source})" if stuck.op is not None and stuck.op.source else ""
-    return Probe(Verdict.WRONG, f"{stuck.message}{where}: {stuck.why}", stuck.module, stuck.entry)
+    return Probe(False, f"{stuck.message}{where}: {stuck.why}", stuck.module, stuck.entry)

@@ -20,7 +20,7 @@ from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign, sharded_share
 from shardproof.planner.propagation.limits import limits
 from shardproof.planner.propagation.propagate import propagate
-from shardproof.planner.tracing.programs import local_program, on_meta, subject_of
+from shardproof.planner.tracing.programs import Subject, local_program, on_meta, subject_of
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
 
@@ -57,7 +57,7 @@ def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
     loaded = load(model) if isinstance(model, str) else model
     subject = subject_of(on_meta(loaded))
     built, graph, prefix = subject.model, subject.graph, subject.prefix
-    inference = infer_tp(graph, prober(built, graph, prefix), prefix)
+    inference = infer_tp(graph, prober(subject), prefix)
     pipeline, head_pipeline = infer_pipeline(built, graph)
     uncut = cut_nowhere(built, graph, pipeline)
     if uncut is not None:
@@ -68,7 +68,7 @@ def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
     plan = _with_experts(plan, infer_ep(graph, prefix), prefix)
     legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
     owners = {path: kind.__name__ for path, kind in plan_owners(built).items()}
-    explanation = _explanation(built, graph, inference, plan, prefix) if why else None
+    explanation = _explanation(subject, inference, plan) if why else None
     notes = graph.notes if uncut is None else (*graph.notes, f"there is no pipeline plan: {uncut}")
     return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, notes, explanation, owners)
 
@@ -83,11 +83,12 @@ def _with_experts(plan: Plan, ep: tuple[TpEntry, ...], prefix: str) -> Plan:
     return replace(plan, ep=ep, unplanned=unplanned)
 
 
-def _explanation(built: nn.Module, graph: Graph, inference: Inference, plan: Plan, prefix: str) -> Explanation | None:
+def _explanation(subject: Subject, inference: Inference, plan: Plan) -> Explanation | None:
     if inference.groups is None:
         return None
-    patches = find_patches(built, graph, inference, prefix)
-    return replace(explain(inference, plan.styles(prefix), plan.unplanned, prefix), patches=patches)
+    prefix = subject.prefix
+    explained = explain(inference, plan.styles(prefix), plan.unplanned, prefix)
+    return replace(explained, patches=find_patches(subject, inference))
 
 
 def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Plan:

@@ -9,15 +9,13 @@
 5. Large matrices that are left are split with their output gathered.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
-from shardproof.planner.inference.candidates import Candidate, find_candidates
+from shardproof.planner.inference.candidates import Candidate, find_candidates, locked
 from shardproof.planner.inference.groups import Groups, infer_groups
 from shardproof.planner.inference.matrices import large_leftovers
-from shardproof.planner.inference.probe import Probe, Verdict
-from shardproof.planner.inference.reasons import locked
+from shardproof.planner.inference.probe import Probe, Prober
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import TpEntry, generic, join
 from shardproof.planner.propagation.assign import automatic
@@ -34,9 +32,6 @@ class Inference:
     refused: list[Candidate] = field(default_factory=list)
     reasons: Mapping[str, str] = field(default_factory=dict)
     groups: Groups | None = None
-
-
-Prober: TypeAlias = Callable[[Mapping[str, str], int], Probe]
 
 
 def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
@@ -72,7 +67,7 @@ def _without(candidates: list[Candidate], fault: GradientFault, reasons: dict[st
     """Give up the group that leaves a gradient partial for which no style has a sum."""
     module = fault.root.module if fault.root is not None else fault.parameter.rpartition(".")[0]
     where = f" ({fault.root.source})" if fault.root is not None else ""
-    blamed = _blamed(candidates, Probe(Verdict.WRONG, module=module))
+    blamed = _blamed(candidates, Probe(False, module=module))
     for entry in blamed.entries:
         reasons.setdefault(entry.pattern, f"no style sums the gradient of {fault.parameter} over the ranks{where}")
     return [candidate for candidate in candidates if candidate is not blamed]
@@ -100,7 +95,7 @@ def _settle(candidates: list[Candidate], result: Inference, probe: Prober, reaso
         degree = probe_degree([candidate.size for candidate in chosen])
         proposal = _styles((*result.entries.values(), *(entry for c in chosen for entry in c.entries)))
         found = probe(proposal, degree)
-        if found.verdict is Verdict.RIGHT:
+        if found.right:
             return chosen
         blamed = _blamed(chosen, found)
         result.refused.append(blamed)
@@ -171,12 +166,12 @@ def _add_agreed(
     """All proposals together where the probe agrees, else one at a time."""
     degree = probe_degree(result.sizes or [2])
     together = [entry for entries in proposals for entry in entries]
-    if not together or probe(_styles((*result.entries.values(), *together)), degree).verdict is Verdict.RIGHT:
+    if not together or probe(_styles((*result.entries.values(), *together)), degree).right:
         result.entries |= {entry.pattern: entry for entry in together}
         return
     for entries in proposals:
         found = probe(_styles((*result.entries.values(), *entries)), degree)
-        if found.verdict is Verdict.RIGHT:
+        if found.right:
             result.entries |= {entry.pattern: entry for entry in entries}
             continue
         for entry in entries:
@@ -208,9 +203,7 @@ def _gradient_rule(
         return None, found
     for style in ("replicated_with_grad_allreduce", "mla_kv_a_proj"):
         after = probe({**styles, pattern: style}, degree)
-        if after.verdict is Verdict.RIGHT and all(
-            generic(f.parameter) != generic(fault.parameter) for f in after.gradients
-        ):
+        if after.right and all(generic(f.parameter) != generic(fault.parameter) for f in after.gradients):
             where = f" ({fault.root.source})" if fault.root is not None else ""
             because = (
                 f"whole on every rank, but each sees only its own shard's gradient{where}: the gradients are summed"

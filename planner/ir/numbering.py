@@ -70,7 +70,7 @@ def _neutral(op: Op) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Inside:
+class _LayerOps:
     """What runs in a layer: the kinds of its ops with their flags (numbers may count the layers, of which one stands for its
     kind), and the places of arguments that none of them reads.
     """
@@ -79,7 +79,7 @@ class _Inside:
     unused: frozenset[int]
 
 
-class _Insides(dict[str, _Inside]):
+class _OpsByLayer(dict[str, _LayerOps]):
     """By the layer; one that stands in the graph as a `repeat` runs what the layer runs that it repeats."""
 
     def __init__(self, graph: Graph) -> None:
@@ -87,7 +87,7 @@ class _Insides(dict[str, _Inside]):
         self.graph = graph
         self.first = {call.module: call for call in reversed(graph.calls)}
 
-    def __missing__(self, module: str) -> _Inside:
+    def __missing__(self, module: str) -> _LayerOps:
         graph = self.graph
         known = graph.module_of.get(module)
         shown = known.repeats or module if known is not None else module
@@ -98,7 +98,7 @@ class _Insides(dict[str, _Inside]):
         kinds = frozenset((op.target, *_flags(op)) for op in ops if op.target != "repeat")
         call = self.first[module]
         read = self._read(ops).union(call.outputs)
-        self[module] = _Inside(
+        self[module] = _LayerOps(
             kinds, frozenset(at for at, (_, value) in enumerate(call.arguments) if value not in read)
         )
         return self[module]
@@ -129,7 +129,7 @@ class _Numbering:
         self.made: dict[int, int] = {}
         self.zeros: set[int] = set()
         self.hidden = graph.hidden
-        self.inside = _Insides(graph)
+        self.inside = _OpsByLayer(graph)
         self.layer_of: dict[int, tuple[ModuleCall, int, int]] = {}
         calls: dict[str, int] = {}
         for call in graph.calls:

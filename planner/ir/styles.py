@@ -11,7 +11,7 @@ from enum import StrEnum
 from shardproof.planner.ir.placement import Placement, R, Shard
 
 
-class Layout(StrEnum):
+class ParameterLayout(StrEnum):
     """How a style lays out a parameter of `ndim` dims."""
 
     KEEP = "keep"
@@ -70,7 +70,7 @@ class Style:
     """One Transformers style: where the parameters lie, what happens around the forward, and which attribute it needs."""
 
     name: str
-    layout: Layout = Layout.KEEP
+    layout: ParameterLayout = ParameterLayout.KEEP
     before: Before = Before.NOTHING
     after: After = After.NOTHING
     needs: str | None = None
@@ -81,19 +81,19 @@ class Style:
     def placement(self, parameter: str, ndim: int) -> Placement:
         """Where a parameter with this local name and this many dims lies; `R` where the style leaves it whole."""
         match self.layout:
-            case Layout.KEEP:
+            case ParameterLayout.KEEP:
                 return R
-            case Layout.OUTPUT:
+            case ParameterLayout.OUTPUT:
                 return Shard(max(ndim - 2, 0))
-            case Layout.PACKED_OUTPUT:
+            case ParameterLayout.PACKED_OUTPUT:
                 return Shard(0) if ndim == 1 else Shard(ndim - 2, blocks=2)
-            case Layout.INPUT:
+            case ParameterLayout.INPUT:
                 return R if parameter == "bias" else Shard(ndim - 1)
-            case Layout.PACKED_INPUT:
+            case ParameterLayout.PACKED_INPUT:
                 return R if ndim == 1 else Shard(ndim - 1, blocks=2)
-            case Layout.FIRST:
+            case ParameterLayout.FIRST:
                 return Shard(0)
-            case Layout.SECOND:
+            case ParameterLayout.SECOND:
                 return Shard(1)
 
 
@@ -102,25 +102,32 @@ OWN, BELOW = Reach.OWN, Reach.BELOW
 STYLES: dict[str, Style] = {
     style.name: style
     for style in (
-        Style("colwise", Layout.OUTPUT, Before.TAKE_REPLICATED, needs="out_features", reach=OWN),
-        Style("colwise_gather_output", Layout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features", reach=OWN),
-        Style("colwise_rep", Layout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features", reach=OWN),
-        Style("rowwise", Layout.INPUT, Before.TAKE_SHARDED, After.REDUCE, "in_features", reach=OWN),
-        Style("rowwise_split_input", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features", reach=OWN),
-        Style("rowwise_rep", Layout.INPUT, Before.SPLIT, After.REDUCE, "in_features", reach=OWN),
-        Style("embedding_rowwise", Layout.FIRST, Before.TAKE_IDS, After.REDUCE, reach=OWN),
-        Style("embedding_colwise", Layout.SECOND, Before.NOTHING, After.GATHER, reach=OWN),
-        Style("packed_colwise", Layout.PACKED_OUTPUT, Before.TAKE_REPLICATED, reach=BELOW),
-        Style("packed_rowwise", Layout.PACKED_INPUT),
-        Style("moe_tp_experts", Layout.KEEP, Before.REDUCE_ROUTING_GRADIENTS, After.REDUCE, reach=BELOW),
-        Style("moe_identity_expert", Layout.KEEP, Before.DIVIDE),
-        Style("mla_kv_a_proj", Layout.KEEP, after=After.REDUCE_ROPE_GRADIENT),
+        Style("colwise", ParameterLayout.OUTPUT, Before.TAKE_REPLICATED, needs="out_features", reach=OWN),
+        Style(
+            "colwise_gather_output",
+            ParameterLayout.OUTPUT,
+            Before.TAKE_REPLICATED,
+            After.GATHER,
+            "out_features",
+            reach=OWN,
+        ),
+        Style("colwise_rep", ParameterLayout.OUTPUT, Before.TAKE_REPLICATED, After.GATHER, "out_features", reach=OWN),
+        Style("rowwise", ParameterLayout.INPUT, Before.TAKE_SHARDED, After.REDUCE, "in_features", reach=OWN),
+        Style("rowwise_split_input", ParameterLayout.INPUT, Before.SPLIT, After.REDUCE, "in_features", reach=OWN),
+        Style("rowwise_rep", ParameterLayout.INPUT, Before.SPLIT, After.REDUCE, "in_features", reach=OWN),
+        Style("embedding_rowwise", ParameterLayout.FIRST, Before.TAKE_IDS, After.REDUCE, reach=OWN),
+        Style("embedding_colwise", ParameterLayout.SECOND, Before.NOTHING, After.GATHER, reach=OWN),
+        Style("packed_colwise", ParameterLayout.PACKED_OUTPUT, Before.TAKE_REPLICATED, reach=BELOW),
+        Style("packed_rowwise", ParameterLayout.PACKED_INPUT),
+        Style("moe_tp_experts", ParameterLayout.KEEP, Before.REDUCE_ROUTING_GRADIENTS, After.REDUCE, reach=BELOW),
+        Style("moe_identity_expert", ParameterLayout.KEEP, Before.DIVIDE),
+        Style("mla_kv_a_proj", ParameterLayout.KEEP, after=After.REDUCE_ROPE_GRADIENT),
         Style("replicated_with_grad_allreduce", grad_allreduce=True),
         Style("all_reduce", after=After.REDUCE),
         Style("local_params", reach=BELOW),
         Style("sequence_parallel", before=Before.TAKE_SEQUENCE, grad_allreduce=True),
         Style("replicate"),
-        Style("grouped_gemm", Layout.FIRST, expert_parallel=True),
+        Style("grouped_gemm", ParameterLayout.FIRST, expert_parallel=True),
         Style("ep_dispatch_experts", expert_parallel=True, reach=BELOW),
     )
 }

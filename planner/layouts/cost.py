@@ -200,7 +200,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class RankMemory:
     """Bytes on one rank of one stage. All but `activations` are exact."""
 
     parameters: int
@@ -216,7 +216,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class RankTraffic:
     """Collectives of one rank: how many a forward (and backward, when training) issues, bytes put in for one token, those of a
     step whatever its tokens, and those of a sequence beside its tokens'. They are `estimated` where data tells which tokens
     take part in one.
@@ -229,7 +229,7 @@ class Sent:
     estimated: bool = False
 
 
-def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> Held:
+def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> RankMemory:
     """On a rank of the stage with these units, of `dp` replicas."""
     mine = set(units)
     tensors, sizes = facts.used(units), facts.elements(tp)
@@ -242,7 +242,7 @@ def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) ->
     layers = sum(1 for unit in mine if 0 < unit <= facts.depth)
     live = layers + 32 if load.train else 16
     tokens = load.context if load.train else 1
-    return Held(
+    return RankMemory(
         parameters=elements * load.width,
         gradients=sum(gradients[at] for at in trained) * load.width,
         # torch.optim.AdamW: two moments like the parameter, and a 4-byte step for each tensor that has a gradient.
@@ -259,7 +259,7 @@ def _cached(facts: Facts, layer: int, load: Load, tp: int) -> int:
     return sum(one.elements // (tp if one.split else 1) * (one.width or load.width) for one in facts.cache[layer])
 
 
-def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> Sent:
+def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> RankTraffic:
     """By tensor parallelism, in a stage with these units; nothing at one rank."""
     mine = set(units)
     found = [one for one in facts.traffic if tp > 1 and one.unit in mine and (load.train or not one.backward)]
@@ -268,7 +268,7 @@ def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> Sent:
     step += sum(one.fixed_per_rank(tp) for one in found if one.per is Per.POSITION)
     sequence = sum(one.fixed_per_rank(tp) for one in found if one.per is Per.TOKEN)
     estimated = any(one.estimated for one in found)
-    return Sent(len(found), token * load.width, step * load.width, sequence * load.width, estimated)
+    return RankTraffic(len(found), token * load.width, step * load.width, sequence * load.width, estimated)
 
 
 def handed(facts: Facts, units: Sequence[int], load: Load) -> int:

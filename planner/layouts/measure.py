@@ -20,10 +20,9 @@ from shardproof.planner.propagation.assign import Assigned, assign
 from shardproof.planner.propagation.backward import has_gradient
 from shardproof.planner.propagation.collectives import Collective, Kind, collectives, reached, with_gradient
 from shardproof.planner.tracing.decode_cache import cache_tensors
-from shardproof.planner.tracing.layer_stack import layer_stack
-from shardproof.planner.tracing.programs import local_program, subject_of
-from shardproof.planner.tracing.rank_program import trace_local
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.module_tree import layer_stack
+from shardproof.planner.tracing.programs import local_program, program_for, subject_of
+from shardproof.planner.tracing.trace import TraceError
 
 
 def measure(
@@ -94,7 +93,7 @@ class _Units:
 def _of_length(model: nn.Module, context: int) -> Graph:
     """The program for one text of that length; the usual one where the model refuses it."""
     try:
-        return trace(model, example_inputs(model, Sizes(1, context, context)))
+        return program_for(model, example_inputs(model, Sizes(1, context, context)))
     except TraceError:
         return subject_of(model).graph
 
@@ -164,7 +163,7 @@ def _traffic(model: nn.Module, assigned: Assigned, degree: int, units: "_Units")
     """What a rank's program issues, and by its program for more and longer sequences how that grows."""
     first = local_program(model, assigned, degree)
     try:
-        second = trace_local(model, assigned, degree, example_inputs(model, LONGER))
+        second = local_program(model, assigned, degree, example_inputs(model, LONGER))
     except TraceError:  # a model of one length
         second = first
     told, again = collectives(first), collectives(second)

@@ -6,7 +6,18 @@ from itertools import pairwise
 
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.layouts.balance import Costs, Room, balance
-from shardproof.planner.layouts.cost import Facts, Held, Load, Machine, Sent, handed, held, seconds, sent, summed
+from shardproof.planner.layouts.cost import (
+    Facts,
+    Load,
+    Machine,
+    RankMemory,
+    RankTraffic,
+    handed,
+    held,
+    seconds,
+    sent,
+    summed,
+)
 from shardproof.planner.layouts.space import Layout, layouts, why_not
 
 
@@ -21,10 +32,10 @@ class Choice:
 
     layout: Layout
     layers: tuple[int, ...]
-    held: Held
-    sent: Sent
+    held: RankMemory
+    sent: RankTraffic
     seconds: float
-    stages: tuple[Held, ...]
+    stages: tuple[RankMemory, ...]
     handed: int = 0
     summed: int = 0
     pareto: bool = False

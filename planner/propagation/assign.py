@@ -7,8 +7,8 @@ from math import prod
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic, join, owner_of
-from shardproof.planner.ir.styles import STYLES, After, Before, Layout, Style
-from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.ir.styles import STYLES, After, Before, ParameterLayout, Style
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum
 
 
@@ -88,7 +88,7 @@ def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Sty
     if not multiplies(graph, module):
         return style
     if gathers := style.layout is (
-        Layout.SECOND if is_transposed(graph, module) or is_stacked(graph, module) else Layout.FIRST
+        ParameterLayout.SECOND if is_transposed(graph, module) or is_stacked(graph, module) else ParameterLayout.FIRST
     ):
         found = replace(style, before=Before.TAKE_REPLICATED, after=After.GATHER)
     else:
@@ -102,7 +102,9 @@ def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Sty
 
 def looks_up(style: Style) -> bool:
     """Whether a style is one for tables, as it acts on a lookup."""
-    return style.before is Before.TAKE_IDS or (style.layout is Layout.SECOND and style.before is Before.NOTHING)
+    return style.before is Before.TAKE_IDS or (
+        style.layout is ParameterLayout.SECOND and style.before is Before.NOTHING
+    )
 
 
 def _is_pointwise(graph: Graph, module: Module) -> bool:

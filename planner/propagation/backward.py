@@ -12,8 +12,8 @@ from shardproof.planner.ir.placement import Partial, R, Replicate, Shard, Unknow
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.propagate import Propagation
-from shardproof.planner.propagation.registry import semantics
 from shardproof.planner.propagation.relation import Pair
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Narrow
 
 Roots = frozenset[int]

@@ -8,7 +8,7 @@ those weights, and experts may meet their parameters by number only.
 
 from shardproof.planner.ir.graph import Graph, Module, ModuleCall, Op
 from shardproof.planner.ir.plan import join
-from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum, Fresh, Write
 
 _PICKS = ("aten.select", "aten.index", "aten.index_select", "embedding")

@@ -7,8 +7,8 @@ from typing import assert_never
 
 from shardproof.planner.ir.graph import Arg, Op, Ref
 from shardproof.planner.ir.placement import P, Partial, R, Replicate, Shard
-from shardproof.planner.propagation.problem import Placements, Problem, local_shape_or_none, name, shown
-from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.relation import Placements, Problem, local_shape_or_none, name, shown
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
 from shardproof.planner.propagation.views import narrow, reshape
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
-from shardproof.planner.propagation.registry import semantics
 from shardproof.planner.propagation.relation import Pair, State, Stuck, settle
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum
 
 

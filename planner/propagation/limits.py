@@ -15,8 +15,8 @@ from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.propagate import Propagation
-from shardproof.planner.propagation.registry import semantics
 from shardproof.planner.propagation.relation import Pair
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum, Reshape
 from shardproof.planner.propagation.views import keeps_dim
 

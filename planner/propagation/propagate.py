@@ -16,8 +16,7 @@ from shardproof.planner.ir.styles import Before
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.follow import follow, related
 from shardproof.planner.propagation.hooks import hook
-from shardproof.planner.propagation.problem import Problem
-from shardproof.planner.propagation.relation import Pair, State, Stuck, entry_behind, settle
+from shardproof.planner.propagation.relation import Pair, Problem, State, Stuck, entry_behind, settle
 from shardproof.planner.propagation.semantics import Call
 from shardproof.planner.propagation.views import cut_inside
 

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from shardproof.planner.ir.graph import Graph, Op
-from shardproof.planner.ir.placement import Placement, R, Replicate
-from shardproof.planner.ir.styles import Layout
+from shardproof.planner.ir.graph import Graph, Op, Shape
+from shardproof.planner.ir.placement import Placement, R, Replicate, local_shape
+from shardproof.planner.ir.styles import ParameterLayout
 from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.propagation.semantics import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,42 @@ def entry_behind(state: State, op: Op) -> str | None:
     whole, else its own module's.
     """
     own = state.assigned.modules.get(op.module)
-    if own is not None and own[0].layout is not Layout.KEEP:
+    if own is not None and own[0].layout is not ParameterLayout.KEEP:
         return own[1]
     for number in op.inputs:
         if not isinstance(state.placements.get(number, R), Replicate) and number in state.entry_of:
             return state.entry_of[number]
     return own[1] if own is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an op's local result is no part of its global one; `blame` is the input that should have been another."""
+
+    code: str
+    message: str
+    why: str
+    found: str
+    needed: str
+    blame: int | None = None
+
+
+Placements = tuple[Placement, ...]
+
+
+def name(call: Call) -> str:
+    """An op by its bare name."""
+    return call.op.target.rpartition(".")[2]
+
+
+def shown(placements: Placements) -> str:
+    """Placements as messages write them."""
+    return ", ".join(map(str, placements))
+
+
+def local_shape_or_none(shape: Shape, placement: Placement, degree: int) -> Shape | None:
+    """`local_shape`, or None where the dim does not divide."""
+    try:
+        return local_shape(shape, placement, degree)
+    except ValueError:
+        return None

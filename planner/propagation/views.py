@@ -4,8 +4,8 @@ from math import prod
 
 from shardproof.planner.ir.graph import Shape
 from shardproof.planner.ir.placement import Placement, Shard
-from shardproof.planner.propagation.problem import Placements, Problem, name
-from shardproof.planner.propagation.registry import semantics
+from shardproof.planner.propagation.relation import Placements, Problem, name
+from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Narrow
 
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.session import private_copy
 from shardproof.planner.tracing.trace import TraceError
 
 CACHE_NAMES = ("past_key_values", "cache_params")
@@ -33,7 +34,8 @@ def cache_tensors(model: nn.Module, assigned: Assigned, degree: int, *, context:
     """
     for dtype in (SERVED, None):  # some forwards mix dtypes only as long as all are the default one
         try:
-            return _traced(model, assigned, degree, context, dtype)
+            with private_copy(model) as own:
+                return _traced(own, assigned, degree, context, dtype)
         except (TraceError, TypeError, AttributeError, ValueError, StopIteration):
             continue
     return None

@@ -19,8 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from shardproof.planner.tracing.placeholder_counts import counted, parts_of
-from shardproof.planner.tracing.placeholder_indices import FOUND, carried, place_of
+from shardproof.planner.tracing.placeholders import FOUND, equal_parts, place_of, with_counts, with_places
 from shardproof.planner.tracing.recorder import SIZES, Recorder
 from shardproof.planner.tracing.shape_cache import remembered
 
@@ -91,7 +90,7 @@ class Functions(TorchFunctionMode):
                 args = _in_parts(args)
             elif recorder.unfixed and func in (Tensor.view, Tensor.reshape):
                 args = self._unfixed(args)
-            return counted(func, args, carried(func, args, func(*args, **kwargs)))
+            return with_counts(func, args, with_places(func, args, func(*args, **kwargs)))
         with recorder.silent():
             args, kwargs = _to_meta(recorder, args, kwargs)
         with recorder.attempt(target, args, kwargs):
@@ -106,7 +105,7 @@ class Functions(TorchFunctionMode):
         if target == "einsum" and len(args) == 2 and isinstance(args[1], list | tuple):
             args = (args[0], *args[1])
         recorder.record(target, args, kwargs, result)
-        return counted(func, args, result)
+        return with_counts(func, args, result)
 
     def _unfixed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """A view as it would be with one size left open: what a patch suggestion tries."""
@@ -371,7 +370,7 @@ def _zero(tensor: Tensor) -> Any:
 
 
 def _numbers(tensor: Tensor) -> Any:
-    return parts_of(tensor) or _zeros(tensor)
+    return equal_parts(tensor) or _zeros(tensor)
 
 
 def _zeros(tensor: Tensor) -> Any:

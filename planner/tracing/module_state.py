@@ -16,7 +16,7 @@ _TABLES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ModuleState:
     """The attributes of one module before its forward, and what the plain containers among them held."""
 
     module: nn.Module
@@ -33,7 +33,7 @@ class Held:
         now = vars(self.module).items()
         return [value for name, value in now if isinstance(value, Tensor) and self.attributes.get(name) is not value]
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Put everything back as it was."""
         vars(self.module).clear()
         vars(self.module).update(self.attributes)

@@ -1,15 +1,20 @@
 """A model on meta with its programs, the single device's and a rank's: traced once, for all that is asked of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from shardproof.planner.inputs.example import take, taken
+from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.session import private_copy, structural_copy
 from shardproof.planner.tracing.trace import trace
 
 
@@ -22,7 +27,8 @@ class Subject:
     prefix: str
 
 
-_graphs: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
+_graphs: "WeakKeyDictionary[nn.Module, tuple[Graph, nn.Module | None]]" = WeakKeyDictionary()
+"""Of each model its program, and the model as its first forward made it, where that exchanges modules."""
 
 
 def subject_of(model: nn.Module) -> Subject:
@@ -32,8 +38,25 @@ def subject_of(model: nn.Module) -> Subject:
         TraceError: the forward cannot run on meta tensors.
     """
     if model not in _graphs:
-        _graphs[model] = trace(model)
-    return Subject(model, _graphs[model], base_prefix(model))
+        with private_copy(model) as own:
+            graph = trace(own)
+            if (form := taken(own)) is not None:
+                take(model, form)
+            exchanged = [path for path, _ in own.named_modules()] != [path for path, _ in model.named_modules()]
+            _graphs[model] = graph, structural_copy(own) if exchanged else None
+    graph, exchanged_model = _graphs[model]
+    runs = exchanged_model if exchanged_model is not None else model
+    return Subject(runs, graph, base_prefix(runs))
+
+
+def program_for(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
+    """The single-device program on other inputs (meta tensors, by the names of the forward's arguments).
+
+    Raises:
+        TraceError: the forward cannot run on them.
+    """
+    with private_copy(model) as own:
+        return trace(own, inputs)
 
 
 _programs: "WeakKeyDictionary[nn.Module, list[tuple[Assigned, int, bool, Graph]]]" = WeakKeyDictionary()
@@ -41,18 +64,31 @@ KEPT = 2
 """Per-rank programs that are kept for each model: the inference, the degrees and the proof ask for the same one."""
 
 
-def local_program(model: nn.Module, assigned: Assigned, degree: int, *, distributed: bool = True) -> Graph:
-    """One rank's program, from `trace_local` (which says what `distributed` is) or kept from the last times.
+def local_program(
+    model: nn.Module,
+    assigned: Assigned,
+    degree: int,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    distributed: bool = True,
+    unfixed: Mapping[Source, int] | None = None,
+) -> Graph:
+    """One rank's program, from `trace_local` (which says what the arguments are); on the usual inputs it is kept from the last
+    times.
 
     Raises:
         IndivisibleError: a parameter does not divide.
         TraceError: the local program fails by itself.
     """
+    if unfixed or inputs is not None:
+        with private_copy(model) as own:
+            return trace_local(own, assigned, degree, inputs, unfixed=unfixed, distributed=distributed)
     kept = _programs.setdefault(model, [])
     for *known, program in kept:
         if known == [assigned, degree, distributed]:
             return program
-    made = trace_local(model, assigned, degree, distributed=distributed)
+    with private_copy(model) as own:
+        made = trace_local(own, assigned, degree, distributed=distributed)
     kept[:] = [(assigned, degree, distributed, made), *kept[: KEPT - 1]]
     return made
 

@@ -5,6 +5,7 @@ Facts on the hooks: `planner.ir.styles`.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from shardproof.planner.ir.placement import Placement, R, Shard, local_shape
 from shardproof.planner.ir.styles import After, Before, Reach, Style
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.recorder import Recorder
+from shardproof.planner.tracing.session import TRACING
 from shardproof.planner.tracing.trace import Tracing
 
 _Held: TypeAlias = "dict[nn.Module, dict[str, nn.Parameter | None]]"
@@ -46,7 +48,7 @@ def trace_local(
 ) -> Graph:
     """Record one rank's program. The model is changed for the time of the trace, and given back as it was.
 
-    With `unfixed`, views at these source lines leave this dim (counted from the end, so negative) open. `left` is told the
+    With `unfixed`, views at these source lines leave this dim (with_counts from the end, so negative) open. `left` is told the
     tensors that the forward leaves in modules, which are taken away from them. `distributed`: the client keeps what it shards as
     distributed tensors, of which code that asks for the size, where no style makes them local, is told that of the whole.
 
@@ -55,27 +57,36 @@ def trace_local(
         TraceError: the local program fails by itself, for example in a view with the global head count in it.
     """
     given = inputs if inputs is not None else example_inputs(model)  # read off the forward, which a hook will hide
-    held = {module: dict(module._parameters) for module in model.modules()}
-    hooked: dict[int, nn.Module] = {}
-    try:
+    with TRACING, ExitStack() as undo:
+        held = {module: dict(module._parameters) for module in model.modules()}
+        undo.callback(_put_back, held)
         whole = _shrink(model, assigned, degree)
         tracing = Tracing(model)
         tracing.recorder.unfixed, tracing.recorder.whole = unfixed or {}, whole if distributed else {}
+        hooked: set[int] = set()
         for path, (style, _) in assigned.modules.items():
             module = model.get_submodule(path)
             hooks = style.before is not Before.NOTHING or style.after is not After.NOTHING
             if hooks and id(module) not in hooked:  # a module may have two paths
-                hooked[id(module)] = module
+                hooked.add(id(module))
+                undo.callback(_restore_forward, module, vars(module).get("forward"))
                 _hook(model, path, style, tracing.recorder, degree, _width(model, path, assigned, held))
         graph = tracing.run(given)
         if left is not None:
             left.update(tracing.left)
         return graph
-    finally:
-        for module, parameters in held.items():
-            module._parameters.update(parameters)
-        for module in hooked.values():
-            del module.forward
+
+
+def _put_back(held: _Held) -> None:
+    for module, parameters in held.items():
+        module._parameters.update(parameters)
+
+
+def _restore_forward(module: nn.Module, own: Any) -> None:
+    """Take a wrapped forward away; a forward that the instance had as its own comes back."""
+    vars(module).pop("forward", None)
+    if own is not None:
+        module.forward = own
 
 
 def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> dict[int, tuple[torch.Size, tuple[nn.Module, ...]]]:

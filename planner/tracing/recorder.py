@@ -77,6 +77,10 @@ class Recorder:
         source = self.sources.here(self.running)
         return Op(target, packed, named, (), self.module, source, self.constant > 0)
 
+    def note_no_grad(self, step: int) -> None:
+        """The forward enters (1) or leaves (-1) `torch.no_grad`."""
+        self.constant += step
+
     @contextmanager
     def attempt(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[None]:
         """Run one op's own code unrecorded; where it fails, remember which op it was."""

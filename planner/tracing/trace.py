@@ -4,8 +4,7 @@ Repeated layers run once per kind: a later layer of the same kind, called alike,
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +17,12 @@ from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
 from shardproof.planner.loading.source_lines import SourceFinder
-from shardproof.planner.tracing.forward_source import noting_constants, plainly
 from shardproof.planner.tracing.modes import Dispatch, Functions
-from shardproof.planner.tracing.module_state import Held
+from shardproof.planner.tracing.module_state import ModuleState
 from shardproof.planner.tracing.module_tree import layer_kinds, module_table
-from shardproof.planner.tracing.placeholder_indices import find_first_only, searching
+from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
+from shardproof.planner.tracing.session import TRACING, recording
 
 
 class TraceError(ShardproofError, RuntimeError):
@@ -80,7 +79,7 @@ def trace(
 
 def _finds_less(model: nn.Module, failed: TraceError) -> bool:
     """Whether what failed may run where its search in data finds the first place only, and was not tried so."""
-    return isinstance(failed.__cause__, IndexError) and find_first_only(model)
+    return isinstance(failed.__cause__, IndexError) and search_first_only(model)
 
 
 def _left_out(failed: TraceError) -> str:
@@ -124,13 +123,17 @@ class Tracing:
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
         """Run the forward and return its graph."""
+        with TRACING:
+            return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Any]) -> Graph:
         recorder = self.recorder
         for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
             recorder.number(tensor, name)
         given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         numbered = tuple((name, recorder.bind(tensor)) for name, tensor in given.items())
         try:
-            with searching(self.model):
+            with placing_search_results(self.model):
                 output = self._forward(inputs)
         except Exception as error:
             raise self._stopped(error, numbered) from error
@@ -159,15 +162,13 @@ class Tracing:
         )
 
     def _forward(self, inputs: Mapping[str, Any]) -> object:
-        recorder, held = self.recorder, [Held.of(module) for module in self.model.modules()]
+        recorder, held = self.recorder, [ModuleState.of(module) for module in self.model.modules()]
         once = (module for module in self.model.modules() if id(module) in self.kinds and "forward" not in vars(module))
         restore = [self._run_once_per_kind(module) for module in list(once)]
         try:
             with (
                 torch.no_grad(),
-                plainly(self.model),
-                self._watching(),
-                noting_constants(recorder),
+                recording(self.model, call=self._call, in_no_grad=recorder.note_no_grad),
                 Functions(recorder),
                 Dispatch(recorder),
             ):
@@ -178,7 +179,7 @@ class Tracing:
                 undo()
             self.left = {self.paths[id(each.module)]: tensors for each in held if (tensors := each.added())}
             for each in () if self.keep else held:
-                each.give_back()
+                each.restore()
 
     def _rebuilt(self) -> bool:
         numbers = self.recorder.number_of
@@ -196,38 +197,28 @@ class Tracing:
             entry = entry.tb_next
         return found
 
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        """Keep the stack of running modules, and note what each call was given and gave.
+    def _call(self, original: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """One call of a module: keep the stack of running modules, and note what the call was given and gave.
 
-        Every call of a module passes here, as in `torch.fx.Tracer`: hooks would have to be put on each of thousands of modules,
-        of which those of repeated layers never run.
+        Every call passes here, as in `torch.fx.Tracer`: hooks would have to be put on each of thousands of modules, and those of
+        repeated layers never run.
         """
-        original, recorder = nn.Module.__call__, self.recorder
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = self._called(module)
-            if path is None:
-                return original(module, *args, **kwargs)
-            recorder.stack.append((path, module))
-            position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
-            first = len(recorder.ops)
-            self.calls.append(None)
-            noted = self._noted(module) if self.hooked and module._forward_pre_hooks else None
-            try:
-                output = original(module, *args, **kwargs)
-            finally:
-                recorder.stack.pop()
-                arguments = arguments if noted is None else noted()
-                made = tuple(recorder.number(tensor) for tensor in _tensors(output))
-                self.calls[position] = ModuleCall(path, arguments, made, (first, len(recorder.ops)))
-            return output
-
-        nn.Module.__call__ = call  # type: ignore[method-assign]  # for the time of one forward
+        recorder, path = self.recorder, self._called(module)
+        if path is None:
+            return original(module, *args, **kwargs)
+        recorder.stack.append((path, module))
+        position, arguments, output = len(self.calls), self._arguments(module, args, kwargs), None
+        first = len(recorder.ops)
+        self.calls.append(None)
+        noted = self._noted(module) if self.hooked and module._forward_pre_hooks else None
         try:
-            yield
+            output = original(module, *args, **kwargs)
         finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
+            recorder.stack.pop()
+            arguments = arguments if noted is None else noted()
+            made = tuple(recorder.number(tensor) for tensor in _tensors(output))
+            self.calls[position] = ModuleCall(path, arguments, made, (first, len(recorder.ops)))
+        return output
 
     def _called(self, module: nn.Module) -> str | None:
         """The path of a module; of several, the one below the module that is running."""

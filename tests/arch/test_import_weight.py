@@ -13,7 +13,7 @@ MODULES = [
         "shardproof.planner.ir.graph",
         "shardproof.planner.ir.plan",
         "shardproof.planner.ir.styles",
-        "shardproof.planner.propagation.registry",
+        "shardproof.planner.propagation.rules.registry",
     ),
     *(
         "verify",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard
 from shardproof.planner.propagation.follow import follow
-from shardproof.planner.propagation.problem import Problem
-from shardproof.planner.propagation.registry import rule_of
+from shardproof.planner.propagation.relation import Problem
+from shardproof.planner.propagation.rules.registry import rule_of
 from shardproof.planner.propagation.semantics import Call
 from shardproof.planner.tracing.trace import Tracing
 

@@ -3,7 +3,7 @@
 import pytest
 
 from shardproof.planner.ir.placement import R
-from shardproof.planner.propagation.registry import ruled
+from shardproof.planner.propagation.rules.registry import ruled
 from tests.truth.cases import CASES, UNEVEN, UNTESTABLE
 from tests.truth.harness import Case, rows, rules_of
 

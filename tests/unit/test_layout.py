@@ -12,7 +12,7 @@ from shardproof.launch.cli import run
 from shardproof.launch.output.layouts import commands
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.placement import R, Shard
-from shardproof.planner.layouts.cost import Facts, Kept, Load, Machine, Parameter, Per, Sent, Traffic, held, sent
+from shardproof.planner.layouts.cost import Facts, Kept, Load, Machine, Parameter, Per, RankTraffic, Traffic, held, sent
 from shardproof.planner.layouts.measure import measure
 from shardproof.planner.layouts.search import Choice, search
 from shardproof.planner.layouts.space import Layout, layouts, why_not
@@ -196,7 +196,7 @@ def test_the_command(capsys: Captured) -> None:
 
 def _choice(layout: Layout) -> Choice:
     stage = held(FACTS, range(6), Load(10, 4), tp=1, dp=1)
-    return Choice(layout, (4,), stage, Sent(5, 10), 1.0, (stage,))
+    return Choice(layout, (4,), stage, RankTraffic(5, 10), 1.0, (stage,))
 
 
 @pytest.mark.parametrize(

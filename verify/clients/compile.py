@@ -14,7 +14,7 @@ from torch import nn
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry, generic
 from shardproof.planner.ir.spelling import listing
-from shardproof.planner.ir.styles import STYLES, Layout
+from shardproof.planner.ir.styles import STYLES, ParameterLayout
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta
@@ -199,7 +199,7 @@ def _of_experts(style: str) -> bool:
 
 def _shards_nothing(style: str) -> bool:
     known = STYLES.get(style)
-    return known is not None and known.layout is Layout.KEEP
+    return known is not None and known.layout is ParameterLayout.KEEP
 
 
 def _style(said: _Words, form: Form) -> str | None:

@@ -7,7 +7,7 @@ from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement
 from shardproof.planner.ir.plan import Plan, generic, join
-from shardproof.planner.ir.styles import STYLES, After, Layout, Style
+from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.dialect import Dialect, Reader, Unknown, first_match
@@ -165,7 +165,7 @@ def _no_loss(dialect: Dialect, subject: Subject, pattern: str, style: str) -> bo
 
 def _only_gradients(style: str) -> bool:
     known = STYLES.get(style)
-    return known is not None and known.layout is Layout.KEEP and known.after is After.REDUCE_ROPE_GRADIENT
+    return known is not None and known.layout is ParameterLayout.KEEP and known.after is After.REDUCE_ROPE_GRADIENT
 
 
 def _lost_entries(

@@ -14,7 +14,7 @@ from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_w
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, PpEntry, join
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.tracing.layer_stack import layer_stack, same_member
+from shardproof.planner.tracing.module_tree import layer_stack, same_member
 from shardproof.verify.proof.pipeline_names import check_names
 
 

@@ -19,7 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from shardproof.planner.ir.dataflow import Cut, Entrance, Live
 from shardproof.planner.ir.plan import PpEntry, join
-from shardproof.planner.tracing.layer_stack import layer_stack, members, same_member
+from shardproof.planner.tracing.module_tree import layer_stack, members, same_member
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.stages.cuts import Crossing, Received, argument, put, taken
 from shardproof.verify.stages.exact import copied_outputs

@@ -1,7 +1,7 @@
 """Scaled dot-product attention: heads and batch are free, everything that the softmax sees is locked."""
 
 from shardproof.planner.ir.graph import Ref
-from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 

@@ -3,7 +3,7 @@
 from string import ascii_letters
 
 from shardproof.planner.ir.graph import Ref
-from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 

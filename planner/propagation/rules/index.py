@@ -1,7 +1,7 @@
 """Lookups: the indexed dim must be whole (an index counts over all of it), the others pass."""
 
 from shardproof.planner.ir.graph import Arg, Ref
-from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 _WHY = "an index counts over the whole dim, and a rank holds only its part"

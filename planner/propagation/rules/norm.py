@@ -1,6 +1,6 @@
 """Normalisations: the dims that they take statistics over are locked."""
 
-from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 _WHY = "a norm over a sharded dim sees only this rank's part"

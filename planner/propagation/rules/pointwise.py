@@ -1,6 +1,6 @@
 """Elementwise ops with broadcasting. What tells them apart is in which inputs they are linear."""
 
-from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 SUMS = ("aten.add", "aten.sub", "aten.rsub")

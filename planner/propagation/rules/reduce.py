@@ -1,6 +1,6 @@
 """Reductions and ops along one dim: sums are partial when their dim is sharded; everything else needs it whole."""
 
-from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 ALONG_ONE = """aten._softmax aten._log_softmax aten.cumsum aten.cumprod aten.cummax aten.logcumsumexp aten.sort

@@ -1,7 +1,7 @@
 """Ops that only rearrange: reshapes, permutations, broadcasts, slices, concatenations."""
 
 from shardproof.planner.ir.graph import Arg
-from shardproof.planner.propagation.registry import rule
+from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import (
     Call,
     Concat,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic, join, owner_of
-from shardproof.planner.ir.styles import STYLES, After, Before, Layout, Style
+from shardproof.planner.ir.styles import STYLES, After, Before, ParameterLayout, Style
 from shardproof.verify.run.collectives.autograd import Ranks, enter, gather, gathered, part, reduce, total
 
 
@@ -116,7 +116,7 @@ def _wrap(module: nn.Module, style: Style, around: _Around) -> None:
     """Put what a style does around one module's forward."""
     if style.needs is not None and not hasattr(module, style.needs):
         raise StyleError(f"{type(module).__name__} has no {style.needs!r}, which {style.name} needs")
-    if style.layout in (Layout.FIRST, Layout.SECOND) and not isinstance(module, nn.Embedding):
+    if style.layout in (ParameterLayout.FIRST, ParameterLayout.SECOND) and not isinstance(module, nn.Embedding):
         raise StyleError(f"{style.name} on a {type(module).__name__} needs the client's distributed tensors")
     original: Callable[..., torch.Tensor] = module.forward
     if style.grad_allreduce or style.before is Before.TAKE_SEQUENCE:
@@ -127,7 +127,7 @@ def _wrap(module: nn.Module, style: Style, around: _Around) -> None:
         if style.before is Before.TAKE_IDS:
             return _rows(module, original, args, kwargs, around)
         taken = _taken(style.before, args, around.at)
-        with _without_bias(module, hidden=style.layout is Layout.INPUT) as bias:
+        with _without_bias(module, hidden=style.layout is ParameterLayout.INPUT) as bias:
             given = original(*taken, **kwargs)
         given = _given(style, given, module, around)
         return given if bias is None else given + bias

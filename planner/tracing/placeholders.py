@@ -1,7 +1,11 @@
-"""What a search in data that is not there is taken to find: the first place, one in the middle, and the last.
+"""Placeholder results on meta tensors, where an operator's result depends on data that is not there.
 
-A loop over the experts that were hit so runs both ends of the list, where code often has a branch of its own: experts that
-compute nothing, or one that is shared.
+Places: `nonzero`, `argwhere` and boolean masks are taken to find three places: the first, one in the middle, and the last. A loop
+over the experts that were hit then runs both ends of the list, where code often has a branch of its own: experts that compute
+nothing, or one that is shared.
+
+Counts: nobody knows how many tokens an expert gets, but often the sum is known: as many tokens are given to experts as there are
+indices. Where code asks for the numbers, they are answered in equal parts of that sum, so that every expert runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +16,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 FOUND = 3
 """How many elements a data-dependent op (`nonzero`, a boolean mask) is taken to find."""
@@ -20,16 +25,16 @@ _first_only: "WeakSet[nn.Module]" = WeakSet()
 _ends: ContextVar[bool] = ContextVar("ends", default=True)
 
 
-def find_first_only(model: nn.Module) -> bool:
-    """Remember that the last place is none that this model's search can find; False where that was known."""
+def search_first_only(model: nn.Module) -> bool:
+    """Remember that this model's search cannot find the last place; False where that was known already."""
     known = model in _first_only
     _first_only.add(model)
     return not known
 
 
 @contextmanager
-def searching(model: nn.Module) -> Iterator[None]:
-    """For the time of one forward of a model."""
+def placing_search_results(model: nn.Module) -> Iterator[None]:
+    """Where searches find their places, for the time of one forward of a model."""
     token = _ends.set(model not in _first_only)
     try:
         yield
@@ -40,8 +45,8 @@ def searching(model: nn.Module) -> Iterator[None]:
 Places = int | tuple["Places", ...]
 
 
-def carried(func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> Any:
-    """The result of a call, marked with the places that it stands for where its input was, or is the search itself."""
+def with_places(func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> Any:
+    """The result of a call, marked with the places that it stands for: of a search, or of an input that is marked."""
     if func in SEARCHES and isinstance(result, Tensor):
         shape = args[0].shape
         return _marked(
@@ -102,4 +107,39 @@ TAKES: Mapping[object, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     Tensor.cpu: _same,
     Tensor.long: _same,
 }
-"""How the marks follow, for the ways in which modeling code takes a search's result apart."""
+"""How the places follow the tensor, for the ways in which modeling code takes a search's result apart."""
+
+
+KEEP = frozenset(
+    {
+        *(Tensor.sum, torch.sum, Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.permute, Tensor.transpose),
+        *(Tensor.to, Tensor.long, Tensor.int, Tensor.type, Tensor.detach, Tensor.clone, Tensor.contiguous),
+    }
+)
+"""Functions whose result counts the same things."""
+MARKS = frozenset({Tensor.scatter_, Tensor.scatter, torch.scatter})
+"""Functions that put one number for every index: where that is 1, they count."""
+
+
+def with_counts(func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> Any:
+    """The result of a call, marked with the sum of what it counts, if it counts anything."""
+    if not isinstance(result, Tensor):
+        return result
+    if func is F.one_hot:
+        total = args[0].numel()
+    elif func in MARKS and len(args) > 3 and isinstance(args[2], Tensor) and (args[3] == 1) is True:
+        total = args[2].numel()
+    else:
+        total = getattr(args[0], "_counts", None) if func in KEEP and args else None
+    if total is not None:
+        result._counts = total  # type: ignore[attr-defined]  # a mark of our own
+    return result
+
+
+def equal_parts(tensor: Tensor) -> list[int] | None:
+    """The numbers of a row of counts, in equal parts; None of a tensor that is no such row."""
+    total = getattr(tensor, "_counts", None)
+    if total is None or tensor.dim() != 1 or not len(tensor):
+        return None
+    least = total // len(tensor)
+    return [least] * (len(tensor) - 1) + [total - least * (len(tensor) - 1)]

@@ -1,0 +1,175 @@
+"""Is a tensor-parallel proposal right at one degree? The one decision, for the inference's probe and for the proof alike.
+
+A rank's program is recorded with the parameters laid out as the proposal says, and related to the single-device program
+operator by operator, forward and backward (`planner.propagation`). The result is data: the faults, in the order in which they
+hide each other. Nothing here infers, and nothing here phrases a finding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from shardproof.planner.ir.findings import Source
+from shardproof.planner.ir.graph import Graph, Op
+from shardproof.planner.ir.plan import generic
+from shardproof.planner.propagation.assign import Assigned, assign, looks_up
+from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
+from shardproof.planner.propagation.propagate import Propagation, explain_failure, propagate
+from shardproof.planner.propagation.reach import Unreachable, strided, unreachable
+from shardproof.planner.propagation.relation import Stuck
+from shardproof.planner.tracing.programs import Subject, local_program
+from shardproof.planner.tracing.rank_program import IndivisibleError
+from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.weights.conversions import Misplaced, misplaced
+from shardproof.planner.weights.init_weights import UnloadableError, check_initial
+
+
+@dataclass(frozen=True, slots=True)
+class RankFails:
+    """A rank's forward that raises: the error, what the rules say of the operator that failed, and the entry behind it."""
+
+    error: TraceError
+    stuck: Stuck | None = None
+    entry: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Untraced:
+    """A sharded parameter that no traced op used: nothing is known of it."""
+
+    parameter: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strided:
+    """A row-split layer that is given a transposed shard, which the client cannot view as rows where it trains."""
+
+    op: Op
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoLookup:
+    """A style for tables on a module that computes something else, by the client's distributed tensors."""
+
+    module: str
+    entry: str
+
+
+Fault: TypeAlias = (
+    IndivisibleError
+    | UnloadableError
+    | RankFails
+    | Unreachable
+    | Stuck
+    | Untraced
+    | Strided
+    | GradientFault
+    | Misplaced
+    | NoLookup
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was decided of one proposal; without faults it is right.
+
+    `forward` are the faults of loading and of the forward, which hide those of the backward; `gradients` those of the backward;
+    `loading` and `undecided` stand beside both. `ran` are the two programs, related; None where there was no rank's program.
+    """
+
+    assigned: Assigned
+    ran: Propagation | None
+    forward: tuple[Fault, ...] = ()
+    gradients: tuple[Fault, ...] = ()
+    loading: tuple[Misplaced, ...] = ()
+    undecided: tuple[NoLookup, ...] = ()
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """All faults, the first cause first."""
+        return (*self.forward, *self.gradients, *self.loading, *self.undecided)
+
+
+def judge(
+    subject: Subject,
+    styles: Mapping[str, str],
+    degree: int,
+    *,
+    unfixed: Mapping[Source, int] | None = None,
+) -> Judgement:
+    """Decide one proposal in Transformers' own reading.
+
+    Args:
+        subject: the model on meta with its single-device program.
+        styles: the proposal; keys as the head model sees them.
+        degree: the number of ranks, at least 2.
+        unfixed: views, by source line, that leave one dim open (counted from the end): what a patch suggestion tries.
+    """
+    assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
+    opaque = _without_lookup(subject.graph, assigned)
+    if hidden := {entry.entry for entry in opaque}:
+        styles = {key: style for key, style in styles.items() if not {key, key.rpartition(".")[0]} & hidden}
+        assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
+    loading = tuple(misplaced(subject.model, assigned, degree))
+    ran, forward = relate(subject, assigned, degree, unfixed=unfixed)
+    if ran is not None and not forward:
+        forward = _untraced(ran.local, assigned)
+    gradients = _backward(subject, ran, assigned) if ran is not None and not forward else ()
+    return Judgement(assigned, ran, forward, gradients, loading, opaque)
+
+
+def relate(
+    subject: Subject,
+    assigned: Assigned,
+    degree: int,
+    *,
+    distributed: bool = True,
+    unfixed: Mapping[Source, int] | None = None,
+) -> tuple[Propagation | None, tuple[Fault, ...]]:
+    """The two programs of a layout, related, and the faults of loading and of the forward.
+
+    `distributed`: the client keeps what it shards as distributed tensors, as Transformers does, which its hooks have to reach.
+    """
+    try:
+        if distributed:
+            check_initial(subject.model, assigned)
+        local = local_program(subject.model, assigned, degree, distributed=distributed, unfixed=unfixed)
+    except (IndivisibleError, UnloadableError) as error:
+        return None, (error,)
+    except TraceError as error:
+        return None, (_rank_fails(subject.graph, assigned, error, degree),)
+    if distributed and (apart := unreachable(local, assigned)):
+        return None, tuple(apart)
+    ran = propagate(subject.graph, local, assigned, degree)
+    return ran, ran.stuck
+
+
+def _rank_fails(graph: Graph, assigned: Assigned, error: TraceError, degree: int) -> RankFails:
+    if error.before is None:
+        return RankFails(error)
+    return RankFails(error, *explain_failure(graph, error.before, error.failed, assigned, degree))
+
+
+def _backward(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Fault, ...]:
+    frozen = {name for name, value in subject.model.named_parameters() if not value.requires_grad}
+    partial = tuple(fault for fault in gradient_faults(ran, assigned) if fault.parameter not in frozen)
+    return (*(Strided(op, entry) for op, entry in strided(ran.local, assigned)), *nearest(ran, partial))
+
+
+def _untraced(local: Graph, assigned: Assigned) -> tuple[Untraced, ...]:
+    """Sharded parameters under a pattern none of whose modules ran; one for each entry."""
+    silent = {e: name for name, (_, e) in assigned.parameters.items() if generic(name) not in local.used_parameters}
+    return tuple(Untraced(name, entry) for entry, name in silent.items())
+
+
+def _without_lookup(graph: Graph, assigned: Assigned) -> tuple[NoLookup, ...]:
+    """Modules with a lookup's style that compute something else: the client runs them on distributed tensors, which lay out
+    results by rules of their own. A module that is never called, such as the shared holder of a tied table, runs nothing.
+    """
+    styled = {path: entry for path, (style, entry) in assigned.modules.items() if looks_up(style)}
+    # A repeated layer has no ops of its own: the first of its kind stands for it.
+    runs = {generic(op.module) for op in graph.ops} if styled else set()
+    searched = {generic(op.module) for op in graph.ops if op.target.endswith("embedding")} if styled else set()
+    return tuple(NoLookup(path, entry) for path, entry in styled.items() if generic(path) in runs - searched)

@@ -1,0 +1,111 @@
+"""What a trace patches, copies and remembers of a model, in one place: locked, re-entrant, and given back on every way out.
+
+A trace patches torch for the whole process (`nn.Module.__call__`, `torch.no_grad`, `torch.autocast`), and it changes the model
+that it runs (local parameters, hooks, wrapped forwards). So one thread traces at a time, and it traces a private copy of a shared
+model: whoever else reads the shared model never sees it changed.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from threading import RLock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.distributions import Distribution
+from torch.jit._fuser import optimized_execution
+
+TRACING = RLock()
+"""The lock that is held for the time of a trace: what is patched is patched for all threads."""
+
+EAGER: Mapping[str, object] = {"_experts_implementation": "eager", "use_cache": False}
+"""Config fields held at these values: fused expert kernels hide the computation, and want real data types; a cache is no part
+of it."""
+
+NO_DATA_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+"""Transformers' own switch for its checks of data (5.23.0, utils/import_utils.py, `torch_compilable_check`)."""
+
+_copies: "WeakKeyDictionary[nn.Module, nn.Module]" = WeakKeyDictionary()
+
+
+@contextmanager
+def private_copy(model: nn.Module) -> Iterator[nn.Module]:
+    """The session's own copy of a shared model, made once, to be run and changed until this ends.
+
+    Parameters and buffers are the shared model's own, so that a copy costs little memory; modules and configs are not.
+    """
+    with TRACING:
+        if model not in _copies:
+            _copies[model] = structural_copy(model)
+        yield _copies[model]
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """A model of modules and configs of its own, which hold the same parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+@contextmanager
+def recording(model: nn.Module, *, call: Callable[..., Any], in_no_grad: Callable[[int], None]) -> Iterator[None]:
+    """Torch and the configs as one trace needs them, for the time of one forward.
+
+    Args:
+        model: the model that runs; fields of its configs are held at `EAGER`.
+        call: takes the place of `nn.Module.__call__`, with the original as its first argument.
+        in_no_grad: is told 1 where the forward enters `torch.no_grad`, and -1 where it leaves that: a trace is in one itself, so
+            that none can be asked.
+    """
+    with TRACING, ExitStack() as undo:
+        _patch(undo, nn.Module, "__call__", lambda original: lambda *args, **kwargs: call(original, *args, **kwargs))
+        _patch(undo, torch.no_grad, "__enter__", lambda original: _before(original, lambda: in_no_grad(1)))
+        _patch(undo, torch.no_grad, "__exit__", lambda original: _before(original, lambda: in_no_grad(-1)))
+        _patch(undo, torch.autocast, "__init__", _autocast_on_meta)
+        configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c is not None}
+        for config in configs.values():
+            for name, value in EAGER.items():
+                if hasattr(config, name):
+                    undo.callback(setattr, config, name, getattr(config, name))
+                    setattr(config, name, value)
+        _hold_environment(undo)
+        # Scripted functions run op by op: a fused kernel hides its ops, and the fuser knows no meta device.
+        undo.enter_context(optimized_execution(False))
+        yield
+
+
+def _patch(undo: ExitStack, owner: Any, name: str, made_of: Callable[[Any], Any]) -> None:
+    """Exchange one method for the time of a trace; the traces of one thread may lie in each other."""
+    original = vars(owner)[name]
+    undo.callback(setattr, owner, name, original)
+    setattr(owner, name, made_of(original))
+
+
+def _before(original: Callable[..., Any], note: Callable[[], None]) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        note()
+        return original(*args, **kwargs)
+
+    return noted
+
+
+def _autocast_on_meta(original: Callable[..., None]) -> Callable[..., None]:
+    """`autocast(x.device.type, enabled=False)` is how modeling code keeps its precision; torch knows no autocast on meta."""
+
+    def init(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+        original(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    return init
+
+
+def _hold_environment(undo: ExitStack) -> None:
+    """No checks of data, which is not there: neither Transformers' nor those of torch's distributions."""
+    checks, validated = os.environ.get(NO_DATA_CHECKS), Distribution._validate_args
+    undo.callback(Distribution.set_default_validate_args, validated)
+    if checks is None:
+        undo.callback(os.environ.pop, NO_DATA_CHECKS, None)
+    else:
+        undo.callback(os.environ.__setitem__, NO_DATA_CHECKS, checks)
+    os.environ[NO_DATA_CHECKS] = "1"
+    Distribution.set_default_validate_args(False)
