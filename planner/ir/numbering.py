@@ -153,31 +153,37 @@ class _Numbering:
                     ("absent", id(self), value) if value in lacked else ("named", kind.name)
                 )
         for position, op in enumerate(graph.ops):
-            if _neutral(op) and isinstance(first := op.args[0], Ref):
-                self.found[op.outputs[0]] = self._of(first.value)
-                continue
             if op.module in self.absent:
                 self.found |= {value: numbers.number(("absent", id(self), value)) for value in op.outputs}
                 self.zeros.update(op.outputs)
-                continue
-            if (kept := self._kept(op)) is not None:
-                self.found[op.outputs[0]] = self._of(kept)
-                continue
-            step = (op.target, self._args(op.args), tuple((key, self._args((arg,))) for key, arg in op.kwargs))
-            layer = self._layer(op.module)
-            if op.target == "repeat" and layer is not None and self.own is not None and layer not in self.own:
-                self.found[op.outputs[0]] = self._of(op.inputs[0])  # an identity that stands for an absent layer
-                continue
-            inside = (layer,) if layer is not None else ()
-            for place, value in enumerate(op.outputs):
-                if value in self.layer_of:
-                    continue
-                self.found[value] = numbers.number((*step, *inside, place))
-                if layer is None:
-                    self.made.setdefault(self.found[value], position)
+            elif (same := self._same_value(op)) is not None:
+                self.found[op.outputs[0]] = self._of(same)
+            else:
+                self._number_results(op, position)
         for value in self.layer_of:
             self._of(value)
         return Numbered(graph, numbers, self.found, self.made, self.own)
+
+    def _same_value(self, op: Op) -> int | None:
+        """The input that an op hands on unchanged, if it does: an identity, one that stands for an absent layer, or a sum with
+        zeros.
+        """
+        if _neutral(op) and isinstance(first := op.args[0], Ref):
+            return first.value
+        layer = self._layer(op.module)
+        absent = layer is not None and self.own is not None and layer not in self.own
+        return op.inputs[0] if op.target == "repeat" and absent else self._kept(op)
+
+    def _number_results(self, op: Op, position: int) -> None:
+        step = (op.target, self._args(op.args), tuple((key, self._args((arg,))) for key, arg in op.kwargs))
+        layer = self._layer(op.module)
+        inside = (layer,) if layer is not None else ()
+        for place, value in enumerate(op.outputs):
+            if value in self.layer_of:
+                continue
+            self.found[value] = self.numbers.number((*step, *inside, place))
+            if layer is None:
+                self.made.setdefault(self.found[value], position)
 
     def _kept(self, op: Op) -> int | None:
         """Of a sum with what an absent module gives, which is zeros, the other summand."""

@@ -98,25 +98,36 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
     if letter is None or len(letters) > 1 or len(blocks) > 1:
         return _mixed(whole, placements)
     if letter in meaning.locked:
-        return Problem(
-            "TP206",
-            f"{name(whole)} needs all of a dim that is sharded",
-            meaning.why_locked,
-            shown(placements),
-            "R",
-            min(sharded),
-        )
-    for i, letters_of in enumerate(meaning.inputs):
-        if (
-            i not in sharded
-            and letter in letters_of
-            and whole.shapes[i][letters_of.index(letter)] > 1
-            and i not in partial
-        ):
-            return _one_whole(whole, placements, i, sharded)
-    if any(whole.shapes[i][p.dim] % degree for i, p in sharded.items()) and _grouped(whole, sharded):
+        return _locked(meaning, whole, placements, min(sharded))
+    needing = (i for i, letters_of in enumerate(meaning.inputs) if i not in sharded and i not in partial)
+    if (odd := next((i for i in needing if _has_all_of(letter, meaning, whole, i)), None)) is not None:
+        return _one_whole(whole, placements, odd, sharded)
+    if _grouped(whole, sharded) and any(whole.shapes[i][p.dim] % degree for i, p in sharded.items()):
         return _uneven_groups(whole, placements, degree)
-    shards = next(iter(blocks))
+    return _of_shards(meaning, whole, placements, partial, letter, next(iter(blocks)))
+
+
+def _locked(meaning: Einsum, whole: Call, placements: Placements, blame: int) -> Problem:
+    return Problem(
+        "TP206",
+        f"{name(whole)} needs all of a dim that is sharded",
+        meaning.why_locked,
+        shown(placements),
+        "R",
+        blame,
+    )
+
+
+def _has_all_of(letter: str, meaning: Einsum, whole: Call, index: int) -> bool:
+    """Whether an operand that is not sharded has the sharded dim, and is not broadcast over it."""
+    letters = meaning.inputs[index]
+    return letter in letters and whole.shapes[index][letters.index(letter)] > 1
+
+
+def _of_shards(
+    meaning: Einsum, whole: Call, placements: Placements, partial: frozenset[int], letter: str, shards: int
+) -> Placements | Problem:
+    """The results of operands that are sharded alike: shards where the dim stays, partial sums where it is summed over."""
     summed = all(letter not in output for output in meaning.outputs)
     if not summed:
         if partial:

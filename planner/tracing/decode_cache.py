@@ -1,5 +1,6 @@
 """What a model keeps between decoding steps: read off the cache that its own forward fills on the meta device."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
@@ -126,24 +127,20 @@ def _filled(graph: Graph, layers: list[Tensors]) -> tuple[Tensors, ...] | None:
     """Layers that were not run because they repeat another keep what that one keeps. A layer with two attentions has two
     entries of the cache, one behind the other.
     """
-    lists: dict[str, int] = {}
-    for module in graph.modules:
-        parent, _, number = module.path.rpartition(".")
-        if number.isdigit():
-            lists[parent] = lists.get(parent, 0) + 1
+    lists = Counter(path.rpartition(".")[0] for path in graph.module_of if path.rpartition(".")[2].isdigit())
     stacks = {parent for parent, count in lists.items() if count == len(layers)}
     outer = min((parent for parent, count in lists.items() if len(layers) % count == 0), key=len, default="")
     each = 1 if stacks or not outer else len(layers) // lists[outer]
     entries = [layers[at : at + each] for at in range(0, len(layers), each)]
-    for module in graph.modules:
+    repeated = [module for module in graph.modules if module.repeats is not None]
+    for module in repeated:
         parent, _, number = module.path.rpartition(".")
-        if module.repeats is not None and each > 1 and lists.get(parent) == each and parent.startswith(f"{outer}."):
-            own = entries[
-                int(parent.removeprefix(f"{outer}.").partition(".")[0])
-            ]  # the second attention repeats the first
-            own[int(number)] = own[int(number)] or own[int(module.repeats.rpartition(".")[2])]
+        first = int((module.repeats or "").rpartition(".")[2])
+        if each > 1 and lists.get(parent) == each and parent.startswith(f"{outer}."):
+            own = entries[int(parent.removeprefix(f"{outer}.").partition(".")[0])]
+            own[int(number)] = own[int(number)] or own[first]  # the second attention repeats the first
         inside = parent in (stacks or ({outer} if each > 1 else lists))
-        if module.repeats is not None and inside and number.isdigit() and int(number) < len(entries):
-            entries[int(number)] = entries[int(module.repeats.rpartition(".")[2])]
+        if inside and number.isdigit() and int(number) < len(entries):
+            entries[int(number)] = entries[first]
     found = tuple(tuple(one for entry in entry_of for one in entry) for entry_of in entries)
     return found if any(found) else None

@@ -13,36 +13,47 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
     name = next((name for name, role in roles.items() if role == "layers"), None)
     if name is None or not isinstance(total := fields[name], int):
         return {}
-    if total < least and not any(isinstance(value, list | tuple) and len(value) == total for value in fields.values()):
-        return {
-            key: max(value, least)
-            for key, role in roles.items()
-            if role == "layers" and isinstance(value := fields[key], int)
-        }
     lists = {key: value for key, value in fields.items() if isinstance(value, list | tuple) and len(value) == total}
+    counts = {key: value for key in _of_role("layers", roles) if isinstance(value := fields[key], int)}
+    if total < least and not lists:
+        return {key: max(value, least) for key, value in counts.items()}
     numbered = {key for key, value in lists.items() if list(value) == list(range(total))}
-    periods = [v for k, v in fields.items() if roles.get(k) == "period" and isinstance(v, int) and v <= total]
     own = {key: by_layer for key, value in fields.items() if (by_layer := _by_layer(value, total))}
+    counted = {key: pairs for key, value in fields.items() if (pairs := _counted(value, total))}
     kinds = [value for key, value in lists.items() if key not in numbered]
     kinds += [[by_layer.get(index) for index in range(total)] for by_layer in own.values()]
-    counted = {key: pairs for key, value in fields.items() if (pairs := _counted(value, total))}
-    least = max([least, *periods])
-    for pairs in counted.values():
-        least = -(-least // _length(pairs)) * _length(pairs)
-    kept = _kept_layers(list(zip(*kinds, strict=True)), total, least)
+    kept = _kept_layers(list(zip(*kinds, strict=True)), total, _least(fields, roles, total, least, counted))
     cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
     cut |= {key: [[part, len(kept) // _length(pairs)] for part, _ in pairs] for key, pairs in counted.items()}
-    cut |= {
-        key: {str(new): by_layer[old] for new, old in enumerate(kept) if old in by_layer}
-        for key, by_layer in own.items()
-    }
+    cut |= {key: _renumbered(by_layer, kept) for key, by_layer in own.items()}
     cut |= {key: list(range(len(kept))) for key in numbered}
-    for key, role in roles.items():
-        if role == "layers" and isinstance(value := fields[key], int):
-            cut[key] = min(value, len(kept))
-        elif role == "last layers" and isinstance(value := fields[key], int):
-            cut[key] = value * len(kept) // total
+    cut |= {key: min(value, len(kept)) for key, value in counts.items()}
+    last = {key: value for key in _of_role("last layers", roles) if isinstance(value := fields[key], int)}
+    cut |= {key: value * len(kept) // total for key, value in last.items()}
     return cut | {name: len(kept)}
+
+
+def _of_role(wanted: str, roles: Mapping[str, str]) -> list[str]:
+    return [key for key, role in roles.items() if role == wanted]
+
+
+def _least(
+    fields: Mapping[str, object],
+    roles: Mapping[str, str],
+    total: int,
+    least: int,
+    counted: Mapping[str, list[tuple[list[object], int]]],
+) -> int:
+    """The number of layers that holds every period once, and every run of counted kinds as often as it is whole."""
+    periods = (fields[key] for key in _of_role("period", roles))
+    least = max([least, *(value for value in periods if isinstance(value, int) and value <= total)])
+    for pairs in counted.values():
+        least = -(-least // _length(pairs)) * _length(pairs)
+    return least
+
+
+def _renumbered(by_layer: Mapping[int, object], kept: list[int]) -> dict[str, object]:
+    return {str(new): by_layer[old] for new, old in enumerate(kept) if old in by_layer}
 
 
 def _counted(value: object, total: int) -> list[tuple[list[object], int]]:
