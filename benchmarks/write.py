@@ -123,7 +123,7 @@ def write(folder: Path, types: list[str]) -> None:
 def check(folder: Path) -> None:
     """Whether each type imports, carries what was written, and would not be written again."""
     from shardproof.launch.authoring.write import changes, not_read
-    from shardproof.planner.ir.plan import plan_from_json
+    from shardproof.planner.ir.plan import Plan
     from shardproof.planner.loading.load import build, load
 
     checked = []
@@ -133,7 +133,7 @@ def check(folder: Path) -> None:
         outcome = "refused" if "refused" in row else "no plan"
         if "plan" in row:
             try:
-                loaded, plan = load(name), plan_from_json(row["plan"])
+                loaded, plan = load(name), Plan.from_json(row["plan"])
                 model = build(loaded)
                 again = [f"{one.class_name}.{key}" for one in changes(loaded, model, plan) for key in one.attributes]
                 left = again or not_read(loaded, model, plan)

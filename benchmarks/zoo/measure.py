@@ -16,7 +16,7 @@ from benchmarks.zoo.rows import Judged, Row, row_of
 from shardproof.planner.inference.suggest import Suggestion, sharded_fraction, suggest
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity
-from shardproof.planner.ir.plan import Plan, plan_from_json
+from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.planner.tracing.trace import TraceError, trace
@@ -120,7 +120,7 @@ def ran(row: Row, engine: Literal["inprocess", "ranks"]) -> Row:
         for degree in sorted({int(degree) for judged in (row.mine, row.upstream) if judged for degree in judged.proof}):
             small = twin(load(row.name), tp=degree)
             plans = {key: judged for key in ("mine", "upstream") if (judged := getattr(row, key)) and _any(judged)}
-            cases = tuple(Case(small, plan_from_json(judged.plan), degree, 1) for judged in plans.values())
+            cases = tuple(Case(small, Plan.from_json(judged.plan), degree, 1) for judged in plans.values())
             results = confirm_cases(cases, timeout=PATIENCE, engine=engine)
             seconds[f"run {degree}"] = round(results[0].seconds, 1) if results else 0.0
             for (key, judged), result in zip(plans.items(), results, strict=True):
@@ -131,7 +131,7 @@ def ran(row: Row, engine: Literal["inprocess", "ranks"]) -> Row:
 
 
 def _any(judged: Judged) -> bool:
-    plan = plan_from_json(judged.plan)
+    plan = Plan.from_json(judged.plan)
     return bool(plan.tp or plan.head_tp)
 
 

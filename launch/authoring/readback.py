@@ -45,14 +45,14 @@ def not_carried(loaded: LoadedModel, plan: Plan) -> str | None:
 def _main() -> None:
     from shardproof.launch.authoring.write import not_read, overruled
     from shardproof.planner.ir.errors import LoadError
-    from shardproof.planner.ir.plan import plan_from_json
+    from shardproof.planner.ir.plan import Plan
     from shardproof.planner.loading.load import build, load, quiet
 
     asked = json.loads(sys.stdin.read())
     try:
         with quiet():
             loaded = load(asked["model"], overrides=asked["overrides"], trust_remote_code=asked["trust_remote_code"])
-            lost = not_read(loaded, build(loaded), plan_from_json(asked["plan"]))
+            lost = not_read(loaded, build(loaded), Plan.from_json(asked["plan"]))
     except LoadError as error:
         print(json.dumps(f"the model cannot be read again: {error}"))
     else:

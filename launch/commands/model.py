@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shardproof.launch.output.console import Progress
 from shardproof.launch.result import MisuseError
-from shardproof.planner.ir.plan import Plan, PlanError, plan_from_json
+from shardproof.planner.ir.plan import Plan, PlanError
 
 if TYPE_CHECKING:
     from shardproof.planner.loading.load import LoadedModel
@@ -45,7 +45,7 @@ def read_dialect(name: str) -> "Dialect":
 def read_plan(path: Path) -> Plan:
     """The plan of a plan file. `MisuseError` where there is none, or none that can be read."""
     try:
-        return plan_from_json(json.loads(path.read_text()))
+        return Plan.from_json(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise MisuseError(
             f"{path}: there is no such plan file; `plan suggest MODEL --format json` writes one."

@@ -108,6 +108,31 @@ class Plan:
             kept = (*kept, TpEntry(pattern, edit.new))
         return replace(self, tp=kept) if inside else replace(self, head_tp=kept)
 
+    @classmethod
+    def from_json(cls, value: object) -> "Plan":
+        """Read a plan-file object, or the whole object that `plan suggest --format json` prints.
+
+        Raises:
+            PlanError: a key or a value is none of a plan file; says which, and what belongs there.
+        """
+        if isinstance(value, Mapping) and isinstance(value.get("plan"), Mapping):
+            value = value["plan"]
+        if not isinstance(value, Mapping):
+            raise PlanError(
+                f"a plan file holds one JSON object with the keys {', '.join(PLAN_KEYS)}, not {_kind(value)}"
+            )
+        if unknown := sorted(set(map(str, value)) - set(PLAN_KEYS)):
+            near = nearest(unknown[0], PLAN_KEYS, count=1).strip()
+            hint = f" ({near})" if near else ""
+            raise PlanError(f"unknown plan key {unknown[0]!r}; the keys are {', '.join(PLAN_KEYS)}{hint}")
+        return cls(
+            tp=_tp_entries("base_model_tp_plan", value.get("base_model_tp_plan")),
+            pp=_pp_entries("base_model_pp_plan", value.get("base_model_pp_plan")),
+            ep=_tp_entries("base_model_ep_plan", value.get("base_model_ep_plan")),
+            head_tp=_tp_entries("tp_plan", value.get("tp_plan")),
+            head_pp=_pp_entries("pp_plan", value.get("pp_plan")),
+        )
+
 
 def join(prefix: str, name: str) -> str:
     """Two dotted names as one; either may be empty."""
@@ -120,28 +145,6 @@ def owner_of(key: str, owners: Iterable[str]) -> str:
 
 
 PLAN_KEYS = ("base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "tp_plan", "pp_plan")
-
-
-def plan_from_json(value: object) -> Plan:
-    """Read a plan-file object, or the whole object that `plan suggest --format json` prints.
-
-    `PlanError` says which key is wrong and what belongs there.
-    """
-    if isinstance(value, Mapping) and isinstance(value.get("plan"), Mapping):
-        value = value["plan"]
-    if not isinstance(value, Mapping):
-        raise PlanError(f"a plan file holds one JSON object with the keys {', '.join(PLAN_KEYS)}, not {_kind(value)}")
-    if unknown := sorted(set(map(str, value)) - set(PLAN_KEYS)):
-        near = nearest(unknown[0], PLAN_KEYS, count=1).strip()
-        hint = f" ({near})" if near else ""
-        raise PlanError(f"unknown plan key {unknown[0]!r}; the keys are {', '.join(PLAN_KEYS)}{hint}")
-    return Plan(
-        tp=_tp_entries("base_model_tp_plan", value.get("base_model_tp_plan")),
-        pp=_pp_entries("base_model_pp_plan", value.get("base_model_pp_plan")),
-        ep=_tp_entries("base_model_ep_plan", value.get("base_model_ep_plan")),
-        head_tp=_tp_entries("tp_plan", value.get("tp_plan")),
-        head_pp=_pp_entries("pp_plan", value.get("pp_plan")),
-    )
 
 
 def _tp_entries(key: str, value: object) -> tuple[TpEntry, ...]:

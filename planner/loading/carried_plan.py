@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardproof.planner.ir.plan import Plan, join, plan_from_json
+from shardproof.planner.ir.plan import Plan, join
 from shardproof.planner.loading.load import LoadedModel
 
 
@@ -58,7 +58,7 @@ def carried_plan(loaded: LoadedModel, model: nn.Module) -> Plan:
     """
     prefix = base_prefix(model)
     base = getattr(model, prefix) if prefix else model
-    return plan_from_json(
+    return Plan.from_json(
         {
             "base_model_tp_plan": _composed(base, lambda part: _of(part, "tp")),
             "base_model_pp_plan": _composed(base, lambda part: _of(part, "pp")),

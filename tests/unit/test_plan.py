@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
-from shardproof.planner.ir.plan import PLAN_KEYS, Edit, Plan, PlanError, PpEntry, TpEntry, generic, join, plan_from_json
+from shardproof.planner.ir.plan import PLAN_KEYS, Edit, Plan, PlanError, PpEntry, TpEntry, generic, join
 from shardproof.planner.ir.styles import STYLES
 
 parts = st.one_of(
@@ -40,12 +40,12 @@ def test_a_pattern_is_its_own_pattern_unless_numbers_were_consecutive(name: str)
 
 @given(plans)
 def test_a_plan_reads_back(plan: Plan) -> None:
-    assert plan_from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 @given(plans)
 def test_what_suggest_prints_is_a_plan_file_too(plan: Plan) -> None:
-    assert plan_from_json({"model": "llama", "plan": plan.to_json(), "degrees": [1, 2]}) == plan
+    assert Plan.from_json({"model": "llama", "plan": plan.to_json(), "degrees": [1, 2]}) == plan
 
 
 @given(plans, names, styles, styles)
@@ -87,12 +87,12 @@ def test_an_edit_reads_as_an_instruction(edit: Edit, text: str) -> None:
 )
 def test_a_wrong_plan_file_says_what_is_wrong(value: object, message: str) -> None:
     with pytest.raises(PlanError) as raised:
-        plan_from_json(value)
+        Plan.from_json(value)
     assert str(raised.value) == message
 
 
 def test_absent_keys_are_empty() -> None:
-    assert plan_from_json({}) == Plan()
+    assert Plan.from_json({}) == Plan()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from shardproof.planner.ir.degrees import Degrees, Limit, degrees_within
 from shardproof.planner.ir.findings import Fault, Finding, Fix, Place, Severity, Source
-from shardproof.planner.ir.plan import Edit, Plan, PpEntry, TpEntry, plan_from_json
+from shardproof.planner.ir.plan import Edit, Plan, PpEntry, TpEntry
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.formats.json import report_json, suggestion_json
 from shardproof.verify.report.formats.python import suggestion_python
@@ -132,7 +132,7 @@ def test_the_keys_of_a_suggestion() -> None:
     keys = {"model", "plan", "degrees", "forbidden", "verdict", "findings", "unplanned", "sharded_fraction"}
     assert set(data) == keys
     assert data["verdict"] == "proved"
-    assert plan_from_json(data).to_json() == PLAN.to_json()
+    assert Plan.from_json(data).to_json() == PLAN.to_json()
 
 
 def test_json_is_json_where_an_error_is_infinite() -> None:
@@ -146,7 +146,7 @@ def test_the_python_runs_and_is_the_plan() -> None:
     exec(suggestion_python(SUGGESTED), names)
     have = {key: names.get(key) for key in PLAN.to_json() if key.startswith("base_")}
     have |= {"tp_plan": names["_tp_plan"], "pp_plan": names["_pp_plan"]}
-    assert plan_from_json(have).to_json() == PLAN.to_json()
+    assert Plan.from_json(have).to_json() == PLAN.to_json()
     pipeline = names["base_model_pp_plan"]
     assert isinstance(pipeline, dict)
     assert all(isinstance(value, tuple) for value in pipeline.values())
