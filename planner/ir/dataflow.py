@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.graph import READ, Graph
 
 
 def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -> frozenset[int]:
@@ -14,6 +14,18 @@ def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -
         if not found.isdisjoint(op.inputs) and not (without is not None and _inside(op.module, without)):
             found.update(op.outputs)
     return frozenset(found)
+
+
+def live_ops(graph: Graph) -> frozenset[int]:
+    """The positions of the ops that count: what they make reaches an output of the model, or is read off as a Python number."""
+    needed = {number for _, number in graph.outputs}
+    live: set[int] = set()
+    for position in reversed(range(len(graph.ops))):
+        op = graph.ops[position]
+        if op.target == READ or not needed.isdisjoint(op.outputs):
+            live.add(position)
+            needed.update(op.inputs)
+    return frozenset(live)
 
 
 def stream(graph: Graph) -> frozenset[int]:

@@ -33,15 +33,27 @@ Arg: TypeAlias = "Ref | int | float | str | bool | tuple[Arg, ...] | None"
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One tensor: its shape, its dtype, and the parameter or buffer that it is, if it is one."""
+    """One tensor: its shape, its dtype, and its name, if it was there before the forward: a parameter, a buffer, an attribute of
+    a module, or a constant.
+
+    `content` is a digest of a constant's elements. A value that has neither a name of the model's nor a content was made where
+    nobody recorded it: nothing is known of it.
+    """
 
     shape: Shape
     dtype: str
     name: str | None = None
+    content: str = ""
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
+
+CONSTANT, UNRECORDED = "constant:", "unrecorded:"
+"""What names of values begin with that are no parameters: constants, and what was made where nobody recorded it."""
+
+READ = "read"
+"""The op that reads Python numbers off a tensor (`item`, `tolist`, `float`, a branch on it); it makes no tensor."""
 
 STRIDED = "strided"
 """Marks, among an op's arguments, a tensor of which no view as rows can be made."""
@@ -132,7 +144,11 @@ class Graph:
     @cached_property
     def parameters(self) -> Mapping[str, int]:
         """Every name a parameter or buffer goes by (tied ones have several) -> value."""
-        named = {value.name: number for number, value in enumerate(self.values) if value.name is not None}
+        named = {
+            value.name: number
+            for number, value in enumerate(self.values)
+            if value.name is not None and not value.name.startswith((CONSTANT, UNRECORDED))
+        }
         for module in self.modules:
             for local, number in (*module.parameters, *module.buffers):
                 named[f"{module.path}.{local}" if module.path else local] = number
@@ -239,7 +255,7 @@ class Graph:
                 }
                 for m in self.modules
             ],
-            "values": [[list(v.shape), v.dtype, v.name] for v in self.values],
+            "values": [[list(v.shape), v.dtype, v.name, v.content] for v in self.values],
             "ops": [
                 {
                     "target": op.target,
@@ -297,7 +313,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
             )
             for m in data["modules"]
         ),
-        values=tuple(Value(tuple(shape), dtype, name) for shape, dtype, name in data["values"]),
+        values=tuple(Value(tuple(shape), dtype, name, content) for shape, dtype, name, content in data["values"]),
         ops=tuple(
             Op(
                 op["target"],

@@ -112,7 +112,7 @@ def _back(state: _Backward, pair: Pair, position: int) -> None:
     if pair.whole is None:
         _back_hook(state, op, position)
         return
-    if op.target in CONSTANT:
+    if op.target in CONSTANT or op.constant:
         return
     meaning = semantics(Call(state.ran.local, op))
     if isinstance(meaning, Narrow):

@@ -30,7 +30,12 @@ def follow(
     result = related(whole, local, placements, degree, masked=masked)
     if isinstance(result, Problem):
         return result
-    return _shapes_agree(whole, local, result, degree) or _constants_agree(whole, local) or result
+    return (
+        _shapes_agree(whole, local, result, degree)
+        or _arguments_agree(whole, local)
+        or _dtypes_agree(whole, local)
+        or result
+    )
 
 
 def related(
@@ -285,31 +290,54 @@ def _shapes_agree(whole: Call, local: Call, placements: Placements, degree: int)
     return None
 
 
-def _constants_agree(whole: Call, local: Call) -> Problem | None:
-    if any(part in whole.op.target for part in _SIZES_FREE):
-        return None
-    given = [_told(op) for op in (whole.op, local.op)]
-    for ours, theirs in zip(*map(_plain, given), strict=False):
-        if ours != theirs:
-            return Problem(
-                "TP209",
-                f"{name(whole)} uses {theirs} on a rank",
-                "a constant was taken from a local size",
-                str(theirs),
-                str(ours),
+def _arguments_agree(whole: Call, local: Call) -> Problem | None:
+    """The arguments that are no tensors, by position and by keyword, are alike in both programs, sizes of results aside."""
+    ours, theirs = (_beside_shapes(op) for op in (whole.op, local.op))
+    if len(ours) != len(theirs):
+        return _other_constant(whole, f"{len(theirs)} plain arguments", f"{len(ours)}")
+    for (key, wanted), (_, got) in zip(ours, theirs, strict=True):
+        if not _alike(wanted, got):
+            return _other_constant(
+                whole, f"{key}={got}" if key else str(got), f"{key}={wanted}" if key else str(wanted)
             )
     return None
 
 
-def _told(op: Op) -> tuple[Arg, ...]:
-    """The arguments that shapes do not tell."""
+def _other_constant(whole: Call, got: str, wanted: str) -> Problem:
+    return Problem(
+        "TP209", f"{name(whole)} uses {got} on a rank", "a constant was taken from a local size", got, wanted
+    )
+
+
+def _alike(one: Arg, other: Arg) -> bool:
+    """Whether two plain arguments are one; NaN is itself here."""
+    return one == other or (one != one and other != other)
+
+
+def _dtypes_agree(whole: Call, local: Call) -> Problem | None:
+    for ours, theirs in zip(whole.op.outputs, local.op.outputs, strict=True):
+        wanted, got = whole.graph.values[ours].dtype, local.graph.values[theirs].dtype
+        if wanted != got:
+            return _other_constant(whole, got, wanted)
+    return None
+
+
+def _beside_shapes(op: Op) -> list[tuple[str, Arg]]:
+    """The plain arguments that shapes do not tell, each with its keyword, if it was given by one."""
+    positional = op.args
     match op.target:
         case "aten.convolution":  # how many groups it has follows from its shapes: torch refuses any other number
-            return op.args[:8]
+            positional = op.args[:8]
         case "aten.full" | "aten.new_full":
-            return op.args[-1:]
-        case _:
-            return op.args
+            positional = op.args[-1:]
+        case target if any(part in target for part in _SIZES_FREE):
+            positional = ()
+    given = [("", arg) for arg in _plain(positional)]
+    return given + [(key, arg) for key, value in op.kwargs if key not in _SIZE_KEYWORDS for arg in _plain((value,))]
+
+
+_SIZE_KEYWORDS = ("size", "sizes", "shape", "repeats", "split_size", "split_size_or_sections", "end", "start")
+"""Keywords whose numbers are sizes, which the shapes of the results tell."""
 
 
 def _plain(args: tuple[Arg, ...]) -> list[Arg]:

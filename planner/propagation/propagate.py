@@ -9,15 +9,17 @@ it is `Unknown`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardproof.planner.ir.graph import Graph, Op
-from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Unknown
+from shardproof.planner.ir.dataflow import live_ops
+from shardproof.planner.ir.graph import UNRECORDED, Graph, Op
+from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.ir.styles import Before
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.follow import follow, related
 from shardproof.planner.propagation.hooks import hook
 from shardproof.planner.propagation.relation import Pair, Problem, State, Stuck, entry_behind, settle
-from shardproof.planner.propagation.semantics import Call
+from shardproof.planner.propagation.rules.registry import semantics
+from shardproof.planner.propagation.semantics import Call, Fresh
 from shardproof.planner.propagation.views import cut_inside
 
 
@@ -37,6 +39,9 @@ class Propagation:
 def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Propagation:
     """Walk the two programs together."""
     state, pairs = _walk(whole, local, assigned, degree)
+    live = live_ops(local)
+    dead = {id(op) for position, op in enumerate(local.ops) if position not in live}
+    state.stuck = [*state.stuck[: state.apart], *(one for one in state.stuck[state.apart :] if id(one.op) not in dead)]
     if len(pairs) == len(local.ops):
         if (missing := sum(pair.whole is not None for pair in pairs)) < len(whole.ops):
             state.stuck.append(_diverged(None, whole.ops[missing], missing))
@@ -78,6 +83,7 @@ def _walk(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> tuple[
     state = State(whole, local, assigned, degree)
     _place_inputs(state)
     pairs = _align(state)
+    state.apart = len(state.stuck)
     for pair in pairs:
         if pair.whole is None and pair.local.target == "aten.slice":
             _local_slice(state, pair)
@@ -142,12 +148,17 @@ def _align(state: State) -> tuple[Pair, ...]:
                 Pair(op, None, position)
             )  # it cuts nothing off on a single device, where torch then leaves it out
             continue
-        if whole is None or whole.target != op.target or whole.module != op.module:
+        if whole is None or whole.target != op.target or not _same_place(op, whole, state.assigned):
             state.stuck.append(_diverged(op, whole, position))
             return tuple(pairs)
         pairs.append(Pair(op, whole, position))
         position += 1
     return tuple(pairs)
+
+
+def _same_place(op: Op, whole: Op, assigned: Assigned) -> bool:
+    """Whether two ops run in one module; a module whose `forward` is called by itself is told only where a style hooks it."""
+    return op.module == whole.module or (op.module in assigned.modules and op.module.startswith(f"{whole.module}."))
 
 
 def _crossed(local: Op, whole: Op) -> Stuck:
@@ -197,6 +208,8 @@ def _step(state: State, pair: Pair, whole: Op) -> None:
         settle(state, number, placement, global_number, entry)
     if local.target in ZEROS or (local.target in ("aten.new_full", "aten.full") and local.args[-1] == 0):
         state.zeros.update(local.outputs)
+    if semantics(Call(state.whole, whole)) == Fresh(uniform=True):
+        state.uniform.update(local.outputs)
 
 
 def _local_slice(state: State, pair: Pair) -> None:
@@ -252,7 +265,7 @@ def _input_placements(state: State, local: Op, whole: Op) -> tuple[Placement, ..
     found: list[Placement] = []
     for number, expected in zip(local.inputs, whole.inputs, strict=False):
         if number not in state.placements:
-            state.placements[number], state.same[number] = R, expected
+            _place_constant(state, local, number, expected)
         if state.same[number] != expected:
             state.stuck.append(_crossed(local, whole))
             found.append(Unknown(f"{local.target} is fed another value than on a single device"))
@@ -263,7 +276,55 @@ def _input_placements(state: State, local: Op, whole: Op) -> tuple[Placement, ..
         found = [
             P if n in state.zeros and isinstance(p, Replicate) else p for n, p in zip(local.inputs, found, strict=True)
         ]
-    return tuple(found)
+    return tuple(_as_others_lie(state, local, found))
+
+
+def _as_others_lie(state: State, local: Op, found: list[Placement]) -> list[Placement]:
+    """A fresh tensor of which every element is alike is a part of the whole one however that is cut: it lies as the others do."""
+    blocks = {
+        p.blocks for n, p in zip(local.inputs, found, strict=False) if isinstance(p, Shard) and n not in state.uniform
+    }
+    if len(blocks) != 1:
+        return found
+    (count,) = blocks
+    return [
+        Shard(p.dim, count) if isinstance(p, Shard) and n in state.uniform else p
+        for n, p in zip(local.inputs, found, strict=False)
+    ]
+
+
+def _place_constant(state: State, local: Op, number: int, expected: int) -> None:
+    """A value that was there before the forward, or that was made where nobody recorded it: whole where both programs have the
+    same one, else unknown.
+    """
+    here, there = state.local.values[number], state.whole.values[expected]
+    state.same[number] = expected
+    known = here.name is not None and not here.name.startswith(UNRECORDED) and expected not in state.whole.producer
+    if (
+        known
+        and there.name is not None
+        and (here.shape, here.dtype, here.content) == (there.shape, there.dtype, there.content)
+    ):
+        state.placements[number] = R
+        return
+    constant = known and bool(here.content and there.content)
+    reason = (
+        "a constant that is another one on a rank"
+        if constant
+        else "a value that was made where the trace does not see it"
+    )
+    state.placements[number] = Unknown(reason)
+    state.stuck.append(
+        Stuck(
+            "TP209" if constant else "TP210",
+            f"{local.target.rpartition('.')[2]} is given {reason}",
+            why="a constant was taken from a local size" if constant else "what was not recorded is not proved",
+            found=f"{here}" + (", other elements" if constant and here.shape == there.shape else ""),
+            needed=f"{there}",
+            module=local.module,
+            op=local,
+        )
+    )
 
 
 def _looks_up_own_rows(state: State, op: Op) -> bool:

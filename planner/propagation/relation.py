@@ -48,6 +48,10 @@ class State:
     entry_of: dict[int, str] = field(default_factory=dict)
     stuck: list[Stuck] = field(default_factory=list)
     zeros: set[int] = field(default_factory=set)
+    apart: int = 0
+    """How many of `stuck` say that the programs do not run the same ops: these count also where nothing reads the op."""
+    uniform: set[int] = field(default_factory=set)
+    """Fresh tensors of which every element is alike."""
 
 
 def settle(state: State, number: int, placement: Placement, whole: int, entry: str | None) -> None:

@@ -5,13 +5,11 @@ questions about data that meta tensors do not hold. A dispatch mode records ever
 they returned a new value.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
-from hashlib import sha256
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from shardproof.planner.tracing.placeholders import FOUND, equal_parts, place_of, with_counts, with_places
+from shardproof.planner.tracing.data_answers import ANSWERS, ARGUMENTS, UNSEEN, unseen
+from shardproof.planner.tracing.placeholders import with_counts, with_places
 from shardproof.planner.tracing.recorder import SIZES, Recorder
 from shardproof.planner.tracing.shape_cache import remembered
 
@@ -38,9 +37,28 @@ WHOLE: Mapping[object, str] = {
     F.one_hot: "one_hot",
     Tensor.detach: "detach",
     torch.detach: "detach",
+    Tensor.data.__get__: "detach",  # type: ignore[attr-defined]  # as torch.overrides has it
     F.embedding: "embedding",
 }
 """Torch functions recorded as one op."""
+
+
+def _embedding_order(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    table = kwargs.get("weight", args[-1] if len(args) == 1 else args[1])
+    return "embedding", (table, kwargs.get("input", args[0])), {}
+
+
+def _einsum_operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    listed = len(args) == 2 and isinstance(args[1], list | tuple)
+    return "einsum", (args[0], *args[1]) if listed else args, kwargs
+
+
+REORDERED: Mapping[str, Callable[..., tuple[str, tuple[Any, ...], dict[str, Any]]]] = {
+    "rmatmul": lambda args, kwargs: ("matmul", (args[1], args[0]), kwargs),
+    "embedding": _embedding_order,
+    "einsum": _einsum_operands,
+}
+"""Whole ops whose arguments are recorded in one order, however they were given."""
 
 SAME = {"aten.clone", "aten.detach", "aten.alias", "aten.contiguous", "aten.lift_fresh", "aten.lift_fresh_copy"}
 """Ops whose result is their input: they leave no trace, for whether they run depends on strides."""
@@ -65,46 +83,35 @@ class Functions(TorchFunctionMode):
         if recorder.whole and func in SIZES and (size := recorder.size_of(args[0])) is not None:
             return SIZES[func](size, *args[1:], **kwargs)
         args, kwargs = tree_map(_here, args) if func is Tensor.to else args, {k: _here(v) for k, v in kwargs.items()}
-        if func in ANSWERS and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            recorder.note("the branch taken does not depend on data here; one representative path was traced")
-            return ANSWERS[func](args[0])
-        if (
-            func in (Tensor.split, torch.split, torch.functional.split)
-            and len(args) > 1
-            and isinstance(args[1], list | tuple)
-            and args[0].is_meta
-        ):
-            args = (args[0], _parts(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0)), *args[2:])
-        if func in FILLS and isinstance(value := kwargs.get("fill_value", args[-1] if args else None), Tensor):
-            return _filled(func, args, kwargs, value)
-        if func in MADE and (data := _data(func, args, kwargs)) is not None:
-            with recorder.silent():
-                made = func(*args, **kwargs)
-            recorder.record("constant", (data,), {}, made)
-            return made
-        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Tensor) and args[0].is_meta:
-            args = (args[0], tree_map_only(Tensor, _known_index, args[1]), *args[2:])
+        if (answer := ANSWERS.get(func)) is not None:
+            given = answer(recorder, func, args, kwargs)
+            if given is not NotImplemented:
+                return given
+        args = ARGUMENTS[func](recorder, args, kwargs) if func in ARGUMENTS else args
         target = WHOLE.get(func)
-        if target is None:
-            if func in (Tensor.view, Tensor.reshape) and id(recorder.running) in recorder.distributed:
+        return self._piecewise(func, args, kwargs) if target is None else self._as_one(target, func, args, kwargs)
+
+    def _piecewise(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function whose ops are recorded one by one."""
+        recorder = self.recorder
+        if func in (Tensor.view, Tensor.reshape):
+            if id(recorder.running) in recorder.distributed:
                 args = _in_parts(args)
-            elif recorder.unfixed and func in (Tensor.view, Tensor.reshape):
+            elif recorder.unfixed:
                 args = self._unfixed(args)
-            return with_counts(func, args, with_places(func, args, func(*args, **kwargs)))
+        return with_counts(func, args, with_places(func, args, func(*args, **kwargs)))
+
+    def _as_one(self, target: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function that is recorded as one op."""
+        recorder = self.recorder
         with recorder.silent():
             args, kwargs = _to_meta(recorder, args, kwargs)
         with recorder.attempt(target, args, kwargs):
             result = remembered(SHAPED.get(target, func), args, kwargs)
-        if target == "rmatmul":
-            target, args = "matmul", (args[1], args[0])
-        if target == "embedding":
-            args, kwargs = (
-                (kwargs.get("weight", args[-1] if len(args) == 1 else args[1]), kwargs.get("input", args[0])),
-                {},
-            )
-        if target == "einsum" and len(args) == 2 and isinstance(args[1], list | tuple):
-            args = (args[0], *args[1])
+        target, args, kwargs = REORDERED[target](args, kwargs) if target in REORDERED else (target, args, kwargs)
         recorder.record(target, args, kwargs, result)
+        if target == "detach":
+            recorder.view_of[id(result)] = args[0]
         return with_counts(func, args, result)
 
     def _unfixed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -190,7 +197,7 @@ class Dispatch(TorchDispatchMode):
         return result
 
     def _result(self, func: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _unseen(target, args):
+        if unseen(target, args):
             return UNSEEN[target](*args, **kwargs)
         return remembered(func, args, kwargs) if _makes_new(func) else func(*args, **kwargs)
 
@@ -215,51 +222,6 @@ class Dispatch(TorchDispatchMode):
 def _makes_new(func: Any) -> bool:
     """Whether an op neither writes to an argument nor returns a view of one."""
     return all(slot.alias_info is None for slot in (*func._schema.arguments, *func._schema.returns))
-
-
-def _known_index(index: Tensor) -> Tensor | int:
-    """A lone number on the meta device, as an index, would be asked for its value: take the first element."""
-    return 0 if index.is_meta and index.dim() == 0 and index.dtype != torch.bool else index
-
-
-FILLS = frozenset({torch.full, torch.full_like, Tensor.new_full})
-"""Functions that ask a tensor that is given as the value to fill with for its number."""
-
-
-def _filled(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> Tensor:
-    """The same tensor, made from the one that gives the number."""
-    like = args[0] if isinstance(args[0], Tensor) else None
-    size = args[1] if func is Tensor.new_full else kwargs.get("size", args[0]) if like is None else like.shape
-    dtype = kwargs.get("dtype") or (value.dtype if like is None else like.dtype)
-    return value.to(dtype).expand(size).clone()
-
-
-MADE = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
-"""Functions that make a tensor from numbers: what they are is part of the program, for they may be read off a size."""
-_TOLD = 64
-"""Numbers of a constant that are kept as they are; of more, a digest."""
-
-
-def _data(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...] | None:
-    """The numbers that a constant is made from, or a digest of many; None where it is made from another tensor."""
-    position = int(func is Tensor.new_tensor)
-    given = kwargs.get("data", args[position] if len(args) > position else None)
-    if any(isinstance(leaf, Tensor) for leaf in tree_flatten(given)[0]):
-        return None
-    numbers = np.asarray(given)
-    if numbers.dtype == object:
-        return None
-    flat = numbers.ravel()
-    told = (str(number) if number != number else number for number in flat.tolist())  # NaN equals nothing
-    return tuple(told) if flat.size <= _TOLD else (sha256(flat.tobytes()).hexdigest(),)
-
-
-def _parts(tensor: Tensor, sizes: Sequence[int], dim: int) -> Sequence[int]:
-    """Part sizes that were read off data are all zero here: parts of equal size, the last with the rest, stand for them."""
-    total = tensor.shape[dim]
-    if not sizes or any(sizes):
-        return sizes
-    return [total // len(sizes)] * (len(sizes) - 1) + [total - total // len(sizes) * (len(sizes) - 1)]
 
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
@@ -323,33 +285,6 @@ def _large_to_meta(
     return args, kwargs
 
 
-def _nonzero(tensor: Tensor, *_: object) -> Tensor:
-    return tensor.new_empty((min(FOUND, max(tensor.numel(), 1)), tensor.dim()), dtype=torch.long)
-
-
-def _masked_index(tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    given: list[Tensor | None] = []
-    for index in indices:
-        if index is not None and index.dtype in (torch.bool, torch.uint8):
-            given += [index.new_empty((FOUND,), dtype=torch.long)] * index.dim()
-        else:
-            given.append(index)
-    found: Tensor = torch.ops.aten.index.Tensor(tensor, given)
-    return found
-
-
-def _masked_select(tensor: Tensor, *_: object) -> Tensor:
-    return tensor.new_empty((FOUND,))
-
-
-UNSEEN: Mapping[str, Callable[..., Any]] = {
-    "aten.nonzero": _nonzero,
-    "aten.index": _masked_index,
-    "aten.masked_select": _masked_select,
-}
-"""What data-dependent aten ops return on meta tensors."""
-
-
 def _in_turns(
     tensor: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> tuple[int, int, int] | None:
@@ -357,39 +292,3 @@ def _in_turns(
     dim, size, first = dim % tensor.dim(), tensor.shape[dim], start or 0
     whole = size % step == 0 and 0 <= first < step and (end is None or end >= size)
     return (dim, step, first) if step > 1 and whole else None
-
-
-def _unseen(target: str, args: tuple[Any, ...]) -> bool:
-    if target not in UNSEEN or not args[0].is_meta:
-        return False
-    return target != "aten.index" or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-
-
-def _zero(tensor: Tensor) -> Any:
-    return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else place_of(tensor)
-
-
-def _numbers(tensor: Tensor) -> Any:
-    return equal_parts(tensor) or _zeros(tensor)
-
-
-def _zeros(tensor: Tensor) -> Any:
-    value = _zero(tensor)
-    for size in reversed(tensor.shape):
-        value = [value] * size
-    return value
-
-
-ANSWERS: Mapping[object, Callable[[Tensor], Any]] = {
-    Tensor.item: _zero,
-    Tensor.__contains__: lambda tensor: False,
-    Tensor.__bool__: lambda tensor: place_of(tensor) != 0,
-    Tensor.__int__: place_of,
-    Tensor.__index__: place_of,
-    Tensor.__float__: lambda tensor: 0.0,
-    Tensor.tolist: _numbers,
-    Tensor.cpu: lambda tensor: tensor,
-    Tensor.cuda: lambda tensor: tensor,
-    Tensor.numpy: lambda tensor: torch.tensor(_numbers(tensor), dtype=tensor.dtype).numpy(),
-}
-"""What is answered when modeling code asks a meta tensor for its data."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from shardproof.planner.ir.graph import Module
 
@@ -21,6 +22,20 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
         )
         for path, module in model.named_modules(remove_duplicate=False)
     )
+
+
+def kept_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Tensors that modules keep in attributes which are neither parameters nor buffers, also in lists and dictionaries there."""
+    found: list[tuple[str, Tensor]] = []
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor | list | tuple | dict) and name not in _TABLES:
+                leaves = (leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor))
+                found += [(f"{path}.{name}[{at}]", leaf) for at, leaf in enumerate(leaves)]
+    return found
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 def layer_kinds(model: nn.Module) -> dict[int, tuple[int, object]]:

@@ -96,7 +96,7 @@ def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> dict[int, tupl
     """
     made: dict[tuple[int, str], nn.Parameter] = {}
     whole: dict[int, tuple[torch.Size, tuple[nn.Module, ...]]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in model.named_modules():  # a module that is shared stands once
         style = assigned.modules.get(path)
         local_in = (module,) if style is not None and style[0].reach is Reach.BELOW else ()
         for local, tensor in list(module.named_parameters(recurse=False)):
@@ -137,13 +137,14 @@ def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree:
     width = int(getattr(module, style.needs or "", width))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        args = before(recorder, args, degree)
-        output = original(*args, **kwargs)
-        if style.after is After.NOTHING or output is None:
-            return output
-        if not isinstance(output, Tensor):
-            raise HookError(f"{style.name} takes a tensor, and this module gives a {type(output).__name__}")
-        return after(recorder, output, -(-output.shape[-1] // degree) if style.after is After.SPLIT else width)
+        with recorder.inside(path, module):
+            args = before(recorder, args, degree)
+            output = original(*args, **kwargs)
+            if style.after is After.NOTHING or output is None:
+                return output
+            if not isinstance(output, Tensor):
+                raise HookError(f"{style.name} takes a tensor, and this module gives a {type(output).__name__}")
+            return after(recorder, output, -(-output.shape[-1] // degree) if style.after is After.SPLIT else width)
 
     module.forward = forward
 

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
-from torch import Size, Tensor, nn
+from torch import Size, Tensor, nn, uint8
 from torch.utils._pytree import tree_flatten
 
 from shardproof.planner.ir.findings import Source
-from shardproof.planner.ir.graph import Arg, Op, Ref, Value
+from shardproof.planner.ir.graph import CONSTANT, UNRECORDED, Arg, Op, Ref, Value
 from shardproof.planner.loading.source_lines import SourceFinder
+from shardproof.planner.tracing.session import GradientMode
 
 SIZES: Mapping[object, Callable[..., Any]] = {
     Tensor.shape.__get__: lambda size, *_: size,  # type: ignore[attr-defined]  # as torch.overrides has it
@@ -19,6 +21,14 @@ SIZES: Mapping[object, Callable[..., Any]] = {
     Tensor.numel: lambda size: size.numel(),
 }
 """How the size of a distributed tensor, which is that of the whole, is asked for."""
+
+
+def content_of(tensor: Tensor) -> str:
+    """A digest of a tensor's elements, in order; empty where they cannot be read."""
+    try:
+        return sha256(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes()).hexdigest()
+    except (RuntimeError, TypeError, NotImplementedError):
+        return ""
 
 
 @dataclass
@@ -34,8 +44,7 @@ class Recorder:
     view_of: dict[int, Tensor] = field(default_factory=dict)
     keep: list[Tensor] = field(default_factory=list)
     paused: int = 0
-    constant: int = 0
-    """How many `no_grad` the forward is in."""
+    gradients: GradientMode = field(default_factory=GradientMode)
     constants: int = 0
     failed: Op | None = None
     unfixed: Mapping[Source, int] = field(default_factory=dict)
@@ -44,19 +53,21 @@ class Recorder:
     """Of each sharded parameter, the size of the whole one, and the modules in which it is a local tensor."""
 
     def number(self, tensor: Tensor, name: str | None = None) -> int:
-        """The value number of a tensor; one that was never seen is a constant made outside of the forward."""
+        """The value number of a tensor; one that was never seen is a constant with its content, or was made unrecorded."""
         known = self.number_of.get(id(tensor))
         if known is not None:
             return known
         if name is None:
             # Numbered in the order they are met: the same constant has the same name in both programs.
-            name, self.constants = f"constant.{self.constants}", self.constants + 1
+            kind = UNRECORDED if tensor.is_meta else CONSTANT
+            name, self.constants = f"{kind}{self.constants}", self.constants + 1
         return self.bind(tensor, name)
 
     def bind(self, tensor: Tensor, name: str | None = None) -> int:
         """Give a tensor a new value number."""
         self.keep.append(tensor)
-        self.values.append(Value(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name))
+        content = content_of(tensor) if name is not None and not tensor.is_meta else ""
+        self.values.append(Value(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name, content))
         self.number_of[id(tensor)] = len(self.values) - 1
         return len(self.values) - 1
 
@@ -75,11 +86,7 @@ class Recorder:
         packed = tuple(self._arg(arg) for arg in args)
         named = tuple((key, self._arg(value)) for key, value in kwargs.items())
         source = self.sources.here(self.running)
-        return Op(target, packed, named, (), self.module, source, self.constant > 0)
-
-    def note_no_grad(self, step: int) -> None:
-        """The forward enters (1) or leaves (-1) `torch.no_grad`."""
-        self.constant += step
+        return Op(target, packed, named, (), self.module, source, not self.gradients.enabled)
 
     @contextmanager
     def attempt(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[None]:
@@ -123,6 +130,18 @@ class Recorder:
                 return ("slice", self._arg(value.start), self._arg(value.stop), self._arg(value.step))
             case _:
                 return str(value)
+
+    @contextmanager
+    def inside(self, path: str, module: nn.Module) -> Iterator[None]:
+        """The forward of a module runs, also where it is called by itself, past the call of the module."""
+        entered = self.running is not module
+        if entered:
+            self.stack.append((path, module))
+        try:
+            yield
+        finally:
+            if entered:
+                self.stack.pop()
 
     @contextmanager
     def silent(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """What a trace patches, copies and remembers of a model, in one place: locked, re-entrant, and given back on every way out.
 
-A trace patches torch for the whole process (`nn.Module.__call__`, `torch.no_grad`, `torch.autocast`), and it changes the model
+A trace patches torch for the whole process (`nn.Module.__call__`, its gradient mode, `torch.autocast`), and it changes the model
 that it runs (local parameters, hooks, wrapped forwards). So one thread traces at a time, and it traces a private copy of a shared
 model: whoever else reads the shared model never sees it changed.
 """
@@ -9,6 +9,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,6 +32,27 @@ NO_DATA_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 _copies: "WeakKeyDictionary[nn.Module, nn.Module]" = WeakKeyDictionary()
 
 
+@dataclass
+class GradientMode:
+    """Whether the traced forward wants gradients at this moment: torch's gradient mode as the modeling code sees it."""
+
+    enabled: bool = True
+    before: list[bool] = field(default_factory=list)
+
+    def set(self, enabled: bool) -> None:
+        """In place of `torch._C._set_grad_enabled`."""
+        self.enabled = enabled
+
+    def enter(self) -> None:
+        """Gradients are off until `leave`, as in `torch.inference_mode`."""
+        self.before.append(self.enabled)
+        self.enabled = False
+
+    def leave(self) -> None:
+        """As before the last `enter`."""
+        self.enabled = self.before.pop()
+
+
 @contextmanager
 def private_copy(model: nn.Module) -> Iterator[nn.Module]:
     """The session's own copy of a shared model, made once, to be run and changed until this ends.
@@ -49,19 +71,21 @@ def structural_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def recording(model: nn.Module, *, call: Callable[..., Any], in_no_grad: Callable[[int], None]) -> Iterator[None]:
+def recording(model: nn.Module, *, call: Callable[..., Any], gradients: GradientMode) -> Iterator[None]:
     """Torch and the configs as one trace needs them, for the time of one forward.
 
     Args:
         model: the model that runs; fields of its configs are held at `EAGER`.
         call: takes the place of `nn.Module.__call__`, with the original as its first argument.
-        in_no_grad: is told 1 where the forward enters `torch.no_grad`, and -1 where it leaves that: a trace is in one itself, so
-            that none can be asked.
+        gradients: answers and hears torch's gradient mode in place of torch: a trace builds no gradients itself.
     """
     with TRACING, ExitStack() as undo:
         _patch(undo, nn.Module, "__call__", lambda original: lambda *args, **kwargs: call(original, *args, **kwargs))
-        _patch(undo, torch.no_grad, "__enter__", lambda original: _before(original, lambda: in_no_grad(1)))
-        _patch(undo, torch.no_grad, "__exit__", lambda original: _before(original, lambda: in_no_grad(-1)))
+        # `no_grad`, `enable_grad`, `set_grad_enabled` and their decorators all ask and set the mode through these two.
+        _patch(undo, torch, "is_grad_enabled", lambda original: lambda: gradients.enabled)
+        _patch(undo, torch._C, "_set_grad_enabled", lambda original: gradients.set)
+        _patch(undo, torch.inference_mode, "__enter__", lambda original: lambda self: gradients.enter())
+        _patch(undo, torch.inference_mode, "__exit__", lambda original: lambda self, *error: gradients.leave())
         _patch(undo, torch.autocast, "__init__", _autocast_on_meta)
         configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c is not None}
         for config in configs.values():
@@ -80,14 +104,6 @@ def _patch(undo: ExitStack, owner: Any, name: str, made_of: Callable[[Any], Any]
     original = vars(owner)[name]
     undo.callback(setattr, owner, name, original)
     setattr(owner, name, made_of(original))
-
-
-def _before(original: Callable[..., Any], note: Callable[[], None]) -> Callable[..., Any]:
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        note()
-        return original(*args, **kwargs)
-
-    return noted
 
 
 def _autocast_on_meta(original: Callable[..., None]) -> Callable[..., None]:

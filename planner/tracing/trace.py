@@ -19,7 +19,7 @@ from shardproof.planner.ir.graph import Graph, ModuleCall, Op
 from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.tracing.modes import Dispatch, Functions
 from shardproof.planner.tracing.module_state import ModuleState
-from shardproof.planner.tracing.module_tree import layer_kinds, module_table
+from shardproof.planner.tracing.module_tree import kept_tensors, layer_kinds, module_table
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
 from shardproof.planner.tracing.session import TRACING, recording
@@ -128,7 +128,7 @@ class Tracing:
 
     def _run(self, inputs: Mapping[str, Any]) -> Graph:
         recorder = self.recorder
-        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers(), *kept_tensors(self.model)]:
             recorder.number(tensor, name)
         given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         numbered = tuple((name, recorder.bind(tensor)) for name, tensor in given.items())
@@ -168,7 +168,7 @@ class Tracing:
         try:
             with (
                 torch.no_grad(),
-                recording(self.model, call=self._call, in_no_grad=recorder.note_no_grad),
+                recording(self.model, call=self._call, gradients=recorder.gradients),
                 Functions(recorder),
                 Dispatch(recorder),
             ):
@@ -272,7 +272,7 @@ class Tracing:
             tensors = _tensors((args, kwargs))
             given = [recorder.number(tensor) for tensor in tensors]
             same = tuple(given.index(number) for number in given)  # what is read of one value that is given twice?
-            key = (kind, recorder.constant > 0, same, *_call_signature(args, kwargs, position))
+            key = (kind, recorder.gradients.enabled, same, *_call_signature(args, kwargs, position))
             first = self.seen.setdefault(key, path)
             if first == path or first not in self.gave:
                 output = original(*args, **kwargs)

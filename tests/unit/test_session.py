@@ -27,8 +27,9 @@ def patched() -> tuple[object, ...]:
     """Everything of torch that a trace patches, as it is now."""
     return (
         vars(nn.Module)["__call__"],
-        vars(torch.no_grad)["__enter__"],
-        vars(torch.no_grad)["__exit__"],
+        torch.is_grad_enabled,
+        torch._C._set_grad_enabled,
+        vars(torch.inference_mode)["__enter__"],
         vars(torch.autocast)["__init__"],
         torch.distributions.Distribution._validate_args,
     )

@@ -1,6 +1,6 @@
 """Lookups: the indexed dim must be whole (an index counts over all of it), the others pass."""
 
-from shardproof.planner.ir.graph import Arg, Ref
+from shardproof.planner.ir.graph import READ, Arg, Ref
 from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
@@ -23,6 +23,8 @@ def index(call: Call) -> Einsum | None:
         return None
     names: Letters = tuple(f"d{position}" for position in range(len(shape)))
     at = [position for position, item in enumerate(given) if isinstance(item, Ref)]
+    if any(_is_mask(call, given[position]) for position in at):
+        return _masked(call, given, names)
     tensors = [call.shape(given[position]) for position in at]
     width = max((len(tensor) for tensor in tensors), default=0)
     taken = len(shape) - (len(call.results[0]) - width)
@@ -38,6 +40,33 @@ def index(call: Call) -> Einsum | None:
     indices = tuple(_index_letters(tensor, inner, call.results[0], first) for tensor in tensors)
     locked = frozenset(names[position] or "" for position in indexed)
     return Einsum((names, *indices), (output,), locked, (frozenset({0}),), why_locked=_WHY)
+
+
+def _is_mask(call: Call, arg: Arg) -> bool:
+    return isinstance(arg, Ref) and call.graph.values[arg.value].dtype in ("bool", "uint8")
+
+
+def _masked(call: Call, given: tuple[Arg, ...], names: Letters) -> Einsum:
+    """Indexing by masks: a mask goes over as many dims as it has, all of which it needs; what it finds is one new dim."""
+    indices: list[Letters] = []
+    locked: set[str | None] = set()
+    position = 0
+    for item in given:
+        if not isinstance(item, Ref):
+            position += 1
+            continue
+        ndim = len(call.shape(item))
+        over = names[position : position + ndim] if _is_mask(call, item) else names[position : position + 1]
+        indices.append(over if _is_mask(call, item) else (None,) * ndim)
+        locked.update(over)
+        position += len(over)
+    rest = tuple(name for name in names if name not in locked)
+    found = len(call.results[0]) - len(rest)
+    first = next((at for at, item in enumerate(given) if isinstance(item, Ref)), 0)
+    output = (*rest[:first], *((None,) * found), *rest[first:])
+    return Einsum(
+        (names, *indices), (output,), frozenset(name or "" for name in locked), (frozenset({0}),), why_locked=_WHY
+    )
 
 
 def _index_letters(tensor: tuple[int, ...], inner: Letters, result: tuple[int, ...], first: int) -> Letters:
@@ -126,6 +155,7 @@ def one_hot(call: Call) -> Einsum:
 
 
 @rule(
+    READ,
     "aten._local_scalar_dense",
     "aten.nonzero",
     "aten.masked_select",

@@ -11,7 +11,7 @@ Rule: TypeAlias = Callable[[Call], Semantics | None]
 
 RULES: dict[str, Rule] = {}
 
-_FAMILIES = ("einsum", "pointwise", "reduce", "view", "index", "attention", "norm")
+_FAMILIES = ("einsum", "pointwise", "reduce", "view", "index", "attention", "norm", "random")
 
 
 def rule(*targets: str) -> Callable[[Rule], Rule]:

@@ -170,6 +170,9 @@ def border(call: Call) -> Semantics:
     shape, result = call.shapes[0], call.results[0]
     names = _names(len(shape))
     changed = {i for i, (a, b) in enumerate(zip(shape, result, strict=False)) if a != b}
+    if call.op.target == "aten.constant_pad_nd":  # a border may be added on one side and cut off on the other
+        pads = call.numbers(1, "pad")
+        changed |= {len(shape) - 1 - i // 2 for i, amount in enumerate(pads) if amount}
     if call.op.target in ("aten.tril", "aten.triu"):
         changed = {len(shape) - 2, len(shape) - 1}
     kept: list[str | None] = [None if i in changed and len(result) == len(shape) else n for i, n in enumerate(names)]

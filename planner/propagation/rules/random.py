@@ -1,0 +1,26 @@
+"""Random numbers: what is drawn for a shard is no part of what one device draws."""
+
+from shardproof.planner.propagation.rules.registry import rule
+from shardproof.planner.propagation.semantics import Call, Einsum, Fresh, Letters, Semantics
+
+_LIKE = """bernoulli rand_like randn_like randint_like normal uniform random exponential geometric log_normal cauchy poisson
+    multinomial binomial""".split()
+
+
+@rule(*(f"aten.{name}" for name in _LIKE))
+def drawn_like(call: Call) -> Semantics:
+    """Drawn for a tensor: that has to be whole in every dim, so that all ranks draw alike."""
+    if not call.shapes:
+        return Fresh(uniform=False)
+    inputs: tuple[Letters, ...] = tuple(tuple(f"t{n}d{i}" for i in range(len(s))) for n, s in enumerate(call.shapes))
+    outputs: tuple[Letters, ...] = tuple((None,) * len(result) for result in call.results)
+    every = frozenset(name for letters in inputs for name in letters if name)
+    return Einsum(
+        inputs, outputs, every, why_locked="random numbers drawn for a part are no part of those drawn for the whole"
+    )
+
+
+@rule("aten.rand", "aten.randn", "aten.randint", "aten.randperm")
+def drawn(call: Call) -> Semantics:
+    """Drawn for a size: the same on all ranks where the size is the whole one, and they draw with one seed."""
+    return Fresh(uniform=False)

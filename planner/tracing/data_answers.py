@@ -1,0 +1,189 @@
+"""What is answered where modeling code asks a meta tensor for data that is not there, or makes a tensor of numbers.
+
+Every number that Python reads off a tensor is an op of its own (`read`): it decides what the program does, so a rank has to hold
+all of that tensor.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from shardproof.planner.ir.graph import READ
+from shardproof.planner.tracing.placeholders import FOUND, equal_parts, place_of
+from shardproof.planner.tracing.recorder import Recorder
+
+FILLS = frozenset({torch.full, torch.full_like, Tensor.new_full})
+"""Functions that ask a tensor that is given as the value to fill with for its number."""
+
+
+def _filled(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> Tensor:
+    """The same tensor, made from the one that gives the number."""
+    like = args[0] if isinstance(args[0], Tensor) else None
+    size = args[1] if func is Tensor.new_full else kwargs.get("size", args[0]) if like is None else like.shape
+    dtype = kwargs.get("dtype") or (value.dtype if like is None else like.dtype)
+    return value.to(dtype).expand(size).clone()
+
+
+MADE = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
+"""Functions that make a tensor from numbers: what they are is part of the program, for they may be read off a size."""
+_TOLD = 64
+"""Numbers of a constant that are kept as they are; of more, a digest."""
+
+
+def _data(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...] | None:
+    """The numbers that a constant is made from, or a digest of many; None where it is made from another tensor."""
+    position = int(func is Tensor.new_tensor)
+    given = kwargs.get("data", args[position] if len(args) > position else None)
+    if any(isinstance(leaf, Tensor) for leaf in tree_flatten(given)[0]):
+        return None
+    numbers = np.asarray(given)
+    if numbers.dtype == object:
+        return None
+    flat = numbers.ravel()
+    told = (str(number) if number != number else number for number in flat.tolist())  # NaN equals nothing
+    return tuple(told) if flat.size <= _TOLD else (sha256(flat.tobytes()).hexdigest(),)
+
+
+def _parts(tensor: Tensor, sizes: Sequence[int], dim: int) -> Sequence[int]:
+    """Part sizes that were read off data are all zero here: parts of equal size, the last with the rest, stand for them."""
+    total = tensor.shape[dim]
+    if not sizes or any(sizes):
+        return sizes
+    return [total // len(sizes)] * (len(sizes) - 1) + [total - total // len(sizes) * (len(sizes) - 1)]
+
+
+def _known_index(index: Tensor) -> Tensor | int:
+    """A lone number on the meta device, as an index, would be asked for its value: take the first element."""
+    return 0 if index.is_meta and index.dim() == 0 and index.dtype != torch.bool else index
+
+
+def _nonzero(tensor: Tensor, *_: object) -> Tensor:
+    return tensor.new_empty((min(FOUND, max(tensor.numel(), 1)), tensor.dim()), dtype=torch.long)
+
+
+def _masked_index(tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    given: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype in (torch.bool, torch.uint8):
+            given += [index.new_empty((FOUND,), dtype=torch.long)] * index.dim()
+        else:
+            given.append(index)
+    found: Tensor = torch.ops.aten.index.Tensor(tensor, given)
+    return found
+
+
+def _masked_select(tensor: Tensor, *_: object) -> Tensor:
+    return tensor.new_empty((FOUND,))
+
+
+UNSEEN: Mapping[str, Callable[..., Any]] = {
+    "aten.nonzero": _nonzero,
+    "aten.index": _masked_index,
+    "aten.masked_select": _masked_select,
+}
+"""What data-dependent aten ops return on meta tensors."""
+
+
+def unseen(target: str, args: tuple[Any, ...]) -> bool:
+    """Whether what this op gives depends on data that is not there."""
+    if target not in UNSEEN or not args[0].is_meta:
+        return False
+    return target != "aten.index" or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+
+
+def _zero(tensor: Tensor) -> Any:
+    return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else place_of(tensor)
+
+
+def _numbers(tensor: Tensor) -> Any:
+    return equal_parts(tensor) or _zeros(tensor)
+
+
+def _zeros(tensor: Tensor) -> Any:
+    value = _zero(tensor)
+    for size in reversed(tensor.shape):
+        value = [value] * size
+    return value
+
+
+READS: Mapping[object, Callable[[Tensor], Any]] = {
+    Tensor.item: _zero,
+    Tensor.__contains__: lambda tensor: False,
+    Tensor.__bool__: lambda tensor: place_of(tensor) != 0,
+    Tensor.__int__: place_of,
+    Tensor.__index__: place_of,
+    Tensor.__float__: lambda tensor: 0.0,
+    Tensor.tolist: _numbers,
+    Tensor.numpy: lambda tensor: torch.tensor(_numbers(tensor), dtype=tensor.dtype).numpy(),
+}
+"""What is answered where modeling code reads numbers off a meta tensor."""
+
+REPRESENTATIVE = "the branch taken does not depend on data here; one representative path was traced"
+
+
+def _read(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
+        return NotImplemented
+    recorder.record(READ, (args[0],), {}, ())
+    recorder.note(REPRESENTATIVE)
+    return READS[func](args[0])
+
+
+def _stays(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A meta tensor stays on the meta device."""
+    return args[0] if args and isinstance(args[0], Tensor) and args[0].is_meta else NotImplemented
+
+
+def _fill(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    value = kwargs.get("fill_value", args[-1] if args else None)
+    return _filled(func, args, kwargs, value) if isinstance(value, Tensor) else NotImplemented
+
+
+def _make(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    data = _data(func, args, kwargs)
+    if data is None:
+        return NotImplemented
+    with recorder.silent():
+        made = func(*args, **kwargs)
+    recorder.record("constant", (data,), {}, made)
+    return made
+
+
+ANSWERS: Mapping[object, Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any]], Any]] = {
+    **dict.fromkeys(READS, _read),
+    **dict.fromkeys((Tensor.cpu, Tensor.cuda), _stays),
+    **dict.fromkeys(FILLS, _fill),
+    **dict.fromkeys(MADE, _make),
+}
+"""Functions that are answered here; `NotImplemented` where the call is an ordinary one after all."""
+
+
+def _split_sizes(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    if len(args) < 2 or not isinstance(args[1], list | tuple) or not args[0].is_meta:
+        return args
+    return (args[0], _parts(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("dim", 0)), *args[2:])
+
+
+def _index(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    if not (isinstance(args[0], Tensor) and args[0].is_meta):
+        return args
+
+    def known(index: Tensor) -> Tensor | int:
+        found = _known_index(index)
+        if isinstance(found, int):
+            recorder.record(READ, (index,), {}, ())
+        return found
+
+    return (args[0], tree_map_only(Tensor, known, args[1]), *args[2:])
+
+
+ARGUMENTS: Mapping[object, Callable[[Recorder, tuple[Any, ...], dict[str, Any]], tuple[Any, ...]]] = {
+    **dict.fromkeys((Tensor.split, torch.split, torch.functional.split), _split_sizes),
+    **dict.fromkeys((Tensor.__getitem__, Tensor.__setitem__), _index),
+}
+"""Functions whose arguments may be numbers that were read off data: with representative ones in their place."""
