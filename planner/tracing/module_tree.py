@@ -1,6 +1,6 @@
-"""The module tree as data, and which layers of a stack are of one kind."""
+"""The module tree as data, and which module list holds the layers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -36,55 +36,23 @@ def kept_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")
-
-
-def layer_kinds(model: nn.Module) -> dict[int, tuple[int, object]]:
-    """For each member of a `ModuleList` with siblings: its position, and what makes it the same kind of layer as another.
-
-    Two members are of one kind where class, parameter shapes and plain attributes agree all the way down. An integer
-    attribute that counts the members (a layer index) only has to be there.
-    """
-    kinds: dict[int, tuple[int, object]] = {}
-    for stack in model.modules():
-        if isinstance(stack, nn.ModuleList) and len(stack) > 1:
-            described = [_description(member) for member in stack]
-            names = {name for description in described for name in description}
-            indices = {name for name in names if _counts(name, described)}
-            for position, (member, description) in enumerate(zip(stack, described, strict=True)):
-                kept = tuple((key, None if key in indices else value) for key, value in description.items())
-                kinds[id(member)] = (position, (id(stack), kept))
-    return kinds
-
-
-def _counts(name: str, described: Sequence[Mapping[str, object]]) -> bool:
-    """Whether an attribute is a member's position, grows by the same step from each position to the next, or is a factor that
-    no two members share.
-    """
-    factors = [number for each in described if type(number := each.get(name)) is float]
-    if len(factors) == len(described) > 2 and len(set(factors)) == len(factors):
-        return min(factors) > 0 or max(factors) < 0
-    found = [(at, number) for at, each in enumerate(described) if type(number := each.get(name)) is int]
-    if len(found) < sum(name in each for each in described):
-        return False
-    if all(number == at for at, number in found):
-        return True
-    (x, first), (y, last) = found[0], found[-1]
-    return (
-        len(found) > 2 and first != last and all((n - first) * (y - x) == (last - first) * (at - x) for at, n in found)
-    )
-
-
-def _description(module: nn.Module) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for path, part in module.named_modules():
-        found[f"{path} class"] = type(part).__qualname__
-        found |= {f"{path}.{name}": (tuple(t.shape), t.dtype) for name, t in _tensors(part)}
-        found |= {f"{path}.{name}": value for name, value in _scalars(part)}
-    return found
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+HOOK_TABLES = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"),
+    *("_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+"""Where `nn.Module` keeps functions that run beside its forward, by a number that torch gives to each."""
+INTERNAL = frozenset(
+    {
+        *(*_TABLES, *HOOK_TABLES, "_non_persistent_buffers_set", "_forward_hooks_with_kwargs", "training"),
+        *(
+            "_forward_hooks_always_called",
+            "_forward_pre_hooks_with_kwargs",
+            "_is_full_backward_hook",
+            "_is_hf_initialized",
+        ),
+    }
+)
+"""Attributes that `nn.Module` and Transformers keep for themselves."""
 
 
 def _scalars(module: nn.Module) -> list[tuple[str, object]]:

@@ -6,20 +6,22 @@ Repeated layers run once per kind: a later layer of the same kind, called alike,
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from shardproof.planner.inputs.example import attempts, caching, example_inputs, take, taken
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
 from shardproof.planner.loading.source_lines import SourceFinder
+from shardproof.planner.tracing.layer_kinds import LayerNumber, SharedState, layer_kinds, numbered
 from shardproof.planner.tracing.modes import Dispatch, Functions
 from shardproof.planner.tracing.module_state import ModuleState
-from shardproof.planner.tracing.module_tree import kept_tensors, layer_kinds, module_table
+from shardproof.planner.tracing.module_tree import kept_tensors, module_table
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
 from shardproof.planner.tracing.session import TRACING, recording
@@ -115,11 +117,21 @@ class Tracing:
             self.names.setdefault(id(module), []).append(path)
         self.recorder = Recorder(SourceFinder(model))
         self.kinds = {} if every else layer_kinds(model)
+        self.shared = self._shared_state()
+        self.apart: set[object] = set()
         self.seen: dict[object, str] = {}
         self.gave: dict[str, _Gave] = {}
         self.repeats: dict[str, str] = {}
         self.calls: list[ModuleCall | None] = []
         self.left: dict[str, list[Tensor]] = {}
+
+    def _shared_state(self) -> dict[int, SharedState]:
+        """By stack of layers, what they can leave something in for each other."""
+        layers: dict[int, list[nn.Module]] = {}
+        for module in self.model.modules():
+            if (kind := self.kinds.get(id(module))) is not None:
+                layers.setdefault(kind.stack, []).append(module)
+        return {stack: SharedState.of(members) for stack, members in layers.items()}
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
         """Run the forward and return its graph."""
@@ -260,7 +272,7 @@ class Tracing:
         """Wrap a layer's forward: the first of a kind runs, the next ones called alike become `repeat`."""
         original = layer.forward
         path, recorder = self.paths[id(layer)], self.recorder
-        position, kind = self.kinds[id(layer)]
+        kind, shared = self.kinds[id(layer)], self.shared[self.kinds[id(layer)].stack]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if recorder.running is not layer:  # called by its `forward`, past the call of a module
@@ -272,11 +284,18 @@ class Tracing:
             tensors = _tensors((args, kwargs))
             given = [recorder.number(tensor) for tensor in tensors]
             same = tuple(given.index(number) for number in given)  # what is read of one value that is given twice?
-            key = (kind, recorder.gradients.enabled, same, *_call_signature(args, kwargs, position))
+            state = shared.now()
+            key = (kind.kind, recorder.gradients.enabled, same, state, *_call_signature(args, kwargs, kind.position))
+            if key in self.apart:
+                return original(*args, **kwargs)
             first = self.seen.setdefault(key, path)
             if first == path or first not in self.gave:
-                output = original(*args, **kwargs)
+                uses: list[str] = []
+                with numbered(layer, kind, uses):
+                    output = original(*_numbered(args, kind.position, uses), **_numbered(kwargs, kind.position, uses))
                 self.gave[path] = _Gave.of(output, given, recorder)
+                if uses or shared.now() != state:
+                    self.apart.add(key)
                 return output
             self.repeats[path] = first
             with recorder.silent():
@@ -330,13 +349,22 @@ def _tensors(tree: object) -> list[Tensor]:
 def _call_signature(args: Sequence[Any], kwargs: Mapping[str, Any], position: int) -> tuple[object, ...]:
     """What makes two calls alike; a layer that is handed its own position in the stack is called like its siblings."""
     leaves, spec = tree_flatten((args, dict(kwargs)))
-    return (str(spec), *(tuple(leaf.shape) if isinstance(leaf, Tensor) else _plain(leaf, position) for leaf in leaves))
+    return (
+        str(spec),
+        *((tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else _plain(leaf, position) for leaf in leaves),
+    )
 
 
 def _plain(value: object, position: int) -> object:
     if type(value) is int and value == position:
         return "position"
-    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+    plain = isinstance(value, bool | int | float | str | None | torch.dtype | torch.device | Enum)
+    return (type(value), value) if plain else (type(value), id(value))
+
+
+def _numbered(given: Any, position: int, uses: list[str]) -> Any:
+    """Arguments in which a layer's own position is a `LayerNumber`."""
+    return tree_map(lambda leaf: LayerNumber(leaf, uses) if type(leaf) is int and leaf == position else leaf, given)
 
 
 def named_tensors(output: object) -> list[tuple[str, Tensor]]:
