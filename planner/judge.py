@@ -135,7 +135,9 @@ def relate(
     try:
         if distributed:
             check_initial(subject.model, assigned)
-        local = local_program(subject.model, assigned, degree, distributed=distributed, unfixed=unfixed)
+        local = local_program(
+            subject.model, assigned, degree, script=subject.script, distributed=distributed, unfixed=unfixed
+        )
     except (IndivisibleError, UnloadableError) as error:
         return None, (error,)
     except TraceError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 
 from shardproof.planner.ir.graph import READ
 from shardproof.planner.tracing.placeholders import FOUND, equal_parts, place_of
@@ -170,16 +170,24 @@ def _split_sizes(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _index(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """An index: a lone number on the meta device is read, and a list of numbers is a constant, which torch would make unseen."""
     if not (isinstance(args[0], Tensor) and args[0].is_meta):
         return args
 
-    def known(index: Tensor) -> Tensor | int:
-        found = _known_index(index)
-        if isinstance(found, int):
+    def known(index: Any) -> Any:
+        if isinstance(index, tuple):
+            return tuple(map(known, index))
+        if isinstance(index, list | np.ndarray) and not any(
+            isinstance(leaf, Tensor) for leaf in tree_flatten(index)[0]
+        ):
+            made = _make(recorder, torch.tensor, (index,), {})
+            return index if made is NotImplemented else made
+        found = _known_index(index) if isinstance(index, Tensor) else index
+        if found is not index:
             recorder.record(READ, (index,), {}, ())
         return found
 
-    return (args[0], tree_map_only(Tensor, known, args[1]), *args[2:])
+    return (args[0], known(args[1]), *args[2:])
 
 
 ARGUMENTS: Mapping[object, Callable[[Recorder, tuple[Any, ...], dict[str, Any]], tuple[Any, ...]]] = {

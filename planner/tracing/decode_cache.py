@@ -13,11 +13,9 @@ from transformers import DynamicCache, PreTrainedConfig
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.run_modes import CACHE_NAMES, RunMode, Script
 from shardproof.planner.tracing.session import private_copy
 from shardproof.planner.tracing.trace import TraceError
-
-CACHE_NAMES = ("past_key_values", "cache_params")
-"""The arguments by which Transformers' models take a cache: attention and hybrids the first, state-space models the second."""
 
 SERVED = torch.bfloat16
 """The dtype that the parameters have meanwhile: what is kept in another dtype keeps that whatever a model is loaded in."""
@@ -67,7 +65,8 @@ def _traced(
     left: dict[str, list[Tensor]] = {}
     with _served(model, dtype):
         asked = {"input_ids": ids, name: cache, "use_cache": True}
-        graph = trace_local(model, assigned, degree, asked, left=left)
+        script = Script(RunMode.DECODING, (asked,))
+        graph = trace_local(model, assigned, degree, script=script, left=left)
     layers = [_kept(_tensors(vars(layer)), dtype) for layer in cache.layers]
     for path, tensors in left.items():
         number = _layer_of(path, len(layers))

@@ -1,7 +1,7 @@
 """A model on meta with its programs, the single device's and a rank's: traced once, for all that is asked of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,25 +14,27 @@ from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.run_modes import NoCacheError, RunMode, Script, scripts
 from shardproof.planner.tracing.session import private_copy, structural_copy
-from shardproof.planner.tracing.trace import trace
+from shardproof.planner.tracing.trace import TraceError, trace, trace_script
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model on meta, traced, with the prefix of its base model."""
+    """A model on meta, traced in one mode, with the prefix of its base model; `script` is what was run, None of evaluation."""
 
     model: nn.Module
     graph: Graph
     prefix: str
+    script: Script | None = None
 
 
 _graphs: "WeakKeyDictionary[nn.Module, tuple[Graph, nn.Module | None]]" = WeakKeyDictionary()
-"""Of each model its program, and the model as its first forward made it, where that exchanges modules."""
+"""Of each model its program in evaluation, and the model as its first forward made it, where that exchanges modules."""
 
 
 def subject_of(model: nn.Module) -> Subject:
-    """A model on meta with its program; who changes the model afterwards asks `trace` for another.
+    """A model on meta with its program in evaluation; who changes the model afterwards asks `trace` for another.
 
     Raises:
         TraceError: the forward cannot run on meta tensors.
@@ -49,6 +51,40 @@ def subject_of(model: nn.Module) -> Subject:
     return Subject(runs, graph, base_prefix(runs))
 
 
+_other_modes: "WeakKeyDictionary[nn.Module, dict[RunMode, Subject | TraceError | None]]" = WeakKeyDictionary()
+
+
+def subject_in(model: nn.Module, mode: RunMode) -> Subject | None:
+    """A model on meta with its program in a mode; None where the model has no such mode (no cache to decode through).
+
+    Raises:
+        TraceError: no form of what the mode runs can be traced; that of the fullest form.
+    """
+    base = subject_of(model)
+    if mode is RunMode.EVALUATION:
+        return base
+    kept = _other_modes.setdefault(model, {})
+    if mode not in kept:
+        kept[mode] = _traced_in(model, base, mode)
+    found = kept[mode]
+    if isinstance(found, TraceError):
+        raise found
+    return found
+
+
+def _traced_in(model: nn.Module, base: Subject, mode: RunMode) -> Subject | TraceError | None:
+    first: TraceError | None = None
+    with private_copy(model) as own:
+        for script in scripts(own, mode):
+            try:
+                return replace(base, graph=trace_script(own, script), script=script)
+            except TraceError as error:
+                if isinstance(error.__cause__, NoCacheError):
+                    return None
+                first = first or error
+    return first
+
+
 def program_for(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
     """The single-device program on other inputs (meta tensors, by the names of the forward's arguments).
 
@@ -59,9 +95,19 @@ def program_for(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
         return trace(own, inputs)
 
 
-_programs: "WeakKeyDictionary[nn.Module, list[tuple[Assigned, int, bool, Graph]]]" = WeakKeyDictionary()
-KEPT = 2
-"""Per-rank programs that are kept for each model: the inference, the degrees and the proof ask for the same one."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a kept program of one rank was asked for."""
+
+    assigned: Assigned
+    degree: int
+    distributed: bool
+    mode: RunMode
+
+
+_programs: "WeakKeyDictionary[nn.Module, list[tuple[_Asked, Graph]]]" = WeakKeyDictionary()
+KEPT = 6
+"""Per-rank programs that are kept for each model, two in each mode: inference, degrees and proof ask for the same ones."""
 
 
 def local_program(
@@ -70,6 +116,7 @@ def local_program(
     degree: int,
     inputs: Mapping[str, Any] | None = None,
     *,
+    script: Script | None = None,
     distributed: bool = True,
     unfixed: Mapping[Source, int] | None = None,
 ) -> Graph:
@@ -83,13 +130,14 @@ def local_program(
     if unfixed or inputs is not None:
         with private_copy(model) as own:
             return trace_local(own, assigned, degree, inputs, unfixed=unfixed, distributed=distributed)
+    asked = _Asked(assigned, degree, distributed, RunMode.EVALUATION if script is None else script.mode)
     kept = _programs.setdefault(model, [])
-    for *known, program in kept:
-        if known == [assigned, degree, distributed]:
+    for known, program in kept:
+        if known == asked:
             return program
     with private_copy(model) as own:
-        made = trace_local(own, assigned, degree, distributed=distributed)
-    kept[:] = [(assigned, degree, distributed, made), *kept[: KEPT - 1]]
+        made = trace_local(own, assigned, degree, script=script, distributed=distributed)
+    kept[:] = [(asked, made), *kept[: KEPT - 1]]
     return made
 
 

@@ -18,6 +18,7 @@ from shardproof.planner.ir.placement import Placement, R, Shard, local_shape
 from shardproof.planner.ir.styles import After, Before, Reach, Style
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.recorder import Recorder
+from shardproof.planner.tracing.run_modes import Script
 from shardproof.planner.tracing.session import TRACING
 from shardproof.planner.tracing.trace import Tracing
 
@@ -42,21 +43,25 @@ def trace_local(
     degree: int,
     inputs: Mapping[str, Any] | None = None,
     *,
+    script: Script | None = None,
     unfixed: Mapping[Source, int] | None = None,
     left: dict[str, list[Tensor]] | None = None,
     distributed: bool = True,
 ) -> Graph:
     """Record one rank's program. The model is changed for the time of the trace, and given back as it was.
 
-    With `unfixed`, views at these source lines leave this dim (with_counts from the end, so negative) open. `left` is told the
-    tensors that the forward leaves in modules, which are taken away from them. `distributed`: the client keeps what it shards as
-    distributed tensors, of which code that asks for the size, where no style makes them local, is told that of the whole.
+    `script` is run in place of one forward in evaluation on `inputs`. With `unfixed`, views at these source lines leave this dim
+    (counted from the end, so negative) open. `left` is told the tensors that the forward leaves in modules, which are taken away
+    from them. `distributed`: the client keeps what it shards as distributed tensors; code that asks for their size, where no style
+    makes them local, is told that of the whole.
 
     Raises:
         IndivisibleError: a parameter does not divide; see its fields.
         TraceError: the local program fails by itself, for example in a view with the global head count in it.
     """
-    given = inputs if inputs is not None else example_inputs(model)  # read off the forward, which a hook will hide
+    given = (
+        inputs if script is None and inputs is not None else example_inputs(model)
+    )  # before a hook hides the forward
     with TRACING, ExitStack() as undo:
         held = {module: dict(module._parameters) for module in model.modules()}
         undo.callback(_put_back, held)
@@ -71,7 +76,7 @@ def trace_local(
                 hooked.add(id(module))
                 undo.callback(_restore_forward, module, vars(module).get("forward"))
                 _hook(model, path, style, tracing.recorder, degree, _width(model, path, assigned, held))
-        graph = tracing.run(given)
+        graph = tracing.run(given) if script is None else tracing.run_script(script)
         if left is not None:
             left.update(tracing.left)
         return graph

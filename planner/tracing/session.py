@@ -7,7 +7,7 @@ model: whoever else reads the shared model never sees it changed.
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
@@ -19,12 +19,13 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.jit._fuser import optimized_execution
 
+from shardproof.planner.tracing.run_modes import RunMode
+
 TRACING = RLock()
 """The lock that is held for the time of a trace: what is patched is patched for all threads."""
 
-EAGER: Mapping[str, object] = {"_experts_implementation": "eager", "use_cache": False}
-"""Config fields held at these values: fused expert kernels hide the computation, and want real data types; a cache is no part
-of it."""
+EAGER: dict[str, object] = {"_experts_implementation": "eager"}
+"""Config fields held at these values: fused expert kernels hide the computation, and want real data types."""
 
 NO_DATA_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 """Transformers' own switch for its checks of data (5.23.0, utils/import_utils.py, `torch_compilable_check`)."""
@@ -71,11 +72,12 @@ def structural_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def recording(model: nn.Module, *, call: Callable[..., Any], gradients: GradientMode) -> Iterator[None]:
+def recording(model: nn.Module, mode: RunMode, *, call: Callable[..., Any], gradients: GradientMode) -> Iterator[None]:
     """Torch and the configs as one trace needs them, for the time of one forward.
 
     Args:
         model: the model that runs; fields of its configs are held at `EAGER`.
+        mode: in training all modules are in training mode, in decoding the configs ask for a cache.
         call: takes the place of `nn.Module.__call__`, with the original as its first argument.
         gradients: answers and hears torch's gradient mode in place of torch: a trace builds no gradients itself.
     """
@@ -89,10 +91,14 @@ def recording(model: nn.Module, *, call: Callable[..., Any], gradients: Gradient
         _patch(undo, torch.autocast, "__init__", _autocast_on_meta)
         configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c is not None}
         for config in configs.values():
-            for name, value in EAGER.items():
+            for name, value in (EAGER | {"use_cache": mode is RunMode.DECODING}).items():
                 if hasattr(config, name):
                     undo.callback(setattr, config, name, getattr(config, name))
                     setattr(config, name, value)
+        if mode is RunMode.TRAINING:
+            for module in model.modules():
+                undo.callback(setattr, module, "training", module.training)
+                module.training = True
         _hold_environment(undo)
         # Scripted functions run op by op: a fused kernel hides its ops, and the fuser knows no meta device.
         undo.enter_context(optimized_execution(False))

@@ -24,6 +24,7 @@ from shardproof.planner.tracing.module_state import ModuleState
 from shardproof.planner.tracing.module_tree import kept_tensors, module_table
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
+from shardproof.planner.tracing.run_modes import RunMode, Script
 from shardproof.planner.tracing.session import TRACING, recording
 
 
@@ -77,6 +78,20 @@ def trace(
     if failed is not None and _finds_less(model, failed):
         return trace(model)
     raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images, sounds or states", "", None)
+
+
+def trace_script(model: nn.Module, script: Script) -> Graph:
+    """Record the forwards of one script in one graph.
+
+    Raises:
+        TraceError: a forward cannot run on meta tensors.
+    """
+    try:
+        return Tracing(model).run_script(script)
+    except TraceError as error:
+        if not _finds_less(model, error):
+            raise
+    return Tracing(model).run_script(script)
 
 
 def _finds_less(model: nn.Module, failed: TraceError) -> bool:
@@ -134,19 +149,23 @@ class Tracing:
         return {stack: SharedState.of(members) for stack, members in layers.items()}
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
-        """Run the forward and return its graph."""
-        with TRACING:
-            return self._run(inputs)
+        """Run one forward, as in evaluation, and return its graph."""
+        return self.run_script(Script(RunMode.EVALUATION, (caching(self.model, False) | dict(inputs),)))
 
-    def _run(self, inputs: Mapping[str, Any]) -> Graph:
+    def run_script(self, script: Script) -> Graph:
+        """Run the forwards of a script and return their one graph."""
+        with TRACING:
+            return self._run(script)
+
+    def _run(self, script: Script) -> Graph:
         recorder = self.recorder
+        recorder.gradients.enabled = script.mode is not RunMode.DECODING
         for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers(), *kept_tensors(self.model)]:
             recorder.number(tensor, name)
-        given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-        numbered = tuple((name, recorder.bind(tensor)) for name, tensor in given.items())
+        numbered = tuple((name, recorder.bind(tensor)) for name, tensor in script.tensors.items())
         try:
             with placing_search_results(self.model):
-                output = self._forward(inputs)
+                output = self._forward(script)
         except Exception as error:
             raise self._stopped(error, numbered) from error
         return self._graph(numbered, tuple((name, recorder.number(tensor)) for name, tensor in named_tensors(output)))
@@ -173,18 +192,18 @@ class Tracing:
             failed=recorder.failed,
         )
 
-    def _forward(self, inputs: Mapping[str, Any]) -> object:
+    def _forward(self, script: Script) -> object:
         recorder, held = self.recorder, [ModuleState.of(module) for module in self.model.modules()]
         once = (module for module in self.model.modules() if id(module) in self.kinds and "forward" not in vars(module))
         restore = [self._run_once_per_kind(module) for module in list(once)]
         try:
             with (
                 torch.no_grad(),
-                recording(self.model, call=self._call, gradients=recorder.gradients),
+                recording(self.model, script.mode, call=self._call, gradients=recorder.gradients),
                 Functions(recorder),
                 Dispatch(recorder),
             ):
-                return self.model(**(caching(self.model, False) | dict(inputs)))
+                return script.run(self.model)
         finally:
             self.rebuilds = self._rebuilt()
             for undo in restore:

@@ -19,7 +19,8 @@ from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph, Module, Op
 from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from shardproof.planner.loading.load import LoadedModel, build
-from shardproof.planner.tracing.decode_cache import CACHE_NAMES, places_matter
+from shardproof.planner.tracing.decode_cache import places_matter
+from shardproof.planner.tracing.run_modes import CACHE_NAMES
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.verify.proof.pipeline import check_chunks
 from shardproof.verify.stages.case import KEPT, Case

@@ -1,0 +1,147 @@
+"""The ways in which clients run a model: evaluation, training with a loss, and decoding through a cache.
+
+Code may take another path in each: by `training`, by the gradient mode, by labels, by a mask, by the number of tokens, by what
+the cache holds. So each is a program of its own, and each is proved.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from shardproof.planner.inputs.example import caching, example_inputs
+
+CACHE_NAMES = ("past_key_values", "cache_params", "cache")
+"""The arguments and outputs by which Transformers' models hand a cache on (5.23: attention and hybrids the first, state-space
+models the second; 5.24: the third).
+"""
+
+
+class RunMode(StrEnum):
+    EVALUATION = "evaluation"
+    TRAINING = "training"
+    """With labels and a padding mask, where the forward takes them; gradients are on."""
+    DECODING = "decoding"
+    """A prefill that fills the cache, then one token; with a padding mask, where the forward takes one; gradients are off."""
+
+
+Call: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What is run in one mode: the forwards one after the other, each with its arguments; each hands its cache to the next.
+
+    `lacks` names what the mode should have and the forward does not take, or fails with.
+    """
+
+    mode: RunMode
+    calls: tuple[Call, ...]
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that the caller gives, by name; those of later forwards are numbered."""
+        named = [(f"{name}#{at}" if at else name, v) for at, call in enumerate(self.calls) for name, v in call.items()]
+        return {name: value for name, value in named if isinstance(value, Tensor)}
+
+    def run(self, model: nn.Module) -> object:
+        """Run the forwards and return what the last one gives, beside what the first gave."""
+        outputs: list[object] = []
+        cache: dict[str, object] = {}
+        for call in self.calls:
+            outputs.append(model(**call, **cache))
+            cache = cache_in(model, outputs[-1])
+            if len(self.calls) > len(outputs) and not cache:
+                raise NoCacheError(f"{type(model).__name__} returns no cache when it is asked for one")
+        return outputs[0] if len(outputs) == 1 else {f"forward {at}": output for at, output in enumerate(outputs)}
+
+
+class NoCacheError(RuntimeError):
+    """A model that keeps nothing between forwards: there is no decoding step to ask about."""
+
+
+def cache_in(model: nn.Module, output: object) -> dict[str, object]:
+    """The cache that an output holds, under the name by which the model's forward takes it; empty where there is none."""
+    names = inspect.signature(type(model).forward).parameters
+    for name in CACHE_NAMES:
+        held = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if held is not None and name in names:
+            return {name: held}
+    return {}
+
+
+def scripts(model: nn.Module, mode: RunMode, inputs: Mapping[str, Any] | None = None) -> Iterator[Script]:
+    """What to run in a mode, fullest first: a forward may refuse a mask, or labels.
+
+    Args:
+        model: on the meta device; its forward's own signature is read.
+        mode: the mode.
+        inputs: what the forward is given in evaluation; by default what the trace found it to take.
+    """
+    given: dict[str, Any] = dict(inputs if inputs is not None else example_inputs(model))
+    if mode is RunMode.EVALUATION:
+        yield Script(mode, ({**caching(model, False), **given},))
+        return
+    mask = _mask(model, given)
+    if mode is RunMode.TRAINING:
+        labels = _labels(model, given)
+        off = caching(model, False)
+        for more in _fullest_first(mask, labels):
+            lacks = tuple(name for name in ("attention_mask", "labels") if name not in more and name not in given)
+            yield Script(mode, ({**off, **given, **more},), lacks)
+        return
+    for more in _fullest_first(mask):
+        following = _one_token(model, given, more)
+        if following is not None:
+            lacks = () if more or "attention_mask" in given else ("attention_mask",)
+            on = caching(model, True)
+            yield Script(mode, ({**on, **given, **more}, {**on, **following}), lacks)
+
+
+def _fullest_first(*parts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """All parts together, then without one of them, then none; each combination once."""
+    every: dict[str, Tensor] = {}
+    for part in parts:
+        every |= part
+    found = [every, *({k: v for k, v in every.items() if k not in part} for part in parts), {}]
+    return [one for at, one in enumerate(found) if all(set(one) != set(other) for other in found[:at])]
+
+
+def _names(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(model).forward).parameters
+
+
+def _tokens(given: Mapping[str, Any]) -> Tensor | None:
+    """The ids that the model continues."""
+    return next((given[name] for name in ("decoder_input_ids", "input_ids") if name in given), None)
+
+
+def _mask(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    ids = given.get("input_ids")
+    wanted = "attention_mask" in _names(model) and "attention_mask" not in given and ids is not None
+    return {"attention_mask": _like(ids, ids.shape)} if wanted and ids is not None else {}
+
+
+def _labels(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    ids = _tokens(given)
+    return {"labels": _like(ids, ids.shape)} if ids is not None and "labels" in _names(model) else {}
+
+
+def _one_token(model: nn.Module, given: Mapping[str, Any], more: Mapping[str, Tensor]) -> Call | None:
+    """The step that decodes one token after `given`: an encoder is asked again, images are in the cache."""
+    ids = _tokens(given)
+    if ids is None or not any(name in _names(model) for name in CACHE_NAMES):
+        return None
+    if "decoder_input_ids" in given:
+        return {**given, **more, "decoder_input_ids": _like(ids, (ids.shape[0], 1))}
+    longer = {name: _like(mask, (mask.shape[0], mask.shape[1] + 1)) for name, mask in more.items()}
+    return {"input_ids": _like(ids, (ids.shape[0], 1)), **longer}
+
+
+def _like(tensor: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    return torch.empty(shape, dtype=torch.long, device=tensor.device)
