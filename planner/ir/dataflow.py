@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from shardproof.planner.ir.graph import READ, Graph
+from shardproof.planner.ir.graph import OWN_BACKWARD, READ, Graph
 
 
 def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -> frozenset[int]:
@@ -22,7 +22,7 @@ def live_ops(graph: Graph) -> frozenset[int]:
     live: set[int] = set()
     for position in reversed(range(len(graph.ops))):
         op = graph.ops[position]
-        if op.target == READ or not needed.isdisjoint(op.outputs):
+        if op.target in (READ, OWN_BACKWARD) or not needed.isdisjoint(op.outputs):
             live.add(position)
             needed.update(op.inputs)
     return frozenset(live)

@@ -55,6 +55,28 @@ CONSTANT, UNRECORDED = "constant:", "unrecorded:"
 READ = "read"
 """The op that reads Python numbers off a tensor (`item`, `tolist`, `float`, a branch on it); it makes no tensor."""
 
+GRADIENT_OF, OWN_BACKWARD = "gradient_of", "own_backward"
+"""Ops of a backward that the forward does not show: a gradient that lies as its input does; and values that stand for others,
+whose backward gives other gradients than the recorded forward would. The arguments of the second are the values, the inputs that
+get gradients, and these gradients (None: it is not known which).
+"""
+
+NO_GRADIENT = (
+    "detach",
+    "aten.zeros_like",
+    "aten.ones_like",
+    "aten.full_like",
+    "aten.empty_like",
+    "aten.new_zeros",
+    "aten.new_ones",
+    "aten.new_full",
+    "aten.new_empty",
+    "aten.zero_",
+    "aten.fill_",
+    "aten.sign",
+)
+"""Ops whose result does not depend on their input's value: no gradient flows back."""
+
 STRIDED = "strided"
 """Marks, among an op's arguments, a tensor of which no view as rows can be made."""
 
@@ -123,6 +145,8 @@ class Graph:
     inputs: tuple[tuple[str, int], ...]
     outputs: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = field(default=())
+    written: tuple[tuple[int, str], ...] = ()
+    """In-place ops, by position, on what a client's hook made of the output of a module (its path), where gradients are on."""
     calls: tuple[ModuleCall, ...] = ()
 
     def __post_init__(self) -> None:
@@ -271,6 +295,7 @@ class Graph:
             "inputs": dict(self.inputs),
             "outputs": [[name, number] for name, number in self.outputs],
             "notes": list(self.notes),
+            "written": [list(one) for one in self.written],
             "calls": [_of_call(call) for call in self.calls],
         }
 
@@ -329,6 +354,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
         inputs=tuple(data["inputs"].items()),
         outputs=tuple((name, number) for name, number in data["outputs"]),
         notes=tuple(data["notes"]),
+        written=tuple((position, path) for position, path in data["written"]),
         calls=tuple(_call(*call) for call in data["calls"]),
     )
 

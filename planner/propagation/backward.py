@@ -7,7 +7,7 @@ of styles take the sum (`tp.enter`), and do not; a parameter whose gradient ends
 
 from dataclasses import dataclass, field
 
-from shardproof.planner.ir.graph import Op
+from shardproof.planner.ir.graph import NO_GRADIENT, OWN_BACKWARD, Arg, Op, Ref
 from shardproof.planner.ir.placement import Partial, R, Replicate, Shard, Unknown
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.propagation.assign import Assigned
@@ -42,6 +42,7 @@ class _Backward:
     pieces: dict[int, dict[tuple[int, int, int], Roots]] = field(default_factory=dict)
     twice: list[int] = field(default_factory=list)
     lost: dict[int, Roots] = field(default_factory=dict)
+    lost_in_own: list[int] = field(default_factory=list)
 
     def add(self, number: int, roots: Roots) -> None:
         self.reached.add(number)
@@ -59,24 +60,11 @@ def gradient_faults(ran: Propagation, assigned: Assigned) -> tuple[GradientFault
         state.add(number, WHOLE)
     for position in reversed(range(len(ran.pairs))):
         _back(state, ran.pairs[position], position)
-    return (*_of_parameters(state, assigned), *_counted_twice(state, assigned), *_lost(state, assigned))
-
-
-CONSTANT = (
-    "detach",
-    "aten.zeros_like",
-    "aten.ones_like",
-    "aten.full_like",
-    "aten.empty_like",
-    "aten.new_zeros",
-    "aten.new_ones",
-    "aten.new_full",
-    "aten.new_empty",
-    "aten.zero_",
-    "aten.fill_",
-    "aten.sign",
-)
-"""Ops whose result does not depend on their input's value: no gradient flows back."""
+    own = [
+        GradientFault("TP220", op.module, op, None)
+        for op in (ran.pairs[position].local for position in state.lost_in_own)
+    ]
+    return (*_of_parameters(state, assigned), *_counted_twice(state, assigned), *_lost(state, assigned), *own)
 
 
 def nearest(ran: Propagation, faults: tuple[GradientFault, ...]) -> list[GradientFault]:
@@ -112,7 +100,10 @@ def _back(state: _Backward, pair: Pair, position: int) -> None:
     if pair.whole is None:
         _back_hook(state, op, position)
         return
-    if op.target in CONSTANT or op.constant:
+    if op.target == OWN_BACKWARD:
+        _back_own(state, op, position)
+        return
+    if op.target in NO_GRADIENT or op.constant:
         return
     meaning = semantics(Call(state.ran.local, op))
     if isinstance(meaning, Narrow):
@@ -129,6 +120,27 @@ def _back(state: _Backward, pair: Pair, position: int) -> None:
             state.add(number, (roots - WHOLE) | {position})
         else:
             state.add(number, roots)
+
+
+def _back_own(state: _Backward, op: Op, position: int) -> None:
+    """A backward of the model's own: propagation has checked where its gradients lie. It may be anything but linear, so it must
+    be given whole gradients.
+    """
+    roots = NONE.union(*(state.of(number) for number in op.outputs))
+    _, inputs, gradients = op.args
+    given = gradients if isinstance(gradients, tuple) else ()
+    for number, gradient in zip(op.inputs[len(op.outputs) :], given, strict=False):
+        if not isinstance(gradient, Ref) or number not in _numbers(inputs):
+            continue
+        placement = state.ran.placements.get(number, R)
+        share = isinstance(placement, Replicate) and isinstance(state.ran.placements.get(gradient.value, R), Partial)
+        if isinstance(placement, Replicate) and roots - WHOLE:
+            state.lost_in_own.append(position)
+        state.add(number, frozenset({position}) if share else roots)
+
+
+def _numbers(arg: Arg) -> set[int]:
+    return {one.value for one in arg if isinstance(one, Ref)} if isinstance(arg, tuple) else set()
 
 
 ALIKE = ("aten.index_add_", "aten.copy_")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
-from shardproof.planner.ir.graph import Graph, ModuleCall, Op, Ref
-from shardproof.planner.propagation.backward import CONSTANT, has_gradient
+from shardproof.planner.ir.graph import NO_GRADIENT, Graph, ModuleCall, Op, Ref
+from shardproof.planner.propagation.backward import has_gradient
 
 
 class Kind(StrEnum):
@@ -136,7 +136,7 @@ def _trained_by(graph: Graph, op: Op, trained: set[int]) -> set[int]:
 
 
 def _constant(op: Op) -> bool:
-    return op.constant or op.target in CONSTANT
+    return op.constant or op.target in NO_GRADIENT
 
 
 def _of(local: Graph, op: Op) -> Iterator[Collective]:

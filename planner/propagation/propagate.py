@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shardproof.planner.ir.dataflow import live_ops
-from shardproof.planner.ir.graph import UNRECORDED, Graph, Op
+from shardproof.planner.ir.graph import OWN_BACKWARD, UNRECORDED, Arg, Graph, Op, Ref
 from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.ir.styles import Before
@@ -189,6 +189,52 @@ def _diverged(local: Op | None, whole: Op | None, position: int) -> Stuck:
 
 def _step(state: State, pair: Pair, whole: Op) -> None:
     """One op that both programs run."""
+    if whole.target == OWN_BACKWARD:
+        _own_backward(state, pair, whole)
+    else:
+        _follow(state, pair, whole)
+
+
+def _own_backward(state: State, pair: Pair, whole: Op) -> None:
+    """Values whose backward is the model's own: they lie as what they stand for, and every gradient has to lie as its input
+    does, or be a share of a whole input's gradient.
+    """
+    local = pair.local
+    entry = entry_behind(state, local)
+    placements = dict(zip(local.inputs, _input_placements(state, local, whole), strict=False))
+    for made, of, stands_for in zip(local.outputs, whole.outputs, _refs(local.args[0]), strict=False):
+        settle(state, made, placements.get(stands_for, R), of, entry)
+    inputs, gradients = _refs(local.args[1]), local.args[2]
+    lying = [placements.get(number, R) for number in inputs]
+    if gradients is None and any(not isinstance(placement, Replicate) for placement in lying):
+        problem = Problem(
+            "TP210",
+            "a backward of the model's own is given a shard, and could not be traced",
+            "what was not traced is not proved",
+            ", ".join(map(str, lying)),
+            "R, or a backward that runs on meta tensors",
+        )
+        state.stuck.append(_stuck(state, pair, problem))
+    given = gradients if isinstance(gradients, tuple) else ()
+    for at, gradient in zip(lying, given, strict=False):
+        found = placements.get(gradient.value, R) if isinstance(gradient, Ref) else at
+        share = isinstance(at, Replicate) and isinstance(found, Partial)
+        if found != at and not share and not isinstance(found, Unknown) and not isinstance(at, Unknown):
+            problem = Problem(
+                "TP219",
+                "the backward of the model's own gives a gradient that is no part of the whole one",
+                "a gradient lies as the value that it belongs to",
+                str(found),
+                str(at),
+            )
+            state.stuck.append(_stuck(state, pair, problem))
+
+
+def _refs(arg: Arg) -> list[int]:
+    return [one.value for one in arg if isinstance(one, Ref)] if isinstance(arg, tuple) else []
+
+
+def _follow(state: State, pair: Pair, whole: Op) -> None:
     local = pair.local
     entry = entry_behind(state, local)
     placements = _input_placements(state, local, whole)

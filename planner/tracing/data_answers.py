@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from shardproof.planner.ir.graph import READ
+from shardproof.planner.tracing.own_backward import hooked
 from shardproof.planner.tracing.placeholders import FOUND, equal_parts, place_of
 from shardproof.planner.tracing.recorder import Recorder
 
@@ -154,11 +155,23 @@ def _make(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     return made
 
 
+def _requires_grad(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return recorder.has_gradient(args[0]) if args[0].is_meta else NotImplemented
+
+
+def _register_hook(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return (
+        hooked(recorder, args[0], args[1] if len(args) > 1 else kwargs["hook"]) if args[0].is_meta else NotImplemented
+    )
+
+
 ANSWERS: Mapping[object, Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     **dict.fromkeys(READS, _read),
     **dict.fromkeys((Tensor.cpu, Tensor.cuda), _stays),
     **dict.fromkeys(FILLS, _fill),
     **dict.fromkeys(MADE, _make),
+    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]  # as torch.overrides has it
+    Tensor.register_hook: _register_hook,
 }
 """Functions that are answered here; `NotImplemented` where the call is an ordinary one after all."""
 

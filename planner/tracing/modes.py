@@ -177,6 +177,8 @@ class Dispatch(TorchDispatchMode):
             for value, slot in zip(args, func._schema.arguments, strict=False)
             if slot.alias_info is not None and slot.alias_info.is_write and isinstance(value, Tensor)
         ]
+        if written:
+            recorder.note_write(written[0])
         recorder.record(target, args, kwargs, result)
         if written:
             self._mutate(written[0], result)

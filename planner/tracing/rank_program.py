@@ -52,8 +52,8 @@ def trace_local(
 
     `script` is run in place of one forward in evaluation on `inputs`. With `unfixed`, views at these source lines leave this dim
     (counted from the end, so negative) open. `left` is told the tensors that the forward leaves in modules, which are taken away
-    from them. `distributed`: the client keeps what it shards as distributed tensors; code that asks for their size, where no style
-    makes them local, is told that of the whole.
+    from them. `distributed`: the client keeps what it shards as distributed tensors; code that asks for their size, where no
+    style makes them local, is told that of the whole.
 
     Raises:
         IndivisibleError: a parameter does not divide; see its fields.
@@ -115,7 +115,10 @@ def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> dict[int, tupl
                 raise IndivisibleError(name, entry, placement, tuple(tensor.shape), degree) from None
             key = (id(tensor), str(placement))
             if key not in made:
-                made[key] = nn.Parameter(torch.empty(shape, dtype=tensor.dtype, device="meta"), requires_grad=False)
+                local_part = torch.empty(shape, dtype=tensor.dtype, device="meta")
+                made[key] = nn.Parameter(local_part, requires_grad=tensor.requires_grad)
+                    torch.empty(shape, dtype=tensor.dtype, device="meta"), requires_grad=tensor.requires_grad
+                )
             module._parameters[local] = made[key]
             whole[id(made[key])] = (tensor.shape, (*whole.get(id(made[key]), (tensor.shape, ()))[1], *local_in))
     return whole
@@ -145,11 +148,15 @@ def _hook(model: nn.Module, path: str, style: Style, recorder: Recorder, degree:
         with recorder.inside(path, module):
             args = before(recorder, args, degree)
             output = original(*args, **kwargs)
+            if isinstance(output, Tensor) and style.reach is Reach.OWN:
+                recorder.client_outputs[id(output)] = path
             if style.after is After.NOTHING or output is None:
                 return output
             if not isinstance(output, Tensor):
                 raise HookError(f"{style.name} takes a tensor, and this module gives a {type(output).__name__}")
-            return after(recorder, output, -(-output.shape[-1] // degree) if style.after is After.SPLIT else width)
+            made = after(recorder, output, -(-output.shape[-1] // degree) if style.after is After.SPLIT else width)
+            recorder.client_outputs[id(made)] = path
+            return made
 
     module.forward = forward
 

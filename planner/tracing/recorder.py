@@ -10,7 +10,7 @@ from torch import Size, Tensor, nn, uint8
 from torch.utils._pytree import tree_flatten
 
 from shardproof.planner.ir.findings import Source
-from shardproof.planner.ir.graph import CONSTANT, UNRECORDED, Arg, Op, Ref, Value
+from shardproof.planner.ir.graph import CONSTANT, NO_GRADIENT, UNRECORDED, Arg, Op, Ref, Value
 from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.tracing.session import GradientMode
 
@@ -45,6 +45,11 @@ class Recorder:
     keep: list[Tensor] = field(default_factory=list)
     paused: int = 0
     gradients: GradientMode = field(default_factory=GradientMode)
+    followed: set[int] = field(default_factory=set)
+    """Values that autograd would follow back to a parameter."""
+    client_outputs: dict[int, str] = field(default_factory=dict)
+    """What a client's hook made of the output of a module: the path of that, by the tensor's id."""
+    written: list[tuple[int, str]] = field(default_factory=list)
     constants: int = 0
     failed: Op | None = None
     unfixed: Mapping[Source, int] = field(default_factory=dict)
@@ -71,16 +76,56 @@ class Recorder:
         self.number_of[id(tensor)] = len(self.values) - 1
         return len(self.values) - 1
 
+    def note_write(self, tensor: Tensor) -> None:
+        """The op that comes next writes to a tensor in place."""
+        base: Tensor | None = tensor
+        while base is not None and self.gradients.enabled:
+            if (path := self.client_outputs.get(id(base))) is not None:
+                self.written.append((len(self.ops), path))
+                return
+            base = self.view_of.get(id(base))
+
     def alias(self, tensor: Tensor, other: Tensor) -> None:
         """Two tensors that hold the same value."""
         self.keep.append(tensor)
         self.number_of[id(tensor)] = self.number(other)
 
+    def has_gradient(self, tensor: Tensor) -> bool:
+        """Whether autograd would follow this tensor back to a parameter."""
+        return self.number(tensor) in self.followed
+
+    @contextmanager
+    def without_gradients(self) -> Iterator[None]:
+        """As in `torch.no_grad`."""
+        self.gradients.enter()
+        try:
+            yield
+        finally:
+            self.gradients.leave()
+
+    def record_by_number(
+        self,
+        target: str,
+        values: Sequence[int],
+        inputs: Sequence[int],
+        gradients: Sequence[int | None] | None,
+        made: Sequence[Tensor],
+    ) -> None:
+        """Append an op whose arguments are known by their numbers; `made` are bound anew."""
+        known = None if gradients is None else tuple(None if one is None else Ref(one) for one in gradients)
+        args: tuple[Arg, ...] = (tuple(map(Ref, values)), tuple(map(Ref, inputs)), known)
+        op = Op(target, args, (), (), self.module, self.sources.here(self.running), not self.gradients.enabled)
+        self._append(op, tuple(self.bind(tensor) for tensor in made))
+
+    def _append(self, op: Op, made: tuple[int, ...]) -> None:
+        self.ops.append(replace(op, outputs=made))
+        if not op.constant and op.target not in NO_GRADIENT and not self.followed.isdisjoint(op.inputs):
+            self.followed.update(number for number in made if "float" in self.values[number].dtype)
+
     def record(self, target: str, args: Sequence[object], kwargs: Mapping[str, object], result: object) -> None:
         """Append one op."""
         op = self._op(target, args, kwargs)
-        made = tuple(self.bind(tensor) for tensor in tree_flatten(result)[0] if isinstance(tensor, Tensor))
-        self.ops.append(replace(op, outputs=made))
+        self._append(op, tuple(self.bind(tensor) for tensor in tree_flatten(result)[0] if isinstance(tensor, Tensor)))
 
     def _op(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Op:
         packed = tuple(self._arg(arg) for arg in args)

@@ -72,13 +72,16 @@ def structural_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def recording(model: nn.Module, mode: RunMode, *, call: Callable[..., Any], gradients: GradientMode) -> Iterator[None]:
+def recording(
+    model: nn.Module, mode: RunMode, *, call: Callable[..., Any], apply: Callable[..., Any], gradients: GradientMode
+) -> Iterator[None]:
     """Torch and the configs as one trace needs them, for the time of one forward.
 
     Args:
         model: the model that runs; fields of its configs are held at `EAGER`.
         mode: in training all modules are in training mode, in decoding the configs ask for a cache.
         call: takes the place of `nn.Module.__call__`, with the original as its first argument.
+        apply: takes the place of `torch.autograd.Function.apply`; its first arguments are the original, bound, and the class.
         gradients: answers and hears torch's gradient mode in place of torch: a trace builds no gradients itself.
     """
     with TRACING, ExitStack() as undo:
@@ -89,6 +92,7 @@ def recording(model: nn.Module, mode: RunMode, *, call: Callable[..., Any], grad
         _patch(undo, torch.inference_mode, "__enter__", lambda original: lambda self: gradients.enter())
         _patch(undo, torch.inference_mode, "__exit__", lambda original: lambda self, *error: gradients.leave())
         _patch(undo, torch.autocast, "__init__", _autocast_on_meta)
+        _patch(undo, torch.autograd.Function, "apply", lambda original: classmethod(_applied(original, apply)))
         configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c is not None}
         for config in configs.values():
             for name, value in (EAGER | {"use_cache": mode is RunMode.DECODING}).items():
@@ -110,6 +114,13 @@ def _patch(undo: ExitStack, owner: Any, name: str, made_of: Callable[[Any], Any]
     original = vars(owner)[name]
     undo.callback(setattr, owner, name, original)
     setattr(owner, name, made_of(original))
+
+
+def _applied(original: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
+    def applied(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+        return apply(original.__get__(None, kind), kind, *args, **kwargs)
+
+    return applied
 
 
 def _autocast_on_meta(original: Callable[..., None]) -> Callable[..., None]:

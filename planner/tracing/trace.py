@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from shardproof.planner.tracing.layer_kinds import LayerNumber, SharedState, lay
 from shardproof.planner.tracing.modes import Dispatch, Functions
 from shardproof.planner.tracing.module_state import ModuleState
 from shardproof.planner.tracing.module_tree import kept_tensors, module_table
+from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
 from shardproof.planner.tracing.run_modes import RunMode, Script
@@ -161,7 +163,9 @@ class Tracing:
         recorder = self.recorder
         recorder.gradients.enabled = script.mode is not RunMode.DECODING
         for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers(), *kept_tensors(self.model)]:
-            recorder.number(tensor, name)
+            number = recorder.number(tensor, name)
+            if tensor.requires_grad:
+                recorder.followed.add(number)
         numbered = tuple((name, recorder.bind(tensor)) for name, tensor in script.tensors.items())
         try:
             with placing_search_results(self.model):
@@ -179,6 +183,7 @@ class Tracing:
             inputs=inputs,
             outputs=outputs,
             notes=tuple(recorder.notes),
+            written=tuple(recorder.written),
             calls=tuple(call for call in self.calls if call is not None),
         )
 
@@ -199,7 +204,13 @@ class Tracing:
         try:
             with (
                 torch.no_grad(),
-                recording(self.model, script.mode, call=self._call, gradients=recorder.gradients),
+                recording(
+                    self.model,
+                    script.mode,
+                    call=self._call,
+                    apply=partial(apply_function, recorder),
+                    gradients=recorder.gradients,
+                ),
                 Functions(recorder),
                 Dispatch(recorder),
             ):

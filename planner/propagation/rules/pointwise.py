@@ -1,5 +1,6 @@
 """Elementwise ops with broadcasting. What tells them apart is in which inputs they are linear."""
 
+from shardproof.planner.ir.graph import GRADIENT_OF
 from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
@@ -70,7 +71,7 @@ def lerp(call: Call) -> Einsum:
     return elementwise(call, frozenset({0, 1})) if len(call.shapes) == 2 else elementwise(call)
 
 
-@rule(*(f"aten.{name}" for name in NON_LINEAR))
+@rule(GRADIENT_OF, *(f"aten.{name}" for name in NON_LINEAR))
 def non_linear(call: Call) -> Einsum:
     """Linear in nothing: a partial sum must be reduced first."""
     return elementwise(call)
