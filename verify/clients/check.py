@@ -6,7 +6,7 @@ from time import perf_counter
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from shardproof.planner.ir.findings import Finding, Place, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
@@ -30,6 +30,7 @@ from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
 from shardproof.verify.clients.stage_programs import check_keyed_stages
 from shardproof.verify.clients.stages import check_stages
+from shardproof.verify.findings import tp210
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.report import LevelResult, Report
 
@@ -77,8 +78,7 @@ def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
         return subject_of(model), ()
     except TraceError as error:
         place = Place(module=error.module or None, source=error.source)
-        message = f"the forward could not be traced, so attention outside the interface is not looked for: {error}"
-        return None, (Finding("TP210", Severity.UNDECIDED, message, place, fault=Fault.MODEL),)
+        return None, (tp210.attention_not_searched(str(error), place),)
 
 
 def _common(loaded: LoadedModel) -> tuple[Finding, ...]:

@@ -7,7 +7,6 @@ from torch import nn
 
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
-from shardproof.planner.ir.graph import Op
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import Plan, generic
 from shardproof.planner.loading.carried_plan import base_prefix
@@ -21,6 +20,7 @@ from shardproof.verify.clients.engine_decisions import with_gathered_norm
 from shardproof.verify.clients.reading import Reading, read
 from shardproof.verify.clients.stage_programs import check_even_stages, check_keyed_stages
 from shardproof.verify.clients.stages import check_stages
+from shardproof.verify.findings import be414, be415
 from shardproof.verify.proof.plan_form import check_plan
 from shardproof.verify.proof.prove import not_traced
 from shardproof.verify.proof.tensor import check_relation, relate
@@ -120,16 +120,8 @@ def _degree_refused(dialect: Dialect, loaded: LoadedModel, tp: int) -> tuple[Fin
     single = kv == 1 and dialect.client != "sglang"
     for name, count in (("query", heads), ("key-value", kv)):
         if count % tp and not (name == "key-value" and (repeated or single)):
-            return (
-                Finding(
-                    "BE414",
-                    Severity.ERROR,
-                    f"{dialect.name} divides {count} {name} heads by {tp} ranks, which does not come out even.",
-                    why=f"every rank gets an attention of whole heads ({dialect.cites[0]})",
-                    found=f"{count} {name} heads, {tp} ranks",
-                    needed="a degree that divides the heads",
-                ),
-            )
+            cite = dialect.cites[0]
+            return (be414.heads_do_not_divide(name, count, degree=tp, client=dialect.name, cite=cite),)
     return ()
 
 
@@ -164,20 +156,8 @@ def _local_heads(dialect: Dialect, subject: Subject, ran: Propagation) -> tuple[
             wanted = R if whole else Shard(1)
             single = ran.local.values[number].shape[1] == 1 and name != "query" and not whole
             if placement != wanted and not single:
-                found.setdefault(
-                    generic(pair.local.module), _not_local(dialect, pair.local, name, str(placement), whole)
-                )
+                op, given = pair.local, str(placement)
+                place = Place(module=op.module, source=op.source)
+                finding = be415.heads_not_local(name, place, placement=given, whole=whole, client=dialect.name)
+                found.setdefault(generic(op.module), finding)
     return tuple(found.values())
-
-
-def _not_local(dialect: Dialect, op: Op, name: str, placement: str, whole: bool) -> Finding:
-    return Finding(
-        "BE415",
-        Severity.ERROR,
-        f"{dialect.name} takes the {name} of {op.module} as {'all heads' if whole else 'this rank heads alone'}, "
-        f"and gets {placement}.",
-        Place(module=op.module, source=op.source),
-        why="the client's attention reshapes what it is given to its own number of heads, without a check",
-        found=placement,
-        needed="R" if whole else "S(1): projections split by heads (colwise), without a gather",
-    )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement
 from shardproof.planner.ir.plan import Plan, generic, join
@@ -15,6 +15,7 @@ from shardproof.verify.clients.engine_decisions import decided, is_expert, may_b
 from shardproof.verify.clients.torchtitan.dialect import NAMES, PROJECTIONS
 from shardproof.verify.clients.vllm.fusers import is_linear
 from shardproof.verify.clients.widths import uneven
+from shardproof.verify.findings import be411, be412, be413, be416, be417
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def _seen_path(dialect: Dialect, subject: Subject, path: str) -> str | None:
 def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, findings: list[Finding]) -> Reading:
     keys = seen_keys(dialect, subject, plan)
     if not keys and dialect.needs_plan and degree > 1:
-        return Reading(Assigned({}, {}), (_no_plan(dialect),))
+        return Reading(Assigned({}, {}), (be411.plan_required(dialect.name, dialect.cites[0]),))
     found = decided(dialect, subject, degree)
     layout: dict[str, str | None] = dict(found)
     for module in subject.graph.modules:
@@ -126,7 +127,8 @@ def _by_names(dialect: Dialect, subject: Subject) -> Reading:
             layout[module.path] = style
     paths = [module.path for module in subject.graph.modules]
     if not all(any(path.endswith(f".self_attn.{name}") for path in paths for name in names) for names in PROJECTIONS):
-        return Reading(Assigned({}, {}), (_no_known_names(dialect),))
+        names = [name for name, _ in NAMES[1:5]]
+        return Reading(Assigned({}, {}), (be411.names_unknown(dialect.name, dialect.cites[0], names),))
     return Reading(_laid_out(subject.graph, layout))
 
 
@@ -140,17 +142,8 @@ def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Find
     for pattern, style in entries:
         if dialect.effect(style) is not None or (not refused and _no_loss(dialect, subject, pattern, style)):
             continue
-        found.append(
-            Finding(
-                "BE411",
-                Severity.ERROR if refused else Severity.WARNING,
-                f'{dialect.name} has no style "{style}": it is {dialect.unknown.value}.',
-                Place(entry=pattern),
-                why=f"a style is looked up in the client's own table ({dialect.cites[0]})",
-                found=f'"{style}"',
-                needed=f"one of {', '.join(dialect.styles)}",
-            )
-        )
+        known, cite = list(dialect.styles), dialect.cites[0]
+        found.append(be411.style_unknown(style, pattern, client=dialect.name, cite=cite, refused=refused, styles=known))
     return found
 
 
@@ -183,9 +176,19 @@ def _lost_entries(
         if module.path in decided:
             effect = dialect.effect(written) or "replicate"
             if effect != decided[module.path] and decided[module.path] in STYLES:
-                found.append(_ignored(dialect, entry, written, decided[module.path]))
+                done = decided[module.path]
+                found.append(be416.entry_not_read(entry, written=written, style=done, client=dialect.name))
         elif first != own and first is not None and keys[first] != written:
-            found.append(_shadowed(dialect, entry, written, first, keys[first]))
+            found.append(
+                be412.key_shadowed(
+                    entry,
+                    written,
+                    first=first.removeprefix("model."),
+                    style=keys[first],
+                    client=dialect.name,
+                    cite=dialect.cites[0],
+                )
+            )
     return list({finding.place.entry: finding for finding in found}.values())
 
 
@@ -197,83 +200,17 @@ def _unmatched(dialect: Dialect, subject: Subject, keys: Mapping[str, str]) -> l
     carried = own - {generic(path) for path in (*subject.graph.module_of, *subject.graph.parameters)}
     paths = {_seen_path(dialect, subject, module.path) for module in subject.graph.modules} - {None}
     paths |= {_seen_path(dialect, subject, name) for name in subject.graph.parameters} - {None}
-    return [
-        Finding(
-            "BE413",
-            Severity.WARNING
-            if (entry := join(subject.prefix, pattern.removeprefix("model."))) in carried
-            else Severity.ERROR,
-            f'{dialect.name} finds no module for "{pattern.removeprefix("model.")}", and drops it.',
-            Place(entry=entry),
-            why=f"keys get the prefix model. and are matched from the beginning of a path ({dialect.cites[0]})",
-            found="no module",
-            needed="a key relative to the base model, such as layers.*.self_attn.q_proj",
-        )
-        for pattern in keys
-        if not any(first_match(dialect.matching, (pattern,), path) for path in paths if path is not None)
-    ]
-
-
-def _shadowed(dialect: Dialect, entry: str, written: str, first: str, style: str) -> Finding:
-    return Finding(
-        "BE412",
-        Severity.ERROR,
-        f'"{first.removeprefix("model.")}" comes first and matches this module too, so it is "{style}" and not "{written}".',
-        Place(entry=entry),
-        why=f"{dialect.name} takes the first key that matches the beginning of a path ({dialect.cites[0]})",
-        found=f'"{style}"',
-        needed=f'"{written}": the longer key before the shorter',
-    )
-
-
-def _ignored(dialect: Dialect, entry: str, written: str, style: str) -> Finding:
-    return Finding(
-        "BE416",
-        Severity.WARNING,
-        f'{dialect.name} decides this module without the plan: it is "{style}", and "{written}" is not read.',
-        Place(entry=entry),
-        why="projections that fuse, the vocabulary table and the head are handled before the plan is asked",
-        found=f'"{written}"',
-        needed=f'"{style}", for the clients that do read it',
-        fault=Fault.CLIENT,
-    )
+    found = []
+    for pattern in keys:
+        if any(first_match(dialect.matching, (pattern,), path) for path in paths if path is not None):
+            continue
+        key, cite = pattern.removeprefix("model."), dialect.cites[0]
+        entry = join(subject.prefix, key)
+        severity = Severity.WARNING if entry in carried else Severity.ERROR
+        found.append(be413.key_not_seen(key, entry, client=dialect.name, cite=cite, severity=severity))
+    return found
 
 
 def _not_modelled(dialect: Dialect, decided: Mapping[str, str]) -> list[Finding]:
     packed = {generic(path): path for path, style in decided.items() if style == "packed_qkv"}
-    return [
-        Finding(
-            "BE417",
-            Severity.UNDECIDED,
-            f"{dialect.name} cuts {path} into query, key and value by itself, and rewrites the split after it.",
-            Place(entry=entry, module=path),
-            why="blocks of unequal size, and sizes that the client writes into the source, have no placement here",
-            found="a packed projection with fewer key-value heads",
-            needed="a run in the client: `plan verify --level client`",
-            fault=Fault.CLIENT,
-        )
-        for entry, path in packed.items()
-    ]
-
-
-def _no_plan(dialect: Dialect) -> Finding:
-    return Finding(
-        "BE411",
-        Severity.ERROR,
-        f"{dialect.name} refuses a model without a tensor-parallel plan of its base model.",
-        why=f"above one rank the plan is required ({dialect.cites[0]})",
-        found="no entry of the base model",
-        needed="base_model_tp_plan",
-    )
-
-
-def _no_known_names(dialect: Dialect) -> Finding:
-    return Finding(
-        "BE411",
-        Severity.ERROR,
-        f"{dialect.name} reads no plan, and knows none of this model's projections by name.",
-        why=f"it looks for attribute names in every layer, and raises where there is none ({dialect.cites[0]})",
-        found="no known projection",
-        needed=f"layers with {', '.join(name for name, _ in NAMES[1:5])}, or a case of its own in the client",
-        fault=Fault.CLIENT,
-    )
+    return [be417.packed_projection_rewritten(path, entry, dialect.name) for entry, path in packed.items()]

@@ -23,6 +23,7 @@ from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.verify.clients.dialect import Dialect, Pipeline
+from shardproof.verify.findings import be433
 from shardproof.verify.proof.pipeline import check_pp
 
 
@@ -38,7 +39,7 @@ def check_even_stages(dialect: Dialect, loaded: LoadedModel, stages: int) -> tup
             if isinstance(layers, nn.ModuleList)
             else f"no list `layers` in {type(base).__name__}"
         )
-        return (_refused(dialect, found),)
+        return (be433.no_even_split(dialect.name, found),)
     comparison = _Comparison(dialect, Numbers(), join(prefix, "layers"), trace(model), prefix)
     return tuple(comparison.run(loaded, len(layers), stages))
 
@@ -60,25 +61,12 @@ def check_keyed_stages(dialect: Dialect, loaded: LoadedModel, plan: Plan, stages
     right = not any(f.severity is Severity.ERROR for f in check_pp(model, trace(model), plan)) if plan.pp else True
     depth, count = len(model.get_submodule(join(path, lists[0]))), loaded.config.get_text_config().num_hidden_layers  # type: ignore[arg-type]  # a list
     if count > depth:
-        return (_miscounted(dialect, join(path, lists[0]), depth, count),)
+        return (be433.layers_miscounted(dialect.name, join(path, lists[0]), depth=depth, count=count),)
     _base_only(model, prefix)
     graph = trace(model, _asked_by_engine(model, first=True))
     comparison = _Comparison(dialect, Numbers(), join(path, keyed.stack), graph, prefix, keyed)
     found = comparison.run(loaded, count, stages)
     return tuple(found if right else (replace(finding, fault=Fault.PLAN) for finding in found))
-
-
-def _miscounted(dialect: Dialect, stack: str, depth: int, count: int) -> Finding:
-    return Finding(
-        "BE433",
-        Severity.ERROR,
-        f"{dialect.name} deals out {count} layers, and {stack} holds {depth}",
-        Place(module=stack),
-        why="stages are cut by the config's num_hidden_layers",
-        found=f"num_hidden_layers = {count}",
-        needed=f"{depth}, or one stage",
-        fault=Fault.MODEL,
-    )
 
 
 def keys_of(dialect: Dialect, model: nn.Module, plan: Plan) -> tuple[nn.Module, list[str]]:
@@ -197,7 +185,8 @@ class _Comparison:
             try:
                 traced = trace(model, self._inputs(model, first=stage == 0))
             except TraceError as error:
-                yield _crashes(self.dialect, stage, error)
+                place = Place(module=error.module or None, source=error.source)
+                yield be433.stage_raises(stage, self.dialect.name, str(error), place)
                 return
             given = {} if carried is None else {"inputs_embeds": carried}
             ran = numbered(traced, self.numbers, stack=self.stack, own=own, given=given)
@@ -243,43 +232,4 @@ def _differs(dialect: Dialect, stage: int, whole: Numbered, ran: Numbered, wante
     """What the stage does that the whole program does not, else what it does not that the whole program does."""
     more = first_new(ran, ran.graph.outputs[0][1], whole)
     op = more or first_new(whole, wanted, ran)
-    what = (
-        "gives another value"
-        if op is None
-        else f"{'applies' if more else 'does not apply'} {op.target} of {op.module or 'the model'}"
-    )
-    return Finding(
-        "BE433",
-        Severity.ERROR,
-        f"stage {stage} of {dialect.name} {what}{' to what it received' if more and stage else ''}.",
-        Place(module=op.module or None if op else None, source=op.source if op else None),
-        why="each stage runs the model's whole forward, with some of its modules replaced by identities",
-        found=op.target if op and more else "not run",
-        needed="the whole program's part, every op of it once",
-        fault=Fault.CLIENT,
-    )
-
-
-def _crashes(dialect: Dialect, stage: int, error: TraceError) -> Finding:
-    return Finding(
-        "BE433",
-        Severity.ERROR,
-        f"stage {stage} of {dialect.name} raises: {error}",
-        Place(module=error.module or None, source=error.source),
-        why="the model's forward meets an identity where it expects its own module, or no token ids",
-        found=str(error).partition(":")[0],
-        needed="a forward that runs with identities in the place of absent modules",
-        fault=Fault.CLIENT,
-    )
-
-
-def _refused(dialect: Dialect, found: str) -> Finding:
-    return Finding(
-        "BE433",
-        Severity.ERROR,
-        f"{dialect.name} makes no stages of this model: {found}.",
-        why="its runtime splits the list `layers` of the base model",
-        found=found,
-        needed="a base model with its layers under that name, at least one a stage",
-        fault=Fault.CLIENT,
-    )
+    return be433.stage_differs(stage, dialect.name, op, more=more is not None)

@@ -1,6 +1,6 @@
 """BE403: attention weights used in the forward."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -39,3 +39,18 @@ class Attention(Attention):
         ),
     )
 )
+
+
+def weights_used(owner: str, place: Place) -> Finding:
+    """The forward of class `owner` computes with the attention weights."""
+    problem = "the attention weights are used after the softmax"
+    return Finding(
+        "BE403",
+        Severity.ERROR,
+        f"{owner}: {problem}.",
+        place,
+        why="the client gives back no weights",
+        found=problem,
+        needed="the output alone",
+        fault=Fault.MODEL,
+    )

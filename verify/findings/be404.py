@@ -1,6 +1,6 @@
 """BE404: a bias added to the attention's mask."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -39,3 +39,18 @@ class Attention(Attention):
         ),
     )
 )
+
+
+def mask_changed(owner: str, place: Place) -> Finding:
+    """The forward of class `owner` computes with the mask before it gives it to the interface."""
+    problem = "the attention mask is changed, or a bias is added to it"
+    return Finding(
+        "BE404",
+        Severity.ERROR,
+        f"{owner}: {problem}.",
+        place,
+        why="the client's attention takes no mask",
+        found=problem,
+        needed="no bias",
+        fault=Fault.MODEL,
+    )

@@ -1,6 +1,6 @@
 """BE414: heads that the client cannot divide."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -42,3 +42,40 @@ register(
         ),
     )
 )
+
+
+def heads_do_not_divide(name: str, count: int, *, degree: int, client: str, cite: str) -> Finding:
+    """`count` heads (`name`: query or key-value) have no equal part for each of `degree` ranks."""
+    return Finding(
+        "BE414",
+        Severity.ERROR,
+        f"{client} divides {count} {name} heads by {degree} ranks, which does not come out even.",
+        why=f"every rank gets an attention of whole heads ({cite})",
+        found=f"{count} {name} heads, {degree} ranks",
+        needed="a degree that divides the heads",
+    )
+
+
+def width_does_not_divide(width: str, module: str, *, degree: int, client: str, cite: str) -> Finding:
+    """`width` (how many features of what) has no equal part for each of `degree` ranks."""
+    problem, needed = "which does not come out even", f"a multiple of {degree}, or another degree"
+    return _refused_width(width, module, f"{client} divides the {width} by {degree} ranks, {problem}.", cite, needed)
+
+
+def block_is_cut(width: str, module: str, *, block: int, degree: int, client: str, cite: str) -> Finding:
+    """A rank's part of `width` would end inside a quantised block of `block` features."""
+    problem = f"which cuts blocks of {block} that are quantised as one"
+    needed = f"a multiple of {block} on each rank, or another degree"
+    return _refused_width(width, module, f"{client} divides the {width} by {degree} ranks, {problem}.", cite, needed)
+
+
+def _refused_width(width: str, module: str, message: str, cite: str, needed: str) -> Finding:
+    return Finding(
+        "BE414",
+        Severity.ERROR,
+        message,
+        Place(module=module),
+        why=f"every rank gets equally many, and whole blocks ({cite})",
+        found=width,
+        needed=needed,
+    )

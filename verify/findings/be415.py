@@ -1,6 +1,6 @@
 """BE415: whole heads where the client takes a part."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -37,3 +37,19 @@ register(
         ),
     )
 )
+
+
+def heads_not_local(tensor: str, place: Place, *, placement: str, whole: bool, client: str) -> Finding:
+    """The client's attention is given a query, key or value (`tensor`) of other heads than it takes it for: this rank's heads,
+    or all heads where `whole`.
+    """
+    return Finding(
+        "BE415",
+        Severity.ERROR,
+        f"{client} takes the {tensor} of {place.module} as {'all heads' if whole else 'this rank heads alone'}, "
+        f"and gets {placement}.",
+        place,
+        why="the client's attention reshapes what it is given to its own number of heads, without a check",
+        found=placement,
+        needed="R" if whole else "S(1): projections split by heads (colwise), without a gather",
+    )

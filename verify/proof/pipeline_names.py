@@ -10,8 +10,9 @@ from types import CodeType, FunctionType
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardproof.planner.ir.findings import Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.plan import PpEntry
+from shardproof.verify.findings import pp303
 
 
 def check_names(modules: Mapping[str, nn.Module], entries: list[tuple[str, PpEntry]]) -> Iterator[Finding]:
@@ -21,15 +22,7 @@ def check_names(modules: Mapping[str, nn.Module], entries: list[tuple[str, PpEnt
         known = _parameters(modules[path]) | words(type(owner))
         unknown = [name for name in (*entry.inputs, *entry.outputs) if name not in known]
         if unknown:
-            yield Finding(
-                "PP303",
-                Severity.WARNING,
-                f'"{path}" lists "{unknown[0]}", a name that {type(owner).__name__}, which calls it, does not use',
-                Place(entry=path, module=path),
-                why="a key lists its inputs and outputs as the modeling code calls them",
-                found=", ".join(unknown),
-                needed="names of the modeling code",
-            )
+            yield pp303.unknown_name(path, type(owner).__name__, unknown)
 
 
 def words(owner: type[nn.Module]) -> frozenset[str]:

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import TRACED, caching, example_inputs, taken
 from shardproof.planner.ir.dataflow import Entrance
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
-from shardproof.planner.ir.graph import Graph, Module, Op
+from shardproof.planner.ir.findings import Finding, Place
+from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.tracing.decode_cache import CACHE_NAMES, places_matter
 from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.verify.findings import pp305
 from shardproof.verify.proof.pipeline import check_chunks
 from shardproof.verify.stages.case import KEPT, Case
 from shardproof.verify.stages.cutting import Cutting, between, laid_out, stage_of
-from shardproof.verify.stages.departing import numbered_parts
-from shardproof.verify.stages.departures import order_of, unsummed
-from shardproof.verify.stages.stage import Between, Layout, Record, Stage, absent, recorded
+from shardproof.verify.stages.layer_index import numbered_parts
+from shardproof.verify.stages.stage import Record, Stage, StageLayout, StagePlace, absent, recorded
 
 
 def check_programs(case: Case) -> tuple[Finding, ...]:
@@ -59,7 +59,7 @@ def _received(at: int) -> str:
 class _Program:
     """One stage, traced; its names as the whole model has them."""
 
-    place: Between
+    place: StagePlace
     graph: Graph
     model: nn.Module
 
@@ -94,7 +94,7 @@ class Programs:
             handle.remove()
         return any(places_matter(getattr(output, name, None), TRACED.length) for output in given for name in names)
 
-    def record(self, layout: Layout) -> Record:
+    def record(self, layout: StageLayout) -> Record:
         """The forms of what modules were given and gave."""
         if layout.named not in self._records:
             with recorded(self.model, layout.named) as record:
@@ -107,10 +107,9 @@ class Programs:
         """The whole program with every layer's own ops, in numbers of its own."""
         return numbered(trace(self.model, self.inputs, every=True), Numbers())
 
-    def program(self, case: Case, layout: Layout, place: Between, *, every: bool = False) -> "_Program":
+    def program(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool = False) -> "_Program":
         """One stage, traced (`every` layer of it), or known from a case in which it is the same."""
-        own = tuple(one for one in case.staging.departures if one.stage == place.stage)
-        key = (layout, place, own, every)
+        key = (layout, place, case.staging.faults.of_stage(place.stage), every)
         if key not in self._programs:
             try:
                 self._programs[key] = self._traced(case, layout, place, every=every)
@@ -121,7 +120,7 @@ class Programs:
             raise found
         return found
 
-    def _traced(self, case: Case, layout: Layout, place: Between, *, every: bool) -> "_Program":
+    def _traced(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool) -> "_Program":
         model = build(self.loaded)
         stage = stage_of(case, model, layout, place, torch.device("meta"))
         stage.record = self.record(layout)
@@ -141,11 +140,11 @@ class _Stages:
     def findings(self) -> Iterator[Finding]:
         """Of the first stage that differs; of what the stages do together where none does."""
         programs, carried = list[_Program](), tuple[int, ...]()
-        for stage in order_of(self.case.staging.departures, len(self.layout.chunks)):
+        for stage in self.case.staging.faults.order(len(self.layout.chunks)):
             place = between(self.case, self.model, self.cutting, stage)
             needed = tuple(self.whole.number[self._entering(live.entrances[0])] for live in place.receives.values)
             if carried and needed != carried:
-                yield _finding(
+                yield pp305.stage_differs(
                     f"stage {stage} receives what another stage needs",
                     self.layout.layer(self.layout.chunks[stage].start),
                 )
@@ -175,13 +174,13 @@ class _Stages:
             absent=absent(self.layout, program.place),
         )
 
-    def _wrong(self, place: Between, ran: Numbered, carried: tuple[int, ...]) -> Finding | None:
+    def _wrong(self, place: StagePlace, ran: Numbered, carried: tuple[int, ...]) -> Finding | None:
         for at, (value, got) in enumerate(zip(self._wanted(place), carried, strict=False)):
             if self.whole.number[value] != got:
                 return self._differs(place.stage, ran, ran.graph.outputs[at][1], value)
         return None
 
-    def _alike_inside(self, place: Between) -> bool:
+    def _alike_inside(self, place: StagePlace) -> bool:
         """Whether a stage whose layers are given other values gives the same all the same, every op looked at.
 
         A layer that is not handed a value may make it itself.
@@ -200,7 +199,7 @@ class _Stages:
             for value, (_, got) in zip(wanted, program.graph.outputs, strict=False)
         )
 
-    def _wanted(self, place: Between, graph: Graph | None = None) -> list[int]:
+    def _wanted(self, place: StagePlace, graph: Graph | None = None) -> list[int]:
         """The values of the whole program that a stage is to give."""
         graph = graph or self.graph
         if place.stage == len(self.layout.chunks) - 1:
@@ -220,16 +219,18 @@ class _Stages:
             op = first_new(ran, mine, self.whole) if mine is not None else None
             if op is not None:
                 what = f"applies {op.target} of {op.module or 'the model'} to what {path} takes as {name}"
-                return _finding(f"stage {stage} {what}", op.module, op)
+                return pp305.stage_differs(f"stage {stage} {what}", op.module, op)
             op = first_new(self.whole, right, ran)
             more = f": {op.target} of {op.module or 'the model'} is left out" if op is not None else ""
-            return _finding(f"stage {stage} does not give {path} the {name} of the whole model{more}", path, op)
+            return pp305.stage_differs(
+                f"stage {stage} does not give {path} the {name} of the whole model{more}", path, op
+            )
         extra = first_new(ran, got, self.whole)
         op = extra or first_new(self.whole, wanted, ran)
         if op is None:
-            return _finding(f"stage {stage} gives another value", None)
+            return pp305.stage_differs(f"stage {stage} gives another value", None)
         does = "runs" if extra else "does not run"
-        return _finding(f"stage {stage} {does} {op.target} of {op.module or 'the model'}", op.module, op)
+        return pp305.stage_differs(f"stage {stage} {does} {op.target} of {op.module or 'the model'}", op.module, op)
 
     def _layer_differs(self, ran: Numbered) -> tuple[str, str, int | None, int] | None:
         """The first own layer that is given something else than in the whole program, the argument, and both values."""
@@ -256,7 +257,7 @@ class _Stages:
                 mine, right = (getattr(m.get_submodule(part), name) for m in (program.model, self.model))
                 if mine != right and self.programs.caches:
                     what = f"stage {program.place.stage} numbers {part} {mine} in the cache"
-                    yield _finding(what, part, None, found=str(mine), needed=str(right))
+                    yield pp305.stage_differs(what, part, None, found=str(mine), needed=str(right))
                     return
 
     def _trained(self, programs: list[_Program]) -> Iterator[Finding]:
@@ -265,20 +266,22 @@ class _Stages:
         for program in programs:
             for name in _read(program.graph):
                 if name in trained and not program.model.get_parameter(name).requires_grad:
-                    yield _finding(f"stage {program.place.stage} takes no gradient for {name}", name.rpartition(".")[0])
+                    yield pp305.stage_differs(
+                        f"stage {program.place.stage} takes no gradient for {name}", name.rpartition(".")[0]
+                    )
                     return
 
     def _summed(self, programs: list[_Program]) -> Iterator[Finding]:
         """The gradient of a weight that several stages read is the sum of theirs."""
-        without = unsummed(self.case.staging.departures)
+        not_summed = self.case.staging.faults.not_summed()
         readers: dict[str, list[int]] = {}
         for program in programs:
             for name in _read(program.graph):
                 readers.setdefault(name, []).append(program.place.stage)
         for name, stages in readers.items():
-            if name in without and len(stages) > 1:
+            if name in not_summed and len(stages) > 1:
                 what = f"the gradient of {name} is not summed over stages {' and '.join(map(str, stages))}"
-                yield _finding(what, name.rpartition(".")[0])
+                yield pp305.stage_differs(what, name.rpartition(".")[0])
 
 
 def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
@@ -340,28 +343,6 @@ def _read(graph: Graph) -> list[str]:
     return [value.name for at, value in enumerate(graph.values) if value.name is not None and at in graph.users]
 
 
-def _finding(
-    what: str, module: str | None, op: Op | None = None, *, found: str = "", needed: str = "the whole program's part"
-) -> Finding:
-    return Finding(
-        "PP305",
-        Severity.ERROR,
-        what,
-        Place(module=module or None, source=op.source if op else None),
-        why="the stages together must compute what one device computes, every op once",
-        found=found or (op.target if op else "another value"),
-        needed=needed,
-    )
-
-
 def _raises(stage: int, error: TraceError) -> Finding:
-    return Finding(
-        "PP305",
-        Severity.ERROR,
-        f"stage {stage} raises: {error}",
-        Place(module=error.module.removeprefix("stage.model").removeprefix(".") or None, source=error.source),
-        why="the model's forward meets something absent that it reads",
-        found=str(error).partition(":")[0],
-        needed="a forward that runs with absent modules",
-        fault=Fault.MODEL,
-    )
+    module = error.module.removeprefix("stage.model").removeprefix(".") or None
+    return pp305.stage_raises(stage, str(error), Place(module=module, source=error.source))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.loading.load import quiet
 from shardproof.planner.weights.shards import whole
-from shardproof.verify.run.compare.boundaries import Boundaries, Crossing
+from shardproof.verify.run.compare.module_activations import ActivationRecorder, ModuleActivations
 from shardproof.verify.run.inputs import Inputs, accepts
 from shardproof.verify.stages.exact import Wide, copied_outputs
 
@@ -38,7 +38,7 @@ class Observed:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     gradients: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     tokens: dict[str, Tokens] = field(default_factory=dict)
-    crossings: list[Crossing] = field(default_factory=list)
+    activations: list[ModuleActivations] = field(default_factory=list)
     unasked: dict[str, Exception] = field(default_factory=dict)
     stage: str = "loading"
     inside: str = ""
@@ -75,7 +75,7 @@ def observe(
         if asked_of is not None and stage in asked_of.unasked:
             continue
         into.stage = stage
-        boundaries = Boundaries(model, keep=not into.crossings)
+        boundaries = ActivationRecorder(model, keep=not into.activations)
         precision: AbstractContextManager[object] = Wide() if exact else nullcontext()
         answered = set(into.values)
         try:
@@ -89,7 +89,7 @@ def observe(
             into.unasked[stage] = error
         finally:
             into.inside = boundaries.inside
-            into.crossings = into.crossings or boundaries.crossings
+            into.activations = into.activations or boundaries.activations
     into.stage = "done"
     return into
 

@@ -176,6 +176,6 @@ def _outcome(case: Case, progress: _Progress, *, rank: int, failure: Failure | N
     divergence: Divergence | None = None
     if any(not one.right and not one.what.startswith("gradient") for one in answers):
         styles = case.plan.styles(base_prefix(single))
-        divergence = first_divergence(got.crossings, want.crossings, styles, Ranks(rank, case.tp))
+        divergence = first_divergence(got.activations, want.activations, styles, Ranks(rank, case.tp))
     refused = failure_of(got.refused, stage="backward", module="", sharded=True) if got.refused else None
     return Outcome(rank, (*progress.before, *answers), failure, divergence, refused, unasked)

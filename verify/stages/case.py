@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import LoadedModel
-from shardproof.verify.stages.departures import Departure
+from shardproof.verify.stages.faults import NO_FAULTS, StageFaults
 
 
 class Applied(StrEnum):
@@ -28,15 +28,13 @@ class Staging:
     """How a pipeline is cut and run: `bounds` are the first layers of chunks 1, 2, ..., an even split where there are none;
     chunk `c` lies on rank `c % pp`, and every rank holds `rounds` of them.
 
-    `overlap` layers more than its own each chunk runs at its end (-1: one less); anything but 0, and every one of
-    `departures`, is a fault to be found.
+    `faults` are for tests of the verifier itself: mistakes that it has to find.
     """
 
     schedule: Schedule = Schedule.GPIPE
     rounds: int = 1
     bounds: tuple[int, ...] = ()
-    overlap: int = 0
-    departures: tuple[Departure, ...] = ()
+    faults: StageFaults = NO_FAULTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,15 +21,15 @@ from shardproof.planner.ir.dataflow import Cut, Entrance, Live
 from shardproof.planner.ir.plan import PpEntry, join
 from shardproof.planner.tracing.layer_stack import layer_stack, members, same_member
 from shardproof.planner.weights.shards import whole
-from shardproof.verify.stages.cuts import Crossing, Received, argument, put, taken
 from shardproof.verify.stages.exact import copied_outputs
+from shardproof.verify.stages.stage_boundary import ReceivedTensor, StageBoundary, argument, put, taken
 
 _REFUSAL = "is a view and is being modified inplace"
 _WRITES = ("update", "update_conv_state", "update_recurrent_state")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class StageLayout:
     """Which modules go where, names as the head model sees them; `chunks` are the layers of each stage."""
 
     before: tuple[str, ...]
@@ -66,7 +66,7 @@ class Layout:
         return tuple(map(self.layer, numbers))
 
 
-def dealt(depth: int, stages: int, *, bounds: Sequence[int] = (), overlap: int = 0) -> tuple[range, ...]:
+def dealt(depth: int, stages: int, *, bounds: Sequence[int] = ()) -> tuple[range, ...]:
     """The layers of each stage: contiguous, from each of `bounds` on, else even with the longer ranges last.
 
     `ValueError` where a stage would be left without a layer.
@@ -77,7 +77,7 @@ def dealt(depth: int, stages: int, *, bounds: Sequence[int] = (), overlap: int =
         raise ValueError(
             f"{depth} layers cut before {', '.join(map(str, starts[1:]))} make no {stages} pipeline stages."
         )
-    return (*(range(chunk.start, chunk.stop + overlap) for chunk in chunks[:-1]), chunks[-1])
+    return chunks
 
 
 def moved(chunks: Sequence[range], cuts: Sequence[int]) -> tuple[range, ...]:
@@ -99,7 +99,7 @@ def layout_of(
     *,
     base_prefix: str,
     stages: int,
-) -> Layout:
+) -> StageLayout:
     """The layout that a pipeline plan asks for; `ValueError` where it names no such pipeline."""
     modules = {name: _module(model, name) for name in (join(base_prefix, entry.module) for entry in base)}
     stack = layer_stack(model, modules)
@@ -117,7 +117,7 @@ def layout_of(
         )
     at = order.index(stack)
     after = (*order[at + 1 :], *(entry.module for entry in head))
-    return Layout(
+    return StageLayout(
         before=tuple(name for path in order[:at] for name in members(model, path)),
         layers=stack,
         depth=len(layers),
@@ -134,7 +134,7 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class CacheWrite:
     """One write into the cache, its tensors on the meta device; `part` is the cache in a cache of several, from 0."""
 
     part: int
@@ -144,11 +144,11 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RecordedCall:
     """One call of a module: the forms of what it was given and gave (tensors on the meta device), and its cache writes."""
 
     output: object
-    writes: tuple[Write, ...] = ()
+    writes: tuple[CacheWrite, ...] = ()
     args: tuple[object, ...] = ()
     kwargs: Mapping[str, object] = field(default_factory=dict)
 
@@ -157,7 +157,7 @@ class Call:
 class Record:
     """The calls of each named module during one forward of the single-device model, in order."""
 
-    calls: dict[str, list[Call]] = field(default_factory=dict)
+    calls: dict[str, list[RecordedCall]] = field(default_factory=dict)
 
     def entering(self, layer: str, module: nn.Module, entrance: Entrance) -> torch.Tensor:
         """The form of what entered a layer in its first call, `requires_grad` as it was."""
@@ -176,8 +176,8 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[Record]:
         yield record
 
 
-def _watch(module: nn.Module, calls: list[Call]) -> tuple[torch.utils.hooks.RemovableHandle, ...]:
-    writes: list[Write] = []
+def _watch(module: nn.Module, calls: list[RecordedCall]) -> tuple[torch.utils.hooks.RemovableHandle, ...]:
+    writes: list[CacheWrite] = []
     given: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
     def before(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -191,7 +191,7 @@ def _watch(module: nn.Module, calls: list[Call]) -> tuple[torch.utils.hooks.Remo
         for cache in _caches(args, kwargs):
             for method in _WRITES:
                 vars(cache).pop(method, None)
-        calls.append(Call(_mapped(output, _form), tuple(writes), *given.pop()))
+        calls.append(RecordedCall(_mapped(output, _form), tuple(writes), *given.pop()))
         writes.clear()
 
     return (
@@ -200,10 +200,10 @@ def _watch(module: nn.Module, calls: list[Call]) -> tuple[torch.utils.hooks.Remo
     )
 
 
-def _noted(write: Callable[..., object], where: tuple[int, str], writes: list[Write]) -> Callable[..., object]:
+def _noted(write: Callable[..., object], where: tuple[int, str], writes: list[CacheWrite]) -> Callable[..., object]:
     def noted(*args: object, **kwargs: object) -> object:
         forms = {name: _mapped(value, _form) for name, value in kwargs.items()}
-        writes.append(Write(*where, tuple(_mapped(value, _form) for value in args), forms))
+        writes.append(CacheWrite(*where, tuple(_mapped(value, _form) for value in args), forms))
         return write(*args, **kwargs)
 
     return noted
@@ -245,24 +245,24 @@ def _mapped(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -> ob
 
 
 @dataclass(frozen=True, slots=True)
-class Between:
+class StagePlace:
     """A stage's place among the others: its number, and what passes the cuts on both of its sides."""
 
     stage: int
-    receives: Crossing
-    sends: Crossing
+    receives: StageBoundary
+    sends: StageBoundary
     kept: frozenset[str] = frozenset()
     """Modules of other stages that this one runs all the same: a fault to be found."""
 
 
-def absent(layout: Layout, place: Between) -> tuple[str, ...]:
+def absent(layout: StageLayout, place: StagePlace) -> tuple[str, ...]:
     """What a stage does without."""
     return tuple(name for name in layout.absent(place.stage) if name not in place.kept)
 
 
-def _into(crossing: Crossing, layer: int) -> list[tuple[Live, Entrance]]:
+def _into(boundary: StageBoundary, layer: int) -> list[tuple[Live, Entrance]]:
     """What enters one layer of what a cut carries."""
-    return [(live, entrance) for live in crossing.values for entrance in live.entrances if entrance.layer == layer]
+    return [(live, entrance) for live in boundary.values for entrance in live.entrances if entrance.layer == layer]
 
 
 class Stage(nn.Module):
@@ -274,7 +274,7 @@ class Stage(nn.Module):
     What it received is `held`, by number; the numbers in `elsewhere` are put in where something else says.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, device: torch.device, place: Between) -> None:
+    def __init__(self, model: nn.Module, layout: StageLayout, device: torch.device, place: StagePlace) -> None:
         super().__init__()
         self.model = model
         self.layout = layout
@@ -288,7 +288,7 @@ class Stage(nn.Module):
         self.elsewhere: set[int] = set()
         self._sent: dict[int, torch.Tensor] = {}
         self._entered: set[int] = set()
-        self._calls: dict[str, Iterator[Call]] = {}
+        self._calls: dict[str, Iterator[RecordedCall]] = {}
         self.own = layout.chunks[place.stage]
         for number in range(self.own.start, layout.depth):
             self._watch_entrances(number)
@@ -312,9 +312,9 @@ class Stage(nn.Module):
         with copied_outputs(self.model):
             return self._run(inputs)
 
-    def forms(self, crossing: Crossing) -> tuple[torch.Tensor, ...]:
+    def forms(self, boundary: StageBoundary) -> tuple[torch.Tensor, ...]:
         """The forms of what a cut carries, as the single-device model's layers were given it."""
-        entrances = [live.entrances[0] for live in crossing.values]
+        entrances = [live.entrances[0] for live in boundary.values]
         layers = [self.layout.layer(entrance.layer) for entrance in entrances]
         return tuple(
             self.record.entering(layer, self.model.get_submodule(layer), entrance)
@@ -349,7 +349,7 @@ class Stage(nn.Module):
                 for live, entrance in (pair for pair in receive if pair[0].value not in self.elsewhere):
                     call = self.record.calls[self.layout.layer(number)][0]
                     form = argument(module, call.args, call.kwargs, entrance.argument)
-                    args, kwargs = put(module, args, kwargs, entrance, Received(self.held[live.value], form))
+                    args, kwargs = put(module, args, kwargs, entrance, ReceivedTensor(self.held[live.value], form))
             return args, kwargs
 
         module.register_forward_pre_hook(enter, with_kwargs=True)

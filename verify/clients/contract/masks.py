@@ -15,10 +15,11 @@ from pathlib import Path
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
+from shardproof.planner.ir.findings import Finding, Place, Source
 from shardproof.planner.ir.graph import Graph, Op, Ref
 from shardproof.planner.loading.source_lines import relative
 from shardproof.verify.clients.contract.functions import names_in
+from shardproof.verify.findings import be405
 
 MAKERS = "transformers.masking_utils"
 ALTERED = ("or_mask_function", "and_mask_function")
@@ -57,10 +58,12 @@ def check_masks(model: nn.Module, graph: Graph, decoder: str, client: str) -> li
             hand, reached = behind(graph, mask, made)
             for call in (call for call in reached if call.altered):
                 source = Source(relative(call.file), call.first)
-                found.setdefault(str(source), _finding("", source, f"the mask is altered by {call.altered}", client))
+                place = Place(source=source)
+                found.setdefault(str(source), be405.mask_altered(call.altered, place, client))
             if hand is not None:
-                problem = f"the mask of {op.module} is made by hand ({hand.target})"
-                found.setdefault(str(hand.source), _finding(hand.module, hand.source, problem, client))
+                place = Place(module=hand.module or None, source=hand.source)
+                finding = be405.mask_written_out(op.module, hand.target, place, client)
+                found.setdefault(str(hand.source), finding)
     return list(found.values())
 
 
@@ -189,16 +192,3 @@ def behind(graph: Graph, mask: int, made: Mapping[tuple[str, int], MaskingCall])
         else:
             wanted += op.inputs
     return None, reached
-
-
-def _finding(module: str, source: Source | None, problem: str, client: str) -> Finding:
-    return Finding(
-        "BE405",
-        Severity.ERROR,
-        f"{problem[0].upper()}{problem[1:]}, which {client} does not see.",
-        Place(module=module or None, source=source),
-        why=f"{client}'s attention takes no mask: it is causal, with the window of the config",
-        found=problem,
-        needed="create_causal_mask or create_sliding_window_causal_mask of transformers.masking_utils, unaltered",
-        fault=Fault.MODEL,
-    )

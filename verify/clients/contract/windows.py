@@ -7,13 +7,12 @@ Which masking function made a layer's mask is read from the trace.
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
+from shardproof.planner.ir.findings import Finding, Place, Source
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.loading.config_fields import field_of
 from shardproof.planner.loading.source_lines import relative
 from shardproof.verify.clients.contract.masks import behind, masking_calls, masks_of
-
-WHOLE, WINDOWED = "create_causal_mask", "create_sliding_window_causal_mask"
+from shardproof.verify.findings.be407 import WHOLE, WINDOWED, mask_window_differs
 
 
 def check_windows(model: nn.Module, graph: Graph, decoder: str) -> list[Finding]:
@@ -35,7 +34,8 @@ def check_windows(model: nn.Module, graph: Graph, decoder: str) -> list[Finding]
         functions = {call.function for call in reached}
         if functions in ({WHOLE}, {WINDOWED}) and _given(model, text, op) != (functions == {WINDOWED}):
             source = Source(relative(reached[0].file), reached[0].first)
-            found.setdefault(str(source), _finding(op.module, source, window, windowed=functions == {WINDOWED}))
+            place = Place(module=op.module, source=source)
+            found.setdefault(str(source), mask_window_differs(place, window, windowed=functions == {WINDOWED}))
     return list(found.values())
 
 
@@ -46,21 +46,3 @@ def _given(model: nn.Module, text: object, op: Op) -> bool:
         return True
     layer = getattr(model.get_submodule(op.module), "layer_idx", None)
     return isinstance(layer, int) and layer < len(kinds) and kinds[layer] == "sliding_attention"
-
-
-def _finding(module: str, source: Source, window: int, *, windowed: bool) -> Finding:
-    problem = (
-        "the mask has a sliding window that the config does not give this layer"
-        if windowed
-        else f"the config gives this layer a sliding window of {window}, and the mask has none"
-    )
-    return Finding(
-        "BE407",
-        Severity.ERROR,
-        f"{problem[0].upper()}{problem[1:]} ({module}).",
-        Place(module=module, source=source),
-        why="the client takes no mask: it knows windows from config.sliding_window and config.layer_types alone",
-        found=WINDOWED if windowed else WHOLE,
-        needed=f"{WHOLE if windowed else WINDOWED}, or a config that says what the mask does",
-        fault=Fault.MODEL,
-    )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shardproof.planner.weights.shards import whole
-from shardproof.verify.run.compare.boundaries import Crossing
+from shardproof.verify.run.compare.module_activations import ModuleActivations
 from shardproof.verify.run.compare.tensors import LIMIT, Comparison, factor_between, floor, relative_error
 from shardproof.verify.run.questions import Observed
 
@@ -27,7 +27,7 @@ def weights(got: nn.Module, want: nn.Module) -> list[Comparison]:
 def compared(got: Observed, want: Observed, limits: Limits, *, streams: Iterable[str] = ()) -> list[Comparison]:
     """All that both models answered; `streams` are the modules at whose boundary the hidden states are whole."""
     return [
-        *_hidden(got.crossings, want.crossings, limits, frozenset(streams)),
+        *_hidden(got.activations, want.activations, limits, frozenset(streams)),
         *_values(got, want, limits),
         *_tokens(got, want, limits),
         *_gradients(got, want, limits),
@@ -46,7 +46,7 @@ def streams(model: nn.Module, planned: Iterable[str]) -> list[str]:
 
 
 def _hidden(
-    got: Iterable[Crossing], want: Iterable[Crossing], limits: Limits, streams: frozenset[str]
+    got: Iterable[ModuleActivations], want: Iterable[ModuleActivations], limits: Limits, streams: frozenset[str]
 ) -> list[Comparison]:
     found = []
     for mine, right in zip(got, want, strict=False):

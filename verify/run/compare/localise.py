@@ -9,7 +9,7 @@ import torch
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic
 from shardproof.verify.run.collectives.autograd import Ranks
-from shardproof.verify.run.compare.boundaries import Crossing
+from shardproof.verify.run.compare.module_activations import ModuleActivations
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 
 PACKED = (2, 3)
@@ -50,7 +50,7 @@ def _is_shard(got: torch.Tensor, want: torch.Tensor, shard: Shard, at: Ranks) ->
 
 
 def first_divergence(
-    got: Sequence[Crossing], want: Sequence[Crossing], styles: dict[str, str], at: Ranks
+    got: Sequence[ModuleActivations], want: Sequence[ModuleActivations], styles: dict[str, str], at: Ranks
 ) -> Divergence | None:
     """The first module whose output is no part of the single-device one; None where every one is.
 
@@ -86,7 +86,7 @@ def _between(module: str, seen: dict[str, Placement | None], styles: dict[str, s
     return Divergence(parent, suspect, f"parts that do not fit together: {held}", "the same heads or features of each")
 
 
-def _at(mine: Crossing, right: Crossing, styles: dict[str, str]) -> Divergence:
+def _at(mine: ModuleActivations, right: ModuleActivations, styles: dict[str, str]) -> Divergence:
     if mine.given is None or right.given is None:
         return Divergence(mine.module, entry_of(mine.module, styles), "no tensor", "a tensor")
     error = relative_error(mine.given, right.given)

@@ -12,7 +12,7 @@ from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 from shardproof.verify.run.inputs import Inputs, accepts, inputs
 from shardproof.verify.run.questions import logits
 from shardproof.verify.stages.case import KEPT
-from shardproof.verify.stages.stage import Layout, Record, recorded
+from shardproof.verify.stages.stage import Record, StageLayout, recorded
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return given.square().mean()
 
 
-def answers(single: PreTrainedModel, layout: Layout, parts: Sequence[Inputs]) -> Answers:
+def answers(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inputs]) -> Answers:
     """One device's answers to all microbatches; its gradients are taken away again."""
     want = Answers()
     more = caching(single, False)
@@ -116,7 +116,7 @@ def steps(asked: Inputs) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _decode_alone(single: PreTrainedModel, layout: Layout, asked: Inputs, want: Answers) -> None:
+def _decode_alone(single: PreTrainedModel, layout: StageLayout, asked: Inputs, want: Answers) -> None:
     """Decode on one device. What stages must give is the full recompute, unless the model itself decodes otherwise."""
     cache, given = None, []
     for arguments in steps(asked):

@@ -15,13 +15,12 @@ from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error
 from shardproof.verify.run.inputs import Inputs
 from shardproof.verify.run.pipeline.answers import Answers, answers, batch, joined, padded, steps
-from shardproof.verify.run.pipeline.schedules import Seat, exchange, microbatches, scheduled
+from shardproof.verify.run.pipeline.schedules import RankSlot, exchange, microbatches, scheduled
 from shardproof.verify.run.reference import State, freeze_as, from_state, with_plan
 from shardproof.verify.stages.case import KEPT, Case, Schedule, Staging
 from shardproof.verify.stages.cutting import Cutting, between, stage_of
-from shardproof.verify.stages.departures import order_of, unsummed
 from shardproof.verify.stages.exact import Wide
-from shardproof.verify.stages.stage import Between, Stage, absent
+from shardproof.verify.stages.stage import Stage, StagePlace, absent
 from shardproof.verify.stages.weights import drop, untie
 
 
@@ -50,22 +49,22 @@ def alone(case: Case, single: PreTrainedModel, cutting: Cutting) -> Alone:
 def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
     """What this rank of `tp * pp` compared; every rank must call it."""
     mesh = init_device_mesh(before.single.device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
-    seat = Seat(case.pp * case.staging.rounds, mesh)
-    own = tuple(_stage(case, before, place, seat) for place in _places(case, before, seat))
+    slot = RankSlot(case.pp * case.staging.rounds, mesh)
+    own = tuple(_stage(case, before, place, slot) for place in _places(case, before, slot))
     with Wide():
-        compared = _padded(own, before, seat)
-        compared += _decoded(own, before, seat)
-        compared += _kept(own, before, seat)
-        return (*compared, *_gradients(own, before, seat, case.staging))
+        compared = _padded(own, before, slot)
+        compared += _decoded(own, before, slot)
+        compared += _kept(own, before, slot)
+        return (*compared, *_gradients(own, before, slot, case.staging))
 
 
-def _places(case: Case, before: Alone, seat: Seat) -> list[Between]:
+def _places(case: Case, before: Alone, slot: RankSlot) -> list[StagePlace]:
     """The stages at this rank's places of the pipeline."""
-    order = order_of(case.staging.departures, seat.stages)
-    return [between(case, before.single, before.cutting, order[place]) for place in seat.own]
+    order = case.staging.faults.order(slot.stages)
+    return [between(case, before.single, before.cutting, order[place]) for place in slot.own]
 
 
-def _stage(case: Case, before: Alone, place: Between, seat: Seat) -> Stage:
+def _stage(case: Case, before: Alone, place: StagePlace, slot: RankSlot) -> Stage:
     """One of this rank's stages: the weights of others dropped, its own sharded by the client's own code."""
     layout, device = before.cutting.layout, before.single.device
     model = from_state(with_plan(case.loaded, case.plan), before.state)
@@ -73,18 +72,18 @@ def _stage(case: Case, before: Alone, place: Between, seat: Seat) -> Stage:
     nn.Module.to(model, device)
     missing = absent(layout, place)
     drop(model, missing)
-    if seat.mesh.size(1) > 1:
+    if slot.mesh.size(1) > 1:
         untie(model)
         styles = {
             name: style
             for name, style in model._expand_parallel_plan(model.tp_plan).items()
             if not any(f"{name}.".startswith(f"{other}.") for other in missing)
         }
-        apply_tensor_parallelism(model, seat.mesh["tp"], styles)
+        apply_tensor_parallelism(model, slot.mesh["tp"], styles)
     return stage_of(case, model, layout, place, device)
 
 
-def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
+def _padded(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Comparison]:
     """The left-padded batch, through the stages without gradients."""
     want, asked = before.want, before.asked
     if not want.padded:
@@ -93,7 +92,7 @@ def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Compariso
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     with torch.no_grad():
         arguments = padded(asked, positions=bool(want.positions))
-        given = scheduled(own, asked.ids, want.logits, seat, Schedule.GPIPE).forward(asked, arguments)
+        given = scheduled(own, asked.ids, want.logits, slot, Schedule.GPIPE).forward(asked, arguments)
     return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, asked.seen(asked.mask))
 
 
@@ -111,7 +110,7 @@ def _by_microbatch(
 
 
 @torch.no_grad()
-def _decoded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
+def _decoded(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Comparison]:
     """Prefill and decode, each stage with its own cache."""
     want = before.want
     if want.decoded is None:
@@ -124,21 +123,21 @@ def _decoded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparis
             stage.record = record
             cached = {} if stage.cache is None else {"past_key_values": stage.cache}
             stage.inputs = {**caching(stage.model, True), **cached}
-        given += exchange(own, arguments, seat)
+        given += exchange(own, arguments, slot)
     if not given:
         return []
     return [Comparison("decoded logits", relative_error(torch.cat(given, dim=1), want.decoded), LIMIT)]
 
 
 @torch.no_grad()
-def _kept(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
+def _kept(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Comparison]:
     """The logits of the last tokens alone, as a server asks for them."""
     want = before.want
     if want.kept is None:
         return []
     for stage in own:
         stage.record, stage.inputs = want.kept_record, {**caching(stage.model, False)}
-    given = exchange(own, {**before.asked.whole(), "logits_to_keep": KEPT}, seat)
+    given = exchange(own, {**before.asked.whole(), "logits_to_keep": KEPT}, slot)
     return [Comparison("kept logits", relative_error(given[0], want.kept), LIMIT)] if given else []
 
 
@@ -166,26 +165,29 @@ class _Sums:
         parameter.grad = None
 
 
-def _gradients(own: tuple[Stage, ...], before: Alone, seat: Seat, staging: Staging) -> list[Comparison]:
+def _gradients(own: tuple[Stage, ...], before: Alone, slot: RankSlot, staging: Staging) -> list[Comparison]:
     """A step of the schedule over the microbatches: logits, loss, and the gradients that each stage is left with."""
     want, asked = before.want, before.asked
     for stage in own:
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     taken, losses = {stage: _Sums(stage) for stage in own}, list[torch.Tensor]()
-    given = scheduled(own, asked.ids, want.logits, seat, staging.schedule).step(asked, losses)
+    given = scheduled(own, asked.ids, want.logits, slot, staging.schedule).step(asked, losses)
     compared = []
     if given is not None:
         compared += _by_microbatch("logits", given, want.logits)
         error = relative_error(torch.stack(losses).sum(), torch.stack(want.losses).sum())
         compared.append(Comparison("loss", error, LIMIT))
     sums = {stage: kept.sums for stage, kept in taken.items()}
-    return compared + _compared_gradients(sums, before, seat, unsummed(staging.departures))
+    return compared + _compared_gradients(sums, before, slot, staging.faults.not_summed())
 
 
 def _compared_gradients(
-    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]], before: Alone, seat: Seat, alone: frozenset[str]
+    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]], before: Alone, slot: RankSlot, not_summed: frozenset[str]
 ) -> list[Comparison]:
-    """Every parameter's gradient summed over its names and its stages (but of those `alone`); a rank compares what it owns."""
+    """Compare every gradient that this rank owns, after it was summed over the parameter's names and its stages.
+
+    Gradients of parameters in `not_summed` are not summed over the stages: a fault that the comparison has to find.
+    """
     want, single = before.want, before.single
     named = {id(value): name for name, value in single.named_parameters()}
     canonical = {name: named[id(value)] for name, value in single.named_parameters(remove_duplicate=False)}
@@ -199,8 +201,8 @@ def _compared_gradients(
     compared = []
     for name, wanted in want.gradients.items():
         total = own[name].clone() if name in own else torch.zeros_like(wanted)
-        if name not in alone:
-            dist.all_reduce(total, group=seat.group)
+        if name not in not_summed:
+            dist.all_reduce(total, group=slot.group)
         if name in own:
             error = relative_error(total, wanted, floor=FLOOR * largest)
             compared.append(Comparison("gradient", error, LIMIT, name))

@@ -18,7 +18,7 @@ from shardproof.verify.stages.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class RankSlot:
     """This rank's place among `mesh`, of the dims pp and tp, for a pipeline of so many stages."""
 
     stages: int
@@ -70,7 +70,7 @@ class Scheduled:
 
 
 def scheduled(
-    own: tuple[Stage, ...], ids: torch.Tensor, logits: Sequence[torch.Tensor], seat: Seat, schedule: Schedule
+    own: tuple[Stage, ...], ids: torch.Tensor, logits: Sequence[torch.Tensor], slot: RankSlot, schedule: Schedule
 ) -> Scheduled:
     """A schedule over the stages, set up for what the single-device model's layers were given and for its logits.
 
@@ -79,7 +79,7 @@ def scheduled(
     train = torch.is_grad_enabled()
     forms = ids.chunk(len(logits))[0], logits[0]
     stages: list[_PipelineStageBase] = [
-        _torch_stage(stage, place, forms, seat, train=train) for place, stage in zip(seat.own, own, strict=True)
+        _torch_stage(stage, place, forms, slot, train=train) for place, stage in zip(slot.own, own, strict=True)
     ]
     loss = loss_of if train else None
     count = len(logits)
@@ -94,7 +94,7 @@ def scheduled(
 
 
 def _torch_stage(
-    stage: Stage, place: int, ends: tuple[torch.Tensor, torch.Tensor], seat: Seat, *, train: bool
+    stage: Stage, place: int, ends: tuple[torch.Tensor, torch.Tensor], slot: RankSlot, *, train: bool
 ) -> PipelineStage:
     """What passes between stages has the form that the single-device model's layers were given."""
     ids, logits = ends
@@ -103,11 +103,11 @@ def _torch_stage(
     return PipelineStage(
         stage,
         place,
-        seat.stages,
+        slot.stages,
         stage.device,
         input_args=received if stage.first else _empty(received, train=train),
         output_args=_empty(sent, train=train),
-        group=seat.group,
+        group=slot.group,
     )
 
 
@@ -125,15 +125,15 @@ def _empty(
     )
 
 
-def exchange(own: tuple[Stage, ...], arguments: Mapping[str, object], seat: Seat) -> list[torch.Tensor]:
+def exchange(own: tuple[Stage, ...], arguments: Mapping[str, object], slot: RankSlot) -> list[torch.Tensor]:
     """One forward through all stages, each sending to the next one's rank; the last stage's result, where it lies here."""
-    for place, stage in zip(seat.own, own, strict=True):
+    for place, stage in zip(slot.own, own, strict=True):
         received = _empty(stage.forms(stage.receives), train=False, device=stage.device)
         for tensor in received:
-            dist.recv(tensor, seat.rank(place - 1), group=seat.group)
+            dist.recv(tensor, slot.rank(place - 1), group=slot.group)
         given = stage(*received, **arguments)
         if stage.last:
             return [given]
         for tensor in given:
-            dist.send(tensor, seat.rank(place + 1), group=seat.group)
+            dist.send(tensor, slot.rank(place + 1), group=slot.group)
     return []

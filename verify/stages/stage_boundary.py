@@ -15,7 +15,7 @@ from shardproof.planner.tracing.trace import TraceError, trace
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class StageBoundary:
     """What one cut carries, in an order that both of its stages share; nothing at the model's own entrance and exit."""
 
     values: tuple[Live, ...] = ()
@@ -43,7 +43,7 @@ def possible(graph: Graph | None, stack: str, depth: int, before: tuple[str, ...
     return tuple(cut for cut in every if Role.MISSED not in roles[cut]) or every
 
 
-def crossing(graph: Graph | None, cut: Cut, model: nn.Module) -> Crossing:
+def boundary(graph: Graph | None, cut: Cut, model: nn.Module) -> StageBoundary:
     """What a cut carries: by the trace, or without one the first argument of the layer at the cut.
 
     NB: what the trace calls missed is no refusal here. The run does without it and measures what comes of that: a run that
@@ -51,16 +51,16 @@ def crossing(graph: Graph | None, cut: Cut, model: nn.Module) -> Crossing:
     """
     if graph is None:
         names = argument_names(model.get_submodule(f"{cut.stack}.{cut.layer}"))
-        return Crossing((Live(cut.layer - 1, Role.SENT, None, 0, (Entrance(cut.layer, names[0]),)),))
-    return Crossing(tuple(live for live in live_across(graph, cut) if live.role is Role.SENT))
+        return StageBoundary((Live(cut.layer - 1, Role.SENT, None, 0, (Entrance(cut.layer, names[0]),)),))
+    return StageBoundary(tuple(live for live in live_across(graph, cut) if live.role is Role.SENT))
 
 
-def sent(carried: Crossing, listed: Sequence[str], layer: nn.Module) -> Crossing:
+def sent(carried: StageBoundary, listed: Sequence[str], layer: nn.Module) -> StageBoundary:
     """Of what a cut must carry, what the layers' entry in the plan lists; `ValueError` where that is nothing."""
     left = unlisted(carried.values, listed, argument_names(layer))
     if carried.values and len(left) == len(carried.values):
         raise ValueError("The pipeline plan lists no input of the layers that could be sent to a later stage.")
-    return Crossing(tuple(live for live in carried.values if live not in left))
+    return StageBoundary(tuple(live for live in carried.values if live not in left))
 
 
 def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], entrance: Entrance) -> torch.Tensor:
@@ -70,7 +70,7 @@ def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ReceivedTensor:
     """A tensor, and the form that the argument has which it is put in."""
 
     tensor: torch.Tensor
@@ -78,7 +78,7 @@ class Received:
 
 
 def put(
-    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, received: Received
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, received: ReceivedTensor
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """The same call with another tensor at an entrance; a dictionary, which layers share, is changed itself."""
     name, now = entrance.argument, argument(module, args, kwargs, entrance.argument)
