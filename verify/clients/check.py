@@ -28,8 +28,8 @@ from shardproof.verify.clients.contract.windows import check_windows
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
-from shardproof.verify.clients.stage_programs import check_keyed_stages
-from shardproof.verify.clients.stages import check_stages
+from shardproof.verify.clients.stages.keyed import check_keyed_stages
+from shardproof.verify.clients.stages.pipeline_keys import check_stages
 from shardproof.verify.findings import tp210
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.report import LevelResult, Report

@@ -1,8 +1,7 @@
-"""Each stage's program against the whole program: is it the whole program's part, every op of it once?
+"""Is the program of each pipeline stage its part of the whole program, every op of it once?
 
-A stage is traced as it would run: the model's own forward with what is absent answering nothing of worth, what was received
-put in where it enters. Values of all programs are numbered alike (`planner.ir.numbering`), what one stage sends being what the
-next receives; every value that is sent, and the result, must have the number that it has in the whole program.
+A stage is traced as it would run: the model's own forward, in which absent modules answer with zeros and received activations
+replace the arguments of the stage's first layers. `verify.stages.compare` compares the traced stages with the whole program.
 """
 
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.verify.findings import pp305
 from shardproof.verify.proof.pipeline import check_chunks
 from shardproof.verify.stages.case import KEPT, Case
+from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram, entering
 from shardproof.verify.stages.cutting import Cutting, between, laid_out, stage_of
 from shardproof.verify.stages.layer_index import numbered_parts
 from shardproof.verify.stages.stage import Record, Stage, StageLayout, StagePlace, absent, recorded
@@ -39,8 +39,8 @@ def check_programs(case: Case) -> tuple[Finding, ...]:
     return Programs(case.loaded).check(case)
 
 
-class _Fed(nn.Module):
-    """A stage whose received tensors are keywords, as the inputs of a trace are."""
+class _StageWithNamedInputs(nn.Module):
+    """A stage that takes its received tensors as keyword arguments, as the inputs of a trace are given."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def _received(at: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Program:
+class _TracedStage:
     """One stage, traced; its names as the whole model has them."""
 
     place: StagePlace
@@ -71,14 +71,14 @@ class Programs:
         self.loaded, self.model = loaded, build(loaded)
         self.inputs, self.graph = asked(self.model)
         self.numbers = Numbers()
-        self._programs: dict[object, _Program | TraceError] = {}
+        self._programs: dict[object, _TracedStage | TraceError] = {}
         self._records: dict[tuple[str, ...], Record] = {}
 
     def check(self, case: Case) -> tuple[Finding, ...]:
         """As `check_programs`, of a case of this model."""
         cutting = laid_out(case, self.model)
         found = check_chunks(cutting.layout.chunks, cutting.layout.depth)
-        return found or tuple(_Stages(case, self, cutting).findings())
+        return found or tuple(_StagesCheck(case, self, cutting).findings())
 
     @cached_property
     def caches(self) -> bool:
@@ -107,7 +107,7 @@ class Programs:
         """The whole program with every layer's own ops, in numbers of its own."""
         return numbered(trace(self.model, self.inputs, every=True), Numbers())
 
-    def program(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool = False) -> "_Program":
+    def program(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool = False) -> "_TracedStage":
         """One stage, traced (`every` layer of it), or known from a case in which it is the same."""
         key = (layout, place, case.staging.faults.of_stage(place.stage), every)
         if key not in self._programs:
@@ -120,113 +120,101 @@ class Programs:
             raise found
         return found
 
-    def _traced(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool) -> "_Program":
+    def _traced(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool) -> "_TracedStage":
         model = build(self.loaded)
         stage = stage_of(case, model, layout, place, torch.device("meta"))
         stage.record = self.record(layout)
         forms = stage.forms(stage.receives)
         received = {_received(at): torch.empty_like(form, device="meta") for at, form in enumerate(forms)}
-        graph = trace(_Fed(stage), self.inputs | received, hooked=True, every=every)
-        return _Program(place, _inside(graph, "stage.model"), model)
+        graph = trace(_StageWithNamedInputs(stage), self.inputs | received, hooked=True, every=every)
+        return _TracedStage(place, _inside(graph, "stage.model"), model)
 
 
-class _Stages:
+class _StagesCheck:
+    """The stages of one case, as `verify.stages.compare` compares them with the whole program."""
+
     def __init__(self, case: Case, programs: Programs, cutting: Cutting) -> None:
         self.case, self.programs, self.cutting = case, programs, cutting
-        self.model, self.graph, self.numbers = programs.model, programs.graph, programs.numbers
-        self.layout = cutting.layout
-        self.whole = numbered(self.graph, self.numbers, stack=self.layout.layers)
+        self.model, self.graph, self.layout = programs.model, programs.graph, cutting.layout
+        self.comparison = StageComparison.of(self.graph, self.layout.layers, programs.numbers)
 
     def findings(self) -> Iterator[Finding]:
-        """Of the first stage that differs; of what the stages do together where none does."""
-        programs, carried = list[_Program](), tuple[int, ...]()
-        for stage in self.case.staging.faults.order(len(self.layout.chunks)):
-            place = between(self.case, self.model, self.cutting, stage)
-            needed = tuple(self.whole.number[self._entering(live.entrances[0])] for live in place.receives.values)
-            if carried and needed != carried:
-                yield pp305.stage_differs(
-                    f"stage {stage} receives what another stage needs",
-                    self.layout.layer(self.layout.chunks[stage].start),
-                )
+        """The finding of the first stage that differs; where none does, those of what the stages do together."""
+        stages = list[_TracedStage]()
+        for number in self.case.staging.faults.order(len(self.layout.chunks)):
+            place = between(self.case, self.model, self.cutting, number)
+            needed = self.comparison.numbers_of(self._received_by(place, self.graph))
+            if self.comparison.carried and needed != self.comparison.carried:
+                first = self.layout.layer(self.layout.chunks[number].start)
+                yield pp305.stage_differs(f"stage {number} receives what another stage needs", first)
                 return
             try:
-                program = self.programs.program(self.case, self.layout, place)
+                stage = self.programs.program(self.case, self.layout, place)
             except TraceError as error:
-                yield _raises(stage, error)
+                yield _raises(number, error)
                 return
-            ran = self._numbered(program, carried)
-            carried = tuple(ran.number[value] for _, value in program.graph.outputs)
-            wrong = self._wrong(place, ran, carried)
-            if wrong is not None and not self._alike_inside(place):
-                yield wrong
-                return
-            carried = tuple(self.whole.number[value] for value in self._wanted(place)) if wrong else carried
-            programs.append(program)
-        yield from self._together(programs)
+            wanted = self._sent_by(place, self.graph)
+            mismatch = self.comparison.mismatch(self._program(stage), wanted)
+            if mismatch is not None:
+                if not self._alike_inside(place):
+                    yield self._differs(number, mismatch)
+                    return
+                self.comparison.carried = self.comparison.numbers_of(wanted)
+            stages.append(stage)
+        yield from self._together(stages)
 
-    def _numbered(self, program: _Program, carried: tuple[int, ...]) -> Numbered:
-        return numbered(
-            program.graph,
-            self.numbers,
-            stack=self.layout.layers,
-            own=self.layout.chunks[program.place.stage],
-            given={_received(at): number for at, number in enumerate(carried)},
-            absent=absent(self.layout, program.place),
+    def _program(self, stage: _TracedStage, *, own: bool = True) -> StageProgram:
+        place = stage.place
+        return StageProgram(
+            stage.graph,
+            self.layout.chunks[place.stage] if own else None,
+            received=tuple(_received(at) for at in range(len(place.receives.values))),
+            sent=tuple(value for _, value in stage.graph.outputs),
+            absent=absent(self.layout, place),
         )
-
-    def _wrong(self, place: StagePlace, ran: Numbered, carried: tuple[int, ...]) -> Finding | None:
-        for at, (value, got) in enumerate(zip(self._wanted(place), carried, strict=False)):
-            if self.whole.number[value] != got:
-                return self._differs(place.stage, ran, ran.graph.outputs[at][1], value)
-        return None
 
     def _alike_inside(self, place: StagePlace) -> bool:
-        """Whether a stage whose layers are given other values gives the same all the same, every op looked at.
+        """Whether a stage sends the right values although its layers get other arguments: compared with every op in its layers.
 
-        A layer that is not handed a value may make it itself.
+        A layer that is not given a value may compute the value itself.
         """
         whole = self.programs.opened
-        received = [self._entering(live.entrances[0], whole.graph) for live in place.receives.values]
         try:
-            program = self.programs.program(self.case, self.layout, place, every=True)
+            stage = self.programs.program(self.case, self.layout, place, every=True)
         except TraceError:
             return False
-        given = {_received(at): whole.number[value] for at, value in enumerate(received)}
-        ran = numbered(program.graph, whole.numbers, given=given, absent=absent(self.layout, place))
-        wanted = self._wanted(place, whole.graph)
-        return all(
-            whole.number[value] == ran.number[got]
-            for value, (_, got) in zip(wanted, program.graph.outputs, strict=False)
-        )
+        received = [whole.number[value] for value in self._received_by(place, whole.graph)]
+        comparison = StageComparison(whole, stack=None, carried=received)
+        return comparison.mismatch(self._program(stage, own=False), self._sent_by(place, whole.graph)) is None
 
-    def _wanted(self, place: StagePlace, graph: Graph | None = None) -> list[int]:
-        """The values of the whole program that a stage is to give."""
-        graph = graph or self.graph
+    def _received_by(self, place: StagePlace, graph: Graph) -> list[int]:
+        """The values of the whole program that a stage should receive."""
+        return [self._entering(live.entrances[0], graph) for live in place.receives.values]
+
+    def _sent_by(self, place: StagePlace, graph: Graph) -> list[int]:
+        """The values of the whole program that a stage should send; for the last stage, the model's first output."""
         if place.stage == len(self.layout.chunks) - 1:
             return [graph.outputs[0][1]]
         return [self._entering(live.entrances[0], graph) for live in place.sends.values]
 
-    def _entering(self, entrance: Entrance, graph: Graph | None = None) -> int:
-        path = self.layout.layer(entrance.layer)
-        call = next(call for call in (graph or self.graph).calls if call.module == path)
-        return [value for name, value in call.arguments if name == entrance.argument][entrance.leaf]
+    def _entering(self, entrance: Entrance, graph: Graph) -> int:
+        return entering(graph, self.layout.layer(entrance.layer), entrance)
 
-    def _differs(self, stage: int, ran: Numbered, got: int, wanted: int) -> Finding:
-        """What makes a value another one: an op, else what a layer is given, as early as it shows."""
+    def _differs(self, stage: int, mismatch: Mismatch) -> Finding:
+        """Explained by the first wrong argument of an own layer, where there is one, else by an op outside the layers."""
+        whole, ran = self.comparison.whole, mismatch.ran
         layer = self._layer_differs(ran)
         if layer is not None:
             path, name, mine, right = layer
-            op = first_new(ran, mine, self.whole) if mine is not None else None
+            op = first_new(ran, mine, whole) if mine is not None else None
             if op is not None:
                 what = f"applies {op.target} of {op.module or 'the model'} to what {path} takes as {name}"
                 return pp305.stage_differs(f"stage {stage} {what}", op.module, op)
-            op = first_new(self.whole, right, ran)
+            op = first_new(whole, right, ran)
             more = f": {op.target} of {op.module or 'the model'} is left out" if op is not None else ""
-            return pp305.stage_differs(
-                f"stage {stage} does not give {path} the {name} of the whole model{more}", path, op
-            )
-        extra = first_new(ran, got, self.whole)
-        op = extra or first_new(self.whole, wanted, ran)
+            what = f"stage {stage} does not give {path} the {name} of the whole model{more}"
+            return pp305.stage_differs(what, path, op)
+        op, extra = self.comparison.explained(mismatch)
         if op is None:
             return pp305.stage_differs(f"stage {stage} gives another value", None)
         does = "runs" if extra else "does not run"
@@ -234,21 +222,21 @@ class _Stages:
 
     def _layer_differs(self, ran: Numbered) -> tuple[str, str, int | None, int] | None:
         """The first own layer that is given something else than in the whole program, the argument, and both values."""
-        wholes, mine = _given(self.graph), _given(ran.graph)
+        whole, wholes, mine = self.comparison.whole, _given(self.graph), _given(ran.graph)
         for number in ran.own or ():
             path = self.layout.layer(number)
             for (name, leaf), value in wholes.get(path, {}).items() if path in mine else ():
                 got = mine[path].get((name, leaf))
-                if got is None or self.whole.number[value] != ran.number[got]:
+                if got is None or whole.number[value] != ran.number[got]:
                     return path, name, got, value
         return None
 
-    def _together(self, programs: list[_Program]) -> Iterator[Finding]:
+    def _together(self, programs: list[_TracedStage]) -> Iterator[Finding]:
         yield from self._indices(programs)
         yield from self._trained(programs)
         yield from self._summed(programs)
 
-    def _indices(self, programs: list[_Program]) -> Iterator[Finding]:
+    def _indices(self, programs: list[_TracedStage]) -> Iterator[Finding]:
         """Layers find their place in a cache by their own number, where the model keeps one."""
         layers = self.model.get_submodule(self.layout.layers)
         for program in programs:
@@ -260,7 +248,7 @@ class _Stages:
                     yield pp305.stage_differs(what, part, None, found=str(mine), needed=str(right))
                     return
 
-    def _trained(self, programs: list[_Program]) -> Iterator[Finding]:
+    def _trained(self, programs: list[_TracedStage]) -> Iterator[Finding]:
         """What is trained on one device is trained on its stage."""
         trained = {name for name, value in self.model.named_parameters(remove_duplicate=False) if value.requires_grad}
         for program in programs:
@@ -271,7 +259,7 @@ class _Stages:
                     )
                     return
 
-    def _summed(self, programs: list[_Program]) -> Iterator[Finding]:
+    def _summed(self, programs: list[_TracedStage]) -> Iterator[Finding]:
         """The gradient of a weight that several stages read is the sum of theirs."""
         not_summed = self.case.staging.faults.not_summed()
         readers: dict[str, list[int]] = {}

@@ -14,7 +14,7 @@ from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.plan import Plan, join
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.dialect import Dialect, Pipeline
-from shardproof.verify.clients.stage_programs import keys_of
+from shardproof.verify.clients.stages.keyed import keys_of
 from shardproof.verify.findings import be431, be432
 
 _SAME = ("aten.dropout", "aten._to_copy", "aten.alias", "aten.view", "aten.contiguous", "aten.clone")
