@@ -1,6 +1,6 @@
 """`check`: everything that stands between a model and a client, but the numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 from torch import nn
@@ -14,6 +14,7 @@ from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.clients.contract.attention import attention_modules, check_attention
 from shardproof.verify.clients.contract.config import check_base_class, check_folder, check_places
+from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.heads import check_heads
 from shardproof.verify.clients.contract.keywords import lost_keywords
 from shardproof.verify.clients.contract.masks import check_masks
@@ -33,17 +34,6 @@ from shardproof.verify.clients.stages.pipeline_keys import check_stages
 from shardproof.verify.findings import tp210
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.report import LevelResult, Report
-
-KEYWORDS = {
-    "vllm": ("attention_instances",),
-    "sglang": ("attention_instances", "forward_batch"),
-    "tgi": ("kv_cache", "slots", "cu_seqlen_prefill", "block_tables"),
-    "transformers": ("the attention's keyword arguments",),
-}
-"""What a client passes to its attention through the base model's `**kwargs`; vLLM up to 0.25, and it asks it of models still."""
-
-OWN_ATTENTION = ("vllm", "sglang", "tgi")
-"""Clients that put an attention of their own behind the interface."""
 
 
 def check(
@@ -102,25 +92,33 @@ def _level(
 ) -> LevelResult:
     began = perf_counter()
     prefix = base_prefix(built)
-    found = [*common]
-    if dialect.client in KEYWORDS:
-        decoder = _decoder(built, prefix)
-        paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
-        # An engine runs the base model; Transformers and TGI call the head.
-        top = "" if dialect.client in ("transformers", "tgi") else prefix
-        found += lost_keywords(built, paths, top, KEYWORDS[dialect.client])
-        if dialect.client in OWN_ATTENTION:
-            graph = subject.graph if subject is not None else None
-            found += check_attention(built, graph, paths, dialect.client, decoder)
-            found += check_masks(built, graph, decoder, dialect.client) if graph is not None else []
-            if graph is not None and dialect.client == "vllm":
-                found += check_windows(built, graph, decoder)
-                found += check_heads(built, graph, paths)
-            found += check_served(built, graph, prefix, dialect.client)
-            found += check_base_class(loaded.config, dialect.client) if dialect.client != "tgi" else []
+    asked = _of_the_contract(dialect.contract, loaded, built, subject) if dialect.contract is not None else ()
+    found = [*common, *asked]
     found += _of_the_plan(dialect, loaded, plan, subject)
     written = tuple(as_written(finding, prefix) for finding in _once(found))
     return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)
+
+
+def _of_the_contract(
+    contract: ContractFacts, loaded: LoadedModel, built: nn.Module, subject: Subject | None
+) -> Iterator[Finding]:
+    """What a client asks of modeling code; without a traced `subject`, only what can be read from the source."""
+    prefix = base_prefix(built)
+    decoder = _decoder(built, prefix)
+    paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
+    yield from lost_keywords(built, paths, "" if contract.calls_head else prefix, contract.keywords)
+    if not contract.own_attention:
+        return
+    graph = subject.graph if subject is not None else None
+    yield from check_attention(built, graph, paths, contract, decoder)
+    if graph is not None:
+        yield from check_masks(built, graph, decoder, contract.client)
+    if graph is not None and contract.attention_from_config:
+        yield from check_windows(built, graph, decoder)
+        yield from check_heads(built, graph, paths)
+    yield from check_served(built, graph, prefix, contract)
+    if contract.uses_auto_model:
+        yield from check_base_class(loaded.config, contract.client)
 
 
 def _decoder(model: nn.Module, prefix: str) -> str:

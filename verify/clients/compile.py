@@ -18,7 +18,7 @@ from shardproof.planner.ir.styles import STYLES, Layout
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta
-from shardproof.verify.clients.dialect import Dialect, Reader, Unknown
+from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.report.report import LevelResult
 
@@ -223,7 +223,7 @@ def _name(said: _Words, style: str) -> str | None:
 
 def _bears(dialect: Dialect, style: str) -> bool:
     """Whether a client takes a plan with this style in it, whatever it makes of it."""
-    return dialect.effect(style) is not None or dialect.unknown is Unknown.REPLICATED
+    return dialect.effect(style) is not None or dialect.unknown is UnknownStyle.REPLICATED
 
 
 def _canonical(style: str) -> str:

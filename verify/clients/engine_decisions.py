@@ -1,26 +1,18 @@
-"""What an engine decides without the plan: fused projections, vocabulary and head, experts, attention sinks, gathered norms."""
+"""What an engine decides without the plan: fused projections, vocabulary and head, experts, attention sinks."""
 
 import ast
-from collections.abc import Iterable
-from dataclasses import replace
 from functools import cache
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement, Shard
 from shardproof.planner.ir.plan import generic, join
-from shardproof.planner.ir.styles import After, Before, Style
 from shardproof.planner.loading.config_fields import head_width
-from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.contract.source import forward_tree
 from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.vllm.fusers import fusions, is_linear
-
-GATHERED_NORM = Style("norm of the gathered input", before=Before.GATHER, after=After.SPLIT)
-"""`TPAwareNormMixin` (vLLM 0.32.0, `fusers/rms_norm.py`): gathers a sharded input, normalises, keeps this rank's part."""
 
 
 def decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
@@ -34,10 +26,7 @@ def decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
         if not is_expert(subject.graph, fusion.module):
             found |= fusion.styles
     found |= {
-        twin: style
-        for path, style in list(found.items())
-        for twin in _repeats(subject.graph, path)
-        if twin not in found
+        twin: style for path, style in list(found.items()) for twin in repeats(subject.graph, path) if twin not in found
     }
     paths = {id(module): path for path, module in subject.model.named_modules()}
     for getter, style in (
@@ -78,7 +67,7 @@ def _passed_as_sinks(kind: type[nn.Module]) -> tuple[str, ...]:
     return tuple(value.attr for value in given if isinstance(value, ast.Attribute))
 
 
-def _repeats(graph: Graph, path: str) -> list[str]:
+def repeats(graph: Graph, path: str) -> list[str]:
     """The same module in the layers that repeat this one's."""
     return [
         module.path + path.removeprefix(module.repeats)
@@ -100,27 +89,8 @@ def is_expert(graph: Graph, path: str) -> bool:
     return False
 
 
-def with_gathered_norm(subject: Subject, assigned: Assigned, findings: Iterable[Finding]) -> Assigned | None:
-    """The layout with one norm more that gathers its input: the one that was given a part; None where that is not the fault."""
-    graph = subject.graph
-    for finding in findings:
-        path = finding.place.module or ""
-        module = graph.module_of.get(path)
-        fault = finding.code in ("TP202", "TP206") and path not in assigned.modules
-        if fault and module is not None and may_be_norm(module) and _of_mean_squares(graph, path):
-            alike = {each: (GATHERED_NORM, generic(each)) for each in (path, *_repeats(graph, path))}
-            return replace(assigned, modules={**assigned.modules, **alike})
-    return None
-
-
 def may_be_norm(module: Module) -> bool:
     """Whether it may be a norm: a leaf with one parameter or two, all of one dim. What is done with it, its ops say."""
     return (
         0 < len(module.parameters) <= 2 and not is_linear(module) and not set(module.bases) & {"Embedding", "LayerNorm"}
     )
-
-
-def _of_mean_squares(graph: Graph, path: str) -> bool:
-    """Whether a norm divides by the root of the mean of squares, and takes nothing away first (`fusers/rms_norm.py`, `match`)."""
-    targets = {op.target for op in graph.ops if op.module == path}
-    return "rms_norm" in targets or ({"aten.mean", "aten.rsqrt"} <= targets and not targets & {"aten.sub", "aten.rsub"})

@@ -16,11 +16,11 @@ from shardproof.planner.propagation.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
-from shardproof.verify.clients.engine_decisions import with_gathered_norm
 from shardproof.verify.clients.reading import Reading, read
 from shardproof.verify.clients.stages.keyed import check_keyed_stages
 from shardproof.verify.clients.stages.pipeline_keys import check_stages
 from shardproof.verify.clients.transformers.even_stages import check_even_stages
+from shardproof.verify.clients.vllm.gathered_norms import with_gathered_norm
 from shardproof.verify.findings import be414, be415
 from shardproof.verify.proof.plan_form import check_plan
 from shardproof.verify.proof.prove import not_traced

@@ -10,9 +10,9 @@ from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.ir.styles import STYLES, After, Layout, Style
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
-from shardproof.verify.clients.dialect import Dialect, Reader, Unknown, first_match
+from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
 from shardproof.verify.clients.engine_decisions import decided, is_expert, may_be_norm, sinks
-from shardproof.verify.clients.torchtitan.dialect import NAMES, PROJECTIONS
+from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
 from shardproof.verify.clients.vllm.fusers import is_linear
 from shardproof.verify.clients.widths import uneven
 from shardproof.verify.findings import be411, be412, be413, be416, be417
@@ -119,14 +119,9 @@ def _laid_out(graph: Graph, layout: Mapping[str, str | None]) -> Assigned:
 
 
 def _by_names(dialect: Dialect, subject: Subject) -> Reading:
-    """torchtitan: names in a layer; what no name covers stays whole here, and is refused where it has parameters there."""
-    layout: dict[str, str | None] = {}
-    for module in subject.graph.modules:
-        style = next((s for name, s in NAMES if module.path.endswith(f".{name}")), None)
-        if style is not None and is_linear(module):
-            layout[module.path] = style
-    paths = [module.path for module in subject.graph.modules]
-    if not all(any(path.endswith(f".self_attn.{name}") for path in paths for name in names) for names in PROJECTIONS):
+    """A client that shards by attribute names, and reads no plan."""
+    layout = layout_by_names(subject.graph)
+    if layout is None:
         names = [name for name, _ in NAMES[1:5]]
         return Reading(Assigned({}, {}), (be411.names_unknown(dialect.name, dialect.cites[0], names),))
     return Reading(_laid_out(subject.graph, layout))
@@ -137,7 +132,7 @@ def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Find
         return []
     entries = [(join(subject.prefix, e.pattern), e.style) for e in plan.tp]
     entries += [(e.pattern, e.style) for e in plan.head_tp] if dialect.reads_head else []
-    refused = dialect.unknown is Unknown.REFUSED
+    refused = dialect.unknown is UnknownStyle.REFUSED
     found = []
     for pattern, style in entries:
         if dialect.effect(style) is not None or (not refused and _no_loss(dialect, subject, pattern, style)):

@@ -17,6 +17,7 @@ from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import join
 from shardproof.planner.loading.config_fields import field_of
+from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.functions import names_in
 from shardproof.verify.clients.contract.keywords import interface_calls
 from shardproof.verify.clients.contract.source import forward_tree, source_of
@@ -36,20 +37,20 @@ def attention_modules(model: nn.Module) -> list[str]:
 
 
 def check_attention(
-    model: nn.Module, graph: Graph | None, paths: list[str], client: str, decoder: str
+    model: nn.Module, graph: Graph | None, paths: list[str], contract: ContractFacts, decoder: str
 ) -> list[Finding]:
     """Findings of every attention module's class, one a class, and of the model."""
     found: dict[tuple[str, str], Finding] = {}
     for path in paths:
         module = model.get_submodule(path)
         tree = forward_tree(type(module))
-        for finding in _of_module(model, path, module, tree, client) if tree is not None else ():
+        for finding in _of_module(model, path, module, tree, contract) if tree is not None else ():
             found.setdefault((finding.code, type(module).__name__), finding)
-    inline = _inline(model, graph, paths, client) if graph is not None else ()
+    inline = _inline(model, graph, paths, contract.client) if graph is not None else ()
     for finding in (f for f in inline if not decoder or (f.place.module or "").startswith(f"{decoder}.")):
         found.setdefault((finding.code, finding.message), finding)
-    without = _without_attention(model, paths, decoder) if client == "vllm" else ()
-    return [*_claims(model, paths, client), *found.values(), *without]
+    without = _without_attention(model, paths, decoder) if contract.reads_source else ()
+    return [*_claims(model, paths, contract), *found.values(), *without]
 
 
 def _without_attention(model: nn.Module, paths: list[str], decoder: str) -> Iterator[Finding]:
@@ -76,7 +77,9 @@ def _without_attention(model: nn.Module, paths: list[str], decoder: str) -> Iter
     yield be402.layer_without_attention(missing, kind.__name__, place, layers=sorted(places))
 
 
-def _of_module(model: nn.Module, path: str, module: nn.Module, tree: ast.FunctionDef, client: str) -> Iterator[Finding]:
+def _of_module(
+    model: nn.Module, path: str, module: nn.Module, tree: ast.FunctionDef, contract: ContractFacts
+) -> Iterator[Finding]:
     kind, calls = type(module), interface_calls(tree)
     if len(calls) != 1:
         yield be402.not_one_call(kind.__name__, len(calls), _place(kind, path, tree))
@@ -86,9 +89,9 @@ def _of_module(model: nn.Module, path: str, module: nn.Module, tree: ast.Functio
         yield be403.weights_used(kind.__name__, _place(kind, path, used))
     if (changed := _changed_mask(tree, call)) is not None:
         yield be404.mask_changed(kind.__name__, _place(kind, path, changed))
-    if client == "vllm":
-        yield from _vllm_form(kind, path, module, tree, call)
-    yield from _options(model, kind, path, module, call, client)
+    if contract.reads_source:
+        yield from _source_form(kind, path, module, tree, call)
+    yield from _options(model, kind, path, module, call, contract)
 
 
 def _used_weights(tree: ast.FunctionDef, call: ast.Call) -> ast.AST | None:
@@ -139,7 +142,7 @@ def _adds(value: ast.expr) -> bool:
     return isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add | ast.Sub | ast.Mult)
 
 
-def _vllm_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, call: ast.Call) -> Iterator[Finding]:
+def _source_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, call: ast.Call) -> Iterator[Finding]:
     """What vLLM reads off the call and the module."""
     owner = kind.__name__
     if isinstance(call.func, ast.Subscript):
@@ -185,7 +188,7 @@ def _results(tree: ast.FunctionDef, call: ast.Call) -> list[str]:
 
 
 def _options(
-    model: nn.Module, kind: type, path: str, module: nn.Module, call: ast.Call, client: str
+    model: nn.Module, kind: type, path: str, module: nn.Module, call: ast.Call, contract: ContractFacts
 ) -> Iterator[Finding]:
     """Windows, soft-caps and causality that the model has and the call does not pass, or the client does not have."""
     config = getattr(model, "config", None)
@@ -198,14 +201,13 @@ def _options(
     if cap is not None and "softcap" not in passed:
         yield be407.softcap_not_passed(owner, place, cap)
     yield from _causality(owner, place, module, passed)
-    if client == "vllm":
+    if contract.attention_from_config:
         yield from _config_options(text, owner, place, module, passed)
-    lacking = {"softcap": "soft-cap", "s_aux": "attention sinks"} if client == "sglang" else {}
-    for keyword, name in lacking.items():
+    for keyword, name in contract.attention_lacks.items():
         value = next((k.value for k in call.keywords if k.arg == keyword), None)
         has = value is not None and not (isinstance(value, ast.Attribute) and getattr(module, value.attr, None) is None)
         if has:
-            yield be407.option_not_supported(owner, place, name, client)
+            yield be407.option_not_supported(owner, place, name, contract.client)
 
 
 def _fields(text: object) -> list[str]:
@@ -267,13 +269,13 @@ def _below(path: str, known: set[str]) -> bool:
     return any(path.startswith(f"{other}.") for other in known)
 
 
-def _claims(model: nn.Module, paths: list[str], client: str) -> Iterator[Finding]:
+def _claims(model: nn.Module, paths: list[str], contract: ContractFacts) -> Iterator[Finding]:
     """`_supports_attention_backend`, missing or claimed falsely."""
-    kind = type(model)
+    kind, client = type(model), contract.client
     claims = bool(getattr(kind, "_supports_attention_backend", False))
     # vLLM's second question (`_try_resolve_transformers`, 0.32.0): does the file use the interface?
-    taken = client == "vllm" and isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
-    severity = Severity.WARNING if taken and paths else Severity.ERROR
+    usable = isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
+    severity = Severity.WARNING if usable and paths and contract.takes_interface_users else Severity.ERROR
     place = Place(source=source_of(kind))
     if claims and not paths:
         yield be406.claimed_without_attention(kind.__name__, place, client, severity)

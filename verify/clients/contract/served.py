@@ -19,24 +19,23 @@ from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.plan import generic, join
 from shardproof.planner.loading.config_fields import field_of
+from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.source import forward_tree, source_of
 from shardproof.verify.findings import be409, be410, be418, be420
 
 HEAD = "lm_head"
-NAMED = ("input_ids", "inputs_embeds", "position_ids")
-"""Arguments that vLLM looks for in the signature of the decoder's forward, `**kwargs` or not (`_decorate_for_torch_compile`)."""
 CHOSEN = ("num_experts_per_tok", "top_k")
 """Config fields in which vLLM looks for the number of experts of a token."""
 _KEEPS = ("aten.slice", "aten._to_copy", "aten.clone", "aten.contiguous", "aten.view", "aten.alias", "aten.index")
 """Ops that leave hidden states or logits what they are."""
 
 
-def check_served(model: nn.Module, graph: Graph | None, prefix: str, client: str) -> list[Finding]:
+def check_served(model: nn.Module, graph: Graph | None, prefix: str, contract: ContractFacts) -> list[Finding]:
     """Findings of the head, of the names of weights, and of the forward of the base model."""
     if not isinstance(model, PreTrainedModel):
         return []
-    found = list(_forward(model, graph, prefix, client))
-    if client == "vllm":
+    found = list(_forward(model, graph, prefix, contract))
+    if contract.makes_head:
         found += _head_name(model, prefix)
         if graph is not None:
             found += [*_norm_names(model, graph), *_head_program(model, graph, prefix)]
@@ -44,15 +43,15 @@ def check_served(model: nn.Module, graph: Graph | None, prefix: str, client: str
     return found
 
 
-def _forward(model: PreTrainedModel, graph: Graph | None, prefix: str, client: str) -> Iterator[Finding]:
-    base = model.get_submodule(prefix)
+def _forward(model: PreTrainedModel, graph: Graph | None, prefix: str, contract: ContractFacts) -> Iterator[Finding]:
+    base, client = model.get_submodule(prefix), contract.client
     kind, source = type(base), source_of(type(base), forward_tree(type(base)))
     if getattr(model.config, "is_encoder_decoder", False):
         yield be418.encoder_decoder(kind.__name__, Place(source=source), client)
         return
     names = inspect.signature(kind.forward).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
-    wanted = NAMED if client == "vllm" else ("inputs_embeds",) if not open_ended else ()
+    wanted = contract.named_arguments + (() if open_ended else contract.open_arguments)
     for name in (name for name in wanted if name not in names):
         yield be418.argument_not_named(kind.__name__, name, Place(source=source), client)
         return

@@ -1,6 +1,6 @@
 """The stages of clients that run the whole forward on each stage, with placeholders for the modules that it lacks.
 
-How a client cuts a model is in its own folder, or in `verify.clients.stages.keyed`. Here the stages of such a runtime are compared
+How a client cuts a model is in its own folder, or in `verify.clients.stages.keyed`. Here such stages are compared
 with the whole program.
 """
 
