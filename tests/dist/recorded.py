@@ -251,13 +251,13 @@ class OfStage:
 def staged(case: Case) -> list[OfStage]:
     """By every rank of a case with pipeline stages, as threads of this process: one step, forward and backward."""
     single = single_device(case, torch.device("cpu"))
-    before = pipeline_check.alone(case, single, laid_out(case, single))
+    before = pipeline_check.run_single_device(case, single, laid_out(case, single))
     sent = [0] * (case.pp * case.tp)
     send = Group.send
 
     def counting(group: Group, tensors: list[torch.Tensor], *args: Any) -> object:
         # One number is torch's first greeting between two neighbours (2.13.0, `_init_p2p_neighbors`).
-        sent[group.seat] += sum(one.numel() * one.element_size() for one in tensors if one.numel() > 1)
+        sent[group.world_rank] += sum(one.numel() * one.element_size() for one in tensors if one.numel() > 1)
         return send(group, tensors, *args)
 
     def rank(number: int) -> OfStage:

@@ -1,4 +1,4 @@
-"""From what the ranks said to findings: one fault, one finding, at the place where it first shows."""
+"""From the outcomes of all ranks to findings: one finding a fault, at the place where the fault first shows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,13 +16,13 @@ from shardproof.verify.run.outcome import Failure, Outcome, worst
 from shardproof.verify.stages.case import Case
 
 _MOST = 4
-"""Gradient findings: one fault spreads to every gradient upstream of it."""
+"""At most so many gradient findings: one fault makes every gradient upstream of it wrong."""
 
 
 def measures_of(case: Case, outcomes: Mapping[int, Outcome]) -> dict[str, float]:
     """The largest relative error of each kind of comparison, in the order they were made.
 
-    What the client alone gets wrong is no measure of the plan; it is in the findings.
+    Errors that are the client's own, and are reported as findings, are left out.
     """
     styles = case.plan.styles(base_prefix(on_meta(case.loaded)))
     largest: dict[str, float] = {}
@@ -33,7 +33,7 @@ def measures_of(case: Case, outcomes: Mapping[int, Outcome]) -> dict[str, float]
 
 
 def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, ...]:
-    """What the ranks' outcomes mean for the plan; entries as the head model sees them."""
+    """The findings that follow from the outcomes of all ranks; entries as the head model sees them."""
     model = on_meta(case.loaded)
     styles = case.plan.styles(base_prefix(model))
     refused = next((outcome.refused for outcome in outcomes.values() if outcome.refused), None)
@@ -56,7 +56,7 @@ def written(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str], model: nn.Module) -> Finding:
-    """The first failure; where all ranks failed alike, which of them was first is chance, and is not said."""
+    """The first failure. Where all ranks failed alike, no rank is named: which of them was first is chance."""
     if all(failure.heard_of for failure in failures.values()):
         return _deadlock(failures)
     failures = {rank: failure for rank, failure in failures.items() if not failure.heard_of}
@@ -69,15 +69,15 @@ def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str]
 
 
 def _deadlock(failures: Mapping[int, Failure]) -> Finding:
-    """Every rank that answered only waited for the others: nobody raised, and nobody is known to have ended."""
+    """A deadlock: every rank that answered waited for others in a collective, and none raised an error of its own."""
     first = failures[min(failures)]
     place = Place(None, first.module or None, first.source)
     return dy505.ranks_waited({rank: failure.stage for rank, failure in failures.items()}, place, first.message)
 
 
 def failure_finding(who: str, failure: Failure, entry: str | None) -> Finding:
-    """A rank that raised: the plan's fault, unless the single-device model raised too, or it was a limit of this
-    machine, another rank's end, or our own code.
+    """A rank raised. The plan is to blame, unless the single-device model raised too, the machine was too small, another rank had
+    ended, or the exception is of our own code.
     """
     ours = failure.limit or failure.kind == "TimeoutError" or failure.heard_of or failure.ours
     decided = failure.sharded and not ours
@@ -91,7 +91,7 @@ def failure_finding(who: str, failure: Failure, entry: str | None) -> Finding:
 def _wrong(
     case: Case, wrong: Sequence[Comparison], styles: dict[str, str], divergence: Divergence | None
 ) -> tuple[Finding, ...]:
-    """Weights before outputs before decode before gradients: each is a consequence of the ones before it."""
+    """Report wrong weights, else outputs, else decoding, else gradients: each is a consequence of the ones before it."""
     kinds: dict[str, list[Comparison]] = {code: [] for code in ("DY506", "DY501", "DY503", "DY502")}
     lost = [comparison for comparison in wrong if comparison.what == SAVED]
     for comparison in wrong:
@@ -141,7 +141,7 @@ def _weight(comparison: Comparison, styles: dict[str, str]) -> Finding:
 
 
 def _gradients(case: Case, wrong: Sequence[Comparison], styles: dict[str, str]) -> tuple[Finding, ...]:
-    """The last layer in which any is wrong is where the fault is: backward runs from the end to the beginning."""
+    """Of layers that repeat, report the last with a wrong gradient: the backward runs from the end to the beginning."""
     once = {comparison.place for comparison in wrong if comparison.what == "gradient"}
     client = [c for c in wrong if c.place not in once and _clients_accumulation(case, c, styles)]
     plain = [comparison for comparison in wrong if comparison not in client]
@@ -166,7 +166,7 @@ def _gradient(comparison: Comparison, styles: dict[str, str], count: int) -> Fin
 
 
 def _clients_accumulation(case: Case, comparison: Comparison, styles: dict[str, str]) -> bool:
-    """Whether this is Transformers' own way with `replicated_with_grad_allreduce`.
+    """Whether this is a fault of Transformers' `replicated_with_grad_allreduce`, whatever the plan.
 
     Its hook reduces the *accumulated* gradient, so after a second backward the first counts `tp` times: `(tp + 1) g`
     where `2 g` is right. Source: transformers 5.23.0, distributed/tensor_parallel.py, `ReplicatedWithGradAllReduce`.

@@ -1,4 +1,4 @@
-"""What crosses each module's boundary in one forward, in the order the modules finish."""
+"""Input and output activations of every module in one forward, in the order in which the modules finish."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +14,7 @@ from shardproof.planner.weights.shards import local
 
 @dataclass(frozen=True, slots=True)
 class ModuleActivations:
-    """The first tensor that went into a module and the first that came out; None where there was none."""
+    """The first input tensor (`taken`) and the first output tensor (`given`) of a module; None where there is none."""
 
     module: str
     taken: torch.Tensor | None

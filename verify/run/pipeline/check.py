@@ -1,4 +1,4 @@
-"""A pipeline plan on real ranks: logits, loss, gradients and cached decoding of its stages against one device's."""
+"""Run the stages of a pipeline plan on ranks, and compare logits, loss, gradients and cached decoding with one device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from shardproof.planner.inputs.example import caching
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error
 from shardproof.verify.run.inputs import Inputs
-from shardproof.verify.run.pipeline.answers import Answers, answers, batch, joined, padded, steps
 from shardproof.verify.run.pipeline.schedules import RankSlot, exchange, microbatches, scheduled
+from shardproof.verify.run.pipeline.single_device import SingleDeviceOutputs, batch, joined, outputs_of, padded, steps
 from shardproof.verify.run.reference import State, freeze_as, from_state, with_plan
 from shardproof.verify.stages.case import KEPT, Case, Schedule, Staging
 from shardproof.verify.stages.cutting import Cutting, between, stage_of
@@ -25,29 +25,30 @@ from shardproof.verify.stages.weights import drop, untie
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """The single-device model of a case and what it answers to all that is `asked`, the same for every rank.
+class SingleDevice:
+    """The single-device model of a case and its outputs, the same for every rank.
 
-    `state` are its weights before it was asked: some models change theirs in the first forward.
+    `state` are its weights before the first forward, in which some models change them. `asked` are the inputs of all microbatches
+    as one batch, `want` the outputs.
     """
 
     single: PreTrainedModel
     state: State
     cutting: Cutting
     asked: Inputs
-    want: Answers
+    want: SingleDeviceOutputs
 
 
-def alone(case: Case, single: PreTrainedModel, cutting: Cutting) -> Alone:
-    """Ask the single-device model, a microbatch at a time."""
+def run_single_device(case: Case, single: PreTrainedModel, cutting: Cutting) -> SingleDevice:
+    """Run the single-device model on every microbatch."""
     state = {name: value.clone() for name, value in single.state_dict().items()}
     parts = batch(single, microbatches(case.staging.schedule, case.pp))
     with Wide():  # not around the building of models: their float32 buffers are to be the same
-        return Alone(single, state, cutting, joined(parts), answers(single, cutting.layout, parts))
+        return SingleDevice(single, state, cutting, joined(parts), outputs_of(single, cutting.layout, parts))
 
 
-def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
-    """What this rank of `tp * pp` compared; every rank must call it."""
+def check_pipeline(case: Case, before: SingleDevice) -> tuple[Comparison, ...]:
+    """What this rank of `tp * pp` compared; every rank must call this."""
     mesh = init_device_mesh(before.single.device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
     slot = RankSlot(case.pp * case.staging.rounds, mesh)
     own = tuple(_stage(case, before, place, slot) for place in _places(case, before, slot))
@@ -58,14 +59,14 @@ def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
         return (*compared, *_gradients(own, before, slot, case.staging))
 
 
-def _places(case: Case, before: Alone, slot: RankSlot) -> list[StagePlace]:
-    """The stages at this rank's places of the pipeline."""
+def _places(case: Case, before: SingleDevice, slot: RankSlot) -> list[StagePlace]:
+    """The stages that this rank holds."""
     order = case.staging.faults.order(slot.stages)
     return [between(case, before.single, before.cutting, order[place]) for place in slot.own]
 
 
-def _stage(case: Case, before: Alone, place: StagePlace, slot: RankSlot) -> Stage:
-    """One of this rank's stages: the weights of others dropped, its own sharded by the client's own code."""
+def _stage(case: Case, before: SingleDevice, place: StagePlace, slot: RankSlot) -> Stage:
+    """One of this rank's stages, without the weights of other stages, and sharded by the client's own code."""
     layout, device = before.cutting.layout, before.single.device
     model = from_state(with_plan(case.loaded, case.plan), before.state)
     freeze_as(model, before.single)
@@ -83,8 +84,8 @@ def _stage(case: Case, before: Alone, place: StagePlace, slot: RankSlot) -> Stag
     return stage_of(case, model, layout, place, device)
 
 
-def _padded(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Comparison]:
-    """The left-padded batch, through the stages without gradients."""
+def _padded(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
+    """The logits of the left-padded batch, without gradients."""
     want, asked = before.want, before.asked
     if not want.padded:
         return []
@@ -99,7 +100,7 @@ def _padded(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Compa
 def _by_microbatch(
     what: str, given: torch.Tensor, want: list[torch.Tensor], mask: torch.Tensor | None = None
 ) -> list[Comparison]:
-    """Only positions that hold a token count, where there is a mask."""
+    """Compare microbatch by microbatch; under a mask, only positions that hold a token."""
     compared = []
     masks = [None] * len(want) if mask is None or not mask.numel() else mask.chunk(len(want))
     for got, wanted, seen in zip(given.chunk(len(want)), want, masks, strict=True):
@@ -110,7 +111,7 @@ def _by_microbatch(
 
 
 @torch.no_grad()
-def _decoded(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Comparison]:
+def _decoded(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
     """Prefill and decode, each stage with its own cache."""
     want = before.want
     if want.decoded is None:
@@ -130,8 +131,8 @@ def _decoded(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Comp
 
 
 @torch.no_grad()
-def _kept(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Comparison]:
-    """The logits of the last tokens alone, as a server asks for them."""
+def _kept(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
+    """The logits of the last tokens alone (`logits_to_keep`), as a server asks for them."""
     want = before.want
     if want.kept is None:
         return []
@@ -142,10 +143,11 @@ def _kept(own: tuple[Stage, ...], before: Alone, slot: RankSlot) -> list[Compari
 
 
 class _Sums:
-    """Gradients, taken from each parameter as soon as a microbatch has given it.
+    """Sums of gradients over microbatches, taken out of `.grad` after each microbatch's backward.
 
-    Left in place, `replicated_with_grad_allreduce` would reduce the first microbatch's again with the second's.
-    Registered after the first forward, so that the client's own hooks, which it registers there, come before.
+    Left in `.grad`, the gradient of the first microbatch would be all-reduced again with the second's by
+    `replicated_with_grad_allreduce`. The hooks are registered after the first forward, since the client registers its own in
+    it, and those have to run first.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -165,8 +167,8 @@ class _Sums:
         parameter.grad = None
 
 
-def _gradients(own: tuple[Stage, ...], before: Alone, slot: RankSlot, staging: Staging) -> list[Comparison]:
-    """A step of the schedule over the microbatches: logits, loss, and the gradients that each stage is left with."""
+def _gradients(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot, staging: Staging) -> list[Comparison]:
+    """One training step of the schedule over the microbatches: compare logits, loss and gradients."""
     want, asked = before.want, before.asked
     for stage in own:
         stage.record, stage.inputs = want.record, caching(stage.model, False)
@@ -182,7 +184,10 @@ def _gradients(own: tuple[Stage, ...], before: Alone, slot: RankSlot, staging: S
 
 
 def _compared_gradients(
-    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]], before: Alone, slot: RankSlot, not_summed: frozenset[str]
+    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]],
+    before: SingleDevice,
+    slot: RankSlot,
+    not_summed: frozenset[str],
 ) -> list[Comparison]:
     """Compare every gradient that this rank owns, after it was summed over the parameter's names and its stages.
 

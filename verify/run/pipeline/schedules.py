@@ -1,4 +1,4 @@
-"""Stages on their ranks: torch's own schedules over them, and the plain exchange that cached decoding needs."""
+"""Run this rank's stages by torch's pipeline schedules, or by a plain send and receive for cached decoding."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 from torch.distributed.pipelining.stage import _PipelineStageBase  # what its schedules take, an invariant list of
 
 from shardproof.verify.run.inputs import Inputs
-from shardproof.verify.run.pipeline.answers import loss_of
+from shardproof.verify.run.pipeline.single_device import loss_of
 from shardproof.verify.stages.case import Schedule
 from shardproof.verify.stages.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
 class RankSlot:
-    """This rank's place among `mesh`, of the dims pp and tp, for a pipeline of so many stages."""
+    """This rank's slot in `mesh`, whose dims are pp and tp, for a pipeline of so many `stages`."""
 
     stages: int
     mesh: DeviceMesh
@@ -31,22 +31,22 @@ class RankSlot:
 
     @property
     def own(self) -> range:
-        """The stages of this rank: dealt out in turn."""
+        """The numbers of the stages that this rank holds, which are dealt out round-robin."""
         return range(self.mesh.get_local_rank("pp"), self.stages, self.mesh.size(0))
 
     def rank(self, stage: int) -> int:
-        """The global rank of another stage with the same tensor-parallel place."""
+        """The global rank that holds a stage and has the same tensor-parallel rank."""
         return dist.get_global_rank(self.group, stage % self.mesh.size(0))
 
 
 def microbatches(schedule: Schedule, ranks: int) -> int:
-    """Two; one for each rank where the schedule keeps that many at work."""
+    """How many microbatches: two for GPipe, else one for each rank and at least two."""
     return 2 if schedule is Schedule.GPIPE else max(2, ranks)
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """One schedule over this rank's stages; whole batches go in, and come out on the rank of the last stage."""
+    """One schedule over this rank's stages. It takes whole batches; the rank of the last stage gets the results."""
 
     own: tuple[Stage, ...]
     runtime: PipelineScheduleSingle | PipelineScheduleMulti
@@ -72,9 +72,9 @@ class Scheduled:
 def scheduled(
     own: tuple[Stage, ...], ids: torch.Tensor, logits: Sequence[torch.Tensor], slot: RankSlot, schedule: Schedule
 ) -> Scheduled:
-    """A schedule over the stages, set up for what the single-device model's layers were given and for its logits.
+    """A schedule over the stages, set up for the shapes of the single-device model's layer inputs and logits.
 
-    With gradients where torch takes them. Source of the classes: torch.distributed.pipelining.schedules.
+    It computes gradients where autograd is enabled. Source of the classes: torch.distributed.pipelining.schedules.
     """
     train = torch.is_grad_enabled()
     forms = ids.chunk(len(logits))[0], logits[0]
@@ -96,7 +96,7 @@ def scheduled(
 def _torch_stage(
     stage: Stage, place: int, ends: tuple[torch.Tensor, torch.Tensor], slot: RankSlot, *, train: bool
 ) -> PipelineStage:
-    """What passes between stages has the form that the single-device model's layers were given."""
+    """Torch's stage of ours; activations at a stage boundary have the shapes of the single-device model's layer inputs."""
     ids, logits = ends
     received = (ids,) if stage.first else stage.forms(stage.receives)
     sent = (logits.detach().requires_grad_(),) if stage.last else stage.forms(stage.sends)
@@ -126,7 +126,10 @@ def _empty(
 
 
 def exchange(own: tuple[Stage, ...], arguments: Mapping[str, object], slot: RankSlot) -> list[torch.Tensor]:
-    """One forward through all stages, each sending to the next one's rank; the last stage's result, where it lies here."""
+    """One forward through all stages, each sending its activations to the next rank.
+
+    Returns the last stage's result on the rank that holds it, else an empty list.
+    """
     for place, stage in zip(slot.own, own, strict=True):
         received = _empty(stage.forms(stage.receives), train=False, device=stage.device)
         for tensor in received:
