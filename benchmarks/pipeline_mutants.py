@@ -35,7 +35,7 @@ from shardproof.verify.proof.stages import Programs
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.stages.case import Case, Schedule, Staging
 from shardproof.verify.stages.cutting import laid_out
-from shardproof.verify.stages.stage import dealt
+from shardproof.verify.stages.stage_layout import dealt
 from tests.mutants.injected_faults import InjectedFaults, overlapping
 from tests.mutants.pipeline_operators import PipelineMutant, pipeline_mutants
 from tests.mutants.stage_operators import StageMutant, Subject, stage_mutants

@@ -15,7 +15,8 @@ from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Edit, Plan, TpEntry, join
 from shardproof.verify.stages.case import Case, Schedule, Staging
 from shardproof.verify.run.compare.tensors import LIMIT
-from shardproof.verify.run.collectives.threads import GoneError, Threads
+from shardproof.verify.run.collectives.thread_scheduler import GoneError
+from shardproof.verify.run.collectives.threads import Threads
 from tests.mutants.injected_faults import InjectedFaults
 from shardproof.verify.report.report import LevelResult
 

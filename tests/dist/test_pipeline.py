@@ -17,7 +17,8 @@ from shardproof.planner.inference.pipeline import infer_pipeline
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, PpEntry
 from shardproof.verify.stages.case import Case, Schedule, Staging
-from shardproof.verify.stages.stage import StageLayout, dealt, layout_of, moved, recorded
+from shardproof.verify.stages.stage_layout import StageLayout, dealt, layout_of, moved
+from shardproof.verify.stages.record import recorded
 from shardproof.verify.stages.weights import drop, untie
 from tests.mutants.injected_faults import FaultKind, InjectedFault, InjectedFaults
 from shardproof.verify.report.report import LevelResult

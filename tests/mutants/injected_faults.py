@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.verify.stages.faults import StageFaults
 from shardproof.verify.stages.layer_index import numbered_parts
-from shardproof.verify.stages.stage import Stage, StageLayout
+from shardproof.verify.stages.stage import Stage
 from shardproof.verify.stages.stage_boundary import ReceivedTensor, argument, argument_names, given, put
+from shardproof.verify.stages.stage_layout import StageLayout
 
 
 class FaultKind(StrEnum):

@@ -13,7 +13,7 @@ from torch import nn
 from shardproof.planner.ir.dataflow import stream
 from shardproof.planner.ir.graph import Graph, ModuleCall
 from shardproof.verify.stages.layer_index import index_attributes
-from shardproof.verify.stages.stage import StageLayout
+from shardproof.verify.stages.stage_layout import StageLayout
 from tests.mutants.injected_faults import FaultKind, InjectedFault
 
 

@@ -59,17 +59,19 @@ def heads_do_not_divide(name: str, count: int, *, degree: int, client: str, cite
 def width_does_not_divide(width: str, module: str, *, degree: int, client: str, cite: str) -> Finding:
     """`width` (how many features of what) has no equal part for each of `degree` ranks."""
     problem, needed = "which does not come out even", f"a multiple of {degree}, or another degree"
-    return _refused_width(width, module, f"{client} divides the {width} by {degree} ranks, {problem}.", cite, needed)
+    message = f"{client} divides the {width} by {degree} ranks, {problem}."
+    return _refused_width(width, module, message=message, cite=cite, needed=needed)
 
 
 def block_is_cut(width: str, module: str, *, block: int, degree: int, client: str, cite: str) -> Finding:
     """A rank's part of `width` would end inside a quantised block of `block` features."""
     problem = f"which cuts blocks of {block} that are quantised as one"
     needed = f"a multiple of {block} on each rank, or another degree"
-    return _refused_width(width, module, f"{client} divides the {width} by {degree} ranks, {problem}.", cite, needed)
+    message = f"{client} divides the {width} by {degree} ranks, {problem}."
+    return _refused_width(width, module, message=message, cite=cite, needed=needed)
 
 
-def _refused_width(width: str, module: str, message: str, cite: str, needed: str) -> Finding:
+def _refused_width(width: str, module: str, *, message: str, cite: str, needed: str) -> Finding:
     return Finding(
         "BE414",
         Severity.ERROR,

@@ -1,6 +1,6 @@
-"""Is the expert plan right? Every module that tokens are sent to must keep to the contract of the dispatch.
+"""Is an expert-parallel plan right? Every module that tokens are dispatched to has to keep to the contract of the dispatch.
 
-The dispatch itself is the client's code; what it asks of a module, and from where that is known, is in
+The dispatch itself is the client's code. Its contract, with sources, is in
 `planner.propagation.expert_dispatch`.
 """
 
@@ -21,7 +21,7 @@ def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[F
     called = {call.module for call in graph.calls}
     found: list[Finding] = []
     seen: set[str] = set()
-    # A repeated layer is not called again: the first of its kind stands for it.
+    # The trace calls only the first of several equal layers.
     for module in sorted(graph.modules, key=lambda module: module.path not in called):
         pattern = generic(module.path)
         if pattern not in seen:
@@ -33,7 +33,7 @@ def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[F
 def _module_findings(
     graph: Graph, module: Module, pattern: str, styles: dict[str, str], degree: int
 ) -> Iterator[Finding]:
-    # A module's entry lays out its parameters too, where they have none of their own.
+    # A module's entry also gives the placement of its parameters that have no entry of their own.
     keys = {name: name if name in styles else pattern for name in (join(pattern, own) for own, _ in module.parameters)}
     own = {name: styles.get(key) for name, key in keys.items()}
     by_expert = [keys[name] for name, style in own.items() if style == STACKED]

@@ -1,6 +1,7 @@
-"""Is a pipeline plan one? Its keys against the modules that ran, the order they ran in, and what its cuts must carry.
+"""Is a pipeline plan right? Compare its keys with the modules that ran, their order, and the values that stages have to send.
 
-Nothing here infers: what ran, what carries the hidden states, and what is live across a cut, is read from the trace.
+Nothing here infers: which modules ran, which values carry the hidden states, and which are live across a cut is read from the
+trace.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ from shardproof.verify.proof.pipeline_names import check_names
 def check_pp(model: nn.Module, graph: Graph, plan: Plan, *, bounds: Sequence[int] = ()) -> tuple[Finding, ...]:
     """Findings PP301 to PP304 of a pipeline plan, or PL104 where there is none.
 
-    `bounds` are the layers that the stages after the first begin with; where none are given, a cut that no stage can be
-    made at is a warning as long as there are others.
+    `bounds` are the first layers of the stages after the first. Without them, a cut that cannot be made is only a warning as
+    long as other cuts can.
     """
     prefix = base_prefix(model)
     entries = [(join(prefix, entry.module), entry) for entry in plan.pp] + [(e.module, e) for e in plan.head_pp]
@@ -42,12 +43,12 @@ def check_pp(model: nn.Module, graph: Graph, plan: Plan, *, bounds: Sequence[int
 
 
 def _runs(modules: Mapping[str, nn.Module], path: str, call: str) -> bool:
-    """Whether a call is of a key's module, or of a member of its list."""
+    """Whether a call is of the module that a key names, or of a member of the list that it names."""
     return call == path or (call.rpartition(".")[0] == path and isinstance(modules[path], nn.ModuleList))
 
 
 def _of_the_keys(model: nn.Module, graph: Graph, keys: list[str]) -> list[Finding]:
-    """Every module once, in order, the layers as one list."""
+    """Findings of the keys: every module has to be named once, in the order of execution, and the layers as one list."""
     modules = dict(model.named_modules())
     owners = [key for key in keys if isinstance(modules.get(key.rpartition(".")[0]), nn.ModuleList)]
     if owners:
@@ -93,9 +94,10 @@ def _order(graph: Graph, keys: list[str]) -> list[Finding]:
 
 
 def _dropped(graph: Graph, keys: list[str], stack: str) -> list[Finding]:
-    """Modules with parameters whose result carries the hidden states, beside a key, that no key covers.
+    """Findings of modules with parameters that the hidden states run through, next to a module with a key, and that no key
+    covers.
 
-    One that runs on both sides of the layers is on every stage: no key can say so.
+    A module that runs both before and after the layers is on every stage, which no key can express; it is left out.
     """
     flow = stream(graph)
     scopes = {key.rpartition(".")[0] for key in keys}
@@ -143,7 +145,7 @@ def _not_listed(modules: Mapping[str, nn.Module], graph: Graph, entries: list[tu
 def _of_the_cuts(
     model: nn.Module, graph: Graph, entries: list[tuple[str, PpEntry]], bounds: Sequence[int]
 ) -> Iterator[Finding]:
-    """What some cut between the layers would have to carry and cannot, or does not."""
+    """Findings of values that some cut between the layers has to carry: they cannot be sent, or the plan does not list them."""
     keys = [path for path, _ in entries]
     stack = layer_stack(model, keys)
     assert stack is not None
@@ -169,7 +171,9 @@ def _first_missed(values: Iterable[Live]) -> Live | None:
 def _forbidden(
     graph: Graph, stack: str, missed: Mapping[int, Live], bounds: Sequence[int], *, free: bool
 ) -> Iterator[Finding]:
-    """Cuts that no stage can be made at: wrong where one is asked for, or where no other is left; else a warning each."""
+    """Cuts that cannot be made: an error where `bounds` has one, or where no other cut is possible (not `free`); else a
+    warning.
+    """
     if not missed:
         return
     asked = [number for number in missed if number in bounds]

@@ -1,4 +1,4 @@
-"""Is this a plan for this model at all? Styles that exist, keys that match, modules that have what their style reads.
+"""Does a plan fit its model? Do its styles exist, do its keys match, do the modules have what their style reads?
 
 Transformers looks keys up exactly, on names whose layer numbers are wildcards; a parameter falls back to its own
 module's entry and no further (`distributed/mixin.py`, `_expand_parallel_plan`, 5.23.0).
@@ -42,7 +42,7 @@ def check_plan(model: nn.Module, plan: Plan, degree: int) -> tuple[Finding, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What a key can match: generic name -> the modules, or the parameters (with the local name), that go by it."""
+    """What a key can match: by generic name (layer numbers as `*`), the modules and the parameters with that name."""
 
     model: nn.Module
     modules: Mapping[str, list[tuple[str, nn.Module]]]
@@ -67,7 +67,7 @@ class _Names:
 
 
 def _entry(names: _Names, plan: Plan, prefix: str, pattern: str, style: str) -> Finding | None:
-    """What is wrong with one entry, and the edit that mends it where one was tried."""
+    """The finding of one entry, with an edit that fixes it where one was found."""
     finding = _fault(names, pattern, style)
     if finding is None:
         return None
@@ -92,7 +92,7 @@ def _fault(names: _Names, pattern: str, style: str) -> Finding | None:
 
 
 def _mends(names: _Names, plan: Plan, prefix: str, edits: tuple[Edit, ...]) -> bool:
-    """Whether the edits apply, and no entry that they write is at fault."""
+    """Whether the edits apply, and no edited entry has a finding."""
     try:
         for edit in edits:
             plan = plan.edited(edit, prefix)
@@ -105,7 +105,7 @@ def _mends(names: _Names, plan: Plan, prefix: str, edits: tuple[Edit, ...]) -> b
 def _candidates(
     names: _Names, styles: Mapping[str, str], finding: Finding, pattern: str, style: str
 ) -> Iterable[tuple[str, tuple[Edit, ...]]]:
-    """Edits worth a try, likeliest first, each with its title."""
+    """Edits to try, likeliest first, each with its title."""
     match finding.code:
         case "PL101":
             for near in _near(style, STYLES):
@@ -177,7 +177,7 @@ def _near(word: str, known: Iterable[str]) -> list[str]:
 
 
 def _near_paths(names: _Names, pattern: str) -> list[str]:
-    """Paths like `pattern`, nearest first: what it would match as a glob, the path from another root, a like name."""
+    """Paths similar to `pattern`, nearest first: matches as a glob, the same path from another root, similar names."""
     known = [*names.modules, *names.parameters]
     near = difflib.get_close_matches(pattern, known, n=20, cutoff=0.75)
     leaf = pattern.rpartition(".")[2]
@@ -192,5 +192,5 @@ def _globbed(names: _Names, pattern: str) -> list[str]:
 
 
 def _rooted_elsewhere(path: str, pattern: str) -> bool:
-    """Whether one is the other with one name more in front: a base model's key in a head's plan, or the reverse."""
+    """Whether the two differ by one more name in front: a base model's key in the head's plan, or the reverse."""
     return path.partition(".")[2] == pattern or pattern.partition(".")[2] == path

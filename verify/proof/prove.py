@@ -29,7 +29,7 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
         tp: the tensor-parallel degree, at least 1.
         ep: the expert-parallel degree; experts lie on the tensor-parallel ranks. The expert plan's form is checked at
             any degree, and whether the experts divide where it is above 1.
-        pp: the number of stages; above 1 the pipeline plan is checked, and every stage's program is held against the
+        pp: the number of stages; above 1 the pipeline plan is checked, and every stage's program is compared with the
             whole program.
 
     Raises:
@@ -65,7 +65,7 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Fi
 
 
 def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
-    """What the plan says of the stages, and where that is right, what the stages compute."""
+    """Findings of the pipeline plan; where it has no errors, findings of the programs of its stages."""
     try:
         found = check_pp(built, subject_of(built).graph, plan)
         if any(finding.severity is not Severity.WARNING for finding in found):

@@ -26,7 +26,9 @@ from shardproof.verify.stages.case import KEPT, Case
 from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram, entering
 from shardproof.verify.stages.cutting import Cutting, between, laid_out, stage_of
 from shardproof.verify.stages.layer_index import numbered_parts
-from shardproof.verify.stages.stage import Record, Stage, StageLayout, StagePlace, absent, recorded
+from shardproof.verify.stages.record import Record, recorded
+from shardproof.verify.stages.stage import Stage, StagePlace, absent
+from shardproof.verify.stages.stage_layout import StageLayout
 
 
 def check_programs(case: Case) -> tuple[Finding, ...]:
@@ -65,7 +67,7 @@ class _TracedStage:
 
 
 class Programs:
-    """The whole program of a model, against which the stages of several cases can be held."""
+    """The whole program of a model, with which the stages of several cases can be compared."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.model = loaded, build(loaded)
@@ -82,7 +84,7 @@ class Programs:
 
     @cached_property
     def caches(self) -> bool:
-        """Whether layers must find their own place in a cache; a model that cannot be asked for one without data may have one."""
+        """Whether layers need their own number to find their place in a KV cache; assumed where a cache cannot be traced."""
         names = [name for name in CACHE_NAMES if name in signature(type(self.model).forward).parameters]
         given: list[object] = []
         handle = self.model.register_forward_hook(lambda _, __, output: given.append(output))
@@ -95,7 +97,7 @@ class Programs:
         return any(places_matter(getattr(output, name, None), TRACED.length) for output in given for name in names)
 
     def record(self, layout: StageLayout) -> Record:
-        """The forms of what modules were given and gave."""
+        """The recorded calls of the single-device model, for absent modules to answer with."""
         if layout.named not in self._records:
             with recorded(self.model, layout.named) as record:
                 trace(self.model, self.inputs)
@@ -104,11 +106,11 @@ class Programs:
 
     @cached_property
     def opened(self) -> Numbered:
-        """The whole program with every layer's own ops, in numbers of its own."""
+        """The whole program traced with every layer, each op numbered; in numbers of its own."""
         return numbered(trace(self.model, self.inputs, every=True), Numbers())
 
     def program(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool = False) -> "_TracedStage":
-        """One stage, traced (`every` layer of it), or known from a case in which it is the same."""
+        """One traced stage (with `every` layer traced, none repeated), or the same from an earlier case."""
         key = (layout, place, case.staging.faults.of_stage(place.stage), every)
         if key not in self._programs:
             try:
@@ -221,7 +223,7 @@ class _StagesCheck:
         return pp305.stage_differs(f"stage {stage} {does} {op.target} of {op.module or 'the model'}", op.module, op)
 
     def _layer_differs(self, ran: Numbered) -> tuple[str, str, int | None, int] | None:
-        """The first own layer that is given something else than in the whole program, the argument, and both values."""
+        """The first own layer with another argument than in the whole program: its path, the argument, both values."""
         whole, wholes, mine = self.comparison.whole, _given(self.graph), _given(ran.graph)
         for number in ran.own or ():
             path = self.layout.layer(number)
@@ -237,7 +239,9 @@ class _StagesCheck:
         yield from self._summed(programs)
 
     def _indices(self, programs: list[_TracedStage]) -> Iterator[Finding]:
-        """Layers find their place in a cache by their own number, where the model keeps one."""
+        """Where the model has a KV cache, layers have to keep their number in the whole model, for it is their place in the
+        cache.
+        """
         layers = self.model.get_submodule(self.layout.layers)
         for program in programs:
             for path, name in numbered_parts(layers, self.layout.chunks[program.place.stage]):
@@ -249,7 +253,7 @@ class _StagesCheck:
                     return
 
     def _trained(self, programs: list[_TracedStage]) -> Iterator[Finding]:
-        """What is trained on one device is trained on its stage."""
+        """Every parameter that is trained on one device has to be trained on its stage."""
         trained = {name for name, value in self.model.named_parameters(remove_duplicate=False) if value.requires_grad}
         for program in programs:
             for name in _read(program.graph):
@@ -260,7 +264,7 @@ class _StagesCheck:
                     return
 
     def _summed(self, programs: list[_TracedStage]) -> Iterator[Finding]:
-        """The gradient of a weight that several stages read is the sum of theirs."""
+        """The gradient of a weight that several stages read has to be summed over these stages."""
         not_summed = self.case.staging.faults.not_summed()
         readers: dict[str, list[int]] = {}
         for program in programs:
@@ -273,7 +277,7 @@ class _StagesCheck:
 
 
 def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
-    """Module -> what its first call is given: the argument's name, which tensor of it, the value."""
+    """By module: the arguments of its first call, as (name, which tensor of it) -> value."""
     found: dict[str, dict[tuple[str, int], int]] = {}
     for call in graph.calls:
         if call.module not in found:
@@ -286,7 +290,7 @@ def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
 
 
 def asked(model: nn.Module) -> tuple[dict[str, object], Graph]:
-    """The fullest of the questions that the whole model takes: with a mask, positions, and the last logits only."""
+    """The inputs with the most arguments that the model takes (mask, positions, `logits_to_keep`), and its trace with them."""
     if taken(model) is None:
         trace(model)  # which of the forms of inputs it takes
     inputs: dict[str, object] = dict(example_inputs(model))
@@ -305,11 +309,11 @@ def asked(model: nn.Module) -> tuple[dict[str, object], Graph]:
         except TraceError:
             if not extra:
                 raise
-    raise AssertionError("the last question asks nothing more")
+    raise AssertionError("the last attempt has no extra argument, and returns or raises")
 
 
 def _inside(graph: Graph, prefix: str) -> Graph:
-    """A graph with its names as the module at `prefix` has them."""
+    """A graph with module paths and value names relative to `prefix`."""
 
     def name(path: str) -> str:
         return path.removeprefix(prefix).removeprefix(".")
@@ -327,7 +331,7 @@ def _inside(graph: Graph, prefix: str) -> Graph:
 
 
 def _read(graph: Graph) -> list[str]:
-    """Parameters and buffers that some op reads, by the name of the value."""
+    """Names of the parameters and buffers that some op reads."""
     return [value.name for at, value in enumerate(graph.values) if value.name is not None and at in graph.users]
 
 

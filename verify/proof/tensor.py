@@ -55,9 +55,10 @@ def _of_misplaced(found: Misplaced) -> Finding:
 
 
 def _opaque(graph: Graph, assigned: Assigned) -> dict[str, str]:
-    """Modules (and their entries) with a lookup's style that compute something else: the client runs them on distributed
-    tensors, which lay out results by rules of their own. A module that is never called, such as the shared holder of a tied
-    table, runs nothing.
+    """Modules with a style for embeddings that are no lookup, and their entries.
+
+    The client runs these on distributed tensors, whose sharding of results is torch's. A module that is never called, such as the
+    holder of a tied table, is left out.
     """
     styled = {path: entry for path, (style, entry) in assigned.modules.items() if looks_up(style)}
     # A repeated layer has no ops of its own: the first of its kind stands for it.
@@ -67,7 +68,7 @@ def _opaque(graph: Graph, assigned: Assigned) -> dict[str, str]:
 
 
 def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Finding, ...]:
-    """Findings of two programs that are related: what was not used, and the gradients of what is trained."""
+    """Findings of two related programs: parameters that no op used, else wrong gradients of trained parameters."""
     if unseen := _never_used(ran.local, assigned):
         return unseen
     frozen = {name for name, value in subject.model.named_parameters() if not value.requires_grad}
@@ -82,8 +83,10 @@ def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tu
 def relate(
     subject: Subject, assigned: Assigned, degree: int, *, distributed: bool = True
 ) -> Propagation | tuple[Finding, ...]:
-    """The two programs of one plan at one degree, related, or what forbids it. `distributed`: the client keeps what it shards as
-    distributed tensors, as Transformers does, which its hooks have to reach.
+    """Relate the single-device and the per-rank program of one plan at one degree; the findings where they cannot be related.
+
+    `distributed`: the client keeps sharded parameters as distributed tensors, as Transformers does, so that an op may use one
+    only where a style's hook has made it local.
     """
     try:
         if distributed:
@@ -105,13 +108,13 @@ def relate(
 
 
 def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
-    """Sharded parameters that no traced op used, under a pattern none of whose modules ran: nothing is proved of them."""
+    """Sharded parameters that no traced op used, in no layer that the pattern matches: nothing is proved of them."""
     silent = {e: name for name, (_, e) in assigned.parameters.items() if generic(name) not in local.used_parameters}
     return tuple(tp210.parameter_not_used(name, entry) for entry, name in silent.items())
 
 
 def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """One finding a fault: kinds of layers repeat the same one."""
+    """One finding for each fault: layers of several kinds repeat the same one."""
     kept: dict[tuple[str, str | None, str], Finding] = {}
     for finding in findings:
         where = str(finding.place.source or finding.message)
@@ -120,8 +123,8 @@ def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
 
 
 def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: int) -> Finding:
-    """A rank's forward that raises: a dim that does not divide, parts that do not fit, or a size of the whole model written
-    into the code.
+    """The finding of a rank's forward that raises: because a dim does not divide, parts do not fit together, or the code
+    contains a size of the whole model.
     """
     if isinstance(error.__cause__, HookError):
         hooked = Place(assigned.modules[error.module][1], error.module, error.source)
@@ -164,7 +167,7 @@ def _of_stuck(local: Graph, stuck: Stuck) -> Finding:
 
 
 def _missing_entry(local: Graph, stuck: Stuck) -> str | None:
-    """The entry of the module behind the operand that should have been another: it has none, or the wrong one."""
+    """The entry (missing or wrong) of the module that made the wrong operand, where that module is near the op."""
     owner = _owner(local, stuck.blame) if stuck.blame is not None else None
     if owner is None:
         return None
@@ -176,7 +179,7 @@ def _missing_entry(local: Graph, stuck: Stuck) -> str | None:
 
 
 def _owner(graph: Graph, number: int) -> str | None:
-    """The module whose parameter a value is, or whose parameters last acted on it."""
+    """The module that holds a value as a parameter, or the last module with parameters that it went through."""
     for module in graph.modules:
         if any(own == number for _, own in module.parameters):
             return module.path
@@ -193,7 +196,7 @@ def _owner(graph: Graph, number: int) -> str | None:
 
 
 def _widest(graph: Graph, op: Op) -> int:
-    """The operand to follow back: the first that was computed."""
+    """The operand to follow back: the first one that an op computed."""
     return next((number for number in op.inputs if number in graph.producer), op.inputs[0])
 
 

@@ -1,4 +1,4 @@
-"""What one run is asked: a model, a plan, a layout; and the inputs that every model is run on."""
+"""A case: a model, a plan and a layout, which the proof traces and the ranks run."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,8 +25,10 @@ class Schedule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """How a pipeline is cut and run: `bounds` are the first layers of chunks 1, 2, ..., an even split where there are none;
-    chunk `c` lies on rank `c % pp`, and every rank holds `rounds` of them.
+    """How a pipeline is cut and run.
+
+    `bounds` are the first layers of stages 1, 2, ...; with none, the split is even. Stage `s` lies on rank `s % pp`, and every
+    rank holds `rounds` stages.
 
     `faults` are for tests of the verifier itself: mistakes that it has to find.
     """
@@ -56,4 +58,4 @@ class Case:
 
 
 KEPT = 2
-"""Of so many last tokens the logits are asked for."""
+"""The value of `logits_to_keep`: logits of so many last tokens."""

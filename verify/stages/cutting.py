@@ -9,20 +9,21 @@ from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import join
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.verify.stages.case import Case
-from shardproof.verify.stages.stage import Stage, StageLayout, StagePlace, dealt, layout_of, moved
+from shardproof.verify.stages.stage import Stage, StagePlace
 from shardproof.verify.stages.stage_boundary import StageBoundary, boundary, possible, sent, traced
+from shardproof.verify.stages.stage_layout import StageLayout, dealt, layout_of, moved
 
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """Where a model is cut into stages, and the program that says what crosses the cuts (None where it cannot be traced)."""
+    """The layers of every stage, and the traced model that says what is sent (None where it cannot be traced)."""
 
     graph: Graph | None
     layout: StageLayout
 
 
 def laid_out(case: Case, single: nn.Module) -> Cutting:
-    """The stages that are asked for; even ones avoid cuts that cannot be made. `ValueError` where the plan makes none."""
+    """The stages of a case; an even split avoids cuts that cannot be made. `ValueError` where the plan makes no stages."""
     plan, staging = case.plan, case.staging
     stages = case.pp * staging.rounds
     layout = layout_of(single, plan.pp, plan.head_pp, base_prefix=base_prefix(single), stages=stages)
@@ -35,7 +36,7 @@ def laid_out(case: Case, single: nn.Module) -> Cutting:
 
 
 def between(case: Case, single: nn.Module, cutting: Cutting, stage: int) -> StagePlace:
-    """What passes the cuts before and after a stage: of what must, what the plan lists."""
+    """The activations that a stage receives and sends: those that it has to, as far as the plan lists them."""
     layout, prefix = cutting.layout, base_prefix(single)
     listed = next(entry.inputs for entry in case.plan.pp if join(prefix, entry.module) == layout.layers)
     start, end = (

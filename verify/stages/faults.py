@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 if TYPE_CHECKING:
-    from shardproof.verify.stages.stage import Stage, StageLayout
+    from shardproof.verify.stages.stage import Stage
+    from shardproof.verify.stages.stage_layout import StageLayout
 
 
 @dataclass(frozen=True)

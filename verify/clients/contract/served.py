@@ -125,24 +125,31 @@ def _norm_names(model: PreTrainedModel, graph: Graph) -> Iterator[Finding]:
 
 
 def _head_program(model: PreTrainedModel, graph: Graph, prefix: str) -> Iterator[Finding]:
-    """What the head's forward does besides one projection, where the engine does not do it too."""
+    """The first op of the head's forward, besides one projection, that the engine does not run."""
     base = next((call for call in graph.calls if call.module == prefix), None) if prefix else None
     if base is None or not base.outputs or not graph.outputs:
         return
     config = model.config.get_text_config()
     if getattr(config, "logit_scale", 1.0) is None:
         yield be409.logit_scale_is_none(type(config).__name__)
-    known = {value for name in ("logit_scale", "final_logit_softcapping") if (value := getattr(config, name, None))}
-    capped, head = getattr(config, "final_logit_softcapping", None), _output(model)
+    head = _output(model)
     projections = {path for path, module in model.named_modules() if module is head}
     for op in _between(graph, base.outputs[0], graph.outputs[0][1]):
-        factor = next((a for a in op.args[1:] if isinstance(a, float | int)), None)
-        scaled = op.target in ("aten.mul", "aten.div") and (factor == 1 or factor in known)
         projection = op.target == "linear" and op.module in projections
-        if op.target in _KEEPS or scaled or projection or (op.target == "aten.tanh" and capped):
-            continue
-        yield be409.head_computes(type(model).__name__, op.target, Place(source=op.source))
-        return
+        if not projection and not _known_of_head(op, config):
+            yield be409.head_computes(type(model).__name__, op.target, Place(source=op.source))
+            return
+
+
+def _known_of_head(op: Op, config: object) -> bool:
+    """Whether the engine does the same as an op: it keeps the values, or scales or caps the logits as the config says."""
+    if op.target == "aten.tanh":
+        return bool(getattr(config, "final_logit_softcapping", None))
+    if op.target in ("aten.mul", "aten.div"):
+        known = {getattr(config, name, None) for name in ("logit_scale", "final_logit_softcapping")}
+        factor = next((a for a in op.args[1:] if isinstance(a, float | int)), None)
+        return factor == 1 or (bool(factor) and factor in known)
+    return op.target in _KEEPS
 
 
 def _chosen_experts(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:

@@ -1,11 +1,11 @@
-"""What vLLM's fusers decide before the plan is asked: query-key-value and gated feed-forward projections, by structure.
+"""The projections that vLLM's fusers shard by structure, without the plan: query-key-value and gated feed-forward layers.
 
 Source: `vllm/model_executor/models/transformers/fusers/` of 0.25.0 and 0.32.0: `qkv.py` (three linear layers of the module's own
 input; the larger is the query; the linear layer that makes the output is split by row), `glu.py` (an activation of one
 times the other; the linear layer after the product is split by row), `merged_column.py` (the one group of two or more
 linear layers of the module's own input), `packed_qkv.py` (a three-way split of one linear layer), `mla.py` (latent
-attention). A fusion is made only where the forward's source calls each projection once, as `self.<name>(argument)`, and only of
-what the fuser's own trace got to (`verify.clients.vllm.symbolic_trace`).
+attention). A module is fused only where the forward's source calls each projection once, as `self.<name>(argument)`, and only as
+far as the fuser's own symbolic trace comes (`verify.clients.vllm.symbolic_trace`).
 """
 
 import ast
@@ -34,7 +34,7 @@ class Fusion:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One module with its linear children, and what it was called with."""
+    """A module that a fuser may rewrite: its linear children, and its call in the trace."""
 
     graph: Graph
     model: nn.Module
@@ -107,25 +107,26 @@ def _groups(candidate: _Candidate) -> list[list[str]]:
 
 
 def _qkv(candidate: _Candidate) -> dict[str, str] | None:
+    """Query, key and value: the only three linear layers of one input, their widths whole numbers of heads."""
     triples = [names for names in _groups(candidate) if len(names) == 3]
     if len(triples) != 1 or not _called_alike(candidate, triples[0], alone=True):
         return None
     names = triples[0]
     widths = [candidate.width(name, "out_features") for name in names]
     head = dict(candidate.module.numbers).get("head_dim", 0) or candidate.head_dim
-    if len(set(widths)) == 2:
-        query = next((n for n, w in zip(names, widths, strict=True) if widths.count(w) == 1), "")
-        if not query or candidate.width(query, "out_features") != max(widths):
-            return None
-    elif len(set(widths)) == 3:
-        return None
-    if not head or any(width % head for width in widths) or len({_has_bias(candidate, name) for name in names}) > 1:
+    whole = bool(head) and not any(width % head for width in widths)
+    if not whole or not _is_wider_query(widths) or len({_has_bias(candidate, name) for name in names}) > 1:
         return None
     made = _makes_output(candidate)
     styles = {candidate.style(name): "colwise" for name in names}
     if made is not None and made not in names and candidate.width(made, "in_features") == max(widths):
         styles[candidate.style(made)] = "rowwise"
     return styles
+
+
+def _is_wider_query(widths: list[int]) -> bool:
+    """Whether the widths are those of a query, a key and a value: all alike, or two alike and a wider query."""
+    return len(set(widths)) == 1 or (len(set(widths)) == 2 and widths.count(max(widths)) == 1)
 
 
 def _packed_qkv(candidate: _Candidate) -> dict[str, str] | None:

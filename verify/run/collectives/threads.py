@@ -10,9 +10,9 @@ each collective), `torch._C._distributed_c10d._set_thread_isolation_mode` (group
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -31,139 +31,11 @@ from torch._C._distributed_c10d import (
 from torch.distributed.distributed_c10d import Backend
 from torch.testing._internal.distributed import multi_threaded_pg as private
 
+from shardproof.verify.run.collectives.thread_scheduler import ThreadCollective, ThreadMessage, ThreadScheduler
+
 _BACKEND = "threads"
 _TIMEOUT = timedelta(seconds=60)
 Result = TypeVar("Result")
-
-
-class _Collective(Protocol):
-    """The arithmetic of a collective, done once the arguments of every rank have arrived."""
-
-    def work(self, data: Sequence[object]) -> None: ...
-
-
-class GoneError(dist.DistNetworkError):
-    """A collective that cannot complete, because another rank of its group has ended."""
-
-
-@dataclass(slots=True)
-class _Event:
-    """Something that ranks wait for: a collective, or a message."""
-
-    error: BaseException | None = None
-    over: bool = False
-
-
-@dataclass(slots=True)
-class _PendingCollective(_Event):
-    """One collective of one group that waits for ranks; `arguments_of` holds the arguments that arrived, by rank in the group."""
-
-    collective: _Collective = field(kw_only=True)
-    arguments_of: dict[int, object] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Message(_Event):
-    """One message between two ranks; `over` once it was sent."""
-
-    tensors: list[torch.Tensor] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _ThreadScheduler:
-    """Decides which rank runs (`turn`), and holds the collectives and messages that ranks wait for."""
-
-    size: int
-    turn: int = 0
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    waiting: dict[int, _Event] = field(default_factory=dict)
-    ended: set[int] = field(default_factory=set)
-    pending: dict[str, _PendingCollective] = field(default_factory=dict)
-    messages: dict[tuple[str, tuple[int, int], int], _Message] = field(default_factory=dict)
-    counted: dict[tuple[str, tuple[int, int], bool], int] = field(default_factory=dict)
-    stopped: bool = False
-
-    def begin(self, rank: int) -> None:
-        """Wait until this rank may run."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.turn == rank)
-
-    def end(self, rank: int) -> None:
-        """This rank has ended, and joins no further collective."""
-        with self.changed:
-            self.ended.add(rank)
-            self._pass_on(rank)
-
-    def call(self, group: "_Group", collective: _Collective, arguments: object) -> None:
-        """Join a collective of the group with this rank's arguments, and return once its results are written.
-
-        Raises:
-            GoneError: a rank that is waited for has ended, or waits for another collective.
-            RuntimeError: the ranks called different collectives, or their arguments do not fit together.
-        """
-        if self.stopped:
-            raise GoneError("the run was stopped")
-        collective_call = self.pending.setdefault(group.name, _PendingCollective(collective=collective))
-        collective_call.arguments_of[group.at] = arguments
-        if type(collective_call.collective) is not type(collective):
-            names = f"{type(collective_call.collective).__name__} and {type(collective).__name__}"
-            collective_call.error = RuntimeError(f"the ranks called different collectives: {names}")
-        if len(collective_call.arguments_of) == group.members:
-            self._run_collective(group.name, collective_call)
-        else:
-            self.wait_for(group.world_rank, collective_call)
-        if collective_call.error is not None:
-            raise collective_call.error
-
-    def message(self, group: str, ends: tuple[int, int], *, sent: bool) -> _Message:
-        """The next message that one rank of a group sends to another, or (not `sent`) the next that it receives; `ends` are
-        both ranks.
-        """
-        count = self.counted[group, ends, sent] = self.counted.get((group, ends, sent), 0) + 1
-        return self.messages.setdefault((group, ends, count), _Message())
-
-    def wait_for(self, rank: int, event: _Event) -> None:
-        """Let the other ranks run until the event is over.
-
-        Raises:
-            GoneError: no other rank can complete it any more.
-        """
-        if self.stopped:
-            raise GoneError("the run was stopped")
-        if not event.over:
-            self._wait(rank, event)
-        if event.error is not None:
-            raise event.error
-
-    def _run_collective(self, name: str, collective_call: _PendingCollective) -> None:
-        del self.pending[name]
-        try:
-            if collective_call.error is None:
-                given = collective_call.arguments_of
-                collective_call.collective.work([given[rank] for rank in sorted(given)])
-        except Exception as error:  # raised on every rank of the group
-            collective_call.error = error
-        collective_call.over = True
-
-    def _wait(self, rank: int, event: _Event) -> None:
-        with self.changed:
-            self.waiting[rank] = event
-            self._pass_on(rank)
-            self.changed.wait_for(lambda: self.turn == rank)
-            del self.waiting[rank]
-
-    def _pass_on(self, rank: int) -> None:
-        """Give the turn to the next rank that can run; in a deadlock, fail what every rank waits for."""
-        order = [(rank + step) % self.size for step in range(1, self.size + 1)]
-        left = [other for other in order if other not in self.ended]
-        able = [other for other in left if other not in self.waiting or self.waiting[other].over]
-        if left and not able:
-            for event in self.waiting.values():
-                event.over = True
-                event.error = event.error or GoneError("a rank that this collective waits for has ended")
-            self.pending.clear()
-        self.turn = next(iter(able or left), -1)
-        self.changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +43,7 @@ class _Job:
     """What every rank is to do, and the scheduler and store that the ranks share for it."""
 
     work: Callable[[int], object]
-    scheduler: _ThreadScheduler
+    scheduler: ThreadScheduler
     store: HashStore
 
 
@@ -179,7 +51,7 @@ class _CurrentRank(threading.local):
     """The rank and the scheduler of the current thread."""
 
     rank: int
-    scheduler: _ThreadScheduler
+    scheduler: ThreadScheduler
 
 
 _CURRENT = _CurrentRank()
@@ -199,7 +71,7 @@ class _Group(_Base):
         super().__init__(at, members)  # type: ignore[call-arg]  # see above
         self.name, self.at, self.members, self.world_rank = name, at, members, _CURRENT.rank
 
-    def _call(self, collective: _Collective, arguments: object) -> Work:
+    def _call(self, collective: ThreadCollective, arguments: object) -> Work:
         _CURRENT.scheduler.call(self, collective, arguments)
         work: Work = private.ret_work(arguments)
         return work
@@ -276,7 +148,7 @@ class _Received:
     """The handle of a message that is to be received, and the tensors that it is copied into."""
 
     world_rank: int
-    message: _Message
+    message: ThreadMessage
     tensors: _Tensors
 
     def wait(self) -> bool:
@@ -286,8 +158,8 @@ class _Received:
         return True
 
 
-def _collective_of(kind: Callable[..., object], *options: object) -> _Collective:
-    return cast(_Collective, kind(*options))
+def _collective_of(kind: Callable[..., object], *options: object) -> ThreadCollective:
+    return cast(ThreadCollective, kind(*options))
 
 
 class _GroupOptions(Protocol):
@@ -340,7 +212,7 @@ class Threads(AbstractContextManager["Threads"]):
             TimeoutError: not every rank ended within `timeout` seconds. The ranks end at their next collective; one that
                 never comes to any goes on as a thread, and these ranks answer no more.
         """
-        scheduler, store, end = _ThreadScheduler(self.degree), HashStore(), monotonic() + timeout
+        scheduler, store, end = ThreadScheduler(self.degree), HashStore(), monotonic() + timeout
         for queue in self._work:
             queue.put(_Job(work, scheduler, store))
         results: dict[int, Result] = {}

@@ -15,7 +15,8 @@ from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 from shardproof.verify.run.inputs import Inputs, accepts, inputs
 from shardproof.verify.run.questions import logits
 from shardproof.verify.stages.case import KEPT
-from shardproof.verify.stages.stage import Record, StageLayout, recorded
+from shardproof.verify.stages.record import Record, recorded
+from shardproof.verify.stages.stage_layout import StageLayout
 
 
 @dataclass(slots=True)
