@@ -1,4 +1,4 @@
-"""`check`: everything that stands between a model and a client, but the numbers."""
+"""`check`: does a model keep to the contract of each client? Everything but the numerical comparison."""
 
 from collections.abc import Iterator, Sequence
 from time import perf_counter
@@ -42,7 +42,7 @@ def check(
     *,
     clients: Sequence[str] = ("transformers", "vllm", "sglang", "tgi", "torchtitan"),
 ) -> Report:
-    """Lint the contract of a model with each client: a level a client, findings BE4xx and those of the plan's form.
+    """Check a model against the contract of each client: one level for each client, findings BE4xx and those of the plan's form.
 
     Args:
         model: a loaded model or a reference to one.
@@ -72,7 +72,7 @@ def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
 
 
 def _common(loaded: LoadedModel) -> tuple[Finding, ...]:
-    """Of the config and the processor: alike for every client."""
+    """Findings of the config and the processor, the same for every client."""
     found = check_folder(loaded.checkpoint) if loaded.checkpoint is not None else []
     found += check_places(loaded.model_class, loaded.config)
     made = made_processor(loaded)
@@ -122,16 +122,18 @@ def _of_the_contract(
 
 
 def _decoder(model: nn.Module, prefix: str) -> str:
-    """The path of the language model: engines put their attention there, and leave vision and audio towers as they are."""
+    """The path of the language model: engines replace attention only there, not in vision and audio towers."""
     base = model.get_submodule(prefix)
     text = base.get_decoder() if isinstance(base, PreTrainedModel) else base
     return next((path for path, module in model.named_modules() if module is text), prefix)
 
 
 def _of_the_plan(dialect: Dialect, loaded: LoadedModel, plan: Plan, subject: Subject | None) -> tuple[Finding, ...]:
-    """The plan's findings in a dialect at two ranks, and of the stages where the client makes them by the plan's keys."""
+    """Findings of the plan at two ranks as the client reads it, and of the stages where the client makes them by the plan's
+    keys.
+    """
     found: tuple[Finding, ...] = ()
-    # A model without a plan is no fault of its contract: `plan suggest` writes one.
+    # A model without a plan keeps to the contract: `plan suggest` writes one.
     if plan.tp or plan.head_tp or dialect.reader is Reader.NAMES:
         found += prove_for(dialect, loaded, plan, tp=2, subject=subject).findings
     if subject is not None and _makes_stages(dialect, plan):

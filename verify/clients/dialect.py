@@ -10,7 +10,7 @@ from shardproof.verify.clients.contract.facts import ContractFacts
 
 
 class Reader(StrEnum):
-    """Who lays the parameters out, and from what."""
+    """Who shards the parameters, and by what."""
 
     TRANSFORMERS = "Transformers' own runtime, every key"
     ENGINE = "the client replaces linear layers, by the base model's keys"
@@ -88,7 +88,7 @@ class Dialect:
 
 
 def first_match(matching: Matching, patterns: Iterable[str], path: str) -> str | None:
-    """The pattern that decides for a path, as the client finds it."""
+    """The pattern that a client applies to a path; None where none matches."""
     if matching is Matching.EXACT:
         wanted = generic(path)
         return next((pattern for pattern in patterns if pattern == wanted), None)

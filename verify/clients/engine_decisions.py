@@ -1,4 +1,4 @@
-"""What an engine decides without the plan: fused projections, vocabulary and head, experts, attention sinks."""
+"""What an engine shards without the plan: fused projections, vocabulary and head, experts, attention sinks."""
 
 import ast
 from functools import cache
@@ -16,7 +16,7 @@ from shardproof.verify.clients.vllm.fusers import fusions, is_linear
 
 
 def decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
-    """Modules that an engine decides by itself: fused projections, the vocabulary table, the head."""
+    """The styles that an engine gives by itself: to fused projections, the vocabulary table, the head."""
     found: dict[str, str] = {}
     config = getattr(subject.model, "config", None)
     text = config.get_text_config() if config is not None else None
@@ -33,14 +33,14 @@ def decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
         ("get_input_embeddings", "embedding_rowwise"),
         ("get_output_embeddings", "colwise_gather_output"),
     ):
-        module = got(subject.model, getter)
+        module = embedding_of(subject.model, getter)
         if module is not None and (path := paths.get(id(module))) is not None:
             found[path] = style
     return found
 
 
-def got(model: nn.Module, getter: str) -> nn.Module | None:
-    """What `get_input_embeddings` or its like gives, where the model has it."""
+def embedding_of(model: nn.Module, getter: str) -> nn.Module | None:
+    """The module that `get_input_embeddings` or `get_output_embeddings` returns; None where there is none."""
     try:
         found = getattr(model, getter)()
     except (AttributeError, NotImplementedError):
@@ -68,7 +68,7 @@ def _passed_as_sinks(kind: type[nn.Module]) -> tuple[str, ...]:
 
 
 def repeats(graph: Graph, path: str) -> list[str]:
-    """The same module in the layers that repeat this one's."""
+    """Paths of the same module in the layers that repeat its layer."""
     return [
         module.path + path.removeprefix(module.repeats)
         for module in graph.modules
@@ -77,8 +77,9 @@ def repeats(graph: Graph, path: str) -> list[str]:
 
 
 def is_expert(graph: Graph, path: str) -> bool:
-    """Whether it lies in a module `experts` that is a list, or holds stacked weights alone: the engines run those themselves,
-    whole in and whole out (vLLM `moe.py`, SGLang `MoEMixin`).
+    """Whether a path is in a module `experts` that is a list or holds only stacked weights.
+
+    Engines run those themselves, with whole inputs and outputs (vLLM `moe.py`, SGLang `MoEMixin`).
     """
     parts = path.split(".")
     for depth, part in enumerate(parts, 1):
@@ -90,7 +91,7 @@ def is_expert(graph: Graph, path: str) -> bool:
 
 
 def may_be_norm(module: Module) -> bool:
-    """Whether it may be a norm: a leaf with one parameter or two, all of one dim. What is done with it, its ops say."""
+    """Whether a module may be a norm, by its form: one or two parameters, and no linear layer, embedding or layer norm."""
     return (
         0 < len(module.parameters) <= 2 and not is_linear(module) and not set(module.bases) & {"Embedding", "LayerNorm"}
     )

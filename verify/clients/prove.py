@@ -1,4 +1,4 @@
-"""The proof in a dialect: the plan as the client reads it, proved by the same rules as any plan."""
+"""Prove a plan for one client: as the client reads it, by the same rules as any plan."""
 
 from dataclasses import replace
 from time import perf_counter
@@ -31,7 +31,7 @@ from shardproof.verify.report.report import LevelResult
 def prove_for(
     dialect: Dialect, loaded: LoadedModel, plan: Plan, *, tp: int = 2, pp: int = 1, subject: Subject | None = None
 ) -> LevelResult:
-    """Prove or refute a plan at a layout, as one client reads it; `subject` is the model traced already, if it was.
+    """Prove or refute a plan at a layout, as one client reads it; `subject` is the traced model, where there is one.
 
     Raises:
         ValueError: a degree is below 1.
@@ -87,18 +87,18 @@ def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[
     if not isinstance(ran, Propagation):
         return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
     heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()
-    # Only a client that trains has gradients to get wrong.
+    # Gradients matter only for a client that trains.
     rest = check_relation(subject, ran, assigned) if dialect.hooks_gradients or not heads else ()
     ignored = _OF_GRADIENTS if not dialect.hooks_gradients else () if distributed else ("TP217",)
     return reading.findings + heads + tuple(finding for finding in rest if finding.code not in ignored)
 
 
 _OF_GRADIENTS = ("TP207", "TP208", "TP217")
-"""What does not concern a client that does not train; the last only one that trains with distributed tensors."""
+"""Codes of gradients, for clients that train alone; the last, for those that train with distributed tensors."""
 
 
 def _in_words_of(dialect: Dialect, reading: Reading, finding: Finding) -> Finding:
-    """A finding of the effective layout, with what the client did where it did it without the plan."""
+    """A finding, with the style that the client gives the module by itself where it does."""
     style = reading.decided.get(finding.place.module or "")
     if style is None:
         return finding
@@ -106,7 +106,7 @@ def _in_words_of(dialect: Dialect, reading: Reading, finding: Finding) -> Findin
 
 
 def _degree_refused(dialect: Dialect, loaded: LoadedModel, tp: int) -> tuple[Finding, ...]:
-    """Head counts that an engine divides: query heads always, key-value heads where it does not repeat them."""
+    """BE414 where head counts do not divide: of query heads always, of key-value heads unless the client repeats them."""
     if tp == 1 or not dialect.local_heads:
         return ()
     text = loaded.config.get_text_config()
@@ -127,9 +127,9 @@ def _degree_refused(dialect: Dialect, loaded: LoadedModel, tp: int) -> tuple[Fin
 
 
 def _with_repeated_heads(dialect: Dialect, loaded: LoadedModel, tp: int) -> LoadedModel | None:
-    """The same model with every key-value head repeated until there is one for each rank, where the client does that.
+    """The model with key-value heads repeated until there is one for each rank; None where the client does not repeat them.
 
-    Both compute the same: a group of query heads is cut into groups that share a copy of their head.
+    Both models compute the same: a group of query heads becomes several groups that share a copy of their key-value head.
     """
     config = loaded.config
     kv = field_of(config.get_text_config(), "num_key_value_heads")
@@ -145,7 +145,7 @@ def _with_repeated_heads(dialect: Dialect, loaded: LoadedModel, tp: int) -> Load
 
 
 def _local_heads(dialect: Dialect, subject: Subject, ran: Propagation) -> tuple[Finding, ...]:
-    """Attention whose query, key or value is not this rank's heads: the client would read them as if they were."""
+    """Findings of attention whose query, key or value is not this rank's heads, though the client reshapes it as if it were."""
     found: dict[str, Finding] = {}
     config = getattr(subject.model, "config", None)
     whole = config is not None and config.get_text_config().model_type in dialect.whole_attention

@@ -1,4 +1,4 @@
-"""From a plan as it is written to what one client does with it: the effective layout, and what gets lost on the way."""
+"""How one client reads a plan: the effective layout, and findings for entries that have no effect or another one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from shardproof.verify.findings import be411, be412, be413, be416, be417
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The effective layout of a plan in a dialect; `decided` are the modules that were decided without the plan."""
+    """The effective layout of a plan for a client; `decided` are modules that the client shards without the plan, by style."""
 
     assigned: Assigned
     findings: tuple[Finding, ...] = ()
@@ -28,12 +28,12 @@ class Reading:
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing left to prove: the client refuses, or does what is not modelled."""
+        """Whether nothing is left to prove: the client refuses the plan, or does what is not modelled."""
         return any(finding.severity is not Severity.WARNING for finding in self.findings)
 
 
 def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading:
-    """What a client does with a plan at a degree; findings BE41x."""
+    """What a client does with a plan at a degree, with findings BE411 to BE417."""
     unknown = _unknown_styles(dialect, subject, plan)
     if any(finding.severity is Severity.ERROR for finding in unknown):
         return Reading(Assigned({}, {}), tuple(unknown))
@@ -54,7 +54,9 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
 
 
 def sharded_in(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> float:
-    """Share of the parameter bytes that is sharded in what a client makes of a plan; an engine shards experts by itself."""
+    """The share (0 to 1) of the parameter bytes that a client shards by a plan, with the experts that an engine shards by
+    itself.
+    """
     engine = dialect.reader is Reader.ENGINE
     assigned = read(dialect, subject, plan, degree).assigned
     return sharded_share(subject.graph, assigned, also=lambda path: engine and is_expert(subject.graph, path))
@@ -143,7 +145,7 @@ def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Find
 
 
 def _no_loss(dialect: Dialect, subject: Subject, pattern: str, style: str) -> bool:
-    """Whether a module that the client keeps whole is none the worse for it: no linear layer, or a style for gradients alone."""
+    """Whether ignoring an entry changes nothing: its module is no linear layer, or its style acts on gradients alone."""
     reached = any(
         is_linear(m) and generic(m.path) == pattern and not is_expert(subject.graph, m.path)
         for m in subject.graph.modules
@@ -159,7 +161,7 @@ def _only_gradients(style: str) -> bool:
 def _lost_entries(
     dialect: Dialect, subject: Subject, keys: Mapping[str, str], decided: Mapping[str, str]
 ) -> list[Finding]:
-    """Entries that another key shadows, that stand where no linear layer is, or whose module is decided without them."""
+    """Findings of entries that another key shadows, or whose module the client shards by itself in another way."""
     found = []
     for module in subject.graph.modules:
         path = _seen_path(dialect, subject, module.path)
@@ -188,8 +190,10 @@ def _lost_entries(
 
 
 def _unmatched(dialect: Dialect, subject: Subject, keys: Mapping[str, str]) -> list[Finding]:
-    """Keys that match the beginning of no module's path and no parameter's: dropped without a word. One of the model's own plan
-    that Transformers finds nothing for either is for other configs of its class.
+    """Findings of keys that match the beginning of no path, which the client drops silently.
+
+    Only a warning where Transformers finds no match either for a key of the model's own plan: it is for other configs of the
+    class.
     """
     own = {str(key) for key in getattr(subject.model, "_tp_plan", None) or {}}
     carried = own - {generic(path) for path in (*subject.graph.module_of, *subject.graph.parameters)}

@@ -1,4 +1,4 @@
-"""BE414 of features: what engines refuse to deal out, because it does not come out even or would cut a quantised block."""
+"""BE414 for widths: features that an engine refuses to shard, because they do not divide or a quantised block would be cut."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,7 +7,7 @@ from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.config_fields import field_of
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.dialect import Dialect
-from shardproof.verify.clients.engine_decisions import got, is_expert
+from shardproof.verify.clients.engine_decisions import embedding_of, is_expert
 from shardproof.verify.clients.vllm.quantised import blocks_of
 from shardproof.verify.findings import be414
 
@@ -16,11 +16,11 @@ EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size")
 
 
 def uneven(dialect: Dialect, subject: Subject, layout: Mapping[str, str | None], degree: int) -> Iterator[Finding]:
-    """Features that do not come out even, or not in whole blocks of a quantised checkpoint: engines refuse them, but for a
-    vocabulary, which they pad (vLLM 0.32.0, `distributed/utils.py`, `divide`; `fused_moe/config.py`; SGLang 0.5.23,
+    """Findings of features that do not divide evenly, or not into whole blocks of a quantised checkpoint. A vocabulary may:
+    engines pad it (vLLM 0.32.0, `distributed/utils.py`, `divide`; `fused_moe/config.py`; SGLang 0.5.23,
     `srt/distributed/utils.py`).
     """
-    padded = {id(got(subject.model, getter)) for getter in ("get_input_embeddings", "get_output_embeddings")}
+    padded = {id(embedding_of(subject.model, getter)) for getter in ("get_input_embeddings", "get_output_embeddings")}
     config = getattr(subject.model, "config", None)
     blocks = blocks_of(config)
     told: set[str] = set()

@@ -12,7 +12,7 @@ register(
         "not divide.",
         why="An engine gives every rank an attention of whole heads. vLLM asks this of the query heads, and "
         "repeats key-value heads where there are fewer than ranks; SGLang asks it of both; TGI divides "
-        "without a check. Engines refuse features that do not come out even, which Transformers deals out unevenly, "
+        "without a check. Engines refuse features that do not divide evenly, which Transformers shards unevenly, "
         "and a part of a block that is quantised as one.",
         use_instead="A degree that divides them.",
         fix_safety="No edit is offered: no plan changes the number of heads or features.",
@@ -49,7 +49,7 @@ def heads_do_not_divide(name: str, count: int, *, degree: int, client: str, cite
     return Finding(
         "BE414",
         Severity.ERROR,
-        f"{client} divides {count} {name} heads by {degree} ranks, which does not come out even.",
+        f"{client} divides {count} {name} heads by {degree} ranks, which does not divide evenly.",
         why=f"every rank gets an attention of whole heads ({cite})",
         found=f"{count} {name} heads, {degree} ranks",
         needed="a degree that divides the heads",
@@ -58,7 +58,7 @@ def heads_do_not_divide(name: str, count: int, *, degree: int, client: str, cite
 
 def width_does_not_divide(width: str, module: str, *, degree: int, client: str, cite: str) -> Finding:
     """`width` (how many features of what) has no equal part for each of `degree` ranks."""
-    problem, needed = "which does not come out even", f"a multiple of {degree}, or another degree"
+    problem, needed = "which does not divide evenly", f"a multiple of {degree}, or another degree"
     message = f"{client} divides the {width} by {degree} ranks, {problem}."
     return _refused_width(width, module, message=message, cite=cite, needed=needed)
 

@@ -40,14 +40,15 @@ register(
 
 
 def heads_not_local(tensor: str, place: Place, *, placement: str, whole: bool, client: str) -> Finding:
-    """The client's attention is given a query, key or value (`tensor`) of other heads than it takes it for: this rank's heads,
-    or all heads where `whole`.
+    """The client's attention receives a query, key or value (`tensor`) with other heads than it expects: this rank's heads, or
+    all heads where `whole`.
     """
+    expected = "all heads" if whole else "only this rank's heads"
+    received = "all of them (R)" if placement == "R" else placement
     return Finding(
         "BE415",
         Severity.ERROR,
-        f"{client} takes the {tensor} of {place.module} as {'all heads' if whole else 'this rank heads alone'}, "
-        f"and gets {placement}.",
+        f"{client} expects {expected} in the {tensor} of {place.module}, but receives {received}.",
         place,
         why="the client's attention reshapes what it is given to its own number of heads, without a check",
         found=placement,

@@ -76,7 +76,7 @@ def no_small_model(error: str) -> Finding:
 
 
 def rank_died(death: str, last_words: str) -> Finding:
-    """A rank ended before it answered; `last_words` is the last that it wrote, and may be empty."""
-    said = f'; the last it wrote: "{last_words}"' if last_words else ""
+    """A rank ended before it answered; `last_words` is the end of its output, and may be empty."""
+    said = f'; its last output: "{last_words}"' if last_words else ""
     why = f"a rank that is gone compares nothing{said}"
     return Finding("DY504", Severity.UNDECIDED, f"{death} before it answered", why=why, fault=Fault.OURS)

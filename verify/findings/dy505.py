@@ -32,7 +32,7 @@ def ranks_waited(stages: Mapping[int, str], place: Place, error: str) -> Finding
     return Finding(
         "DY505",
         Severity.UNDECIDED,
-        f"in {stages[min(stages)]}, rank {ranks} waited in vain in a collective: {error}",
+        f"in {stages[min(stages)]}, rank {ranks} waited in a collective that did not complete: {error}",
         place,
         why="ranks that issue different collectives wait for each other; so do ranks of which one is very slow",
         found=", ".join(f"rank {rank} in {stage}" for rank, stage in sorted(stages.items())),

@@ -60,7 +60,7 @@ def parameter_not_used(parameter: str, entry: str) -> Finding:
     return Finding(
         "TP210",
         Severity.UNDECIDED,
-        f"{parameter} takes part in no traced op",
+        f"{parameter} is read by no traced op",
         Place(entry, parameter.rpartition(".")[0]),
         why="what did not run in the trace is not proved",
         found="no use",
@@ -73,7 +73,7 @@ def experts_not_called(module: str, entry: str) -> Finding:
     return Finding(
         "TP210",
         Severity.UNDECIDED,
-        f"{module} took no part in the traced forward",
+        f"{module} was not called in the traced forward",
         Place(entry, module),
         why="what did not run in the trace is not proved",
         found="no call",

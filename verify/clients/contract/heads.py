@@ -31,8 +31,9 @@ _REPEATS = (
 
 
 def check_heads(model: nn.Module, graph: Graph, paths: Collection[str]) -> list[Finding]:
-    """One finding for layers that are alike, of the attention modules at `paths`; none where the config does not say one number
-    for all layers, or the client has an attention of its own.
+    """One finding for each kind of layer, of the attention modules at `paths`.
+
+    None where the config has no one number for all layers, or for latent attention, whose sizes are other fields.
     """
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
@@ -66,7 +67,7 @@ def _told(text: object) -> tuple[tuple[int, int], ...] | None:
 
 
 def _given(graph: Graph, attention: Op, value: int) -> int:
-    """What was given to the interface: it may repeat key-value heads itself, in the line that calls it."""
+    """The value before key-value heads are repeated, where the line that calls the interface repeats them."""
     for _ in range(6):
         made = graph.producer.get(value)
         if made is None or graph.ops[made].target not in _REPEATS or graph.ops[made].source != attention.source:

@@ -1,4 +1,4 @@
-"""BE407: windows that the config gives a layer and the model does not, or the other way round.
+"""BE407: a sliding window that is in the config and not in the model's mask, or in the mask and not in the config.
 
 vLLM knows windows from the config alone (0.32.0): `config.sliding_window` holds where `layer_types` says `sliding_attention`
 (`model_executor/models/transformers/base.py`), and in every layer where there are no `layer_types` (`engine/arg_utils.py`).
@@ -16,7 +16,7 @@ from shardproof.verify.findings.be407 import WHOLE, WINDOWED, mask_window_differ
 
 
 def check_windows(model: nn.Module, graph: Graph, decoder: str) -> list[Finding]:
-    """One finding a line that makes a mask whose window is not the config's; none where no position is beyond the window."""
+    """One finding for each line that makes a mask with another window than the config's; none where no position is outside it."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
     window, positions = field_of(text, "sliding_window"), field_of(text, "max_position_embeddings")
@@ -40,7 +40,7 @@ def check_windows(model: nn.Module, graph: Graph, decoder: str) -> list[Finding]
 
 
 def _given(model: nn.Module, text: object, op: Op) -> bool:
-    """Whether the client gives the layer of this attention the window."""
+    """Whether the client uses the window in the layer of this attention."""
     kinds = field_of(text, "layer_types")
     if not isinstance(kinds, list | tuple) or all(kind == "sliding_attention" for kind in kinds):
         return True

@@ -1,4 +1,4 @@
-"""What an engine makes of a pipeline plan: keys and their order, one module list, everything else on every stage.
+"""How engines read a pipeline plan: keys and their order, one list of layers; all other modules are on every stage.
 
 Source: `pipeline_parallel` of vLLM 0.24.0 to 0.32.0 (`vllm/model_executor/models/transformers/base.py`) and of SGLang 0.5.23
 (`sglang/srt/models/transformers.py`). A later stage gets the hidden states as `inputs_embeds` and runs the whole forward
@@ -18,7 +18,7 @@ from shardproof.verify.clients.stages.keyed import keys_of
 from shardproof.verify.findings import be431, be432
 
 _SAME = ("aten.dropout", "aten._to_copy", "aten.alias", "aten.view", "aten.contiguous", "aten.clone")
-"""Ops that leave a value what it is, in a served model."""
+"""Ops that do not change a value in a served model."""
 
 
 def check_stages(dialect: Dialect, subject: Subject, plan: Plan) -> tuple[Finding, ...]:
@@ -44,7 +44,7 @@ def check_stages(dialect: Dialect, subject: Subject, plan: Plan) -> tuple[Findin
 def _of_the_path(
     dialect: Dialect, subject: Subject, inside: str, before: list[str], stack: str, after: list[str]
 ) -> Iterable[Finding]:
-    """The hidden states from the embeddings to the layers, and from the layers to the output; keys are names in `inside`."""
+    """BE432 for the way from the embeddings to the layers, and from the layers to the output; keys are names in `inside`."""
     graph, prefix = subject.graph, subject.prefix
     layers = [call for call in graph.calls if call.module.rpartition(".")[0] == join(inside, stack)]
     base = next((call for call in graph.calls if call.module == prefix), None)
@@ -67,7 +67,7 @@ def _of_the_path(
 
 
 def _between(graph: Graph, start: int, end: int, owned: list[str]) -> list[Op]:
-    """Ops on the way from one value to another that no owned module runs and that change the value, in order."""
+    """Ops between two values that change the value and are in none of the modules `owned`, in order."""
     reached = {start}
     for op in graph.ops:
         if set(op.inputs) & reached:
