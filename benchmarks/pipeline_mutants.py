@@ -38,7 +38,7 @@ from shardproof.verify.stages.cutting import laid_out
 from shardproof.verify.stages.stage_layout import dealt
 from tests.mutants.injected_faults import InjectedFaults, overlapping
 from tests.mutants.pipeline_operators import PipelineMutant, pipeline_mutants
-from tests.mutants.stage_operators import StageMutant, Subject, stage_mutants
+from tests.mutants.stage_operators import StagedModel, StageMutant, stage_mutants
 
 TYPES = tuple(
     "opt cpmant gemma2 nanochat gpt_neox llama falcon mixtral qwen3 phi3 granite minicpm3 gemma3_text gemma3n_text gemma4_text "
@@ -61,7 +61,7 @@ def judge(name: str, limit: int = 0) -> Iterator[Judged]:
     stack = layer_stack(model, [join(prefix, entry.module) for entry in base]) or ""
     small = twin(loaded, tp=1, pp=2)
     programs, right = Programs(small), Case(small, plan, 1, 2)
-    subject = Subject(programs.model, programs.graph, laid_out(right, programs.model).layout)
+    subject = StagedModel(programs.model, programs.graph, laid_out(right, programs.model).layout)
     plans = list(pipeline_mutants(graph, plan, prefix, stack.removeprefix(f"{prefix}.")))
     stages = list(stage_mutants(subject))
     plans, stages = _some(name, plans, stages, limit)

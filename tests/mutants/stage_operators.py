@@ -32,7 +32,7 @@ class StageMutant:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class StagedModel:
     """A model with its program (the caller's mask among its inputs) and its two stages."""
 
     model: nn.Module
@@ -51,7 +51,7 @@ class Subject:
                 yield number, call
 
 
-def stage_mutants(subject: Subject) -> Iterator[StageMutant]:
+def stage_mutants(subject: StagedModel) -> Iterator[StageMutant]:
     """Every single mistake that this model gives room for."""
     yield from _preamble(subject)
     yield from _arguments(subject)
@@ -67,7 +67,7 @@ def stage_mutants(subject: Subject) -> Iterator[StageMutant]:
     yield StageMutant("P15 placeholder without attributes", (InjectedFault(FaultKind.BARE_PLACEHOLDER),))
 
 
-def _preamble(subject: Subject) -> Iterator[StageMutant]:
+def _preamble(subject: StagedModel) -> Iterator[StageMutant]:
     """What lies between the embedding and the layers, and between the layers and the head."""
     calls, layout, values = subject.calls, subject.layout, subject.graph.values
     first = calls[layout.layer(0)]
@@ -88,7 +88,7 @@ def _preamble(subject: Subject) -> Iterator[StageMutant]:
             yield StageMutant("P3 norm on every stage", (InjectedFault(FaultKind.MODULE_APPLIED, norm, stage=0),))
 
 
-def _alike(subject: Subject, call: ModuleCall) -> bool:
+def _alike(subject: StagedModel, call: ModuleCall) -> bool:
     values = subject.graph.values
     return values[call.arguments[0][1]].shape == values[call.outputs[0]].shape
 
@@ -97,7 +97,7 @@ def _path_of(model: nn.Module, module: nn.Module) -> str:
     return next((path for path, other in model.named_modules() if other is module), "")
 
 
-def _arguments(subject: Subject) -> Iterator[StageMutant]:
+def _arguments(subject: StagedModel) -> Iterator[StageMutant]:
     """What the layers and the model itself are given besides the hidden states."""
     flow = stream(subject.graph)
     names: dict[str, bool] = {}
@@ -116,7 +116,7 @@ def _arguments(subject: Subject) -> Iterator[StageMutant]:
     yield StageMutant("P13 logits_to_keep dropped", (InjectedFault(FaultKind.INPUT_NOT_PASSED, "logits_to_keep"),))
 
 
-def _kinds(subject: Subject) -> Iterator[StageMutant]:
+def _kinds(subject: StagedModel) -> Iterator[StageMutant]:
     """A layer of the second stage is given what an earlier layer of another kind was given."""
     values = subject.graph.values
     given = [
@@ -136,7 +136,7 @@ def _kinds(subject: Subject) -> Iterator[StageMutant]:
                 yield StageMutant("P6 another kind's argument", (mistake,))
 
 
-def _weights(subject: Subject) -> Iterator[StageMutant]:
+def _weights(subject: StagedModel) -> Iterator[StageMutant]:
     """Weights with two names, of which one lies on the last stage."""
     names: dict[int, list[str]] = {}
     for name, value in subject.model.named_parameters(remove_duplicate=False):

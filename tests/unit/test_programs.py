@@ -15,7 +15,7 @@ from shardproof.verify.proof.stages import Programs
 from shardproof.verify.stages.case import Case, Schedule, Staging
 from shardproof.verify.stages.cutting import laid_out
 from tests.mutants.injected_faults import FaultKind, InjectedFault, InjectedFaults
-from tests.mutants.stage_operators import Subject, stage_mutants
+from tests.mutants.stage_operators import StagedModel, stage_mutants
 
 Found = Callable[[str, InjectedFault], str]
 
@@ -135,7 +135,7 @@ def test_a_layer_that_is_given_the_mask_of_another_kind() -> None:
     layout = laid_out(case, programs.model).layout
     (kind,) = [
         mutant
-        for mutant in stage_mutants(Subject(programs.model, programs.graph, layout))
+        for mutant in stage_mutants(StagedModel(programs.model, programs.graph, layout))
         if mutant.operator.startswith("P6") and mutant.faults[0].what == "attention_mask"
     ]
     (message,) = said("gemma3_text", *kind.faults)
