@@ -16,7 +16,7 @@ register(
         "keywords of the base model. One level that drops them, in a signature, a loop, a helper or a "
         "decorator, and the attention runs without its cache, or fails far from the cause.",
         use_instead="`**kwargs` in every signature on the way, and `**kwargs` in every call.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The layer takes them, and calls its attention without.",

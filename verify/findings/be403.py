@@ -12,7 +12,7 @@ register(
         why="An engine's attention never has the weights, and gives back None.",
         use_instead="The output alone; what changes the weights has to happen before the interface, or in an "
         "attention function of one's own.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The weights are scaled by a gate.",

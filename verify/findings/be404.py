@@ -12,7 +12,7 @@ register(
         why="Engines make the causal mask themselves and take none, so ALiBi slopes, relative positions and "
         "other biases that travel in the mask are lost, silently.",
         use_instead="Rotary or learned positions; a bias needs an attention of the engine's own that knows it.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="Slopes are added to the mask.",

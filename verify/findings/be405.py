@@ -14,7 +14,7 @@ register(
         "`create_causal_mask` and `create_sliding_window_causal_mask` make; whatever else a mask says is lost, silently.",
         use_instead="`create_causal_mask` or `create_sliding_window_causal_mask` of `transformers.masking_utils`, passed on as "
         "they are; windows as `layer_types` and `sliding_window` of the config.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="A triangle of the model's own.",

@@ -13,7 +13,7 @@ register(
         "without; claimed falsely, the model is taken and its attention is not.",
         use_instead="`_supports_attention_backend = True` on the PreTrainedModel class, once the attention goes "
         "through the interface.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The claim is missing.",

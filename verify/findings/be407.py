@@ -15,7 +15,7 @@ register(
         "`layer_types` of the config.",
         use_instead="`sliding_window=self.sliding_window` and `softcap=self.softcap` in the call; a mask that does what the "
         "config says.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The window stays behind.",

@@ -14,7 +14,7 @@ register(
         "literal, or an attribute. What comes back is one row for each token, heads side by side.",
         use_instead="`self.layer_idx = layer_idx`, `scaling=self.scaling`, and `output.reshape(*input_shape, -1)` by the "
         "shape of the input.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The scale is computed in the call.",

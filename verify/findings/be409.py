@@ -15,7 +15,7 @@ register(
         "silently.",
         use_instead="`lm_head` alone; a scale as `logit_scale`, a soft-cap as `final_logit_softcapping`; anything else in the "
         "base model.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The logits are divided by a field of another name.",

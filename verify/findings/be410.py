@@ -13,7 +13,7 @@ register(
         "whose parameter "
         "is `weight`. Another name in the checkpoint has no place there, and loading raises.",
         use_instead="`self.lm_head` on the head class, `self.weight` in a norm.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="A norm whose parameter is a gain.",

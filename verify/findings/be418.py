@@ -15,7 +15,7 @@ register(
         "whether there are `**kwargs` or not.",
         use_instead="`def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, ..., **kwargs)`, with positions "
         "from `position_ids` wherever it is given.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="Positions arrive in the keywords, unnamed.",

@@ -13,7 +13,7 @@ register(
         "`hidden_size // num_attention_heads`) of the config, and reshapes what it is given to them, without a check.",
         use_instead="`num_attention_heads`, `num_key_value_heads` and `head_dim` that say what the attention is given; key-value "
         "heads repeated by the attention function, not before it.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The config speaks of heads half as wide.",

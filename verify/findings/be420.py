@@ -14,7 +14,7 @@ register(
         why="An engine runs the experts itself. vLLM reads `num_experts_per_tok` or `top_k` of the config, and stops where "
         "there is neither.",
         use_instead="`num_experts_per_tok` in the config, or an `attribute_map` that leads to the field of another name.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="Two experts, and no number.",

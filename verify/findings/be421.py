@@ -12,7 +12,7 @@ register(
         "no model of its class.",
         why="An engine finds the classes by these fields alone, and makes the base model by `AutoModel`.",
         use_instead="Both fields, as `save_pretrained` writes them.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="No architectures.",

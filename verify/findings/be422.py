@@ -14,7 +14,7 @@ register(
         " and nowhere else.",
         use_instead="`AutoConfig`, `AutoModel` and `AutoModelForCausalLM`, each a file beside config.json and a class"
         " in it.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="There is no AutoModel, and no such file.",

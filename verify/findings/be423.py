@@ -12,7 +12,7 @@ register(
         why="`base_model_tp_plan` and its fellows are read from the config of the base model, `_tp_plan` and "
         "`_pp_plan` from the model class. Elsewhere they are silently without effect.",
         use_instead="The attribute on the class that is named.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The config's plan stands on the model.",

@@ -12,7 +12,7 @@ register(
         why="Engines read the keys of the pipeline plan and their order, and want exactly one list of"
         " layers among them. TGI and DeepSpeed have no pipeline of Transformers models.",
         use_instead="The pipeline plan of `plan suggest`, or tensor parallelism alone.",
-        fix_safety="No edit is offered: an edit is of a tensor-parallel entry.",
+        fix_safety="No edit is offered: edits change tensor-parallel entries only.",
         invalid=(
             Example(
                 note="TGI has no pipeline parallelism.",

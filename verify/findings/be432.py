@@ -17,7 +17,7 @@ register(
         "plan leaves out is applied by each.",
         use_instead="The module in the plan, in the order in which it runs; an operation that no module of the plan "
         "owns, moved into one.",
-        fix_safety="No edit is offered: an edit is of a tensor-parallel entry.",
+        fix_safety="No edit is offered: edits change tensor-parallel entries only.",
         invalid=(
             Example(
                 note="GPT-2 adds its position embeddings in the forward of the base model.",

@@ -12,7 +12,7 @@ register(
         why="An engine lays out the prompt before it has run the vision tower, and asks the processor how "
         "many tokens each image becomes.",
         use_instead="All three; the method returns a `MultiModalData`.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="No count.",

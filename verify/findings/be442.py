@@ -11,7 +11,7 @@ register(
         what="The count that a processor gives for an image size is not the number of tokens that it emits.",
         why="The engine reserves that many places, and writes the image's embeddings over them.",
         use_instead="The same arithmetic in both places; images of several shapes in a test.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="One too many.",

@@ -13,7 +13,7 @@ register(
         why="Engines find each image by its run of ones (0 text, 1 image, 2 video); the run holds the "
         "separators too, and nothing that the model does not replace.",
         use_instead="One run for each image, made of `image_token_ids`.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The types are left out.",
