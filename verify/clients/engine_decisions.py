@@ -15,7 +15,7 @@ from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.vllm.fusers import fusions, is_linear
 
 
-def decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
+def engine_styles(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
     """The styles that an engine gives by itself: to fused projections, the vocabulary table, the head."""
     found: dict[str, str] = {}
     config = getattr(subject.model, "config", None)

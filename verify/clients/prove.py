@@ -99,7 +99,7 @@ _OF_GRADIENTS = ("TP207", "TP208", "TP217")
 
 def _in_words_of(dialect: Dialect, reading: Reading, finding: Finding) -> Finding:
     """A finding, with the style that the client gives the module by itself where it does."""
-    style = reading.decided.get(finding.place.module or "")
+    style = reading.without_plan.get(finding.place.module or "")
     if style is None:
         return finding
     return replace(finding, why=f"{finding.why} ({dialect.name} makes this module {style} by itself)")

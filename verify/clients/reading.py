@@ -11,7 +11,7 @@ from shardproof.planner.ir.styles import STYLES, After, Layout, Style
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
-from shardproof.verify.clients.engine_decisions import decided, is_expert, may_be_norm, sinks
+from shardproof.verify.clients.engine_decisions import engine_styles, is_expert, may_be_norm, sinks
 from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
 from shardproof.verify.clients.vllm.fusers import is_linear
 from shardproof.verify.clients.widths import uneven
@@ -20,11 +20,11 @@ from shardproof.verify.findings import be411, be412, be413, be416, be417
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The effective layout of a plan for a client; `decided` are modules that the client shards without the plan, by style."""
+    """The effective layout of a plan for a client; `without_plan` are the styles that the client gives modules by itself."""
 
     assigned: Assigned
     findings: tuple[Finding, ...] = ()
-    decided: Mapping[str, str] = field(default_factory=dict)
+    without_plan: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:
@@ -83,7 +83,7 @@ def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, finding
     keys = seen_keys(dialect, subject, plan)
     if not keys and dialect.needs_plan and degree > 1:
         return Reading(Assigned({}, {}), (be411.plan_required(dialect.name, dialect.cites[0]),))
-    found = decided(dialect, subject, degree)
+    found = engine_styles(dialect, subject, degree)
     layout: dict[str, str | None] = dict(found)
     for module in subject.graph.modules:
         path = _seen_path(dialect, subject, module.path)
@@ -159,7 +159,7 @@ def _only_gradients(style: str) -> bool:
 
 
 def _lost_entries(
-    dialect: Dialect, subject: Subject, keys: Mapping[str, str], decided: Mapping[str, str]
+    dialect: Dialect, subject: Subject, keys: Mapping[str, str], without_plan: Mapping[str, str]
 ) -> list[Finding]:
     """Findings of entries that another key shadows, or whose module the client shards by itself in another way."""
     found = []
@@ -170,10 +170,10 @@ def _lost_entries(
             continue
         first = first_match(dialect.matching, keys, path)
         written, entry = keys[own], generic(module.path)
-        if module.path in decided:
+        if module.path in without_plan:
             effect = dialect.effect(written) or "replicate"
-            if effect != decided[module.path] and decided[module.path] in STYLES:
-                done = decided[module.path]
+            if effect != without_plan[module.path] and without_plan[module.path] in STYLES:
+                done = without_plan[module.path]
                 found.append(be416.entry_not_read(entry, written=written, style=done, client=dialect.name))
         elif first != own and first is not None and keys[first] != written:
             found.append(
@@ -210,6 +210,6 @@ def _unmatched(dialect: Dialect, subject: Subject, keys: Mapping[str, str]) -> l
     return found
 
 
-def _not_modelled(dialect: Dialect, decided: Mapping[str, str]) -> list[Finding]:
-    packed = {generic(path): path for path, style in decided.items() if style == "packed_qkv"}
+def _not_modelled(dialect: Dialect, without_plan: Mapping[str, str]) -> list[Finding]:
+    packed = {generic(path): path for path, style in without_plan.items() if style == "packed_qkv"}
     return [be417.packed_projection_rewritten(path, entry, dialect.name) for entry, path in packed.items()]

@@ -71,7 +71,7 @@ class Programs:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.model = loaded, build(loaded)
-        self.inputs, self.graph = asked(self.model)
+        self.inputs, self.graph = fullest_trace(self.model)
         self.numbers = Numbers()
         self._programs: dict[object, _TracedStage | TraceError] = {}
         self._records: dict[tuple[str, ...], Record] = {}
@@ -289,7 +289,7 @@ def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
     return found
 
 
-def asked(model: nn.Module) -> tuple[dict[str, object], Graph]:
+def fullest_trace(model: nn.Module) -> tuple[dict[str, object], Graph]:
     """The inputs with the most arguments that the model takes (mask, positions, `logits_to_keep`), and its trace with them."""
     if taken(model) is None:
         trace(model)  # which of the forms of inputs it takes
