@@ -177,7 +177,7 @@ def _created(options: _GroupOptions, _: object) -> _Group:
 class Threads(AbstractContextManager["Threads"]):
     """Ranks as threads that live while this context is entered, so that torch's caches are kept from run to run.
 
-    Not to be entered twice at a time, and not where this process is a rank itself.
+    Several may be entered, and one of them run at a time; not where this process is a rank itself.
     """
 
     def __init__(self, degree: int) -> None:
@@ -250,22 +250,50 @@ def _run_job(rank: int, degree: int, given: _Job) -> tuple[object, BaseException
         given.scheduler.end(rank)
 
 
+@dataclass(slots=True)
+class _Installation:
+    """Torch's threaded process groups: the first `Threads` that is entered installs them, the last that is left removes them."""
+
+    users: int = 0
+    async_load: str | None = None
+    """`HF_DEACTIVATE_ASYNC_LOAD` as it was before."""
+
+    def enter(self) -> None:
+        self.users += 1
+        if self.users > 1:
+            return
+        if _BACKEND.upper() not in Backend._plugins:
+            Backend.register_backend(_BACKEND, _created, extended_api=True, devices=["cpu"])
+        self.async_load = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+        _isolate_threads(True)
+        private._install_threaded_pg()
+
+    def leave(self) -> None:
+        self.users -= 1
+        if self.users:
+            return
+        private._uninstall_threaded_pg()
+        _isolate_threads(False)
+        if self.async_load is None:
+            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+        else:
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = self.async_load
+
+
+_INSTALLATION = _Installation()
+
+
+def _isolate_threads(isolated: bool) -> None:
+    isolate: Callable[[bool], None] = getattr(c10d, "_set_thread_isolation_mode")  # noqa: B009  # not in torch's stubs
+    isolate(isolated)
+
+
 @contextmanager
 def _threaded() -> Iterator[None]:
     """Each thread has a world of its own; Transformers copies weights in the rank's own thread, which knows its rank."""
-    if _BACKEND.upper() not in Backend._plugins:
-        Backend.register_backend(_BACKEND, _created, extended_api=True, devices=["cpu"])
-    before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    isolate: Callable[[bool], None] = getattr(c10d, "_set_thread_isolation_mode")  # noqa: B009  # not in torch's stubs
-    isolate(True)
-    private._install_threaded_pg()
+    _INSTALLATION.enter()
     try:
         yield
     finally:
-        private._uninstall_threaded_pg()
-        isolate(False)
-        if before is None:
-            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
-        else:
-            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
+        _INSTALLATION.leave()
