@@ -35,9 +35,10 @@ from shardproof.verify.proof.stages import Programs
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.stages.case import Case, Schedule, Staging
 from shardproof.verify.stages.cutting import laid_out
-from shardproof.verify.stages.stage import dealt
+from shardproof.verify.stages.stage_layout import dealt
+from tests.mutants.injected_faults import InjectedFaults, overlapping
 from tests.mutants.pipeline_operators import PipelineMutant, pipeline_mutants
-from tests.mutants.stage_operators import StageMutant, Subject, stage_mutants
+from tests.mutants.stage_operators import StagedModel, StageMutant, stage_mutants
 
 TYPES = tuple(
     "opt cpmant gemma2 nanochat gpt_neox llama falcon mixtral qwen3 phi3 granite minicpm3 gemma3_text gemma3n_text gemma4_text "
@@ -60,7 +61,7 @@ def judge(name: str, limit: int = 0) -> Iterator[Judged]:
     stack = layer_stack(model, [join(prefix, entry.module) for entry in base]) or ""
     small = twin(loaded, tp=1, pp=2)
     programs, right = Programs(small), Case(small, plan, 1, 2)
-    subject = Subject(programs.model, programs.graph, laid_out(right, programs.model).layout)
+    subject = StagedModel(programs.model, programs.graph, laid_out(right, programs.model).layout)
     plans = list(pipeline_mutants(graph, plan, prefix, stack.removeprefix(f"{prefix}.")))
     stages = list(stage_mutants(subject))
     plans, stages = _some(name, plans, stages, limit)
@@ -68,9 +69,9 @@ def judge(name: str, limit: int = 0) -> Iterator[Judged]:
     proofs = [
         _proved(lambda: check_pp(model, graph, plan) + programs.check(right)),
         *(_proof(model, graph, mutant, depth) for mutant in plans),
-        *(_proved(partial(programs.check, _departing(right, mutant))) for mutant in stages),
+        *(_proved(partial(programs.check, _faulty(right, mutant))) for mutant in stages),
     ]
-    cases = [right, *(_case(small, mutant) for mutant in plans), *(_departing(right, mutant) for mutant in stages)]
+    cases = [right, *(_case(small, mutant) for mutant in plans), *(_faulty(right, mutant) for mutant in stages)]
     runs = confirm_cases(tuple(cases), timeout=120.0, engine="inprocess")
     whats = [_Mutant("base", "base", ()), *map(_of_plan, plans), *map(_of_stage, stages)]
     for mutant, proof, run in zip(whats, proofs, runs, strict=True):
@@ -104,7 +105,7 @@ def _of_plan(mutant: PipelineMutant) -> _Mutant:
 
 
 def _of_stage(mutant: StageMutant) -> _Mutant:
-    words = [word for one in mutant.departures for word in (f"stage {one.stage} ", one.what) if word]
+    words = [word for one in mutant.faults for word in (f"stage {one.stage} ", one.what) if word]
     return _Mutant(mutant.operator, mutant.name, (*words, "stages", "stage 2"))
 
 
@@ -115,18 +116,18 @@ def _proved(check: Callable[[], tuple[Finding, ...]]) -> LevelResult:
 
 
 def _proof(model: nn.Module, graph: Graph, mutant: PipelineMutant, depth: int) -> LevelResult:
-    chunks = dealt(depth, 2, overlap=mutant.overlap)
+    chunks = overlapping(dealt(depth, 2), mutant.overlap)
     return _proved(lambda: check_pp(model, graph, mutant.plan) + check_chunks(chunks, depth))
 
 
 def _case(small: LoadedModel, mutant: PipelineMutant) -> Case:
-    return Case(small, mutant.plan, 1, 2, staging=Staging(overlap=mutant.overlap))
+    return Case(small, mutant.plan, 1, 2, staging=Staging(faults=InjectedFaults(overlap=mutant.overlap)))
 
 
-def _departing(right: Case, mutant: StageMutant) -> Case:
+def _faulty(right: Case, mutant: StageMutant) -> Case:
     rounds = mutant.stages // right.pp
     schedule = Schedule.GPIPE if rounds == 1 else Schedule.INTERLEAVED
-    return replace(right, staging=Staging(schedule, rounds, departures=mutant.departures))
+    return replace(right, staging=Staging(schedule, rounds, faults=InjectedFaults(mutant.faults)))
 
 
 TEXT = (

@@ -25,8 +25,8 @@ from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import LoadedModel, load, quiet
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.twins.twin import TwinError, twin
-from shardproof.verify.clients.stage_programs import check_even_stages
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
+from shardproof.verify.clients.transformers.even_stages import check_even_stages
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 from shardproof.verify.run.inputs import Inputs, inputs

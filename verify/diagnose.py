@@ -1,7 +1,7 @@
-"""After a refutation: an edit that mends the plan, and whose fault it is; both by running again.
+"""After a run refuted a plan: search for an edit that fixes it, else find out whether the plan or the client is to blame.
 
-An edit is offered only after ranks agreed with it. Where no edit does, the same plan is applied a second time, from the
-style data alone (`verify.run.collectives.own_styles`): where that is right, the client is to blame.
+An edit is offered only after ranks ran it without an error. Where no edit fixes the plan, it is run again with our own
+application of its styles (`verify.run.collectives.own_styles`): if that run is right, the client is to blame.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,25 +22,25 @@ from shardproof.verify.stages.case import Applied, Case
 
 Findings = tuple[Finding, ...]
 Run = Callable[[Case], Findings | None]
-"""What a run of one case finds; None where it was not decided."""
+"""Runs a case and returns its findings; None where the run was not decided."""
 
 TRIES = 6
-"""Edits run on ranks."""
+"""At most so many edits are run on ranks."""
 PROOFS = 40
-"""Edits looked at in the search for those; the proof puts the likely ones first."""
+"""At most so many edits are proved, to choose those that are run."""
 WHOLE = frozenset(
     style.name for style in STYLES.values() if Before.SPLIT is style.before or After.GATHER is style.after
 )
-"""Styles that give or take a whole activation where a shard could pass."""
+"""Styles that split a whole input or gather a whole output, where a shard could be passed."""
 RUN_AGREED = "ranks with the edited plan agreed"
 
 
 def diagnosed(case: Case, findings: Findings, run: Run) -> Findings:
-    """The findings, the first error with what running again showed of it; as they are where it is none of the plan's."""
+    """The findings, with a fix or another `fault` for the first error of the plan; unchanged where there is none."""
     position = next((n for n, found in enumerate(findings) if _is_the_plans(found)), None)
     if position is None or case.pp > 1 or case.ep > 1:
         return findings
-    fix = _mending(case, findings[position], run)
+    fix = _working_edit(case, findings[position], run)
     if fix is not None:
         first = findings[position]
         place = replace(first.place, entry=fix.edits[0].pattern)
@@ -60,7 +60,7 @@ def _the_clients(finding: Finding) -> Finding:
     return replace(finding, fault=Fault.CLIENT, why=why)
 
 
-def _mending(case: Case, finding: Finding, run: Run) -> Fix | None:
+def _working_edit(case: Case, finding: Finding, run: Run) -> Fix | None:
     prefix = base_prefix(on_meta(case.loaded))
     for edit in islice(_likely(case, finding), TRIES):
         again = run(replace(case, plan=case.plan.edited(edit, prefix)))
@@ -70,10 +70,10 @@ def _mending(case: Case, finding: Finding, run: Run) -> Fix | None:
 
 
 def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
-    """Edits that may mend the finding: those that the proof accepts, at the places that it and the run point to.
+    """Edits that may fix the finding: those that the proof accepts, at the places that the run and the proof report.
 
-    One that moves whole activations (a gather, a split of the input) also hides the lack of a shard beside it, and one that takes
-    such a style away doubts what somebody wrote on purpose: these come last, those where the run points to first.
+    An edit that adds a gather or a split of the input can also hide a missing shard next to it, and an edit that removes such a
+    style contradicts its author. Both come last.
     """
     model = on_meta(case.loaded)
     try:
@@ -83,8 +83,11 @@ def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
     styles = case.plan.styles(subject.prefix)
     wrong = check_tensor(subject, styles, case.tp)
     pointed = [found for found in wrong if found.severity is Severity.ERROR]
-    own = [replace(finding, place=replace(finding.place, entry=key)) for key in _raw(model, finding.place.module)]
-    tried = dict.fromkeys(islice(_by_turns(subject, styles, [finding, *own, *pointed]), PROOFS))
+    own = [
+        replace(finding, place=replace(finding.place, entry=key))
+        for key in _parameter_keys(model, finding.place.module)
+    ]
+    tried = dict.fromkeys(islice(_alternating(subject, styles, [finding, *own, *pointed]), PROOFS))
     costly: list[Edit] = []
     better: list[Edit] = []
     for edit in tried:
@@ -98,16 +101,16 @@ def _likely(case: Case, finding: Finding) -> Iterator[Edit]:
     yield from (*costly, *better)
 
 
-def _raw(model: nn.Module, module: str | None) -> list[str]:
-    """Keys of the parameters that a module holds itself and a plan lays out one by one, such as stacked experts."""
+def _parameter_keys(model: nn.Module, module: str | None) -> list[str]:
+    """Keys of a module's own parameters that have entries of their own in plans, such as stacked experts."""
     if not module:
         return []
     held = model.get_submodule(module)._parameters
     return [generic(join(module, local)) for local in held if local not in ("weight", "bias")]
 
 
-def _by_turns(subject: Subject, styles: Mapping[str, str], findings: Sequence[Finding]) -> Iterator[Edit]:
-    """The edits of every finding, one of each in turn."""
+def _alternating(subject: Subject, styles: Mapping[str, str], findings: Sequence[Finding]) -> Iterator[Edit]:
+    """The edits of all findings, alternating between the findings."""
     left = [iter(edits(subject, styles, finding)) for finding in findings]
     while left:
         for one in list(left):

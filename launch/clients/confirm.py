@@ -16,6 +16,7 @@ from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel
+from shardproof.verify.findings import be451, be452
 from shardproof.verify.report.report import LevelResult
 
 PYTHON = "SHARDPROOF_VLLM_PYTHON"
@@ -83,11 +84,11 @@ def confirm_in_ranks(
     if error:
         absent = error.startswith(("ModuleNotFoundError", "ImportError"))
         severity, fault = (Severity.UNDECIDED, Fault.CLIENT) if absent else (Severity.ERROR, Fault.PLAN)
-        findings: tuple[Finding, ...] = (_failed(name, error, "", severity, fault),)
+        findings: tuple[Finding, ...] = (be452.client_fails(name, "", error, severity=severity, fault=fault),)
     else:
         worst = max(found, key=lambda what: found[what])
         right = found[worst] <= LIMIT
-        findings = () if right else (_differs(name, found[worst], f"in {worst}", Severity.ERROR, Fault.PLAN),)
+        findings = () if right else (_differs(name, f"in {worst}", found[worst]),)
     return LevelResult("client", perf_counter() - began, findings, found)
 
 
@@ -99,16 +100,28 @@ def overrides_of(plan: Plan) -> dict[str, object]:
 
 def _findings(answers: list[Served], differences: list[float | None], tp: int, pp: int) -> tuple[Finding, ...]:
     alone, ranks = answers
+    where = f"at tp {tp} x pp {pp}"
     if alone.error:
-        return (_failed("vLLM", alone.error, "on one rank", Severity.UNDECIDED, Fault.MODEL),)
+        return (be452.client_fails("vLLM", "on one rank", alone.error, severity=Severity.UNDECIDED, fault=Fault.MODEL),)
     if differences[0] is None or not differences[0] <= LIMIT:
-        return (_differs("vLLM", differences[0], "on one rank", Severity.UNDECIDED, Fault.MODEL),)
+        return (_differs("vLLM", "on one rank", differences[0], severity=Severity.UNDECIDED, fault=Fault.MODEL),)
     if ranks.error:
         first = f" (rank {ranks.rank} first)" if ranks.rank is not None else ""
-        return (_failed("vLLM", ranks.error, f"at tp {tp} x pp {pp}{first}", Severity.ERROR, Fault.PLAN),)
+        return (be452.client_fails("vLLM", where + first, ranks.error, severity=Severity.ERROR, fault=Fault.PLAN),)
     if differences[1] is None or not differences[1] <= LIMIT:
-        return (_differs("vLLM", differences[1], f"at tp {tp} x pp {pp}", Severity.ERROR, Fault.PLAN),)
+        return (_differs("vLLM", where, differences[1]),)
     return ()
+
+
+def _differs(
+    client: str,
+    where: str,
+    difference: float | None,
+    *,
+    severity: Severity = Severity.ERROR,
+    fault: Fault = Fault.PLAN,
+) -> Finding:
+    return be451.answers_differ(client, where, difference, limit=LIMIT, severity=severity, fault=fault)
 
 
 def with_other_code(finding: Finding, version: str) -> Finding:
@@ -117,27 +130,3 @@ def with_other_code(finding: Finding, version: str) -> Finding:
         return finding
     beside = f"beside vLLM lies Transformers {version}, and here {transformers.__version__}: its code of the model may be another"
     return replace(finding, why=f"{finding.why}; {beside}")
-
-
-def _failed(client: str, error: str, where: str, severity: Severity, fault: Fault) -> Finding:
-    return Finding(
-        "BE452",
-        severity,
-        f"{' '.join(filter(None, (client, 'fails', where)))}: {' '.join(error.split())[:300]}",
-        why="the client's own code loaded the checkpoint with the plan",
-        found="an error",
-        needed="an answer",
-        fault=fault,
-    )
-
-
-def _differs(client: str, difference: float | None, where: str, severity: Severity, fault: Fault) -> Finding:
-    return Finding(
-        "BE451",
-        severity,
-        f"{client} differs {where} from the single-device model by {difference:.2g} (of log-probabilities, in nats).",
-        why="the same weights and tokens give the same answer",
-        found=f"{difference:.2g}",
-        needed=f"at most {LIMIT:g}",
-        fault=fault,
-    )

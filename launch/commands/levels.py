@@ -10,6 +10,7 @@ from shardproof.launch.output.console import Progress
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict, as_written
 from shardproof.planner.ir.plan import Plan
+from shardproof.verify.findings import dy507
 from shardproof.verify.report.report import LevelResult
 
 if TYPE_CHECKING:
@@ -133,14 +134,5 @@ def _contradiction_named(levels: tuple[LevelResult, ...]) -> tuple[LevelResult, 
     wrong = [found for found in run.findings if found.severity is Severity.ERROR and found.fault is not Fault.CLIENT]
     if not wrong:
         return levels
-    bug = Finding(
-        "DY507",
-        Severity.ERROR,
-        "The proof says `proved` and the run refuted it: this is a bug in shardproof; please report this command.",
-        wrong[0].place,
-        why="a proof holds for all weights, so no run may contradict it",
-        found=f"proof: proved; run: refuted ({', '.join(dict.fromkeys(finding.code for finding in wrong))})",
-        needed="two levels that agree",
-        fault=Fault.OURS,
-    )
+    bug = dy507.levels_contradict(wrong[0].place, dict.fromkeys(finding.code for finding in wrong))
     return proof, replace(run, findings=(*run.findings, bug))

@@ -24,8 +24,8 @@ from shardproof.launch.output.console import Progress, only_results_on_stdout, p
 from shardproof.launch.output.sources import excerpt, located
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, UndecidedError
 from shardproof.planner.ir.degrees import Degrees
-from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Plan
+from shardproof.verify.findings import pl104
 from shardproof.verify.report.client_readings import Everywhere
 from shardproof.verify.report.difference import Difference
 from shardproof.verify.report.environment import environment
@@ -272,14 +272,4 @@ def _proof_of_suggestion(loaded: "LoadedModel", plan: Plan, degree: int) -> Leve
 
     if plan.tp or plan.head_tp:
         return prove(loaded, plan, tp=degree)
-    # Not refuted: there is no plan that could be wrong.
-    nothing = Finding(
-        "PL104",
-        Severity.UNDECIDED,
-        f"No tensor-parallel entry was found for {loaded.title}, so there is nothing to prove.",
-        why="no dim of this model was shown to be safe to shard",
-        found="no entry",
-        needed="at least one group of dims that no op mixes",
-        fault=Fault.MODEL,
-    )
-    return LevelResult("proof", 0.0, (nothing,))
+    return LevelResult("proof", 0.0, (pl104.nothing_to_prove(loaded.title),))

@@ -10,13 +10,14 @@ from shardproof.launch.ranks.rank import Seat, World, adopt, surrounding
 from shardproof.launch.ranks.request import Start
 from shardproof.launch.ranks.torchrun import Answer, Ranks
 from shardproof.planner.ir.errors import ArgumentError
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.diagnose import diagnosed
+from shardproof.verify.findings import dy504, dy505, pl104
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.inprocess import InProcess
 from shardproof.verify.run.outcome import Outcome
@@ -64,13 +65,13 @@ def confirm(
     loaded = load(model) if isinstance(model, str) else model
     plan = plan if plan is not None else carried_plan(loaded, on_meta(loaded))
     if (tp > 1 and not (plan.tp or plan.head_tp)) or (ep > 1 and not plan.ep):
-        return LevelResult("run", time.monotonic() - began, (_nothing_planned(ep),))
+        return LevelResult("run", time.monotonic() - began, (pl104.nothing_to_run("expert" if ep > 1 else "tensor"),))
     if weights and loaded.checkpoint is None:
         raise ArgumentError(f"{loaded.title} has no checkpoint to run; give a checkpoint folder, or run its twin.")
     try:
         case = Case(loaded if weights else twin(loaded, tp=tp, pp=pp), plan, tp, pp, ep, weights=weights)
     except TwinError as error:
-        finding = _undecided("DY504", str(error), "no model that is small enough to run")
+        finding = dy504.no_small_model(str(error))
         return LevelResult("run", time.monotonic() - began, (finding,))
     with _answering(case, world, timeout, nodes) as ask:
         result = _result(case, ask(case), timeout)
@@ -197,29 +198,11 @@ def _incomplete(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ..
     """Not every rank answered: a rank's own exception is the first cause, else its death, else the time."""
     outcomes = answer.outcomes
     if not outcomes and answer.death is None and not answer.timed_out:
-        message = f"the launcher ended before any rank answered: {answer.complaint}"
-        return (_undecided("DY504", message, "no rank ran"),)
+        return (dy504.no_rank_ran(answer.complaint),)
     failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.failure and not outcome.failure.heard_of}
     if failed:
         return findings_of(case, failed)
     if answer.death is not None and not answer.timed_out and answer.death.rank not in outcomes:
-        message = f"{answer.death} before it answered"
-        said = f'; the last it wrote: "{answer.death.words}"' if answer.death.words else ""
-        return (_undecided("DY504", message, f"a rank that is gone compares nothing{said}"),)
+        return (dy504.rank_died(str(answer.death), answer.death.words),)
     silent = ", ".join(str(rank) for rank in range(case.tp * case.pp) if rank not in outcomes)
-    return (
-        _undecided(
-            "DY505", f"no answer from rank {silent} in {_allowed(answer, timeout)}", "nothing was compared in time"
-        ),
-    )
-
-
-def _nothing_planned(ep: int) -> Finding:
-    kind = "expert" if ep > 1 else "tensor"
-    return Finding(
-        "PL104", Severity.UNDECIDED, f"the plan has no {kind}-parallel entry: there is nothing to run", Place()
-    )
-
-
-def _undecided(code: str, message: str, why: str) -> Finding:
-    return Finding(code, Severity.UNDECIDED, message, Place(), why, fault=Fault.OURS)
+    return (dy505.no_answer(silent, _allowed(answer, timeout)),)

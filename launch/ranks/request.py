@@ -82,7 +82,8 @@ def read_request(directory: Path, number: int) -> Request | None:
 
 def _modules(case: Case) -> list[str]:
     """Of a file given by path, none: what was loaded reads its reference again when it unpickles."""
-    names = (type(case.loaded.config).__module__, case.loaded.model_class.__module__)
+    kinds = (type(case.loaded.config), case.loaded.model_class, type(case.staging.faults))
+    names = [kind.__module__ for kind in kinds]
     return [name for name in names if not name.startswith(FILE_PACKAGE)]
 
 

@@ -117,8 +117,6 @@ def _shrink(model: nn.Module, assigned: Assigned, degree: int) -> dict[int, tupl
             if key not in made:
                 local_part = torch.empty(shape, dtype=tensor.dtype, device="meta")
                 made[key] = nn.Parameter(local_part, requires_grad=tensor.requires_grad)
-                    torch.empty(shape, dtype=tensor.dtype, device="meta"), requires_grad=tensor.requires_grad
-                )
             module._parameters[local] = made[key]
             whole[id(made[key])] = (tensor.shape, (*whole.get(id(made[key]), (tensor.shape, ()))[1], *local_in))
     return whole

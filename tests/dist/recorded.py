@@ -32,7 +32,7 @@ from shardproof.verify.stages.case import Case
 from shardproof.verify.run.inputs import inputs
 from shardproof.verify.stages.exact import Wide, copied_outputs
 from shardproof.verify.run.reference import from_state, sharded_model, single_device, with_plan
-from shardproof.verify.run.pipeline.schedules import Seat
+from shardproof.verify.run.pipeline.schedules import RankSlot
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.collectives.threads import _Group as Group
 
@@ -251,21 +251,21 @@ class OfStage:
 def staged(case: Case) -> list[OfStage]:
     """By every rank of a case with pipeline stages, as threads of this process: one step, forward and backward."""
     single = single_device(case, torch.device("cpu"))
-    before = pipeline_check.alone(case, single, laid_out(case, single))
+    before = pipeline_check.run_single_device(case, single, laid_out(case, single))
     sent = [0] * (case.pp * case.tp)
     send = Group.send
 
     def counting(group: Group, tensors: list[torch.Tensor], *args: Any) -> object:
         # One number is torch's first greeting between two neighbours (2.13.0, `_init_p2p_neighbors`).
-        sent[group.seat] += sum(one.numel() * one.element_size() for one in tensors if one.numel() > 1)
+        sent[group.world_rank] += sum(one.numel() * one.element_size() for one in tensors if one.numel() > 1)
         return send(group, tensors, *args)
 
     def rank(number: int) -> OfStage:
         mesh = init_device_mesh("cpu", (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
-        seat = Seat(case.pp, mesh)
-        (stage,) = (pipeline_check._stage(case, before, place, seat) for place in pipeline_check._places(case, before, seat))
+        slot = RankSlot(case.pp, mesh)
+        (stage,) = (pipeline_check._stage(case, before, place, slot) for place in pipeline_check._places(case, before, slot))
         with Wide():
-            pipeline_check._gradients((stage,), before, seat, case.staging)
+            pipeline_check._gradients((stage,), before, slot, case.staging)
         held = sum(_local(value).numel() for _, value in stage.owned())
         return OfStage(stage.own, held, sent[number], before.asked.ids.numel())
 

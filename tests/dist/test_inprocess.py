@@ -15,7 +15,9 @@ from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Edit, Plan, TpEntry, join
 from shardproof.verify.stages.case import Case, Schedule, Staging
 from shardproof.verify.run.compare.tensors import LIMIT
-from shardproof.verify.run.collectives.threads import GoneError, Threads
+from shardproof.verify.run.collectives.thread_scheduler import GoneError
+from shardproof.verify.run.collectives.threads import Threads
+from tests.mutants.injected_faults import InjectedFaults
 from shardproof.verify.report.report import LevelResult
 
 
@@ -82,7 +84,7 @@ def test_threads_agree_with_real_ranks_on_stages() -> None:
         Case(two, plan, 1, 2, staging=Staging(Schedule.ONE_F_ONE_B)),
         Case(four, plan, 1, 2, staging=Staging(Schedule.INTERLEAVED, rounds=2)),
         Case(two, turned, 1, 2),
-        Case(two, plan, 1, 2, staging=Staging(overlap=1)),
+        Case(two, plan, 1, 2, staging=Staging(faults=InjectedFaults(overlap=1))),
     )
     compare_engines(cases, [Verdict.CONFIRMED, Verdict.CONFIRMED, Verdict.REFUTED, Verdict.REFUTED])
 

@@ -154,5 +154,5 @@ def test_a_run_without_the_images_that_a_model_takes_says_so(ranks: InProcess) -
     case = Case(small, plan_of("llama"), tp=2)
     (warning,) = findings_of(case, ranks.check(case))
     assert (warning.code, warning.severity) == ("DY504", Severity.WARNING)
-    assert "the way of images was not compared" in warning.message
+    assert "the forward with images was not compared" in warning.message
     assert "NotImplementedError: no images yet" in warning.message

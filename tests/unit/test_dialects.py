@@ -18,7 +18,7 @@ from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.verify.clients.compile import compile_for
 from shardproof.verify.clients.contract.source import forward_tree, function_tree
-from shardproof.verify.clients.dialect import Dialect, Matching, Unknown, first_match
+from shardproof.verify.clients.dialect import Dialect, Matching, UnknownStyle, first_match
 from shardproof.verify.clients.page import page
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import DIALECTS, clients, find_dialect
@@ -98,7 +98,7 @@ def test_the_installed_transformers_is_the_one_that_was_read() -> None:
     """A drift test: the styles, the exact look-up, and the pipeline that does not read the plan."""
     dialect = find_dialect("transformers")
     assert set(dialect.styles) == set(ALL_PARALLEL_STYLES)
-    assert dialect.unknown is Unknown.REFUSED
+    assert dialect.unknown is UnknownStyle.REFUSED
     assert "base_model_pp_plan" in inspect.getsource(mixin)
     read = {
         node.attr

@@ -14,8 +14,9 @@ from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import trace
 from shardproof.verify.clients.check import check
-from shardproof.verify.clients.stage_programs import _cut, _Keyed, check_even_stages, check_keyed_stages
+from shardproof.verify.clients.stages.keyed import KeyedSplit, check_keyed_stages
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
+from shardproof.verify.clients.transformers.even_stages import EvenSplit, check_even_stages
 from shardproof.verify.clients.vllm.dialect import VLLM_0_32
 
 SCALED = {"granite": {"embedding_multiplier": "12.0"}}
@@ -111,7 +112,7 @@ def test_an_embedding_that_is_kept_to_the_last_rank() -> None:
 
 def test_layers_are_dealt_out_as_the_engine_does() -> None:
     """Source: vLLM 0.32.0, `get_pp_indices`: 7 layers on 3 ranks are 2, 3, 2."""
-    cut = _Keyed("model", (), "layers", (), keeps_tied=True)
+    cut = KeyedSplit("model", (), "layers", (), keeps_tied=True)
     assert [len(cut.own(7, stage, 3)) for stage in range(3)] == [2, 3, 2]
     assert [len(cut.own(9, stage, 2)) for stage in range(2)] == [5, 4]
 
@@ -134,7 +135,7 @@ def test_stages_are_cut_as_the_installed_runtime_cuts_them() -> None:
     runtime.pp_size = 3
     assert [runtime.layer_range_for_rank(rank, 32) for rank in range(3)] == [(0, 10), (10, 20), (20, 32)]
     model = build(load("llama"))
-    _cut(model, "model", range(10, 20), first=False, last=False)
+    EvenSplit("model").cut(model, range(10, 20), first=False, last=False)
     replaced = [path for path, module in model.named_modules() if isinstance(module, PipelineIdentityLayer)]
     assert replaced[:2] == ["model.embed_tokens", "model.layers.0"]
     assert replaced[-2:] == ["model.norm", "lm_head"]

@@ -1,12 +1,12 @@
-"""`check`: everything that stands between a model and a client, but the numbers."""
+"""`check`: does a model keep to the contract of each client? Everything but the numerical comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from shardproof.planner.ir.findings import Finding, Place, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
@@ -14,6 +14,7 @@ from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.clients.contract.attention import attention_modules, check_attention
 from shardproof.verify.clients.contract.config import check_base_class, check_folder, check_places
+from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.heads import check_heads
 from shardproof.verify.clients.contract.keywords import lost_keywords
 from shardproof.verify.clients.contract.masks import check_masks
@@ -28,21 +29,11 @@ from shardproof.verify.clients.contract.windows import check_windows
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
-from shardproof.verify.clients.stage_programs import check_keyed_stages
-from shardproof.verify.clients.stages import check_stages
+from shardproof.verify.clients.stages.keyed import check_keyed_stages
+from shardproof.verify.clients.stages.pipeline_keys import check_stages
+from shardproof.verify.findings import tp210
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.report import LevelResult, Report
-
-KEYWORDS = {
-    "vllm": ("attention_instances",),
-    "sglang": ("attention_instances", "forward_batch"),
-    "tgi": ("kv_cache", "slots", "cu_seqlen_prefill", "block_tables"),
-    "transformers": ("the attention's keyword arguments",),
-}
-"""What a client passes to its attention through the base model's `**kwargs`; vLLM up to 0.25, and it asks it of models still."""
-
-OWN_ATTENTION = ("vllm", "sglang", "tgi")
-"""Clients that put an attention of their own behind the interface."""
 
 
 def check(
@@ -51,7 +42,7 @@ def check(
     *,
     clients: Sequence[str] = ("transformers", "vllm", "sglang", "tgi", "torchtitan"),
 ) -> Report:
-    """Lint the contract of a model with each client: a level a client, findings BE4xx and those of the plan's form.
+    """Check a model against the contract of each client: one level for each client, findings BE4xx and those of the plan's form.
 
     Args:
         model: a loaded model or a reference to one.
@@ -77,12 +68,11 @@ def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
         return subject_of(model), ()
     except TraceError as error:
         place = Place(module=error.module or None, source=error.source)
-        message = f"the forward could not be traced, so attention outside the interface is not looked for: {error}"
-        return None, (Finding("TP210", Severity.UNDECIDED, message, place, fault=Fault.MODEL),)
+        return None, (tp210.attention_not_searched(str(error), place),)
 
 
 def _common(loaded: LoadedModel) -> tuple[Finding, ...]:
-    """Of the config and the processor: alike for every client."""
+    """Findings of the config and the processor, the same for every client."""
     found = check_folder(loaded.checkpoint) if loaded.checkpoint is not None else []
     found += check_places(loaded.model_class, loaded.config)
     made = made_processor(loaded)
@@ -102,38 +92,48 @@ def _level(
 ) -> LevelResult:
     began = perf_counter()
     prefix = base_prefix(built)
-    found = [*common]
-    if dialect.client in KEYWORDS:
-        decoder = _decoder(built, prefix)
-        paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
-        # An engine runs the base model; Transformers and TGI call the head.
-        top = "" if dialect.client in ("transformers", "tgi") else prefix
-        found += lost_keywords(built, paths, top, KEYWORDS[dialect.client])
-        if dialect.client in OWN_ATTENTION:
-            graph = subject.graph if subject is not None else None
-            found += check_attention(built, graph, paths, dialect.client, decoder)
-            found += check_masks(built, graph, decoder, dialect.client) if graph is not None else []
-            if graph is not None and dialect.client == "vllm":
-                found += check_windows(built, graph, decoder)
-                found += check_heads(built, graph, paths)
-            found += check_served(built, graph, prefix, dialect.client)
-            found += check_base_class(loaded.config, dialect.client) if dialect.client != "tgi" else []
+    asked = _of_the_contract(dialect.contract, loaded, built, subject) if dialect.contract is not None else ()
+    found = [*common, *asked]
     found += _of_the_plan(dialect, loaded, plan, subject)
     written = tuple(as_written(finding, prefix) for finding in _once(found))
     return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)
 
 
+def _of_the_contract(
+    contract: ContractFacts, loaded: LoadedModel, built: nn.Module, subject: Subject | None
+) -> Iterator[Finding]:
+    """What a client asks of modeling code; without a traced `subject`, only what can be read from the source."""
+    prefix = base_prefix(built)
+    decoder = _decoder(built, prefix)
+    paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
+    yield from lost_keywords(built, paths, "" if contract.calls_head else prefix, contract.keywords)
+    if not contract.own_attention:
+        return
+    graph = subject.graph if subject is not None else None
+    yield from check_attention(built, graph, paths, contract, decoder)
+    if graph is not None:
+        yield from check_masks(built, graph, decoder, contract.client)
+    if graph is not None and contract.attention_from_config:
+        yield from check_windows(built, graph, decoder)
+        yield from check_heads(built, graph, paths)
+    yield from check_served(built, graph, prefix, contract)
+    if contract.uses_auto_model:
+        yield from check_base_class(loaded.config, contract.client)
+
+
 def _decoder(model: nn.Module, prefix: str) -> str:
-    """The path of the language model: engines put their attention there, and leave vision and audio towers as they are."""
+    """The path of the language model: engines replace attention only there, not in vision and audio towers."""
     base = model.get_submodule(prefix)
     text = base.get_decoder() if isinstance(base, PreTrainedModel) else base
     return next((path for path, module in model.named_modules() if module is text), prefix)
 
 
 def _of_the_plan(dialect: Dialect, loaded: LoadedModel, plan: Plan, subject: Subject | None) -> tuple[Finding, ...]:
-    """The plan's findings in a dialect at two ranks, and of the stages where the client makes them by the plan's keys."""
+    """Findings of the plan at two ranks as the client reads it, and of the stages where the client makes them by the plan's
+    keys.
+    """
     found: tuple[Finding, ...] = ()
-    # A model without a plan is no fault of its contract: `plan suggest` writes one.
+    # A model without a plan keeps to the contract: `plan suggest` writes one.
     if plan.tp or plan.head_tp or dialect.reader is Reader.NAMES:
         found += prove_for(dialect, loaded, plan, tp=2, subject=subject).findings
     if subject is not None and _makes_stages(dialect, plan):

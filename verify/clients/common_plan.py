@@ -1,4 +1,4 @@
-"""One plan for every client that serves it, or why there is none and the least that each has to give up."""
+"""One plan for all clients that serve a model; where there is none, why not, and the share of bytes that stays sharded."""
 
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan
@@ -21,7 +21,7 @@ def serving() -> tuple[Dialect, ...]:
 
 
 def everywhere(loaded: LoadedModel, plan: Plan, *, tp: int = 2) -> tuple[Plan, Everywhere]:
-    """The plan with its keys in an order that every client reads alike, and what each makes of it.
+    """The plan with its keys in an order that every client reads alike, and the verdict for each client.
 
     Raises:
         LoadError: the model cannot be built.

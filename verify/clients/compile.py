@@ -1,8 +1,7 @@
-"""A plan in the words of one client, or of several at once: the same layout where they have the words, the nearest that is
-proved where they have not.
+"""Translate a plan for one client, or for several at once, into style names that they have and that are proved for them.
 
-Entries of one parent stand and fall together. Where a client cannot say a layout, or the proof refutes it there, the
-parent's outputs are gathered and its inputs split, and where that is not right either its entries go.
+Entries of one parent module are changed together. Where a client has no style for a layout, or the proof refutes the layout for
+it, the parent's outputs are gathered and its inputs split; where that is not right either, its entries are removed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +17,7 @@ from shardproof.planner.ir.styles import STYLES, ParameterLayout
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta
-from shardproof.verify.clients.dialect import Dialect, Reader, Unknown
+from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.report.report import LevelResult
 
@@ -26,7 +25,7 @@ TRIES = 12
 
 
 class Form(IntEnum):
-    """How much of a parent's layout is left."""
+    """How much of the planned layout of a parent's entries is kept."""
 
     AS_PLANNED = 0
     GATHERED = 1
@@ -35,7 +34,9 @@ class Form(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A plan for one client or several, its proof in all their dialects, and what had to be given up: a parent's path -> why."""
+    """A plan for one client or several, its proof in all their dialects, and `losses`: parents whose layout was given up ->
+    why.
+    """
 
     plan: Plan
     proof: LevelResult
@@ -45,7 +46,7 @@ class Compiled:
 def compile_for(
     dialects: Dialect | Sequence[Dialect], loaded: LoadedModel, plan: Plan, *, tp: int = 2, pp: int = 1
 ) -> Compiled:
-    """The plan as one client should be given it, or as one plan that several read rightly.
+    """The plan in a form that one client, or each of several clients, reads correctly.
 
     Raises:
         LoadError: the model cannot be built.
@@ -67,7 +68,7 @@ def compile_for(
         if proof.verdict is not Verdict.REFUTED or wrong is None:
             return best
         pattern = generic((wrong.place.module or "").removeprefix(f"{prefix}."))
-        if pattern in linears and (taken := _takes_a_part(dialects, words, wrong, pattern)) is not None:
+        if pattern in linears and (taken := _with_rowwise(dialects, words, wrong, pattern)) is not None:
             words = taken
             continue
         place = wrong.place.entry or (wrong.place.module or "").removeprefix(f"{prefix}.")
@@ -81,14 +82,15 @@ def compile_for(
 
 
 def in_order(plan: Plan) -> Plan:
-    """The same plan with a longer key before a shorter one that begins it: an engine takes the first that matches the
-    beginning of a path, and to Transformers the order is nothing.
+    """The same plan with every key before those that are a prefix of it.
+
+    An engine uses the first key that matches the beginning of a path; for Transformers the order has no meaning.
     """
     return replace(plan, tp=_in_order(plan.tp))
 
 
 def _proof(dialects: Sequence[Dialect], loaded: LoadedModel, plan: Plan, tp: int, pp: int) -> LevelResult:
-    """In one dialect after the other, until one refutes."""
+    """The proof in one dialect after the other, until one of them refutes the plan."""
     findings: dict[Finding, None] = {}
     seconds = 0.0
     for dialect in dialects:
@@ -101,38 +103,42 @@ def _proof(dialects: Sequence[Dialect], loaded: LoadedModel, plan: Plan, tp: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Words:
-    """An entry, the clients that lay its module out by it, and those that only have to bear it in the plan."""
+class _EntryForClients:
+    """An entry, the clients that shard by it (`followers`), and those that only must not refuse it (`others`)."""
 
     entry: TpEntry
     followers: tuple[Dialect, ...]
     others: tuple[Dialect, ...]
 
     def name(self, effect: str) -> str | None:
-        """What all the followers call a style with this effect, its own name for it first, and the others bear."""
+        """A style name that has this effect for all followers and that no other client refuses; None where there is none."""
         names = [effect, *(name for dialect in self.followers for name in dialect.styles)]
         return next((name for name in names if self._means(name, effect)), None)
 
     def _means(self, name: str, effect: str) -> bool:
-        return all(d.effect(name) == effect for d in self.followers) and all(_bears(d, name) for d in self.others)
+        return all(d.effect(name) == effect for d in self.followers) and all(_accepts(d, name) for d in self.others)
 
     def gap(self, effect: str) -> str:
-        """Why there is no such name."""
+        """Why there is no such style name, as text."""
         missing = [d.name for d in self.followers if effect not in d.styles.values()]
-        missing += [d.name for d in self.others if not _bears(d, effect)]
+        missing += [d.name for d in self.others if not _accepts(d, effect)]
         if missing:
             return f'{missing[0]} has no "{self.entry.style}"'
         return f'{listing([d.name for d in self.followers])} have no one name for "{self.entry.style}"'
 
 
-def _words(dialects: Sequence[Dialect], linears: Collection[str], entries: tuple[TpEntry, ...]) -> tuple[_Words, ...]:
-    """An engine looks at linear layers alone, and at none of an `experts` module, which it runs itself."""
+def _words(
+    dialects: Sequence[Dialect], linears: Collection[str], entries: tuple[TpEntry, ...]
+) -> tuple[_EntryForClients, ...]:
+    """The clients of each entry: an engine follows entries of linear layers, but not in `experts` modules, which it runs
+    itself.
+    """
     found = []
     for entry in entries:
         by_engines = entry.pattern in linears and "experts" not in entry.pattern.split(".")
         followers = tuple(d for d in dialects if by_engines or d.reader is not Reader.ENGINE)
         if followers:
-            found.append(_Words(entry, followers, tuple(d for d in dialects if d not in followers)))
+            found.append(_EntryForClients(entry, followers, tuple(d for d in dialects if d not in followers)))
     return tuple(found)
 
 
@@ -141,28 +147,29 @@ def _parent(pattern: str) -> str:
 
 
 def _parent_of(place: str, plan: Plan) -> str | None:
-    """The parent of entries that a place belongs to: its own, or the nearest around or below it."""
+    """The parent of entries that a place belongs to: the module itself, or the nearest one above or below it."""
     where = generic(place)
     parents = list(dict.fromkeys(_parent(entry.pattern) for entry in plan.tp))
     own = [p for p in parents if p in (where, _parent(where)) or where.startswith(f"{p}.") or p.startswith(f"{where}.")]
     return max(own, key=len, default=None)
 
 
-def _takes_a_part(
-    dialects: Sequence[Dialect], words: Sequence[_Words], wrong: Finding, pattern: str
-) -> tuple[_Words, ...] | None:
-    """The words with `rowwise` for a linear layer that is given a part of its input features by what an engine decided before
-    it; None where that is not the fault, or was tried.
+def _with_rowwise(
+    dialects: Sequence[Dialect], words: Sequence[_EntryForClients], wrong: Finding, pattern: str
+) -> tuple[_EntryForClients, ...] | None:
+    """The entries with `rowwise` for a linear layer whose input is sharded by an engine's own decision.
+
+    None where that is not the fault, or was tried.
     """
     tried = any(said.entry.pattern == pattern and said.entry.style == "rowwise" for said in words)
     if wrong.code not in ("TP203", "TP206") or tried or any(d.reader is not Reader.ENGINE for d in dialects):
         return None
     reason = f"{dialects[0].name} gives it a part of its input, so that its output is a sum over the ranks"
-    taken = _Words(TpEntry(pattern, "rowwise", reason), tuple(dialects), ())
+    taken = _EntryForClients(TpEntry(pattern, "rowwise", reason), tuple(dialects), ())
     return (*(said for said in words if said.entry.pattern != pattern), taken)
 
 
-def _written(words: Sequence[_Words], forms: dict[str, Form], losses: dict[str, str]) -> tuple[TpEntry, ...]:
+def _written(words: Sequence[_EntryForClients], forms: dict[str, Form], losses: dict[str, str]) -> tuple[TpEntry, ...]:
     for said in words:
         parent, style = _parent(said.entry.pattern), said.entry.style
         if forms.get(parent, Form.AS_PLANNED) is not Form.AS_PLANNED or _shards_nothing(style) or _of_experts(style):
@@ -187,7 +194,7 @@ def _in_order(entries: tuple[TpEntry, ...]) -> tuple[TpEntry, ...]:
 
 
 def _of_experts(style: str) -> bool:
-    """Styles of stacked experts: engines run experts by themselves, and need no entry."""
+    """Whether a style is of experts or the vocabulary table, which engines shard without an entry."""
     return style in (
         "moe_tp_experts",
         "moe_identity_expert",
@@ -202,13 +209,13 @@ def _shards_nothing(style: str) -> bool:
     return known is not None and known.layout is ParameterLayout.KEEP
 
 
-def _style(said: _Words, form: Form) -> str | None:
-    """The clients' name for an entry's style in a form; None for no entry."""
+def _style(said: _EntryForClients, form: Form) -> str | None:
+    """The style name to write for an entry in a form; None for no entry."""
     style = said.entry.style
     if _shards_nothing(style) or _of_experts(style):
-        # An engine does by itself what these are for.
+        # An engine needs no entry for these.
         wanted = any(dialect.reader is not Reader.ENGINE for dialect in said.followers)
-        borne = all(_bears(dialect, style) for dialect in (*said.followers, *said.others))
+        borne = all(_accepts(dialect, style) for dialect in (*said.followers, *said.others))
         return style if wanted and borne and form is Form.AS_PLANNED else None
     if form is Form.WHOLE:
         return None
@@ -217,13 +224,13 @@ def _style(said: _Words, form: Form) -> str | None:
     return _name(said, style)
 
 
-def _name(said: _Words, style: str) -> str | None:
+def _name(said: _EntryForClients, style: str) -> str | None:
     return said.name(style) or said.name(_canonical(style))
 
 
-def _bears(dialect: Dialect, style: str) -> bool:
-    """Whether a client takes a plan with this style in it, whatever it makes of it."""
-    return dialect.effect(style) is not None or dialect.unknown is Unknown.REPLICATED
+def _accepts(dialect: Dialect, style: str) -> bool:
+    """Whether a client accepts a plan with this style, whatever it does with it."""
+    return dialect.effect(style) is not None or dialect.unknown is UnknownStyle.REPLICATED
 
 
 def _canonical(style: str) -> str:
@@ -231,5 +238,5 @@ def _canonical(style: str) -> str:
 
 
 def _head(dialects: Sequence[Dialect], plan: Plan) -> tuple[TpEntry, ...]:
-    """Entries of the head class: engines never see them."""
+    """Entries of the head class, where a client reads them; engines do not."""
     return plan.head_tp if any(dialect.reads_head for dialect in dialects) else ()

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shardproof.planner.ir.plan import generic
+from shardproof.verify.clients.contract.facts import ContractFacts
 
 
 class Reader(StrEnum):
-    """Who lays the parameters out, and from what."""
+    """Who shards the parameters, and by what."""
 
     TRANSFORMERS = "Transformers' own runtime, every key"
     ENGINE = "the client replaces linear layers, by the base model's keys"
@@ -25,8 +26,8 @@ class Matching(StrEnum):
     SUFFIX = "regular expression with * for anything, anchored at the end, first match"
 
 
-class Unknown(StrEnum):
-    """What a style that the client does not have comes to."""
+class UnknownStyle(StrEnum):
+    """What a client does with a style that it does not have."""
 
     REFUSED = "refused"
     REPLICATED = "silently replicated"
@@ -58,7 +59,7 @@ class Dialect:
     reader: Reader
     matching: Matching
     styles: Mapping[str, str]
-    unknown: Unknown
+    unknown: UnknownStyle
     pipeline: Pipeline
     needs_plan: bool = True
     reads_head: bool = True
@@ -72,6 +73,8 @@ class Dialect:
     """Whether the last stage has the modules before the layers too, where input and output embeddings are tied."""
     latent_types: frozenset[str] = field(default_factory=frozenset)
     whole_attention: frozenset[str] = field(default_factory=frozenset)
+    contract: ContractFacts | None = None
+    """What it asks of modeling code; None where that was not read."""
     reach: str = ""
     """How a plan reaches it without a change of code; empty where only code does."""
 
@@ -85,7 +88,7 @@ class Dialect:
 
 
 def first_match(matching: Matching, patterns: Iterable[str], path: str) -> str | None:
-    """The pattern that decides for a path, as the client finds it."""
+    """The pattern that a client applies to a path; None where none matches."""
     if matching is Matching.EXACT:
         wanted = generic(path)
         return next((pattern for pattern in patterns if pattern == wanted), None)

@@ -1,30 +1,22 @@
-"""What an engine decides without the plan: fused projections, vocabulary and head, experts, attention sinks, gathered norms."""
+"""What an engine shards without the plan: fused projections, vocabulary and head, experts, attention sinks."""
 
 import ast
-from collections.abc import Iterable
-from dataclasses import replace
 from functools import cache
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement, Shard
 from shardproof.planner.ir.plan import generic, join
-from shardproof.planner.ir.styles import After, Before, Style
 from shardproof.planner.loading.config_fields import head_width
-from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.contract.source import forward_tree
 from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.vllm.fusers import fusions, is_linear
 
-GATHERED_NORM = Style("norm of the gathered input", before=Before.GATHER, after=After.SPLIT)
-"""`TPAwareNormMixin` (vLLM 0.32.0, `fusers/rms_norm.py`): gathers a sharded input, normalises, keeps this rank's part."""
 
-
-def decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
-    """Modules that an engine decides by itself: fused projections, the vocabulary table, the head."""
+def engine_styles(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
+    """The styles that an engine gives by itself: to fused projections, the vocabulary table, the head."""
     found: dict[str, str] = {}
     config = getattr(subject.model, "config", None)
     text = config.get_text_config() if config is not None else None
@@ -34,24 +26,21 @@ def decided(dialect: Dialect, subject: Subject, degree: int) -> dict[str, str]:
         if not is_expert(subject.graph, fusion.module):
             found |= fusion.styles
     found |= {
-        twin: style
-        for path, style in list(found.items())
-        for twin in _repeats(subject.graph, path)
-        if twin not in found
+        twin: style for path, style in list(found.items()) for twin in repeats(subject.graph, path) if twin not in found
     }
     paths = {id(module): path for path, module in subject.model.named_modules()}
     for getter, style in (
         ("get_input_embeddings", "embedding_rowwise"),
         ("get_output_embeddings", "colwise_gather_output"),
     ):
-        module = got(subject.model, getter)
+        module = embedding_of(subject.model, getter)
         if module is not None and (path := paths.get(id(module))) is not None:
             found[path] = style
     return found
 
 
-def got(model: nn.Module, getter: str) -> nn.Module | None:
-    """What `get_input_embeddings` or its like gives, where the model has it."""
+def embedding_of(model: nn.Module, getter: str) -> nn.Module | None:
+    """The module that `get_input_embeddings` or `get_output_embeddings` returns; None where there is none."""
     try:
         found = getattr(model, getter)()
     except (AttributeError, NotImplementedError):
@@ -78,8 +67,8 @@ def _passed_as_sinks(kind: type[nn.Module]) -> tuple[str, ...]:
     return tuple(value.attr for value in given if isinstance(value, ast.Attribute))
 
 
-def _repeats(graph: Graph, path: str) -> list[str]:
-    """The same module in the layers that repeat this one's."""
+def repeats(graph: Graph, path: str) -> list[str]:
+    """Paths of the same module in the layers that repeat its layer."""
     return [
         module.path + path.removeprefix(module.repeats)
         for module in graph.modules
@@ -88,8 +77,9 @@ def _repeats(graph: Graph, path: str) -> list[str]:
 
 
 def is_expert(graph: Graph, path: str) -> bool:
-    """Whether it lies in a module `experts` that is a list, or holds stacked weights alone: the engines run those themselves,
-    whole in and whole out (vLLM `moe.py`, SGLang `MoEMixin`).
+    """Whether a path is in a module `experts` that is a list or holds only stacked weights.
+
+    Engines run those themselves, with whole inputs and outputs (vLLM `moe.py`, SGLang `MoEMixin`).
     """
     parts = path.split(".")
     for depth, part in enumerate(parts, 1):
@@ -100,27 +90,8 @@ def is_expert(graph: Graph, path: str) -> bool:
     return False
 
 
-def with_gathered_norm(subject: Subject, assigned: Assigned, findings: Iterable[Finding]) -> Assigned | None:
-    """The layout with one norm more that gathers its input: the one that was given a part; None where that is not the fault."""
-    graph = subject.graph
-    for finding in findings:
-        path = finding.place.module or ""
-        module = graph.module_of.get(path)
-        fault = finding.code in ("TP202", "TP206") and path not in assigned.modules
-        if fault and module is not None and may_be_norm(module) and _of_mean_squares(graph, path):
-            alike = {each: (GATHERED_NORM, generic(each)) for each in (path, *_repeats(graph, path))}
-            return replace(assigned, modules={**assigned.modules, **alike})
-    return None
-
-
 def may_be_norm(module: Module) -> bool:
-    """Whether it may be a norm: a leaf with one parameter or two, all of one dim. What is done with it, its ops say."""
+    """Whether a module may be a norm, by its form: one or two parameters, and no linear layer, embedding or layer norm."""
     return (
         0 < len(module.parameters) <= 2 and not is_linear(module) and not set(module.bases) & {"Embedding", "LayerNorm"}
     )
-
-
-def _of_mean_squares(graph: Graph, path: str) -> bool:
-    """Whether a norm divides by the root of the mean of squares, and takes nothing away first (`fusers/rms_norm.py`, `match`)."""
-    targets = {op.target for op in graph.ops if op.module == path}
-    return "rms_norm" in targets or ({"aten.mean", "aten.rsqrt"} <= targets and not targets & {"aten.sub", "aten.rsub"})

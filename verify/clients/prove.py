@@ -1,4 +1,4 @@
-"""The proof in a dialect: the plan as the client reads it, proved by the same rules as any plan."""
+"""Prove a plan for one client: as the client reads it, by the same rules as any plan."""
 
 from dataclasses import replace
 from time import perf_counter
@@ -7,7 +7,6 @@ from torch import nn
 
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
-from shardproof.planner.ir.graph import Op
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import Plan, generic
 from shardproof.planner.loading.carried_plan import base_prefix
@@ -17,10 +16,12 @@ from shardproof.planner.propagation.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
-from shardproof.verify.clients.engine_decisions import with_gathered_norm
 from shardproof.verify.clients.reading import Reading, read
-from shardproof.verify.clients.stage_programs import check_even_stages, check_keyed_stages
-from shardproof.verify.clients.stages import check_stages
+from shardproof.verify.clients.stages.keyed import check_keyed_stages
+from shardproof.verify.clients.stages.pipeline_keys import check_stages
+from shardproof.verify.clients.transformers.even_stages import check_even_stages
+from shardproof.verify.clients.vllm.gathered_norms import with_gathered_norm
+from shardproof.verify.findings import be414, be415
 from shardproof.verify.proof.plan_form import check_plan
 from shardproof.verify.proof.prove import not_traced
 from shardproof.verify.proof.tensor import check_relation, relate
@@ -30,7 +31,7 @@ from shardproof.verify.report.report import LevelResult
 def prove_for(
     dialect: Dialect, loaded: LoadedModel, plan: Plan, *, tp: int = 2, pp: int = 1, subject: Subject | None = None
 ) -> LevelResult:
-    """Prove or refute a plan at a layout, as one client reads it; `subject` is the model traced already, if it was.
+    """Prove or refute a plan at a layout, as one client reads it; `subject` is the traced model, where there is one.
 
     Raises:
         ValueError: a degree is below 1.
@@ -86,26 +87,26 @@ def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[
     if not isinstance(ran, Propagation):
         return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
     heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()
-    # Only a client that trains has gradients to get wrong.
+    # Gradients matter only for a client that trains.
     rest = check_relation(subject, ran, assigned) if dialect.hooks_gradients or not heads else ()
     ignored = _OF_GRADIENTS if not dialect.hooks_gradients else () if distributed else ("TP217",)
     return reading.findings + heads + tuple(finding for finding in rest if finding.code not in ignored)
 
 
 _OF_GRADIENTS = ("TP207", "TP208", "TP217")
-"""What does not concern a client that does not train; the last only one that trains with distributed tensors."""
+"""Codes of gradients, for clients that train alone; the last, for those that train with distributed tensors."""
 
 
 def _in_words_of(dialect: Dialect, reading: Reading, finding: Finding) -> Finding:
-    """A finding of the effective layout, with what the client did where it did it without the plan."""
-    style = reading.decided.get(finding.place.module or "")
+    """A finding, with the style that the client gives the module by itself where it does."""
+    style = reading.without_plan.get(finding.place.module or "")
     if style is None:
         return finding
     return replace(finding, why=f"{finding.why} ({dialect.name} makes this module {style} by itself)")
 
 
 def _degree_refused(dialect: Dialect, loaded: LoadedModel, tp: int) -> tuple[Finding, ...]:
-    """Head counts that an engine divides: query heads always, key-value heads where it does not repeat them."""
+    """BE414 where head counts do not divide: of query heads always, of key-value heads unless the client repeats them."""
     if tp == 1 or not dialect.local_heads:
         return ()
     text = loaded.config.get_text_config()
@@ -120,23 +121,15 @@ def _degree_refused(dialect: Dialect, loaded: LoadedModel, tp: int) -> tuple[Fin
     single = kv == 1 and dialect.client != "sglang"
     for name, count in (("query", heads), ("key-value", kv)):
         if count % tp and not (name == "key-value" and (repeated or single)):
-            return (
-                Finding(
-                    "BE414",
-                    Severity.ERROR,
-                    f"{dialect.name} divides {count} {name} heads by {tp} ranks, which does not come out even.",
-                    why=f"every rank gets an attention of whole heads ({dialect.cites[0]})",
-                    found=f"{count} {name} heads, {tp} ranks",
-                    needed="a degree that divides the heads",
-                ),
-            )
+            cite = dialect.cites[0]
+            return (be414.heads_do_not_divide(name, count, degree=tp, client=dialect.name, cite=cite),)
     return ()
 
 
 def _with_repeated_heads(dialect: Dialect, loaded: LoadedModel, tp: int) -> LoadedModel | None:
-    """The same model with every key-value head repeated until there is one for each rank, where the client does that.
+    """The model with key-value heads repeated until there is one for each rank; None where the client does not repeat them.
 
-    Both compute the same: a group of query heads is cut into groups that share a copy of their head.
+    Both models compute the same: a group of query heads becomes several groups that share a copy of their key-value head.
     """
     config = loaded.config
     kv = field_of(config.get_text_config(), "num_key_value_heads")
@@ -152,7 +145,7 @@ def _with_repeated_heads(dialect: Dialect, loaded: LoadedModel, tp: int) -> Load
 
 
 def _local_heads(dialect: Dialect, subject: Subject, ran: Propagation) -> tuple[Finding, ...]:
-    """Attention whose query, key or value is not this rank's heads: the client would read them as if they were."""
+    """Findings of attention whose query, key or value is not this rank's heads, though the client reshapes it as if it were."""
     found: dict[str, Finding] = {}
     config = getattr(subject.model, "config", None)
     whole = config is not None and config.get_text_config().model_type in dialect.whole_attention
@@ -164,20 +157,8 @@ def _local_heads(dialect: Dialect, subject: Subject, ran: Propagation) -> tuple[
             wanted = R if whole else Shard(1)
             single = ran.local.values[number].shape[1] == 1 and name != "query" and not whole
             if placement != wanted and not single:
-                found.setdefault(
-                    generic(pair.local.module), _not_local(dialect, pair.local, name, str(placement), whole)
-                )
+                op, given = pair.local, str(placement)
+                place = Place(module=op.module, source=op.source)
+                finding = be415.heads_not_local(name, place, placement=given, whole=whole, client=dialect.name)
+                found.setdefault(generic(op.module), finding)
     return tuple(found.values())
-
-
-def _not_local(dialect: Dialect, op: Op, name: str, placement: str, whole: bool) -> Finding:
-    return Finding(
-        "BE415",
-        Severity.ERROR,
-        f"{dialect.name} takes the {name} of {op.module} as {'all heads' if whole else 'this rank heads alone'}, "
-        f"and gets {placement}.",
-        Place(module=op.module, source=op.source),
-        why="the client's attention reshapes what it is given to its own number of heads, without a check",
-        found=placement,
-        needed="R" if whole else "S(1): projections split by heads (colwise), without a gather",
-    )

@@ -1,38 +1,39 @@
-"""From a plan as it is written to what one client does with it: the effective layout, and what gets lost on the way."""
+"""How one client reads a plan: the effective layout, and findings for entries that have no effect or another one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement
 from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
-from shardproof.verify.clients.dialect import Dialect, Reader, Unknown, first_match
-from shardproof.verify.clients.engine_decisions import decided, is_expert, may_be_norm, sinks
-from shardproof.verify.clients.torchtitan.dialect import NAMES, PROJECTIONS
+from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
+from shardproof.verify.clients.engine_decisions import engine_styles, is_expert, may_be_norm, sinks
+from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
 from shardproof.verify.clients.vllm.fusers import is_linear
 from shardproof.verify.clients.widths import uneven
+from shardproof.verify.findings import be411, be412, be413, be416, be417
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The effective layout of a plan in a dialect; `decided` are the modules that were decided without the plan."""
+    """The effective layout of a plan for a client; `without_plan` are the styles that the client gives modules by itself."""
 
     assigned: Assigned
     findings: tuple[Finding, ...] = ()
-    decided: Mapping[str, str] = field(default_factory=dict)
+    without_plan: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing left to prove: the client refuses, or does what is not modelled."""
+        """Whether nothing is left to prove: the client refuses the plan, or does what is not modelled."""
         return any(finding.severity is not Severity.WARNING for finding in self.findings)
 
 
 def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading:
-    """What a client does with a plan at a degree; findings BE41x."""
+    """What a client does with a plan at a degree, with findings BE411 to BE417."""
     unknown = _unknown_styles(dialect, subject, plan)
     if any(finding.severity is Severity.ERROR for finding in unknown):
         return Reading(Assigned({}, {}), tuple(unknown))
@@ -53,7 +54,9 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
 
 
 def sharded_in(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> float:
-    """Share of the parameter bytes that is sharded in what a client makes of a plan; an engine shards experts by itself."""
+    """The share (0 to 1) of the parameter bytes that a client shards by a plan, with the experts that an engine shards by
+    itself.
+    """
     engine = dialect.reader is Reader.ENGINE
     assigned = read(dialect, subject, plan, degree).assigned
     return sharded_share(subject.graph, assigned, also=lambda path: engine and is_expert(subject.graph, path))
@@ -79,8 +82,8 @@ def _seen_path(dialect: Dialect, subject: Subject, path: str) -> str | None:
 def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, findings: list[Finding]) -> Reading:
     keys = seen_keys(dialect, subject, plan)
     if not keys and dialect.needs_plan and degree > 1:
-        return Reading(Assigned({}, {}), (_no_plan(dialect),))
-    found = decided(dialect, subject, degree)
+        return Reading(Assigned({}, {}), (be411.plan_required(dialect.name, dialect.cites[0]),))
+    found = engine_styles(dialect, subject, degree)
     layout: dict[str, str | None] = dict(found)
     for module in subject.graph.modules:
         path = _seen_path(dialect, subject, module.path)
@@ -118,15 +121,11 @@ def _laid_out(graph: Graph, layout: Mapping[str, str | None]) -> Assigned:
 
 
 def _by_names(dialect: Dialect, subject: Subject) -> Reading:
-    """torchtitan: names in a layer; what no name covers stays whole here, and is refused where it has parameters there."""
-    layout: dict[str, str | None] = {}
-    for module in subject.graph.modules:
-        style = next((s for name, s in NAMES if module.path.endswith(f".{name}")), None)
-        if style is not None and is_linear(module):
-            layout[module.path] = style
-    paths = [module.path for module in subject.graph.modules]
-    if not all(any(path.endswith(f".self_attn.{name}") for path in paths for name in names) for names in PROJECTIONS):
-        return Reading(Assigned({}, {}), (_no_known_names(dialect),))
+    """A client that shards by attribute names, and reads no plan."""
+    layout = layout_by_names(subject.graph)
+    if layout is None:
+        names = [name for name, _ in NAMES[1:5]]
+        return Reading(Assigned({}, {}), (be411.names_unknown(dialect.name, dialect.cites[0], names),))
     return Reading(_laid_out(subject.graph, layout))
 
 
@@ -135,27 +134,18 @@ def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Find
         return []
     entries = [(join(subject.prefix, e.pattern), e.style) for e in plan.tp]
     entries += [(e.pattern, e.style) for e in plan.head_tp] if dialect.reads_head else []
-    refused = dialect.unknown is Unknown.REFUSED
+    refused = dialect.unknown is UnknownStyle.REFUSED
     found = []
     for pattern, style in entries:
         if dialect.effect(style) is not None or (not refused and _no_loss(dialect, subject, pattern, style)):
             continue
-        found.append(
-            Finding(
-                "BE411",
-                Severity.ERROR if refused else Severity.WARNING,
-                f'{dialect.name} has no style "{style}": it is {dialect.unknown.value}.',
-                Place(entry=pattern),
-                why=f"a style is looked up in the client's own table ({dialect.cites[0]})",
-                found=f'"{style}"',
-                needed=f"one of {', '.join(dialect.styles)}",
-            )
-        )
+        known, cite = list(dialect.styles), dialect.cites[0]
+        found.append(be411.style_unknown(style, pattern, client=dialect.name, cite=cite, refused=refused, styles=known))
     return found
 
 
 def _no_loss(dialect: Dialect, subject: Subject, pattern: str, style: str) -> bool:
-    """Whether a module that the client keeps whole is none the worse for it: no linear layer, or a style for gradients alone."""
+    """Whether ignoring an entry changes nothing: its module is no linear layer, or its style acts on gradients alone."""
     reached = any(
         is_linear(m) and generic(m.path) == pattern and not is_expert(subject.graph, m.path)
         for m in subject.graph.modules
@@ -169,9 +159,9 @@ def _only_gradients(style: str) -> bool:
 
 
 def _lost_entries(
-    dialect: Dialect, subject: Subject, keys: Mapping[str, str], decided: Mapping[str, str]
+    dialect: Dialect, subject: Subject, keys: Mapping[str, str], without_plan: Mapping[str, str]
 ) -> list[Finding]:
-    """Entries that another key shadows, that stand where no linear layer is, or whose module is decided without them."""
+    """Findings of entries that another key shadows, or whose module the client shards by itself in another way."""
     found = []
     for module in subject.graph.modules:
         path = _seen_path(dialect, subject, module.path)
@@ -180,100 +170,46 @@ def _lost_entries(
             continue
         first = first_match(dialect.matching, keys, path)
         written, entry = keys[own], generic(module.path)
-        if module.path in decided:
+        if module.path in without_plan:
             effect = dialect.effect(written) or "replicate"
-            if effect != decided[module.path] and decided[module.path] in STYLES:
-                found.append(_ignored(dialect, entry, written, decided[module.path]))
+            if effect != without_plan[module.path] and without_plan[module.path] in STYLES:
+                done = without_plan[module.path]
+                found.append(be416.entry_not_read(entry, written=written, style=done, client=dialect.name))
         elif first != own and first is not None and keys[first] != written:
-            found.append(_shadowed(dialect, entry, written, first, keys[first]))
+            found.append(
+                be412.key_shadowed(
+                    entry,
+                    written,
+                    first=first.removeprefix("model."),
+                    style=keys[first],
+                    client=dialect.name,
+                    cite=dialect.cites[0],
+                )
+            )
     return list({finding.place.entry: finding for finding in found}.values())
 
 
 def _unmatched(dialect: Dialect, subject: Subject, keys: Mapping[str, str]) -> list[Finding]:
-    """Keys that match the beginning of no module's path and no parameter's: dropped without a word. One of the model's own plan
-    that Transformers finds nothing for either is for other configs of its class.
+    """Findings of keys that match the beginning of no path, which the client drops silently.
+
+    Only a warning where Transformers finds no match either for a key of the model's own plan: it is for other configs of the
+    class.
     """
     own = {str(key) for key in getattr(subject.model, "_tp_plan", None) or {}}
     carried = own - {generic(path) for path in (*subject.graph.module_of, *subject.graph.parameters)}
     paths = {_seen_path(dialect, subject, module.path) for module in subject.graph.modules} - {None}
     paths |= {_seen_path(dialect, subject, name) for name in subject.graph.parameters} - {None}
-    return [
-        Finding(
-            "BE413",
-            Severity.WARNING
-            if (entry := join(subject.prefix, pattern.removeprefix("model."))) in carried
-            else Severity.ERROR,
-            f'{dialect.name} finds no module for "{pattern.removeprefix("model.")}", and drops it.',
-            Place(entry=entry),
-            why=f"keys get the prefix model. and are matched from the beginning of a path ({dialect.cites[0]})",
-            found="no module",
-            needed="a key relative to the base model, such as layers.*.self_attn.q_proj",
-        )
-        for pattern in keys
-        if not any(first_match(dialect.matching, (pattern,), path) for path in paths if path is not None)
-    ]
+    found = []
+    for pattern in keys:
+        if any(first_match(dialect.matching, (pattern,), path) for path in paths if path is not None):
+            continue
+        key, cite = pattern.removeprefix("model."), dialect.cites[0]
+        entry = join(subject.prefix, key)
+        severity = Severity.WARNING if entry in carried else Severity.ERROR
+        found.append(be413.key_not_seen(key, entry, client=dialect.name, cite=cite, severity=severity))
+    return found
 
 
-def _shadowed(dialect: Dialect, entry: str, written: str, first: str, style: str) -> Finding:
-    return Finding(
-        "BE412",
-        Severity.ERROR,
-        f'"{first.removeprefix("model.")}" comes first and matches this module too, so it is "{style}" and not "{written}".',
-        Place(entry=entry),
-        why=f"{dialect.name} takes the first key that matches the beginning of a path ({dialect.cites[0]})",
-        found=f'"{style}"',
-        needed=f'"{written}": the longer key before the shorter',
-    )
-
-
-def _ignored(dialect: Dialect, entry: str, written: str, style: str) -> Finding:
-    return Finding(
-        "BE416",
-        Severity.WARNING,
-        f'{dialect.name} decides this module without the plan: it is "{style}", and "{written}" is not read.',
-        Place(entry=entry),
-        why="projections that fuse, the vocabulary table and the head are handled before the plan is asked",
-        found=f'"{written}"',
-        needed=f'"{style}", for the clients that do read it',
-        fault=Fault.CLIENT,
-    )
-
-
-def _not_modelled(dialect: Dialect, decided: Mapping[str, str]) -> list[Finding]:
-    packed = {generic(path): path for path, style in decided.items() if style == "packed_qkv"}
-    return [
-        Finding(
-            "BE417",
-            Severity.UNDECIDED,
-            f"{dialect.name} cuts {path} into query, key and value by itself, and rewrites the split after it.",
-            Place(entry=entry, module=path),
-            why="blocks of unequal size, and sizes that the client writes into the source, have no placement here",
-            found="a packed projection with fewer key-value heads",
-            needed="a run in the client: `plan verify --level client`",
-            fault=Fault.CLIENT,
-        )
-        for entry, path in packed.items()
-    ]
-
-
-def _no_plan(dialect: Dialect) -> Finding:
-    return Finding(
-        "BE411",
-        Severity.ERROR,
-        f"{dialect.name} refuses a model without a tensor-parallel plan of its base model.",
-        why=f"above one rank the plan is required ({dialect.cites[0]})",
-        found="no entry of the base model",
-        needed="base_model_tp_plan",
-    )
-
-
-def _no_known_names(dialect: Dialect) -> Finding:
-    return Finding(
-        "BE411",
-        Severity.ERROR,
-        f"{dialect.name} reads no plan, and knows none of this model's projections by name.",
-        why=f"it looks for attribute names in every layer, and raises where there is none ({dialect.cites[0]})",
-        found="no known projection",
-        needed=f"layers with {', '.join(name for name, _ in NAMES[1:5])}, or a case of its own in the client",
-        fault=Fault.CLIENT,
-    )
+def _not_modelled(dialect: Dialect, without_plan: Mapping[str, str]) -> list[Finding]:
+    packed = {generic(path): path for path, style in without_plan.items() if style == "packed_qkv"}
+    return [be417.packed_projection_rewritten(path, entry, dialect.name) for entry, path in packed.items()]

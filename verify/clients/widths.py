@@ -1,25 +1,26 @@
-"""BE414 of features: what engines refuse to deal out, because it does not come out even or would cut a quantised block."""
+"""BE414 for widths: features that an engine refuses to shard, because they do not divide or a quantised block would be cut."""
 
 from collections.abc import Iterator, Mapping
 
-from shardproof.planner.ir.findings import Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.config_fields import field_of
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.dialect import Dialect
-from shardproof.verify.clients.engine_decisions import got, is_expert
-from shardproof.verify.clients.quantised import blocks_of
+from shardproof.verify.clients.engine_decisions import embedding_of, is_expert
+from shardproof.verify.clients.vllm.quantised import blocks_of
+from shardproof.verify.findings import be414
 
 EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size")
 """Config fields in which engines look for the width inside an expert, the first that there is."""
 
 
 def uneven(dialect: Dialect, subject: Subject, layout: Mapping[str, str | None], degree: int) -> Iterator[Finding]:
-    """Features that do not come out even, or not in whole blocks of a quantised checkpoint: engines refuse them, but for a
-    vocabulary, which they pad (vLLM 0.32.0, `distributed/utils.py`, `divide`; `fused_moe/config.py`; SGLang 0.5.23,
+    """Findings of features that do not divide evenly, or not into whole blocks of a quantised checkpoint. A vocabulary may:
+    engines pad it (vLLM 0.32.0, `distributed/utils.py`, `divide`; `fused_moe/config.py`; SGLang 0.5.23,
     `srt/distributed/utils.py`).
     """
-    padded = {id(got(subject.model, getter)) for getter in ("get_input_embeddings", "get_output_embeddings")}
+    padded = {id(embedding_of(subject.model, getter)) for getter in ("get_input_embeddings", "get_output_embeddings")}
     config = getattr(subject.model, "config", None)
     blocks = blocks_of(config)
     told: set[str] = set()
@@ -31,31 +32,20 @@ def uneven(dialect: Dialect, subject: Subject, layout: Mapping[str, str | None],
             continue
         told.add(generic(path))
         yield from _refused_width(
-            dialect, path, f"the {count} {side} of {path}", count, degree, blocks.cut(path, side, count, degree)
+            dialect, path, f"{count} {side} of {path}", count, degree, blocks.cut(path, side, count, degree)
         )
     text = config.get_text_config() if config is not None else None
     width = next((n for name in EXPERT_WIDTHS if isinstance(n := field_of(text, name), int)), 0)
     experts = next((m.path for m in subject.graph.modules if is_expert(subject.graph, m.path)), None)
     if experts is not None:
         cut = max(blocks.cut(experts, side, width, degree) for side in ("out_features", "in_features"))
-        yield from _refused_width(dialect, experts, f"the {width} features inside {experts}", width, degree, cut)
+        yield from _refused_width(dialect, experts, f"{width} features inside {experts}", width, degree, cut)
 
 
-def _refused_width(dialect: Dialect, path: str, what: str, count: int, degree: int, cut: int) -> Iterator[Finding]:
+def _refused_width(dialect: Dialect, path: str, width: str, count: int, degree: int, cut: int) -> Iterator[Finding]:
     """A number of features that does not divide, or whose part cuts a block of `cut` features."""
+    client, cite = dialect.name, dialect.cites[0]
     if count % degree:
-        problem, needed = "which does not come out even", f"a multiple of {degree}, or another degree"
+        yield be414.width_does_not_divide(width, path, degree=degree, client=client, cite=cite)
     elif cut:
-        problem = f"which cuts blocks of {cut} that are quantised as one"
-        needed = f"a multiple of {cut} on each rank, or another degree"
-    else:
-        return
-    yield Finding(
-        "BE414",
-        Severity.ERROR,
-        f"{dialect.name} divides {what} by {degree} ranks, {problem}.",
-        Place(module=path),
-        why=f"every rank gets equally many, and whole blocks ({dialect.cites[0]})",
-        found=what.removeprefix("the "),
-        needed=needed,
-    )
+        yield be414.block_is_cut(width, path, block=cut, degree=degree, client=client, cite=cite)

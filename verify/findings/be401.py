@@ -1,6 +1,8 @@
 """BE401: a keyword that does not arrive at the attention."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Sequence
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -14,7 +16,7 @@ register(
         "keywords of the base model. One level that drops them, in a signature, a loop, a helper or a "
         "decorator, and the attention runs without its cache, or fails far from the cause.",
         use_instead="`**kwargs` in every signature on the way, and `**kwargs` in every call.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The layer takes them, and calls its attention without.",
@@ -37,3 +39,17 @@ class Layer(Layer):
         ),
     )
 )
+
+
+def keywords_dropped(function: str, place: Place, *, keywords: Sequence[str], problem: str, needed: str) -> Finding:
+    """A function on the way from the base model to the attention does not pass the client's keywords on."""
+    return Finding(
+        "BE401",
+        Severity.ERROR,
+        f"{function} drops the keywords on the way to the attention: {problem}.",
+        place,
+        why=f"the client gives its attention {', '.join(keywords)} as keywords of the base model",
+        found=problem,
+        needed=needed,
+        fault=Fault.MODEL,
+    )

@@ -1,6 +1,8 @@
 """BE402: attention that no engine can take over."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Sequence
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -13,7 +15,7 @@ register(
         why="An engine registers its own attention, with its paged cache, in `ALL_ATTENTION_FUNCTIONS`. What "
         "does not go through it keeps no cache and sees only the tokens of one step.",
         use_instead="One call of `ALL_ATTENTION_FUNCTIONS` in the forward of the module that owns the projections.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The scores are computed in the forward.",
@@ -37,3 +39,46 @@ class Attention(Attention):
         ),
     )
 )
+
+
+def not_one_call(owner: str, count: int, place: Place) -> Finding:
+    """The forward of class `owner` calls the attention interface not at all, or several times."""
+    problem = f"{count} calls of the attention interface in one forward"
+    return Finding(
+        "BE402",
+        Severity.ERROR,
+        f"{owner}: {problem}.",
+        place,
+        why="a layer has one attention of the client",
+        found=problem,
+        needed="one call",
+        fault=Fault.MODEL,
+    )
+
+
+def layer_without_attention(layer: int, owner: str, place: Place, *, layers: Sequence[int]) -> Finding:
+    """A layer (of class `owner`) in which no module calls the interface; `layers` are those in which one does."""
+    return Finding(
+        "BE402",
+        Severity.ERROR,
+        f"Layer {layer} ({owner}) has no attention behind the interface.",
+        place,
+        why="vllm gives every layer an attention of its own, and runs no other layer",
+        found=f"attention in layers {', '.join(map(str, layers[:4]))}{', ...' if len(layers) > 4 else ''} alone",
+        needed="one call of ALL_ATTENTION_FUNCTIONS in each layer",
+        fault=Fault.MODEL,
+    )
+
+
+def attention_written_out(owner: str, target: str, place: Place, client: str) -> Finding:
+    """A module of class `owner` computes attention (the op `target`) without the interface."""
+    return Finding(
+        "BE402",
+        Severity.ERROR,
+        f"{owner} computes its attention itself.",
+        place,
+        why=f"{client} puts its own attention, with its cache, behind ALL_ATTENTION_FUNCTIONS",
+        found=target,
+        needed="a call of ALL_ATTENTION_FUNCTIONS in the module's own forward",
+        fault=Fault.MODEL,
+    )

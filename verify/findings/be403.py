@@ -1,6 +1,6 @@
 """BE403: attention weights used in the forward."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -12,7 +12,7 @@ register(
         why="An engine's attention never has the weights, and gives back None.",
         use_instead="The output alone; what changes the weights has to happen before the interface, or in an "
         "attention function of one's own.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The weights are scaled by a gate.",
@@ -39,3 +39,18 @@ class Attention(Attention):
         ),
     )
 )
+
+
+def weights_used(owner: str, place: Place) -> Finding:
+    """The forward of class `owner` computes with the attention weights."""
+    problem = "the attention weights are used after the softmax"
+    return Finding(
+        "BE403",
+        Severity.ERROR,
+        f"{owner}: {problem}.",
+        place,
+        why="the client gives back no weights",
+        found=problem,
+        needed="the output alone",
+        fault=Fault.MODEL,
+    )

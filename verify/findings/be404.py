@@ -1,6 +1,6 @@
 """BE404: a bias added to the attention's mask."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -12,7 +12,7 @@ register(
         why="Engines make the causal mask themselves and take none, so ALiBi slopes, relative positions and "
         "other biases that travel in the mask are lost, silently.",
         use_instead="Rotary or learned positions; a bias needs an attention of the engine's own that knows it.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="Slopes are added to the mask.",
@@ -39,3 +39,18 @@ class Attention(Attention):
         ),
     )
 )
+
+
+def mask_changed(owner: str, place: Place) -> Finding:
+    """The forward of class `owner` computes with the mask before it gives it to the interface."""
+    problem = "the attention mask is changed, or a bias is added to it"
+    return Finding(
+        "BE404",
+        Severity.ERROR,
+        f"{owner}: {problem}.",
+        place,
+        why="the client's attention takes no mask",
+        found=problem,
+        needed="no bias",
+        fault=Fault.MODEL,
+    )

@@ -1,6 +1,6 @@
 """BE405: a mask that the model makes itself."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -14,7 +14,7 @@ register(
         "`create_causal_mask` and `create_sliding_window_causal_mask` make; whatever else a mask says is lost, silently.",
         use_instead="`create_causal_mask` or `create_sliding_window_causal_mask` of `transformers.masking_utils`, passed on as "
         "they are; windows as `layer_types` and `sliding_window` of the config.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="A triangle of the model's own.",
@@ -38,3 +38,26 @@ class Model(Model):
         ),
     )
 )
+
+
+def mask_altered(argument: str, place: Place, client: str) -> Finding:
+    """A masking function is told, by this argument, to make another mask than the config says."""
+    return _unseen(f"the mask is altered by {argument}", place, client)
+
+
+def mask_written_out(module: str, target: str, place: Place, client: str) -> Finding:
+    """The mask of an attention in `module` is made by an op (`target`) of the model's own."""
+    return _unseen(f"the mask of {module} is made by hand ({target})", place, client)
+
+
+def _unseen(problem: str, place: Place, client: str) -> Finding:
+    return Finding(
+        "BE405",
+        Severity.ERROR,
+        f"{problem[0].upper()}{problem[1:]}, which {client} does not see.",
+        place,
+        why=f"{client}'s attention takes no mask: it is causal, with the window of the config",
+        found=problem,
+        needed="create_causal_mask or create_sliding_window_causal_mask of transformers.masking_utils, unaltered",
+        fault=Fault.MODEL,
+    )

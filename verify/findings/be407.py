@@ -1,6 +1,6 @@
 """BE407: a window or soft-cap that does not reach the attention."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -15,7 +15,7 @@ register(
         "`layer_types` of the config.",
         use_instead="`sliding_window=self.sliding_window` and `softcap=self.softcap` in the call; a mask that does what the "
         "config says.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The window stays behind.",
@@ -47,3 +47,82 @@ class Attention(Attention):
         ),
     )
 )
+
+
+WHOLE, WINDOWED = "create_causal_mask", "create_sliding_window_causal_mask"
+"""The functions of `transformers.masking_utils` for a mask without a window, and with one."""
+_FROM_CALL = "attention functions know it from the call alone"
+
+
+def mask_window_differs(place: Place, window: int, *, windowed: bool) -> Finding:
+    """The mask has a sliding window (`windowed`; `window` is the config's, in tokens) and the config gives the layer none, or the
+    other way round.
+    """
+    problem = (
+        "the mask has a sliding window that the config does not give this layer"
+        if windowed
+        else f"the config gives this layer a sliding window of {window}, and the mask has none"
+    )
+    return Finding(
+        "BE407",
+        Severity.ERROR,
+        f"{problem[0].upper()}{problem[1:]} ({place.module}).",
+        place,
+        why="the client takes no mask: it knows windows from config.sliding_window and config.layer_types alone",
+        found=WINDOWED if windowed else WHOLE,
+        needed=f"{WHOLE if windowed else WINDOWED}, or a config that says what the mask does",
+        fault=Fault.MODEL,
+    )
+
+
+def window_not_passed(owner: str, place: Place) -> Finding:
+    """The module has a sliding window, and its call of the interface does not pass it."""
+    problem = "the module has a sliding window, and does not pass it to the interface"
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed="sliding_window=self.sliding_window")
+
+
+def softcap_not_passed(owner: str, place: Place, field: str) -> Finding:
+    """A config field is a soft-cap of attention scores, and the call does not pass it."""
+    problem = f"the config has {field}, and the call passes no softcap"
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed="softcap=")
+
+
+def option_not_supported(owner: str, place: Place, option: str, client: str) -> Finding:
+    """The call passes an option that the client's attention does not have."""
+    problem = f"the model needs {option}, which {client}'s attention does not have"
+    why = "keywords that it does not know are dropped"
+    return _option(owner, place, problem=problem, why=why, needed=f"a model without {option}")
+
+
+def causality_not_said(owner: str, place: Place) -> Finding:
+    """Neither the module nor the call has `is_causal`."""
+    problem = "the module has no is_causal, and the call passes none"
+    return _option(
+        owner, place, problem=problem, why="attention functions read it there", needed="self.is_causal = True"
+    )
+
+
+def not_causal(owner: str, place: Place) -> Finding:
+    """`is_causal` is False in a decoder."""
+    why = "an engine takes the model for an encoder, or attends to what is not there yet"
+    return _option(owner, place, problem="is_causal is False in a decoder", why=why, needed="self.is_causal = True")
+
+
+def softcap_not_in_config(owner: str, place: Place, field: str) -> Finding:
+    """The call passes a soft-cap, and the config lacks the field in which vLLM looks for one."""
+    problem = f"the call passes a softcap, and the config has no {field}"
+    why = "the client knows it from that field alone"
+    return _option(owner, place, problem=problem, why=why, needed=f"config.{field}")
+
+
+def window_not_in_config(owner: str, place: Place) -> Finding:
+    """The call passes a sliding window that the config does not give the layer."""
+    problem = "the call passes a sliding window that the config does not give this layer"
+    why = "the client knows windows from config.sliding_window and config.layer_types alone"
+    return _option(owner, place, problem=problem, why=why, needed="both fields in the config")
+
+
+def _option(owner: str, place: Place, *, problem: str, why: str, needed: str) -> Finding:
+    return Finding(
+        "BE407", Severity.ERROR, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
+    )

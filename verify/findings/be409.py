@@ -1,6 +1,6 @@
 """BE409: a head that the engine does not run."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -15,7 +15,7 @@ register(
         "silently.",
         use_instead="`lm_head` alone; a scale as `logit_scale`, a soft-cap as `final_logit_softcapping`; anything else in the "
         "base model.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The logits are divided by a field of another name.",
@@ -38,3 +38,23 @@ class Head(Head):
         ),
     )
 )
+
+
+def logit_scale_is_none(config: str) -> Finding:
+    """The config, of this class, has the field `logit_scale`, and no number in it."""
+    problem, why = "its logit_scale is None", "vllm multiplies the logits by that field where there is one"
+    return _head(config, Place(), problem=problem, why=why, needed="a number, or no such field")
+
+
+def head_computes(owner: str, target: str, place: Place) -> Finding:
+    """The forward of class `owner` runs an op (`target`) on the hidden states or logits that the engine does not run."""
+    problem = f"its forward runs {target} between the base model and the logits"
+    why = "vllm does not run that forward: it projects, and knows logit_scale and final_logit_softcapping of the config"
+    needed = "lm_head alone, or the config fields that the engine reads"
+    return _head(owner, place, problem=problem, why=why, needed=needed)
+
+
+def _head(owner: str, place: Place, *, problem: str, why: str, needed: str) -> Finding:
+    return Finding(
+        "BE409", Severity.ERROR, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
+    )

@@ -1,6 +1,6 @@
 """BE410: weights that have no place in the engine."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -13,7 +13,7 @@ register(
         "whose parameter "
         "is `weight`. Another name in the checkpoint has no place there, and loading raises.",
         use_instead="`self.lm_head` on the head class, `self.weight` in a norm.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="A norm whose parameter is a gain.",
@@ -52,3 +52,23 @@ class Layer(Layer):
         ),
     )
 )
+
+
+def head_named_otherwise(owner: str, path: str, place: Place) -> Finding:
+    """The output layer of class `owner` is at `path`, not at `lm_head`."""
+    problem = f"its output layer is {path}, whose weight has no place there"
+    why = "vllm makes the head itself and calls it lm_head"
+    return _name(owner, place, problem=problem, why=why, needed="self.lm_head = nn.Linear(...)")
+
+
+def norm_weight_named_otherwise(owner: str, name: str, place: Place) -> Finding:
+    """The parameter of a root-mean-square norm (of class `owner`) is not called `weight`."""
+    problem = f"it is a root-mean-square norm, and its parameter is called {name}"
+    why = "vllm replaces such a norm by its own, whose parameter is called weight"
+    return _name(owner, place, problem=problem, why=why, needed=f"self.weight instead of self.{name}")
+
+
+def _name(owner: str, place: Place, *, problem: str, why: str, needed: str) -> Finding:
+    return Finding(
+        "BE410", Severity.ERROR, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
+    )

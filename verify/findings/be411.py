@@ -1,6 +1,8 @@
 """BE411: a style, or a plan, that the client cannot read."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Sequence
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -32,3 +34,41 @@ register(
         ),
     )
 )
+
+
+def style_unknown(style: str, entry: str, *, client: str, cite: str, refused: bool, styles: Sequence[str]) -> Finding:
+    """A style that the client does not have: it refuses the plan, or keeps the module whole. `styles` are those that it has."""
+    return Finding(
+        "BE411",
+        Severity.ERROR if refused else Severity.WARNING,
+        f'{client} has no style "{style}": it is {"refused" if refused else "silently replicated"}.',
+        Place(entry=entry),
+        why=f"a style is looked up in the client's own table ({cite})",
+        found=f'"{style}"',
+        needed=f"one of {', '.join(styles)}",
+    )
+
+
+def plan_required(client: str, cite: str) -> Finding:
+    """The client does not start above one rank without an entry of the base model."""
+    return Finding(
+        "BE411",
+        Severity.ERROR,
+        f"{client} refuses a model without a tensor-parallel plan of its base model.",
+        why=f"above one rank the plan is required ({cite})",
+        found="no entry of the base model",
+        needed="base_model_tp_plan",
+    )
+
+
+def names_unknown(client: str, cite: str, names: Sequence[str]) -> Finding:
+    """A client that shards by attribute names (`names` are some of them), of which the model has not enough."""
+    return Finding(
+        "BE411",
+        Severity.ERROR,
+        f"{client} reads no plan, and knows none of this model's projections by name.",
+        why=f"it looks for attribute names in every layer, and raises where there is none ({cite})",
+        found="no known projection",
+        needed=f"layers with {', '.join(names)}, or a case of its own in the client",
+        fault=Fault.CLIENT,
+    )

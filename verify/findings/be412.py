@@ -1,6 +1,6 @@
 """BE412: a key that matches the beginning of another."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -37,3 +37,16 @@ register(
         ),
     )
 )
+
+
+def key_shadowed(entry: str, written: str, *, first: str, style: str, client: str, cite: str) -> Finding:
+    """The key `first`, with `style`, is matched before the entry, whose style is `written`."""
+    return Finding(
+        "BE412",
+        Severity.ERROR,
+        f'"{first}" comes first and matches this module too, so it is "{style}" and not "{written}".',
+        Place(entry=entry),
+        why=f"{client} takes the first key that matches the beginning of a path ({cite})",
+        found=f'"{style}"',
+        needed=f'"{written}": the longer key before the shorter',
+    )

@@ -1,6 +1,6 @@
 """BE413: a key that matches nothing."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -31,3 +31,16 @@ register(
         ),
     )
 )
+
+
+def key_not_seen(key: str, entry: str, *, client: str, cite: str, severity: Severity) -> Finding:
+    """A key (as the plan has it) that matches no path as the client writes paths."""
+    return Finding(
+        "BE413",
+        severity,
+        f'{client} finds no module for "{key}", and drops it.',
+        Place(entry=entry),
+        why=f"keys get the prefix model. and are matched from the beginning of a path ({cite})",
+        found="no module",
+        needed="a key relative to the base model, such as layers.*.self_attn.q_proj",
+    )

@@ -1,6 +1,6 @@
 """BE414: heads that the client cannot divide."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -12,7 +12,7 @@ register(
         "not divide.",
         why="An engine gives every rank an attention of whole heads. vLLM asks this of the query heads, and "
         "repeats key-value heads where there are fewer than ranks; SGLang asks it of both; TGI divides "
-        "without a check. Engines refuse features that do not come out even, which Transformers deals out unevenly, "
+        "without a check. Engines refuse features that do not divide evenly, which Transformers shards unevenly, "
         "and a part of a block that is quantised as one.",
         use_instead="A degree that divides them.",
         fix_safety="No edit is offered: no plan changes the number of heads or features.",
@@ -42,3 +42,42 @@ register(
         ),
     )
 )
+
+
+def heads_do_not_divide(name: str, count: int, *, degree: int, client: str, cite: str) -> Finding:
+    """`count` heads (`name`: query or key-value) have no equal part for each of `degree` ranks."""
+    return Finding(
+        "BE414",
+        Severity.ERROR,
+        f"{client} divides {count} {name} heads by {degree} ranks, which does not divide evenly.",
+        why=f"every rank gets an attention of whole heads ({cite})",
+        found=f"{count} {name} heads, {degree} ranks",
+        needed="a degree that divides the heads",
+    )
+
+
+def width_does_not_divide(width: str, module: str, *, degree: int, client: str, cite: str) -> Finding:
+    """`width` (how many features of what) has no equal part for each of `degree` ranks."""
+    problem, needed = "which does not divide evenly", f"a multiple of {degree}, or another degree"
+    message = f"{client} divides the {width} by {degree} ranks, {problem}."
+    return _refused_width(width, module, message=message, cite=cite, needed=needed)
+
+
+def block_is_cut(width: str, module: str, *, block: int, degree: int, client: str, cite: str) -> Finding:
+    """A rank's part of `width` would end inside a quantised block of `block` features."""
+    problem = f"which cuts blocks of {block} that are quantised as one"
+    needed = f"a multiple of {block} on each rank, or another degree"
+    message = f"{client} divides the {width} by {degree} ranks, {problem}."
+    return _refused_width(width, module, message=message, cite=cite, needed=needed)
+
+
+def _refused_width(width: str, module: str, *, message: str, cite: str, needed: str) -> Finding:
+    return Finding(
+        "BE414",
+        Severity.ERROR,
+        message,
+        Place(module=module),
+        why=f"every rank gets equally many, and whole blocks ({cite})",
+        found=width,
+        needed=needed,
+    )

@@ -1,6 +1,6 @@
 """BE415: whole heads where the client takes a part."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -37,3 +37,20 @@ register(
         ),
     )
 )
+
+
+def heads_not_local(tensor: str, place: Place, *, placement: str, whole: bool, client: str) -> Finding:
+    """The client's attention receives a query, key or value (`tensor`) with other heads than it expects: this rank's heads, or
+    all heads where `whole`.
+    """
+    expected = "all heads" if whole else "only this rank's heads"
+    received = "all of them (R)" if placement == "R" else placement
+    return Finding(
+        "BE415",
+        Severity.ERROR,
+        f"{client} expects {expected} in the {tensor} of {place.module}, but receives {received}.",
+        place,
+        why="the client's attention reshapes what it is given to its own number of heads, without a check",
+        found=placement,
+        needed="R" if whole else "S(1): projections split by heads (colwise), without a gather",
+    )

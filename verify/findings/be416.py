@@ -1,6 +1,6 @@
 """BE416: an entry that the client does not read."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -30,3 +30,17 @@ register(
         ),
     )
 )
+
+
+def entry_not_read(entry: str, *, written: str, style: str, client: str) -> Finding:
+    """The client gives a module `style` by itself, where the plan has `written`."""
+    return Finding(
+        "BE416",
+        Severity.WARNING,
+        f'{client} decides this module without the plan: it is "{style}", and "{written}" is not read.',
+        Place(entry=entry),
+        why="projections that fuse, the vocabulary table and the head are handled before the plan is asked",
+        found=f'"{written}"',
+        needed=f'"{style}", for the clients that do read it',
+        fault=Fault.CLIENT,
+    )

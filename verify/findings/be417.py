@@ -1,6 +1,6 @@
 """BE417: code that the client rewrites."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -30,3 +30,17 @@ register(
         ),
     )
 )
+
+
+def packed_projection_rewritten(module: str, entry: str, client: str) -> Finding:
+    """The client cuts a packed projection of query, key and value by itself, in a way that is not modelled."""
+    return Finding(
+        "BE417",
+        Severity.UNDECIDED,
+        f"{client} cuts {module} into query, key and value by itself, and rewrites the split after it.",
+        Place(entry=entry, module=module),
+        why="blocks of unequal size, and sizes that the client writes into the source, have no placement here",
+        found="a packed projection with fewer key-value heads",
+        needed="a run in the client: `plan verify --level client`",
+        fault=Fault.CLIENT,
+    )

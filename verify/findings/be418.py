@@ -1,6 +1,6 @@
 """BE418: a forward that the engine cannot call."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -15,7 +15,7 @@ register(
         "whether there are `**kwargs` or not.",
         use_instead="`def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, ..., **kwargs)`, with positions "
         "from `position_ids` wherever it is given.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="Positions arrive in the keywords, unnamed.",
@@ -38,3 +38,29 @@ class Model(Model):
         ),
     )
 )
+
+
+def encoder_decoder(owner: str, place: Place, client: str) -> Finding:
+    """The model, of class `owner`, is an encoder and a decoder."""
+    problem, why = "the model is an encoder and a decoder, of which it runs none", f"{client} serves decoders alone"
+    return _not_callable(owner, place, problem=problem, why=why, needed="a decoder alone")
+
+
+def argument_not_named(owner: str, name: str, place: Place, client: str) -> Finding:
+    """The forward of class `owner` does not name an argument that the client gives."""
+    problem, why = f"its forward does not name {name}", f"{client} gives it"
+    return _not_callable(owner, place, problem=problem, why=why, needed=f"{name}=None in the signature")
+
+
+def positions_counted(owner: str, place: Place, client: str) -> Finding:
+    """The forward of class `owner` counts positions itself, instead of taking them."""
+    problem = "its forward takes no position_ids, and counts positions itself"
+    why = f"{client} gives the tokens of many requests in one row, each with its position"
+    needed = "position_ids=None in the signature, and positions from it where it is given"
+    return _not_callable(owner, place, problem=problem, why=why, needed=needed)
+
+
+def _not_callable(owner: str, place: Place, *, problem: str, why: str, needed: str) -> Finding:
+    return Finding(
+        "BE418", Severity.ERROR, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
+    )

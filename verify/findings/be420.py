@@ -1,6 +1,8 @@
 """BE420: experts of which the config does not say how many a token takes."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Sequence
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -12,7 +14,7 @@ register(
         why="An engine runs the experts itself. vLLM reads `num_experts_per_tok` or `top_k` of the config, and stops where "
         "there is neither.",
         use_instead="`num_experts_per_tok` in the config, or an `attribute_map` that leads to the field of another name.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="Two experts, and no number.",
@@ -38,3 +40,18 @@ class Layer(Layer):
         ),
     )
 )
+
+
+def count_of_experts_missing(config: str, experts: str, place: Place, fields: Sequence[str]) -> Finding:
+    """The config, of this class, has none of the fields in which vLLM looks for the number of experts of a token."""
+    problem = f"it has no {' or '.join(fields)}"
+    return Finding(
+        "BE420",
+        Severity.ERROR,
+        f"{config}: {problem}.",
+        place,
+        why=f"vllm runs {experts} itself, and reads there how many experts a token takes",
+        found=problem,
+        needed=f"{fields[0]}, or an attribute_map that has it",
+        fault=Fault.MODEL,
+    )

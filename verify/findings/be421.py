@@ -1,6 +1,6 @@
 """BE421: a config.json that does not say what the model is."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -12,7 +12,7 @@ register(
         "no model of its class.",
         why="An engine finds the classes by these fields alone, and makes the base model by `AutoModel`.",
         use_instead="Both fields, as `save_pretrained` writes them.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="No architectures.",
@@ -31,3 +31,48 @@ register(
         ),
     )
 )
+
+
+_FILE = Place(source=Source("config.json", 1))
+
+
+def unreadable(error: str) -> Finding:
+    """`config.json` cannot be read; `error` is the name of the exception."""
+    return _incomplete(f"config.json cannot be read ({error})", "a config.json")
+
+
+def no_object() -> Finding:
+    """`config.json` holds something else than an object."""
+    return _incomplete("config.json holds no object", "one JSON object")
+
+
+def lacks(field: str, needed: str) -> Finding:
+    """`config.json` has no such field."""
+    return _incomplete(f"config.json has no {field}", needed)
+
+
+def no_base_model(config: str, place: Place, client: str) -> Finding:
+    """A config of Transformers' own, of this class, that `AutoModel` has no model for."""
+    return Finding(
+        "BE421",
+        Severity.ERROR,
+        f"AutoModel knows no model of {config}, so that {client} cannot make it.",
+        place,
+        why="an engine makes the base model by AutoModel.from_config(config)",
+        found=f"{config} is not in MODEL_MAPPING",
+        needed="the config of a whole model that AutoModel knows",
+        fault=Fault.MODEL,
+    )
+
+
+def _incomplete(problem: str, needed: str) -> Finding:
+    return Finding(
+        "BE421",
+        Severity.ERROR,
+        f"{problem}.",
+        _FILE,
+        why="an engine finds the classes by this file alone",
+        found=problem,
+        needed=needed,
+        fault=Fault.MODEL,
+    )

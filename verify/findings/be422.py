@@ -1,6 +1,6 @@
 """BE422: custom code that no engine can find."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -14,7 +14,7 @@ register(
         " and nowhere else.",
         use_instead="`AutoConfig`, `AutoModel` and `AutoModelForCausalLM`, each a file beside config.json and a class"
         " in it.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="There is no AutoModel, and no such file.",
@@ -33,3 +33,32 @@ register(
         ),
     )
 )
+
+
+def no_auto_map(model_type: object) -> Finding:
+    """Transformers has no such model type, and `config.json` names no classes."""
+    problem = f"Transformers has no type {model_type!r}, and there is no auto_map"
+    return _incomplete(problem, '"auto_map": {"AutoConfig": ..., "AutoModel": ..., "AutoModelForCausalLM": ...}')
+
+
+def auto_map_lacks(key: str) -> Finding:
+    """`auto_map` has no entry for an auto class that engines use."""
+    return _incomplete(f"auto_map has no {key}, by which engines make the base model", f'"{key}": "file.Class"')
+
+
+def auto_map_names(key: str, reference: str, problem: str) -> Finding:
+    """`auto_map` names a file or a class that is not there."""
+    return _incomplete(f"auto_map's {key} names {reference}, and {problem}", "a file and a class that are there")
+
+
+def _incomplete(problem: str, needed: str) -> Finding:
+    return Finding(
+        "BE422",
+        Severity.ERROR,
+        f"{problem}.",
+        Place(source=Source("config.json", 1)),
+        why="an engine finds the classes by this file alone",
+        found=problem,
+        needed=needed,
+        fault=Fault.MODEL,
+    )

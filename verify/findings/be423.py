@@ -1,6 +1,6 @@
 """BE423: a plan where nobody reads it."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -12,7 +12,7 @@ register(
         why="`base_model_tp_plan` and its fellows are read from the config of the base model, `_tp_plan` and "
         "`_pp_plan` from the model class. Elsewhere they are silently without effect.",
         use_instead="The attribute on the class that is named.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The config's plan stands on the model.",
@@ -33,3 +33,17 @@ class PreTrained(PreTrained):
         ),
     )
 )
+
+
+def attribute_misplaced(owner: str, attribute: str, place: Place, needed: str) -> Finding:
+    """A plan attribute on a class, `owner`, that is never asked for it."""
+    return Finding(
+        "BE423",
+        Severity.ERROR,
+        f"{owner} has {attribute}, which is never read there.",
+        place,
+        why="a config gives the plan of its base model, a head class the plan of the head",
+        found=f"{attribute} on {owner}",
+        needed=needed,
+        fault=Fault.MODEL,
+    )

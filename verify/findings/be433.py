@@ -1,6 +1,7 @@
 """BE433: a stage of Transformers' own pipeline runtime that is not its part of the model."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.graph import Op
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -34,3 +35,60 @@ register(
         ),
     )
 )
+
+
+def layers_miscounted(client: str, stack: str, *, depth: int, count: int) -> Finding:
+    """The config says `count` layers, and the list `stack` holds `depth`."""
+    return Finding(
+        "BE433",
+        Severity.ERROR,
+        f"{client} deals out {count} layers, and {stack} holds {depth}",
+        Place(module=stack),
+        why="stages are cut by the config's num_hidden_layers",
+        found=f"num_hidden_layers = {count}",
+        needed=f"{depth}, or one stage",
+        fault=Fault.MODEL,
+    )
+
+
+def stage_differs(stage: int, client: str, op: Op | None, *, more: bool) -> Finding:
+    """A stage's value is not the whole program's: it runs `op` besides (`more`), or does not run it; None where no op tells."""
+    does = "applies" if more else "does not apply"
+    what = "gives another value" if op is None else f"{does} {op.target} of {op.module or 'the model'}"
+    return Finding(
+        "BE433",
+        Severity.ERROR,
+        f"stage {stage} of {client} {what}{' to what it received' if more and stage else ''}.",
+        Place(module=op.module or None if op else None, source=op.source if op else None),
+        why="each stage runs the model's whole forward, with some of its modules replaced by identities",
+        found=op.target if op and more else "not run",
+        needed="the whole program's part, every op of it once",
+        fault=Fault.CLIENT,
+    )
+
+
+def stage_raises(stage: int, client: str, error: str, place: Place) -> Finding:
+    """A stage's forward raises at `place`."""
+    return Finding(
+        "BE433",
+        Severity.ERROR,
+        f"stage {stage} of {client} raises: {error}",
+        place,
+        why="the model's forward meets an identity where it expects its own module, or no token ids",
+        found=error.partition(":")[0],
+        needed="a forward that runs with identities in the place of absent modules",
+        fault=Fault.CLIENT,
+    )
+
+
+def no_even_split(client: str, found: str) -> Finding:
+    """The base model has no list `layers`, or fewer layers than stages; `found` says which."""
+    return Finding(
+        "BE433",
+        Severity.ERROR,
+        f"{client} makes no stages of this model: {found}.",
+        why="its runtime splits the list `layers` of the base model",
+        found=found,
+        needed="a base model with its layers under that name, at least one a stage",
+        fault=Fault.CLIENT,
+    )

@@ -1,6 +1,6 @@
 """BE443: token types that do not say where an image lies."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -13,7 +13,7 @@ register(
         why="Engines find each image by its run of ones (0 text, 1 image, 2 video); the run holds the "
         "separators too, and nothing that the model does not replace.",
         use_instead="One run for each image, made of `image_token_ids`.",
-        fix_safety="No edit is offered: an edit is of a plan, and here it is the model's own files that change.",
+        fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
             Example(
                 note="The types are left out.",
@@ -34,3 +34,34 @@ class Processor(Processor):
         ),
     )
 )
+
+
+def types_not_returned(owner: str, place: Place) -> Finding:
+    """The processor, of class `owner`, does not return token types where it is asked to."""
+    return _wrong(owner, place, "return_mm_token_type_ids is not honoured", "mm_token_type_ids in what it returns")
+
+
+def types_not_contiguous(owner: str, place: Place) -> Finding:
+    """The tokens of one image are several runs of its type."""
+    problem = "the types of one image's tokens are not contiguous"
+    return _wrong(owner, place, problem, "one run, its separators included")
+
+
+def token_not_of_image(owner: str, token: int, place: Place) -> Finding:
+    """A token has the type of an image, and its id is none of the processor's `image_token_ids`."""
+    problem = f"token {token} counts as image, and is none of image_token_ids"
+    needed = "type 1 for tokens that the model replaces, and their separators, in image_token_ids"
+    return _wrong(owner, place, problem, needed)
+
+
+def _wrong(owner: str, place: Place, problem: str, needed: str) -> Finding:
+    return Finding(
+        "BE443",
+        Severity.ERROR,
+        f"{owner}: {problem}.",
+        place,
+        why="an engine lays out the prompt by the processor's own counts and types",
+        found=problem,
+        needed=needed,
+        fault=Fault.MODEL,
+    )

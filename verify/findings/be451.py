@@ -1,6 +1,6 @@
 """BE451: a client that computes something else."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -31,3 +31,18 @@ plan verify llama --level client --client vllm --tp 2 --pp 2
         ),
     )
 )
+
+
+def answers_differ(
+    client: str, where: str, difference: float | None, *, limit: float, severity: Severity, fault: Fault
+) -> Finding:
+    """The client's log-probabilities differ from the single-device model's by more than `limit`; both in nats."""
+    return Finding(
+        "BE451",
+        severity,
+        f"{client} differs {where} from the single-device model by {difference:.2g} (of log-probabilities, in nats).",
+        why="the same weights and tokens give the same answer",
+        found=f"{difference:.2g}",
+        needed=f"at most {limit:g}",
+        fault=fault,
+    )

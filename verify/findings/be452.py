@@ -1,6 +1,6 @@
 """BE452: a client that fails."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -30,3 +30,16 @@ plan verify llama --level client --client vllm --tp 2 --pp 2
         ),
     )
 )
+
+
+def client_fails(client: str, where: str, error: str, *, severity: Severity, fault: Fault) -> Finding:
+    """The client raised `error`; `where` says at which layout, and may be empty."""
+    return Finding(
+        "BE452",
+        severity,
+        f"{' '.join(filter(None, (client, 'fails', where)))}: {' '.join(error.split())[:300]}",
+        why="the client's own code loaded the checkpoint with the plan",
+        found="an error",
+        needed="an answer",
+        fault=fault,
+    )

@@ -1,10 +1,12 @@
 """Every finding there is, as data: `plan explain CODE` and the docs are made from it. No torch here.
 
-One finding is one file of `verify.findings`, which registers one `Rule`. Codes are never reused.
+One finding is one file of `verify.findings`, named by its code: it registers one `Rule`, and its functions build the messages.
+Codes are never reused.
 """
 
 import difflib
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -80,7 +82,8 @@ register = _REGISTRY.register
 def _load() -> None:
     package = import_module("shardproof.verify.findings")
     for module in sorted(found.name for found in pkgutil.iter_modules(package.__path__)):
-        import_module(f"shardproof.verify.findings.{module}")
+        if re.fullmatch(r"[a-z]{2}\d{3}", module):
+            import_module(f"shardproof.verify.findings.{module}")
 
 
 def rules() -> Mapping[str, Rule]:

@@ -1,6 +1,8 @@
 """DY501: the ranks give another output."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Mapping
+
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -23,3 +25,20 @@ register(
         valid=(Example(note="One reduction.", code='"layers.*.mlp.down_proj": "rowwise",'),),
     )
 )
+
+
+def output_differs(
+    largest: Mapping[str, float], place: Place, *, first: str | None, found: str, needed: str
+) -> Finding:
+    """Outputs of the sharded model are wrong: the largest relative error of each kind, and the first module that differs."""
+    names = ", ".join(f"{what} by {error:.1e}" for what, error in largest.items())
+    where = f"; the first module to differ is {first}" if first is not None else ""
+    return Finding(
+        "DY501",
+        Severity.ERROR,
+        f"the sharded model's output differs from the single-device one ({names}){where}",
+        place,
+        why="every rank's result must be the single-device one, or its own shard of it",
+        found=found,
+        needed=needed,
+    )

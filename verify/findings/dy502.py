@@ -1,6 +1,6 @@
 """DY502: the ranks give another gradient."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -29,3 +29,33 @@ register(
         ),
     )
 )
+
+
+def gradient_differs(parameter: str, place: Place, *, what: str, error: float, count: int, style: str) -> Finding:
+    """A gradient (`what` says of which backward) has this relative error; `count` gradients are wrong in all."""
+    return Finding(
+        "DY502",
+        Severity.ERROR,
+        f"the {what} of {parameter} differs by {error:.1e} ({count} differ in all)",
+        place,
+        why="each rank sees only its own part of the loss's dependence on it, and the parts must be summed once",
+        found=style,
+        needed="a style that reduces this gradient once",
+    )
+
+
+def accumulated_gradient_differs(place: Place, *, degree: int, count: int) -> Finding:
+    """Transformers' hook reduces the accumulated gradient of `count` parameters, so that the first backward counts
+    `degree` times.
+    """
+    return Finding(
+        "DY502",
+        Severity.WARNING,
+        f"with gradients accumulated over two backwards, Transformers counts the first one {degree} times for "
+        f"{count} parameters under replicated_with_grad_allreduce",
+        place,
+        why="its hook all-reduces the accumulated gradient, not what one backward adds",
+        found=f"{degree + 1} g",
+        needed="2 g; until it is mended, zero the gradients before every backward",
+        fault=Fault.CLIENT,
+    )

@@ -1,6 +1,6 @@
 """DY503: decoding through the cache differs."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -22,3 +22,16 @@ register(
         valid=(Example(note="The number of the layer in the model.", code="self.layer_idx = layer_idx"),),
     )
 )
+
+
+def decode_differs(what: str, place: Place, *, error: float, limit: float) -> Finding:
+    """Decoding through the KV cache has a relative error above `limit`; a limit of 0 is for tokens, which are the same or not."""
+    return Finding(
+        "DY503",
+        Severity.ERROR,
+        f"decoding through the cache differs from the single-device model ({what}), the full forward does not",
+        place,
+        why="the cache of a rank must hold the keys and values of its own heads, at the global layer index",
+        found=f"relative error {error:.1e}" if limit else "other tokens",
+        needed=f"at most {limit:.0e}" if limit else "the same tokens",
+    )

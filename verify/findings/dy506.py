@@ -1,6 +1,6 @@
 """DY506: the weights that come back are not those that went in."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -22,3 +22,16 @@ register(
         valid=(Example(note="The placement knows its blocks.", code="weight.full_tensor()"),),
     )
 )
+
+
+def parameter_differs(parameter: str, entry: str | None, *, how: str, error: float) -> Finding:
+    """A parameter that was put together from the ranks (`how` says by what) has a relative error."""
+    return Finding(
+        "DY506",
+        Severity.ERROR,
+        f"{parameter}, {how}, is not the parameter that was loaded",
+        Place(entry, parameter.rpartition(".")[0] or None),
+        why="the shards of a parameter must be its parts, each once",
+        found=f"relative error {error:.1e}",
+        needed="the same bits",
+    )

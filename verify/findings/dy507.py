@@ -1,6 +1,8 @@
 """DY507: the proof and the run contradict each other."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Iterable
+
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -22,3 +24,17 @@ register(
         valid=(Example(note="They agree.", code="proof: proved\nrun: confirmed"),),
     )
 )
+
+
+def levels_contradict(place: Place, codes: Iterable[str]) -> Finding:
+    """The proof holds, and the run refutes it with findings of these codes."""
+    return Finding(
+        "DY507",
+        Severity.ERROR,
+        "The proof says `proved` and the run refuted it: this is a bug in shardproof; please report this command.",
+        place,
+        why="a proof holds for all weights, so no run may contradict it",
+        found=f"proof: proved; run: refuted ({', '.join(codes)})",
+        needed="two levels that agree",
+        fault=Fault.OURS,
+    )

@@ -1,7 +1,11 @@
 """PL101: a style that Transformers does not have."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Sequence
+
+from shardproof.planner.ir.findings import Finding, Place, Severity
+from shardproof.planner.ir.styles import STYLES
 from shardproof.verify.findings.catalogue import Example, Rule, register
+from shardproof.verify.findings.wording import did_you_mean
 
 register(
     Rule(
@@ -31,3 +35,16 @@ register(
         ),
     )
 )
+
+
+def unknown_style(pattern: str, style: str, near: Sequence[str]) -> Finding:
+    """An entry with a style that Transformers does not have; `near` are known styles with a like name, nearest first."""
+    return Finding(
+        "PL101",
+        Severity.ERROR,
+        f'"{style}" is not a style of Transformers{did_you_mean(near)}',
+        Place(entry=pattern),
+        why="a style is looked up by its exact name",
+        found=f'"{style}"',
+        needed=f'"{near[0]}"' if near else f"one of {', '.join(STYLES)}",
+    )

@@ -1,7 +1,10 @@
 """PL102: an entry for something that the model does not have."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Sequence
+
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
+from shardproof.verify.findings.wording import did_you_mean
 
 register(
     Rule(
@@ -38,3 +41,17 @@ register(
         ),
     )
 )
+
+
+def matches_nothing(pattern: str, owner: str, near: Sequence[str], *, carried: bool) -> Finding:
+    """A key without a match in the model of class `owner`; only a warning for a key that the model itself carries."""
+    message = f'The key "{pattern}" matches no module and no parameter of {owner}'
+    return Finding(
+        "PL102",
+        Severity.WARNING if carried else Severity.ERROR,
+        f"{message}{' under this config.' if carried else did_you_mean(near)}",
+        Place(entry=pattern),
+        why="a key is looked up exactly, with * for the number of a layer, so this entry is never applied",
+        found="no match",
+        needed=f'a path of the model, such as "{near[0]}"' if near else "a path as model.named_modules() prints it",
+    )

@@ -1,6 +1,6 @@
 """PL103: a style on a module that lacks what the style reads."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -44,3 +44,29 @@ register(
         ),
     )
 )
+
+
+def lacks_attribute(style: str, attribute: str, place: Place, *, kind: str, needed: str) -> Finding:
+    """The style reads an attribute that the module at `place`, of class `kind`, does not have."""
+    return Finding(
+        "PL103",
+        Severity.ERROR,
+        f'The style "{style}" reads {attribute}, which {place.module} ({kind}) does not have.',
+        place,
+        why=f"{style} takes its full width from {attribute}",
+        found=f"{kind} without {attribute}",
+        needed=needed,
+    )
+
+
+def lacks_rope_dim(config: str, place: Place) -> Finding:
+    """The style for latent attention, under a config (its class is given) without `qk_rope_head_dim`."""
+    return Finding(
+        "PL103",
+        Severity.ERROR,
+        'The style "mla_kv_a_proj" reads qk_rope_head_dim, which the config does not have.',
+        place,
+        why="the last qk_rope_head_dim features of the projection bypass the layer that reduces their gradient",
+        found=f"{config} without qk_rope_head_dim",
+        needed="latent attention with qk_rope_head_dim in its config, or no entry",
+    )

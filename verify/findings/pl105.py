@@ -1,6 +1,6 @@
 """PL105: a plan that leaves every rank with the whole model."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -35,3 +35,15 @@ register(
         ),
     )
 )
+
+
+def shards_nothing(owner: str) -> Finding:
+    """No entry shards a parameter of the model of class `owner`."""
+    return Finding(
+        "PL105",
+        Severity.WARNING,
+        f"No entry of this plan shards a parameter of {owner}.",
+        why="every rank holds all the weights and does all the work",
+        found="every parameter whole on every rank",
+        needed="an entry that shards, such as a colwise and rowwise pair",
+    )

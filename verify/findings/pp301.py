@@ -1,6 +1,6 @@
 """PP301: a pipeline entry for a module that is not there, or none for one that is."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -31,3 +31,16 @@ register(
         ),
     )
 )
+
+
+def module_missing(path: str, near: str | None) -> Finding:
+    """A key that names no module; `near` is a module with the same last name."""
+    return Finding(
+        "PP301",
+        Severity.ERROR,
+        f'the pipeline plan names "{path}", which is no module',
+        Place(entry=path),
+        why="a key names a module of the base model, or of the head class",
+        found=path,
+        needed=near or "a module that exists",
+    )

@@ -1,6 +1,8 @@
 """PP302: entries that do not stand in the order of execution."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Sequence
+
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -31,3 +33,16 @@ register(
         ),
     )
 )
+
+
+def wrong_order(have: str, should: str, *, keys: Sequence[str], ran: Sequence[str]) -> Finding:
+    """The key `have` stands where `should` runs; all `keys` as the plan has them and as they `ran`."""
+    return Finding(
+        "PP302",
+        Severity.ERROR,
+        f'"{have}" stands where "{should}" runs',
+        Place(entry=have, module=have),
+        why="stages run the keys in the order of the plan",
+        found=", ".join(keys),
+        needed=", ".join(ran),
+    )

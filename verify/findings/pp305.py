@@ -1,6 +1,7 @@
 """PP305: a stage's program that is not its part of the whole one."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.graph import Op
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -24,3 +25,32 @@ register(
         valid=(Example(note="What was received enters the first own layer.", code="hidden_states = received"),),
     )
 )
+
+
+def stage_differs(
+    what: str, module: str | None, op: Op | None = None, *, found: str = "", needed: str = "the whole program's part"
+) -> Finding:
+    """A stage's program is not its part of the whole one: `what` says how, `op` is the op that shows it."""
+    return Finding(
+        "PP305",
+        Severity.ERROR,
+        what,
+        Place(module=module or None, source=op.source if op else None),
+        why="the stages together must compute what one device computes, every op once",
+        found=found or (op.target if op else "another value"),
+        needed=needed,
+    )
+
+
+def stage_raises(stage: int, error: str, place: Place) -> Finding:
+    """A stage's forward raises at `place`."""
+    return Finding(
+        "PP305",
+        Severity.ERROR,
+        f"stage {stage} raises: {error}",
+        place,
+        why="the model's forward meets something absent that it reads",
+        found=error.partition(":")[0],
+        needed="a forward that runs with absent modules",
+        fault=Fault.MODEL,
+    )

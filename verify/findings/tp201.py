@@ -1,6 +1,9 @@
 """TP201: a degree that does not divide."""
 
-from shardproof.planner.ir.findings import Severity
+from collections.abc import Sequence
+
+from shardproof.planner.ir.findings import Finding, Place, Severity
+from shardproof.planner.ir.placement import Placement
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -18,3 +21,44 @@ register(
         valid=(Example(note="32 heads on 4 ranks.", model="llama", degree=4),),
     )
 )
+
+
+def does_not_divide(
+    parameter: str, entry: str | None, *, shape: Sequence[int], placement: Placement, degree: int
+) -> Finding:
+    """A parameter of this (whole) shape has no equal part for each of `degree` ranks."""
+    return Finding(
+        "TP201",
+        Severity.ERROR,
+        f"{parameter} does not divide over {degree} ranks",
+        Place(entry, parameter.rpartition(".")[0]),
+        why="every rank holds an equal part of each block",
+        found=f"{list(shape)} at {placement}",
+        needed="a degree that divides the dim, or another style",
+    )
+
+
+def uneven_part_fails(parameter: str, place: Place, *, shape: Sequence[int], degree: int, error: str) -> Finding:
+    """The forward raises on the uneven part of a parameter of this (whole) shape."""
+    return Finding(
+        "TP201",
+        Severity.ERROR,
+        f"{parameter} does not divide over {degree} ranks, and the forward cannot take the uneven part ({error})",
+        place,
+        why="a rank's boundary falls inside a head or a block",
+        found=f"{list(shape)} over {degree} ranks",
+        needed="a degree that divides the number of heads or blocks",
+    )
+
+
+def experts_do_not_divide(module: str, entry: str, *, count: int, degree: int) -> Finding:
+    """A module with `count` experts, which `degree` ranks cannot share evenly."""
+    return Finding(
+        "TP201",
+        Severity.ERROR,
+        f"The {count} experts of {module} do not divide over {degree} ranks.",
+        Place(entry, module),
+        why="every rank holds as many experts as any other",
+        found=str(count),
+        needed=f"a multiple of {degree}",
+    )

@@ -1,6 +1,6 @@
 """TP202: one rank's forward raises."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -42,3 +42,30 @@ register(
         ),
     )
 )
+
+
+def local_forward_fails(error: str, place: Place, *, sharded: bool) -> Finding:
+    """One rank's forward raises at `place`; undecided where the module that raises has no sharded parameter."""
+    return Finding(
+        "TP202",
+        Severity.ERROR if sharded else Severity.UNDECIDED,
+        f"a rank's forward fails in {place.module or 'the model'}: {error}",
+        place,
+        why="a size of the whole model is written into the code, or parts meet that do not fit",
+        found=error,
+        needed="a forward that takes its sizes from its inputs, or an entry that gives it whole inputs",
+        fault=Fault.MODEL if sharded else Fault.PLAN,
+    )
+
+
+def hook_fails(error: str, place: Place) -> Finding:
+    """The hook of a style raises on the module at `place`."""
+    return Finding(
+        "TP202",
+        Severity.ERROR,
+        f"the style's hook fails on {place.module}: {error}",
+        place,
+        why="a style's hook acts on the first positional argument, or on the output, as one tensor",
+        found=error,
+        needed="no entry here, or one on the module that makes the tensor",
+    )

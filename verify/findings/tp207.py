@@ -1,6 +1,6 @@
 """TP207: a gradient that is left in parts."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -32,3 +32,16 @@ register(
         ),
     )
 )
+
+
+def gradient_stays_partial(parameter: str, place: Place) -> Finding:
+    """Each rank has only the part of the gradient that runs through its own shard."""
+    return Finding(
+        "TP207",
+        Severity.ERROR,
+        f"the gradient of {parameter} stays partial: each rank holds its own shard's share of it",
+        place,
+        why="a whole tensor meets a shard, so each rank sees only the part of the loss that runs through its shard",
+        found="P(sum), never reduced",
+        needed="its gradient all-reduced, as replicated_with_grad_allreduce does",
+    )

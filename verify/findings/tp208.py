@@ -1,6 +1,6 @@
 """TP208: a gradient that is counted once per rank."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -23,3 +23,16 @@ register(
         valid=(Example(note="No entry for it.", model="llama"),),
     )
 )
+
+
+def whole_gradient_is_summed(parameter: str, place: Place) -> Finding:
+    """Every rank has the whole gradient, and it is all-reduced all the same."""
+    return Finding(
+        "TP208",
+        Severity.ERROR,
+        f"the gradient of {parameter} is summed over ranks that all hold the whole of it",
+        place,
+        why="a whole gradient summed over the ranks is the gradient times the degree",
+        found="whole, then all-reduced",
+        needed="no all-reduce of the gradient",
+    )

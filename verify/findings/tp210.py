@@ -1,6 +1,7 @@
 """TP210: an op that no rule tells about."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.placement import Placement
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -26,3 +27,75 @@ register(
         ),
     )
 )
+
+
+def conversion_not_tried(parameter: str, place: Place, *, sources: str, placement: Placement) -> Finding:
+    """A parameter that is converted from a checkpoint's `sources`, where the conversion of a part could not be tried."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"{parameter} is made of a checkpoint's {sources} after each rank has its part of that",
+        place,
+        why="how the conversion and the cut go together could not be tried",
+        found=str(placement),
+        needed="a parameter that is cut as the model holds it",
+    )
+
+
+def embedding_style_elsewhere(module: str, entry: str) -> Finding:
+    """A style for embeddings on a module that is no lookup."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"a style for embeddings stands on {module}, which computes something else",
+        Place(entry, module),
+        why="there the client's distributed tensors choose how to compute, and torch's rules for that are not modelled",
+        found="neither a lookup nor a product whose bias lies as its result",
+        needed="a style for what the module computes",
+    )
+
+
+def parameter_not_used(parameter: str, entry: str) -> Finding:
+    """A sharded parameter that no op of the trace read."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"{parameter} is read by no traced op",
+        Place(entry, parameter.rpartition(".")[0]),
+        why="what did not run in the trace is not proved",
+        found="no use",
+        needed="a forward that uses it on every input",
+    )
+
+
+def experts_not_called(module: str, entry: str) -> Finding:
+    """Experts that no token of the trace went to, such as those for images."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"{module} was not called in the traced forward",
+        Place(entry, module),
+        why="what did not run in the trace is not proved",
+        found="no call",
+        needed="a forward that calls it on every input",
+    )
+
+
+def not_traced(error: str, place: Place) -> Finding:
+    """A single-device program that could not be recorded, because it raised at `place`."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"the forward could not be traced: {error}",
+        place,
+        why="what was not traced is not proved",
+        found=error,
+        needed="a forward that runs on meta tensors",
+        fault=Fault.MODEL,
+    )
+
+
+def attention_not_searched(error: str, place: Place) -> Finding:
+    """As `not_traced`, where the trace was wanted to find attention that is written out in the model."""
+    message = f"the forward could not be traced, so attention outside the interface is not looked for: {error}"
+    return Finding("TP210", Severity.UNDECIDED, message, place, fault=Fault.MODEL)

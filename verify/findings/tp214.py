@@ -1,6 +1,6 @@
 """TP214: experts on other ranks that tokens cannot be sent to."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -35,3 +35,16 @@ register(
         ),
     )
 )
+
+
+def not_dispatchable(module: str, entry: str, *, problem: str, found: str, needed: str) -> Finding:
+    """An experts module, or an entry of it, that does not keep to the contract of the dispatch."""
+    return Finding(
+        "TP214",
+        Severity.ERROR,
+        f"Tokens cannot be dispatched to the experts of {module}: {problem}.",
+        Place(entry, module),
+        why="a rank that holds E / t experts is sent the tokens that chose one of them, and nothing else",
+        found=found,
+        needed=needed,
+    )

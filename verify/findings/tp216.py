@@ -1,6 +1,7 @@
 """TP216: a parameter that is converted after it was cut, and comes out as another part."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.placement import Placement
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -27,3 +28,20 @@ register(
         ),
     )
 )
+
+
+def part_is_mixed(
+    parameter: str, place: Place, *, sources: str, placement: Placement, held: Placement | None
+) -> Finding:
+    """A rank holds another part (`held`, where it has a name) than the placement says, after the conversion of `sources`."""
+    after = "; whatever it then computes, it would save another parameter" if held else ""
+    return Finding(
+        "TP216",
+        Severity.ERROR,
+        f"loaded from a checkpoint, a rank does not hold its part of {parameter}",
+        place,
+        why=f"Transformers cuts what the checkpoint holds ({sources}) and makes the parameter of each rank's part{after}",
+        found=str(held) if held else "a mixture of other parts",
+        needed=str(placement),
+        fault=Fault.CLIENT,
+    )

@@ -1,6 +1,6 @@
 """TP217: a shard that cannot be viewed as rows where it is trained."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -29,3 +29,16 @@ register(
         ),
     )
 )
+
+
+def transposed_input(entry: str, place: Place) -> Finding:
+    """A module that is trained is given a shard whose strides are not those of a contiguous tensor."""
+    return Finding(
+        "TP217",
+        Severity.ERROR,
+        f"{place.module} is given a transposed tensor, which it cannot view as rows where it is trained",
+        Place(entry, place.module, place.source),
+        why="where gradients are wanted the client takes a shard's strides for those of a contiguous tensor",
+        found="strides that make no rows",
+        needed="a contiguous input, or a style that takes the whole input",
+    )

@@ -1,4 +1,4 @@
-"""Two plans of one model, entry by entry: where they differ, and which side the proof backs."""
+"""Compare two plans of one model entry by entry, and say for each difference which of them the proof supports."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,10 +21,9 @@ T = TypeVar("T")
 
 
 def compare(model: nn.Module, graph: Graph, first: Plan, second: Plan, *, tp: int) -> tuple[Difference, ...]:
-    """Every difference in the tensor, pipeline and expert entries, each decided by proving either plan with that one entry
-    swapped.
+    """Every difference in the tensor, pipeline and expert entries, each decided by proving both plans with that entry exchanged.
 
-    An axis on which one of them has no entry at all is not compared: there is nothing to swap an entry into.
+    An axis on which one of them has no entry at all is not compared: there is no plan to put an entry into.
 
     Args:
         model: the model on the meta device; graph: its trace.
@@ -66,7 +65,9 @@ def _tensor(model: nn.Module, graph: Graph, first: Plan, second: Plan, tp: int) 
 def _backed(
     check: Callable[[T], tuple[Finding, ...]], first_in_second: T, second_in_first: T
 ) -> tuple[Backed, tuple[str, ...]]:
-    """By the two plans with one entry swapped: each entry is judged among the other plan's entries."""
+    """Which entry the proof supports, by proving the two plans with one entry exchanged, and the codes of the first plan's
+    entry.
+    """
     findings = check(first_in_second)
     codes = tuple(dict.fromkeys(found.code for found in findings if found.severity is not Severity.WARNING))
     one, two = _verdict(findings), _verdict(check(second_in_first))
@@ -84,7 +85,7 @@ def _backed(
 
 
 def _verdict(findings: tuple[Finding, ...]) -> Severity:
-    """The worst; WARNING where nothing is wrong or open."""
+    """The worst severity; WARNING where there is neither an error nor an undecided finding."""
     severities = {finding.severity for finding in findings}
     return next((worst for worst in (Severity.ERROR, Severity.UNDECIDED) if worst in severities), Severity.WARNING)
 

@@ -1,8 +1,8 @@
-"""At which tensor-parallel degrees a plan is right: the exact set, from one proof, and what forbids every other degree.
+"""The exact set of tensor-parallel degrees at which a plan is right, and what forbids every other degree.
 
-A proof at one degree tells which sizes must divide (`planner.propagation.limits`), and these decide every degree. What sizes
-do not tell is tried: a program may behave in another way where a rank's part is a single element, so those degrees, and
-the largest, are proved one by one.
+A proof at one degree says which sizes have to divide (`planner.propagation.limits`), and these sizes decide almost every
+degree. A program may behave differently where a rank's part is a single element, so those degrees, and the largest, are proved
+one by one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,7 +32,7 @@ def legal_degrees(model: LoadedModel | str, plan: Plan) -> Degrees:
 
     Args:
         model: a loaded model or a reference to one.
-        plan: hand-written or suggested; its pipeline and expert-parallel entries play no part.
+        plan: hand-written or suggested; its pipeline and expert-parallel entries are ignored.
 
     Raises:
         LoadError: the reference names no model.
@@ -65,13 +65,13 @@ def _degrees(subject: Subject, styles: Mapping[str, str]) -> Degrees:
             return _tried(subject, styles, limits(ran, assigned), lone_sizes(ran) - {degree})
         wrong[degree] = findings[0]
         if findings[0].code != "TP201" and not _any_uneven(subject, assigned, degree):
-            return _all_wrong(findings[0])  # no size explains it
+            return _all_wrong(findings[0])  # no size that does not divide explains the fault
     return _none_right(wrong)
 
 
 def _primes(subject: Subject, assigned: Assigned) -> Iterator[int]:
-    """Degrees to start from: legal degrees are closed under divisors, and a prime that divides no sharded dim bears no
-    more than 2 does.
+    """Degrees to try first. Divisors of a legal degree are legal, so primes suffice; a prime that divides no sharded dim tells
+    no more than 2 does.
     """
     sizes = {
         subject.graph.values[subject.graph.parameters[name]].shape[placement.dim]
@@ -97,7 +97,7 @@ def _tried(subject: Subject, styles: Mapping[str, str], bounds: tuple[Limit, ...
     found = degrees_within(bounds)
     faults = _faults(subject, styles, [degree for degree in found.legal if degree in alone])
     if found.legal[-1] not in alone and (wrong := _faults(subject, styles, found.legal[-1:])):
-        # The code knows a number that is no size of a dim: nothing but a proof of each degree tells.
+        # The code contains a number that is no size of a dim: only a proof of each degree can tell.
         faults |= wrong | _faults(subject, styles, found.legal[1:-1])
     return degrees_within(bounds, faults) if faults else found
 
@@ -116,7 +116,7 @@ def _all_wrong(finding: Finding, least: int = 2) -> Degrees:
 
 
 def _none_right(wrong: Mapping[int, Finding]) -> Degrees:
-    """Every degree is forbidden by its least prime that was tried, or by the first one."""
+    """No degree is legal: each is forbidden by its least prime factor that was tried, or by the first prime."""
     faults = {prime: _fault(finding) for prime, finding in wrong.items()}
     first = next(iter(faults.values()))
     of = {d: next((f for prime, f in faults.items() if d % prime == 0), first) for d in range(2, MOST_RANKS + 1)}

@@ -1,15 +1,16 @@
-"""Is the expert plan right? Every module that tokens are sent to must keep to the contract of the dispatch.
+"""Is an expert-parallel plan right? Every module that tokens are dispatched to has to keep to the contract of the dispatch.
 
-The dispatch itself is the client's code; what it asks of a module, and from where that is known, is in
+The dispatch itself is the client's code. Its contract, with sources, is in
 `planner.propagation.expert_dispatch`.
 """
 
 from collections.abc import Iterator
 
-from shardproof.planner.ir.findings import Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.propagation.expert_dispatch import dispatch_fault, stacked
+from shardproof.verify.findings import tp201, tp210, tp214
 
 DISPATCH, STACKED = "ep_dispatch_experts", "grouped_gemm"
 
@@ -20,7 +21,7 @@ def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[F
     called = {call.module for call in graph.calls}
     found: list[Finding] = []
     seen: set[str] = set()
-    # A repeated layer is not called again: the first of its kind stands for it.
+    # The trace calls only the first of several equal layers.
     for module in sorted(graph.modules, key=lambda module: module.path not in called):
         pattern = generic(module.path)
         if pattern not in seen:
@@ -32,68 +33,32 @@ def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[F
 def _module_findings(
     graph: Graph, module: Module, pattern: str, styles: dict[str, str], degree: int
 ) -> Iterator[Finding]:
-    # A module's entry lays out its parameters too, where they have none of their own.
+    # A module's entry also gives the placement of its parameters that have no entry of their own.
     keys = {name: name if name in styles else pattern for name in (join(pattern, own) for own, _ in module.parameters)}
     own = {name: styles.get(key) for name, key in keys.items()}
     by_expert = [keys[name] for name, style in own.items() if style == STACKED]
     if styles.get(pattern) != DISPATCH:
         if by_expert:
-            yield _finding(
-                module,
+            yield tp214.not_dispatchable(
+                module.path,
                 pattern if dispatch_fault(graph, module) is None else by_expert[0],
-                "no tokens are sent to the ranks that hold these experts",
-                f"{by_expert[0]}: {STACKED}",
-                f"{pattern}: {DISPATCH} beside it",
+                problem="no tokens are sent to the ranks that hold these experts",
+                found=f"{by_expert[0]}: {STACKED}",
+                needed=f"{pattern}: {DISPATCH} beside it",
             )
         return
     if stacked(graph, module) and all(call.module != module.path for call in graph.calls):
-        yield _unseen(module, pattern)
+        yield tp210.experts_not_called(module.path, pattern)
         return
     fault = dispatch_fault(graph, module)
     if fault is not None:
-        yield _finding(module, pattern, fault, "an entry for experts that tokens cannot be sent to", "no such entry")
+        found = "an entry for experts that tokens cannot be sent to"
+        yield tp214.not_dispatchable(module.path, pattern, problem=fault, found=found, needed="no such entry")
     for name, style in own.items():
         if style != STACKED:
-            yield _finding(
-                module, name, f"{name} stays whole", f"{name}: {styles.get(name, 'no entry')}", f"{name}: {STACKED}"
-            )
+            found = f"{name}: {styles.get(name, 'no entry')}"
+            needed = f"{name}: {STACKED}"
+            yield tp214.not_dispatchable(module.path, name, problem=f"{name} stays whole", found=found, needed=needed)
     count = stacked(graph, module) or 0
     if count % degree:
-        yield _indivisible(module, pattern, count, degree)
-
-
-def _finding(module: Module, entry: str, message: str, found: str, needed: str) -> Finding:
-    return Finding(
-        "TP214",
-        Severity.ERROR,
-        f"Tokens cannot be dispatched to the experts of {module.path}: {message}.",
-        Place(entry, module.path),
-        why="a rank that holds E / t experts is sent the tokens that chose one of them, and nothing else",
-        found=found,
-        needed=needed,
-    )
-
-
-def _unseen(module: Module, entry: str) -> Finding:
-    """Experts that no token of the trace went to, such as those for images: what is right for them is not known."""
-    return Finding(
-        "TP210",
-        Severity.UNDECIDED,
-        f"{module.path} took no part in the traced forward",
-        Place(entry, module.path),
-        why="what did not run in the trace is not proved",
-        found="no call",
-        needed="a forward that calls it on every input",
-    )
-
-
-def _indivisible(module: Module, entry: str, count: int, degree: int) -> Finding:
-    return Finding(
-        "TP201",
-        Severity.ERROR,
-        f"The {count} experts of {module.path} do not divide over {degree} ranks.",
-        Place(entry, module.path),
-        why="every rank holds as many experts as any other",
-        found=str(count),
-        needed=f"a multiple of {degree}",
-    )
+        yield tp201.experts_do_not_divide(module.path, pattern, count=count, degree=degree)

@@ -1,4 +1,4 @@
-"""Find an edit that mends a finding, by trying: an edit is offered only after the edited plan was checked again."""
+"""Search for an edit that fixes a finding. An edit is offered only after the edited plan was proved again."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,15 +23,13 @@ STYLES_TO_TRY = (
 )
 LAST_RESORTS = ("colwise_gather_output", "rowwise_split_input")
 TRIED_OPS = 30_000
-"""How much is traced again in search of a fix, in operators: small models get more tries than large ones."""
+"""The budget of the search, in traced ops: small models get more tries than large ones."""
 
 
 def with_fix(
     subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...]
 ) -> tuple[Finding, ...]:
-    """The findings, the first error with a fix where a single edit mends it; the entry that was edited is then the one at
-    fault, and is named.
-    """
+    """The findings, with a fix for the first error where a single edit fixes it; the finding then names the edited entry."""
     for position, finding in enumerate(findings):
         if finding.severity is Severity.ERROR:
             fix = _fix(subject, styles, degree, findings, finding)
@@ -60,9 +58,10 @@ def _fix(
 
 
 def edits(subject: Subject, styles: Mapping[str, str], finding: Finding) -> tuple[Edit, ...]:
-    """Edits of one entry that may mend a finding, likeliest first; none of them has been tried.
+    """Edits of one entry that may fix a finding, likeliest first; none of them has been tried.
 
-    Gathering and splitting mend much, at the price of a collective: they come last, unless the code asks for them.
+    Gathering an output or splitting an input fixes many faults at the price of a collective. Such edits come last, unless they
+    are what the finding's code calls for.
     """
     found = (
         edit for entry in _suspects(subject, styles, finding) for edit in _edits(subject, styles, entry, finding.code)
@@ -72,12 +71,12 @@ def edits(subject: Subject, styles: Mapping[str, str], finding: Finding) -> tupl
 
 
 def _suspects(subject: Subject, styles: Mapping[str, str], finding: Finding) -> Iterator[str]:
-    """The finding's own entry, then every module with parameters near where the relation broke."""
+    """Patterns to edit: the finding's own entry, then modules with parameters near the place of the finding."""
     given = finding.place.entry
     owners = [m.path for m in subject.graph.modules if m.path and m.parameters and m.repeats is None]
     if given is not None:
         yield given
-        # A parameter's entry lays it out; its module's entry says what is done with the result.
+        # A parameter's entry gives its placement; its module's entry says which collectives run.
         yield from {given.rpartition(".")[0]} & {generic(path) for path in owners}
         yield from (pattern for pattern in styles if pattern.rpartition(".")[0] == given)
         yield from _tied(subject, given)
@@ -88,7 +87,7 @@ def _suspects(subject: Subject, styles: Mapping[str, str], finding: Finding) -> 
 
 
 def _tied(subject: Subject, pattern: str) -> Iterator[str]:
-    """The modules that hold the same parameter as those of a pattern."""
+    """Patterns of other modules that hold the same (tied) parameter."""
     numbers = {n for m in subject.graph.modules if generic(m.path) == pattern for _, n in m.parameters}
     for module in subject.graph.modules:
         if generic(module.path) != pattern and any(number in numbers for _, number in module.parameters):
@@ -106,8 +105,8 @@ def edited(styles: Mapping[str, str], edit: Edit) -> dict[str, str]:
 
 
 def _edits(subject: Subject, styles: Mapping[str, str], pattern: str, code: str) -> Iterator[Edit]:
-    """Edits of one pattern, likeliest first: the one that the finding's code asks for, then styles that split the same side
-    and those that the siblings have, then the others, then none.
+    """Edits of one pattern, likeliest first: those that the finding's code calls for, then styles that shard the same side and
+    those of sibling modules, then the other styles, then no entry.
     """
     have = styles.get(pattern)
     extra = have is not None and (code in EXTRA or have == "all_reduce")
@@ -127,7 +126,7 @@ def _edits(subject: Subject, styles: Mapping[str, str], pattern: str, code: str)
 
 
 EXTRA = frozenset({"TP202", "TP205", "TP208"})
-"""Codes of a collective too many: the entry goes."""
+"""Codes that mean one collective too many: remove the entry."""
 
 ASKED: Mapping[str, tuple[str, ...]] = {
     "TP206": ("colwise_gather_output",),
@@ -137,17 +136,17 @@ ASKED: Mapping[str, tuple[str, ...]] = {
     "TP215": ("local_params",),
     "TP217": ("rowwise_split_input", "colwise_gather_output"),
 }
-"""Styles that mend a code where anything does."""
+"""By code, the styles that usually fix it."""
 
 
 def _family(style: str | None) -> str:
-    """Styles that split the same side of a weight."""
+    """Which side of a weight a style shards, packed or not."""
     layout = STYLES[style].layout.value if style is not None and style in STYLES else ""
     return layout.removeprefix("packed ")
 
 
 def _applies(subject: Subject, pattern: str, style: str) -> bool:
-    """Whether a style can stand on the modules or parameters that a pattern names."""
+    """Whether a style can be applied to the modules or parameters that a pattern names."""
     if style == "mla_kv_a_proj" and not hasattr(subject.model.config, "qk_rope_head_dim"):
         return False
     needs = STYLES[style].needs

@@ -1,6 +1,7 @@
-"""Is a pipeline plan one? Its keys against the modules that ran, the order they ran in, and what its cuts must carry.
+"""Is a pipeline plan right? Compare its keys with the modules that ran, their order, and the values that stages have to send.
 
-Nothing here infers: what ran, what carries the hidden states, and what is live across a cut, is read from the trace.
+Nothing here infers: which modules ran, which values carry the hidden states, and which are live across a cut is read from the
+trace.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,26 +11,27 @@ from inspect import signature
 from torch import nn
 
 from shardproof.planner.ir.dataflow import Cut, Live, Role, live_across, read_behind, stream, unlisted
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, PpEntry, join
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.module_tree import layer_stack, same_member
+from shardproof.verify.findings import pl104, pp301, pp302, pp303, pp304
 from shardproof.verify.proof.pipeline_names import check_names
 
 
 def check_pp(model: nn.Module, graph: Graph, plan: Plan, *, bounds: Sequence[int] = ()) -> tuple[Finding, ...]:
     """Findings PP301 to PP304 of a pipeline plan, or PL104 where there is none.
 
-    `bounds` are the layers that the stages after the first begin with; where none are given, a cut that no stage can be
-    made at is a warning as long as there are others.
+    `bounds` are the first layers of the stages after the first. Without them, a cut that cannot be made is only a warning as
+    long as other cuts can.
     """
     prefix = base_prefix(model)
     entries = [(join(prefix, entry.module), entry) for entry in plan.pp] + [(e.module, e) for e in plan.head_pp]
     modules = dict(model.named_modules())
     missing = [_missing(path, modules) for path, _ in entries if path not in modules]
     if missing or not plan.pp:
-        found = tuple(missing) or (_no_plan(),)
+        found = tuple(missing) or (pl104.no_pipeline_plan(),)
     else:
         found = tuple(_of_the_keys(model, graph, [path for path, _ in entries]))
         found = (
@@ -41,46 +43,27 @@ def check_pp(model: nn.Module, graph: Graph, plan: Plan, *, bounds: Sequence[int
 
 
 def _runs(modules: Mapping[str, nn.Module], path: str, call: str) -> bool:
-    """Whether a call is of a key's module, or of a member of its list."""
+    """Whether a call is of the module that a key names, or of a member of the list that it names."""
     return call == path or (call.rpartition(".")[0] == path and isinstance(modules[path], nn.ModuleList))
 
 
 def _of_the_keys(model: nn.Module, graph: Graph, keys: list[str]) -> list[Finding]:
-    """Every module once, in order, the layers as one list."""
+    """Findings of the keys: every module has to be named once, in the order of execution, and the layers as one list."""
     modules = dict(model.named_modules())
     owners = [key for key in keys if isinstance(modules.get(key.rpartition(".")[0]), nn.ModuleList)]
     if owners:
-        return [_member(owners[0])]
+        return [pp304.names_one_layer(owners[0])]
     stack = layer_stack(model, keys)
     if stack is not None and (twice := same_member(model, stack)) is not None:
-        return [_one_module(stack, *twice)]
+        return [pp304.same_layer_twice(stack, *twice)]
     found = [*_twice(keys), *_order(graph, keys), *_dropped(graph, keys, stack or "")]
-    return found or ([] if stack else [_no_stack()])
-
-
-def _no_plan() -> Finding:
-    return Finding(
-        "PL104",
-        Severity.ERROR,
-        "there is no pipeline plan, so there is nothing to verify",
-        why="without one, no module belongs to any stage",
-        found="no base_model_pp_plan",
-        needed="the plan that `plan suggest` prints",
-    )
+    return found or ([] if stack else [pp304.no_list_of_layers()])
 
 
 def _missing(path: str, paths: Iterable[str]) -> Finding:
     name = path.rpartition(".")[2]
     near = sorted(other for other in paths if other.rpartition(".")[2] == name)
-    return Finding(
-        "PP301",
-        Severity.ERROR,
-        f'the pipeline plan names "{path}", which is no module',
-        Place(entry=path),
-        why="a key names a module of the base model, or of the head class",
-        found=path,
-        needed=near[0] if near else "a module that exists",
-    )
+    return pp301.module_missing(path, near[0] if near else None)
 
 
 def _first_run(graph: Graph) -> dict[str, int]:
@@ -92,60 +75,12 @@ def _first_run(graph: Graph) -> dict[str, int]:
     return found
 
 
-def _member(key: str) -> Finding:
-    stack = key.rpartition(".")[0]
-    return Finding(
-        "PP304",
-        Severity.ERROR,
-        f'"{key}" is one of the layers, and a key names all of them',
-        Place(entry=key, module=stack),
-        why="layers are dealt out to the stages from their list",
-        found=key,
-        needed=stack,
-    )
-
-
-def _one_module(stack: str, first: int, second: int) -> Finding:
-    return Finding(
-        "PP304",
-        Severity.ERROR,
-        f'"{stack}.{first}" and "{stack}.{second}" are one module, which cannot be on one stage alone',
-        Place(entry=stack, module=stack),
-        why="the stages together must be the model, with every layer once",
-        found="a module that stands twice in the list of layers",
-        needed="a module for each place",
-        fault=Fault.MODEL,
-    )
-
-
 def _twice(keys: list[str]) -> list[Finding]:
     for position, key in enumerate(keys):
         for other in keys[:position]:
             if _holds(key, other) or _holds(other, key):
-                return [
-                    Finding(
-                        "PP304",
-                        Severity.ERROR,
-                        f'"{other}" and "{key}" name the same module, which would run twice',
-                        Place(entry=key, module=key),
-                        why="the stages together must be the model, with every module once",
-                        found=f"{other}, {key}",
-                        needed="one of them",
-                    )
-                ]
+                return [pp304.named_twice(other, key)]
     return []
-
-
-def _no_stack() -> Finding:
-    return Finding(
-        "PP304",
-        Severity.UNDECIDED,
-        "the pipeline plan names no list of layers",
-        Place(),
-        why="stages are cut from a list of layers",
-        found="none",
-        needed="the ModuleList that holds the layers",
-    )
 
 
 def _order(graph: Graph, keys: list[str]) -> list[Finding]:
@@ -154,24 +89,15 @@ def _order(graph: Graph, keys: list[str]) -> list[Finding]:
     right = sorted(known, key=lambda key: ran[key])
     for have, should in zip(known, right, strict=True):
         if have != should:
-            return [
-                Finding(
-                    "PP302",
-                    Severity.ERROR,
-                    f'"{have}" stands where "{should}" runs',
-                    Place(entry=have, module=have),
-                    why="stages run the keys in the order of the plan",
-                    found=", ".join(known),
-                    needed=", ".join(right),
-                )
-            ]
+            return [pp302.wrong_order(have, should, keys=known, ran=right)]
     return []
 
 
 def _dropped(graph: Graph, keys: list[str], stack: str) -> list[Finding]:
-    """Modules with parameters whose result carries the hidden states, beside a key, that no key covers.
+    """Findings of modules with parameters that the hidden states run through, next to a module with a key, and that no key
+    covers.
 
-    One that runs on both sides of the layers is on every stage: no key can say so.
+    A module that runs both before and after the layers is on every stage, which no key can express; it is left out.
     """
     flow = stream(graph)
     scopes = {key.rpartition(".")[0] for key in keys}
@@ -183,7 +109,7 @@ def _dropped(graph: Graph, keys: list[str], stack: str) -> list[Finding]:
         if (child := _child(call.module, scope)) and not any(_holds(child, key) for key in keys)
     }
     owned = {child for child in beside for m in graph.modules if m.parameters and _holds(child, m.path)}
-    return [_drop(child) for child in beside if child in owned and not _on_both_sides(graph, child, stack)]
+    return [pp304.not_covered(child) for child in beside if child in owned and not _on_both_sides(graph, child, stack)]
 
 
 def _on_both_sides(graph: Graph, child: str, stack: str) -> bool:
@@ -205,18 +131,6 @@ def _holds(path: str, other: str) -> bool:
     return path == other or other.startswith(f"{path}.")
 
 
-def _drop(path: str) -> Finding:
-    return Finding(
-        "PP304",
-        Severity.ERROR,
-        f'no key of the pipeline plan covers "{path}", through which the hidden states run',
-        Place(entry=path, module=path),
-        why="a module outside the plan runs on no stage, or on every one",
-        found="no key",
-        needed=f'"{path}" at its place in the plan',
-    )
-
-
 def _not_listed(modules: Mapping[str, nn.Module], graph: Graph, entries: list[tuple[str, PpEntry]]) -> list[Finding]:
     flow = stream(graph)
     found = []
@@ -224,24 +138,14 @@ def _not_listed(modules: Mapping[str, nn.Module], graph: Graph, entries: list[tu
         calls = [call for call in graph.calls if _runs(modules, path, call.module)]
         takes = any(number in flow for call in calls for _, number in call.arguments)
         if (takes and not entry.inputs) or not entry.outputs:
-            found.append(
-                Finding(
-                    "PP303",
-                    Severity.ERROR,
-                    f'"{path}" lists no {"inputs" if entry.outputs else "outputs"}, and the hidden states run through it',
-                    Place(entry=path, module=path),
-                    why="what a key does not list is not passed between stages",
-                    found="an empty list",
-                    needed="the name of the hidden states",
-                )
-            )
+            found.append(pp303.empty_list(path, "inputs" if entry.outputs else "outputs"))
     return found
 
 
 def _of_the_cuts(
     model: nn.Module, graph: Graph, entries: list[tuple[str, PpEntry]], bounds: Sequence[int]
 ) -> Iterator[Finding]:
-    """What some cut between the layers would have to carry and cannot, or does not."""
+    """Findings of values that some cut between the layers has to carry: they cannot be sent, or the plan does not list them."""
     keys = [path for path, _ in entries]
     stack = layer_stack(model, keys)
     assert stack is not None
@@ -267,7 +171,9 @@ def _first_missed(values: Iterable[Live]) -> Live | None:
 def _forbidden(
     graph: Graph, stack: str, missed: Mapping[int, Live], bounds: Sequence[int], *, free: bool
 ) -> Iterator[Finding]:
-    """Cuts that no stage can be made at: wrong where one is asked for, or where no other is left; else a warning each."""
+    """Cuts that cannot be made: an error where `bounds` has one, or where no other cut is possible (not `free`); else a
+    warning.
+    """
     if not missed:
         return
     asked = [number for number in missed if number in bounds]
@@ -305,30 +211,15 @@ def _miss(graph: Graph, live: Live, stack: str, number: str) -> Finding:
         made = "the weight" if live.made is None else f"what {graph.ops[live.made].target} makes in"
         found = f"{made} {_made_in(graph, live) or 'the model'}"
         what = f"{found} is needed behind it, by {used.target} in {module or 'the model'}"
-    return Finding(
-        "PP303",
-        Severity.ERROR,
-        f'"{stack}" cannot be cut before layer {number}: {what}',
-        Place(entry=stack, module=module or None, source=used.source),
-        why="it needs weights of an earlier stage, and no argument of a layer can bring what they give",
-        found=found,
-        needed="what enters the layers as an argument",
-        fault=Fault.MODEL,
-    )
+    place = Place(entry=stack, module=module or None, source=used.source)
+    return pp303.cannot_be_cut(stack, number, place, because=what, found=found)
 
 
 def _unnamed(graph: Graph, stack: str, entry: PpEntry, name: str, live: Live) -> Finding:
     made = graph.ops[live.made] if live.made is not None else None
     where = (made.module if made else graph.values[live.value].name) or "the model"
-    return Finding(
-        "PP303",
-        Severity.ERROR,
-        f'"{stack}" does not list "{name}", which its layers get from {where}, on the first stage only',
-        Place(entry=stack, module=where, source=made.source if made else None),
-        why="what derives from weights of an earlier stage cannot be made anew behind a cut",
-        found=", ".join(entry.inputs) or "nothing",
-        needed=", ".join((*entry.inputs, name)),
-    )
+    place = Place(entry=stack, module=where, source=made.source if made else None)
+    return pp303.input_not_listed(stack, name, place, entry.inputs)
 
 
 def check_chunks(chunks: Sequence[range], depth: int) -> tuple[Finding, ...]:
@@ -337,15 +228,4 @@ def check_chunks(chunks: Sequence[range], depth: int) -> tuple[Finding, ...]:
     if ran == list(range(depth)):
         return ()
     layer = next(layer for layer in range(depth) if ran.count(layer) != 1)
-    what = "is on no stage" if layer not in ran else f"is on {ran.count(layer)} stages"
-    return (
-        Finding(
-            "PP304",
-            Severity.ERROR,
-            f"layer {layer} {what}",
-            Place(),
-            why="the stages together must be the model, with every layer once",
-            found=", ".join(f"{one.start} to {one.stop - 1}" for one in chunks),
-            needed=f"layers 0 to {depth - 1}, each on one stage",
-        ),
-    )
+    return (pp304.layer_not_once(layer, ran.count(layer), chunks=chunks, depth=depth),)

@@ -1,4 +1,4 @@
-"""Is this a plan for this model at all? Styles that exist, keys that match, modules that have what their style reads.
+"""Does a plan fit its model? Do its styles exist, do its keys match, do the modules have what their style reads?
 
 Transformers looks keys up exactly, on names whose layer numbers are wildcards; a parameter falls back to its own
 module's entry and no further (`distributed/mixin.py`, `_expand_parallel_plan`, 5.23.0).
@@ -11,11 +11,12 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from shardproof.planner.ir.findings import Fault, Finding, Fix, Place, Severity
+from shardproof.planner.ir.findings import Finding, Fix, Place
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Edit, Plan, generic, join
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import base_prefix, reads_config_plan, reads_plans
+from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106
 
 _SAFETY = "the edited plan passes the checks of its form; the proof tells whether it is right"
 
@@ -26,22 +27,22 @@ def check_plan(model: nn.Module, plan: Plan, degree: int) -> tuple[Finding, ...]
     prefix = base_prefix(model)
     styles = plan.styles(prefix)
     if degree > 1 and not styles:
-        return (_no_plan(model),)
+        return (pl104.no_tensor_plan(type(model).__name__),)
     if not reads_plans(model) and styles:
-        return (_never_set_up(model),)
+        return (pl106.post_init_not_called(type(model).__name__, Place()),)
     if plan.tp and not reads_config_plan(model):
-        return (_not_read(model),)
+        return (_base_plan_not_read(model),)
     found = [_entry(names, plan, prefix, pattern, style) for pattern, style in styles.items()]
     found += [_expert_entry(names, join(prefix, entry.pattern), entry.style) for entry in plan.ep]
     findings = tuple(finding for finding in found if finding is not None)
     if degree > 1 and not findings and not _shards_anything(names, styles):
-        return (_shards_nothing(model),)
+        return (pl105.shards_nothing(type(model).__name__),)
     return findings
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What a key can match: generic name -> the modules, or the parameters (with the local name), that go by it."""
+    """What a key can match: by generic name (layer numbers as `*`), the modules and the parameters with that name."""
 
     model: nn.Module
     modules: Mapping[str, list[tuple[str, nn.Module]]]
@@ -66,7 +67,7 @@ class _Names:
 
 
 def _entry(names: _Names, plan: Plan, prefix: str, pattern: str, style: str) -> Finding | None:
-    """What is wrong with one entry, and the edit that mends it where one was tried."""
+    """The finding of one entry, with an edit that fixes it where one was found."""
     finding = _fault(names, pattern, style)
     if finding is None:
         return None
@@ -83,14 +84,15 @@ def _expert_entry(names: _Names, pattern: str, style: str) -> Finding | None:
 
 def _fault(names: _Names, pattern: str, style: str) -> Finding | None:
     if style not in STYLES:
-        return _unknown_style(pattern, style)
+        return pl101.unknown_style(pattern, style, _near(style, STYLES))
     if pattern not in names:
-        return _matches_nothing(names, pattern)
+        near, owner = _near_paths(names, pattern), type(names.model).__name__
+        return pl102.matches_nothing(pattern, owner, near, carried=pattern in names.carried)
     return _lacks_attribute(names, pattern, style)
 
 
 def _mends(names: _Names, plan: Plan, prefix: str, edits: tuple[Edit, ...]) -> bool:
-    """Whether the edits apply, and no entry that they write is at fault."""
+    """Whether the edits apply, and no edited entry has a finding."""
     try:
         for edit in edits:
             plan = plan.edited(edit, prefix)
@@ -103,7 +105,7 @@ def _mends(names: _Names, plan: Plan, prefix: str, edits: tuple[Edit, ...]) -> b
 def _candidates(
     names: _Names, styles: Mapping[str, str], finding: Finding, pattern: str, style: str
 ) -> Iterable[tuple[str, tuple[Edit, ...]]]:
-    """Edits worth a try, likeliest first, each with its title."""
+    """Edits to try, likeliest first, each with its title."""
     match finding.code:
         case "PL101":
             for near in _near(style, STYLES):
@@ -121,34 +123,6 @@ def _candidates(
             pass
 
 
-def _unknown_style(pattern: str, style: str) -> Finding:
-    near = _near(style, STYLES)
-    return Finding(
-        "PL101",
-        Severity.ERROR,
-        f'"{style}" is not a style of Transformers{_did_you_mean(near)}',
-        Place(entry=pattern),
-        why="a style is looked up by its exact name",
-        found=f'"{style}"',
-        needed=f'"{near[0]}"' if near else f"one of {', '.join(STYLES)}",
-    )
-
-
-def _matches_nothing(names: _Names, pattern: str) -> Finding:
-    near = _near_paths(names, pattern)
-    own = pattern in names.carried
-    message = f'The key "{pattern}" matches no module and no parameter of {type(names.model).__name__}'
-    return Finding(
-        "PL102",
-        Severity.WARNING if own else Severity.ERROR,
-        f"{message}{' under this config.' if own else _did_you_mean(near)}",
-        Place(entry=pattern),
-        why="a key is looked up exactly, with * for the number of a layer, so this entry is never applied",
-        found="no match",
-        needed=f'a path of the model, such as "{near[0]}"' if near else "a path as model.named_modules() prints it",
-    )
-
-
 def _lacks_attribute(names: _Names, pattern: str, style: str) -> Finding | None:
     if style == "mla_kv_a_proj":
         return _lacks_rope_dim(names, pattern)
@@ -158,16 +132,9 @@ def _lacks_attribute(names: _Names, pattern: str, style: str) -> Finding | None:
     if not bad:
         return None
     path, module = bad[0]
-    kind = type(module).__name__
-    return Finding(
-        "PL103",
-        Severity.ERROR,
-        f'The style "{style}" reads {needs}, which {path} ({kind}) does not have.',
-        Place(entry=pattern, module=path),
-        why=f"{style} takes its full width from {needs}",
-        found=f"{kind} without {needs}",
-        needed=_suits(module, needs or ""),
-    )
+    assert needs is not None
+    place = Place(entry=pattern, module=path)
+    return pl103.lacks_attribute(style, needs, place, kind=type(module).__name__, needed=_suits(module, needs))
 
 
 def _suits(module: nn.Module, needs: str) -> str:
@@ -184,66 +151,16 @@ def _lacks_rope_dim(names: _Names, pattern: str) -> Finding | None:
     text = config.get_text_config() if config is not None else None
     if hasattr(text, "qk_rope_head_dim"):
         return None
-    return Finding(
-        "PL103",
-        Severity.ERROR,
-        'The style "mla_kv_a_proj" reads qk_rope_head_dim, which the config does not have.',
-        Place(entry=pattern, module=names.modules[pattern][0][0] if pattern in names.modules else None),
-        why="the last qk_rope_head_dim features of the projection bypass the layer that reduces their gradient",
-        found=f"{type(text).__name__} without qk_rope_head_dim",
-        needed="latent attention with qk_rope_head_dim in its config, or no entry",
-    )
+    module = names.modules[pattern][0][0] if pattern in names.modules else None
+    return pl103.lacks_rope_dim(type(text).__name__, Place(entry=pattern, module=module))
 
 
-def _no_plan(model: nn.Module) -> Finding:
-    return Finding(
-        "PL104",
-        Severity.ERROR,
-        f"There is no tensor-parallel plan for {type(model).__name__}, so there is nothing to verify.",
-        why="without entries every rank holds the whole model, and Transformers refuses to start",
-        found="no entry",
-        needed="a plan: `plan suggest` writes one, --plan FILE gives one",
-    )
-
-
-def _never_set_up(model: nn.Module) -> Finding:
-    kind = type(model).__name__
-    return Finding(
-        "PL106",
-        Severity.ERROR,
-        f"No plan of {kind} is ever read: its constructor does not call self.post_init().",
-        why="plans are read in post_init, and a model without one is loaded whole, or not at all",
-        found=f"{kind}.__init__ without post_init",
-        needed=f"self.post_init() at the end of {kind}.__init__, and of its base model's",
-        fault=Fault.MODEL,
-    )
-
-
-def _not_read(model: nn.Module) -> Finding:
+def _base_plan_not_read(model: nn.Module) -> Finding:
     prefix = getattr(model, "base_model_prefix", "")
     inner = type(getattr(model, prefix, None)).__name__
     if base_prefix(model):
-        return replace(_never_set_up(getattr(model, prefix)), place=Place(module=prefix))
-    return Finding(
-        "PL106",
-        Severity.ERROR,
-        f"base_model_tp_plan is never read: {type(model).__name__}.{prefix} is a {inner}, which is no PreTrainedModel.",
-        Place(module=prefix),
-        why="the config's plan is read by the base model as it is made, and only a PreTrainedModel does so",
-        found=f"a {inner}",
-        needed=f"the entries in {type(model).__name__}._tp_plan with their full names, or a PreTrainedModel",
-    )
-
-
-def _shards_nothing(model: nn.Module) -> Finding:
-    return Finding(
-        "PL105",
-        Severity.WARNING,
-        f"No entry of this plan shards a parameter of {type(model).__name__}.",
-        why="every rank holds all the weights and does all the work",
-        found="every parameter whole on every rank",
-        needed="an entry that shards, such as a colwise and rowwise pair",
-    )
+        return pl106.post_init_not_called(inner, Place(module=prefix))
+    return pl106.base_is_no_pretrained_model(type(model).__name__, prefix, inner)
 
 
 def _shards_anything(names: _Names, styles: Mapping[str, str]) -> bool:
@@ -260,7 +177,7 @@ def _near(word: str, known: Iterable[str]) -> list[str]:
 
 
 def _near_paths(names: _Names, pattern: str) -> list[str]:
-    """Paths like `pattern`, nearest first: what it would match as a glob, the path from another root, a like name."""
+    """Paths similar to `pattern`, nearest first: matches as a glob, the same path from another root, similar names."""
     known = [*names.modules, *names.parameters]
     near = difflib.get_close_matches(pattern, known, n=20, cutoff=0.75)
     leaf = pattern.rpartition(".")[2]
@@ -275,9 +192,5 @@ def _globbed(names: _Names, pattern: str) -> list[str]:
 
 
 def _rooted_elsewhere(path: str, pattern: str) -> bool:
-    """Whether one is the other with one name more in front: a base model's key in a head's plan, or the reverse."""
+    """Whether the two differ by one more name in front: a base model's key in the head's plan, or the reverse."""
     return path.partition(".")[2] == pattern or pattern.partition(".")[2] == path
-
-
-def _did_you_mean(near: list[str]) -> str:
-    return f'; did you mean "{near[0]}"?' if near else "."

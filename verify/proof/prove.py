@@ -5,12 +5,13 @@ from time import perf_counter
 from torch import nn
 
 from shardproof.planner.ir.errors import ArgumentError
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.verify.findings import pl104, tp210
 from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.fixes import with_fix
 from shardproof.verify.proof.pipeline import check_pp
@@ -28,7 +29,7 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
         tp: the tensor-parallel degree, at least 1.
         ep: the expert-parallel degree; experts lie on the tensor-parallel ranks. The expert plan's form is checked at
             any degree, and whether the experts divide where it is above 1.
-        pp: the number of stages; above 1 the pipeline plan is checked, and every stage's program is held against the
+        pp: the number of stages; above 1 the pipeline plan is checked, and every stage's program is compared with the
             whole program.
 
     Raises:
@@ -43,7 +44,7 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
     plan = plan if plan is not None else carried_plan(loaded, built)
     findings = check_plan(built, plan, tp)
     if ep > 1 and not plan.ep:
-        findings += (_no_experts(ep),)
+        findings += (pl104.no_expert_plan(ep),)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += _tensor_findings(built, plan, tp, ep)
     prefix = base_prefix(built)
@@ -64,7 +65,7 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Fi
 
 
 def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
-    """What the plan says of the stages, and where that is right, what the stages compute."""
+    """Findings of the pipeline plan; where it has no errors, findings of the programs of its stages."""
     try:
         found = check_pp(built, subject_of(built).graph, plan)
         if any(finding.severity is not Severity.WARNING for finding in found):
@@ -77,26 +78,6 @@ def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) 
         return (not_traced(error),)
 
 
-def _no_experts(ep: int) -> Finding:
-    return Finding(
-        "PL104",
-        Severity.ERROR,
-        f"the plan has no expert-parallel entry, and {ep} ranks are to share the experts",
-        why="without one every rank holds every expert, or the tensor-parallel part of each",
-        found="no entry",
-        needed="base_model_ep_plan, or no --ep",
-    )
-
-
 def not_traced(error: TraceError) -> Finding:
     """The finding of a single-device program that could not be recorded."""
-    return Finding(
-        "TP210",
-        Severity.UNDECIDED,
-        f"the forward could not be traced: {error}",
-        Place(None, error.module or None, error.source),
-        why="what was not traced is not proved",
-        found=str(error),
-        needed="a forward that runs on meta tensors",
-        fault=Fault.MODEL,
-    )
+    return tp210.not_traced(str(error), Place(None, error.module or None, error.source))

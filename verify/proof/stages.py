@@ -1,8 +1,7 @@
-"""Each stage's program against the whole program: is it the whole program's part, every op of it once?
+"""Is the program of each pipeline stage its part of the whole program, every op of it once?
 
-A stage is traced as it would run: the model's own forward with what is absent answering nothing of worth, what was received
-put in where it enters. Values of all programs are numbered alike (`planner.ir.numbering`), what one stage sends being what the
-next receives; every value that is sent, and the result, must have the number that it has in the whole program.
+A stage is traced as it would run: the model's own forward, in which absent modules answer with zeros and received activations
+replace the arguments of the stage's first layers. `verify.stages.compare` compares the traced stages with the whole program.
 """
 
 from collections.abc import Iterator
@@ -15,19 +14,22 @@ from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import TRACED, caching, example_inputs, taken
 from shardproof.planner.ir.dataflow import Entrance
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
-from shardproof.planner.ir.graph import Graph, Module, Op
+from shardproof.planner.ir.findings import Finding, Place
+from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.tracing.decode_cache import places_matter
 from shardproof.planner.tracing.run_modes import CACHE_NAMES
 from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.verify.findings import pp305
 from shardproof.verify.proof.pipeline import check_chunks
 from shardproof.verify.stages.case import KEPT, Case
+from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram, entering
 from shardproof.verify.stages.cutting import Cutting, between, laid_out, stage_of
-from shardproof.verify.stages.departing import numbered_parts
-from shardproof.verify.stages.departures import order_of, unsummed
-from shardproof.verify.stages.stage import Between, Layout, Record, Stage, absent, recorded
+from shardproof.verify.stages.layer_index import numbered_parts
+from shardproof.verify.stages.record import Record, recorded
+from shardproof.verify.stages.stage import Stage, StagePlace, absent
+from shardproof.verify.stages.stage_layout import StageLayout
 
 
 def check_programs(case: Case) -> tuple[Finding, ...]:
@@ -40,8 +42,8 @@ def check_programs(case: Case) -> tuple[Finding, ...]:
     return Programs(case.loaded).check(case)
 
 
-class _Fed(nn.Module):
-    """A stage whose received tensors are keywords, as the inputs of a trace are."""
+class _StageWithNamedInputs(nn.Module):
+    """A stage that takes its received tensors as keyword arguments, as the inputs of a trace are given."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -57,33 +59,33 @@ def _received(at: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Program:
+class _TracedStage:
     """One stage, traced; its names as the whole model has them."""
 
-    place: Between
+    place: StagePlace
     graph: Graph
     model: nn.Module
 
 
 class Programs:
-    """The whole program of a model, against which the stages of several cases can be held."""
+    """The whole program of a model, with which the stages of several cases can be compared."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.model = loaded, build(loaded)
-        self.inputs, self.graph = asked(self.model)
+        self.inputs, self.graph = fullest_trace(self.model)
         self.numbers = Numbers()
-        self._programs: dict[object, _Program | TraceError] = {}
+        self._programs: dict[object, _TracedStage | TraceError] = {}
         self._records: dict[tuple[str, ...], Record] = {}
 
     def check(self, case: Case) -> tuple[Finding, ...]:
         """As `check_programs`, of a case of this model."""
         cutting = laid_out(case, self.model)
         found = check_chunks(cutting.layout.chunks, cutting.layout.depth)
-        return found or tuple(_Stages(case, self, cutting).findings())
+        return found or tuple(_StagesCheck(case, self, cutting).findings())
 
     @cached_property
     def caches(self) -> bool:
-        """Whether layers must find their own place in a cache; a model that cannot be asked for one without data may have one."""
+        """Whether layers need their own number to find their place in a KV cache; assumed where a cache cannot be traced."""
         names = [name for name in CACHE_NAMES if name in signature(type(self.model).forward).parameters]
         given: list[object] = []
         handle = self.model.register_forward_hook(lambda _, __, output: given.append(output))
@@ -95,8 +97,8 @@ class Programs:
             handle.remove()
         return any(places_matter(getattr(output, name, None), TRACED.length) for output in given for name in names)
 
-    def record(self, layout: Layout) -> Record:
-        """The forms of what modules were given and gave."""
+    def record(self, layout: StageLayout) -> Record:
+        """The recorded calls of the single-device model, for absent modules to answer with."""
         if layout.named not in self._records:
             with recorded(self.model, layout.named) as record:
                 trace(self.model, self.inputs)
@@ -105,13 +107,12 @@ class Programs:
 
     @cached_property
     def opened(self) -> Numbered:
-        """The whole program with every layer's own ops, in numbers of its own."""
+        """The whole program traced with every layer, each op numbered; in numbers of its own."""
         return numbered(trace(self.model, self.inputs, every=True), Numbers())
 
-    def program(self, case: Case, layout: Layout, place: Between, *, every: bool = False) -> "_Program":
-        """One stage, traced (`every` layer of it), or known from a case in which it is the same."""
-        own = tuple(one for one in case.staging.departures if one.stage == place.stage)
-        key = (layout, place, own, every)
+    def program(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool = False) -> "_TracedStage":
+        """One traced stage (with `every` layer traced, none repeated), or the same from an earlier case."""
+        key = (layout, place, case.staging.faults.of_stage(place.stage), every)
         if key not in self._programs:
             try:
                 self._programs[key] = self._traced(case, layout, place, every=every)
@@ -122,134 +123,126 @@ class Programs:
             raise found
         return found
 
-    def _traced(self, case: Case, layout: Layout, place: Between, *, every: bool) -> "_Program":
+    def _traced(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool) -> "_TracedStage":
         model = build(self.loaded)
         stage = stage_of(case, model, layout, place, torch.device("meta"))
         stage.record = self.record(layout)
         forms = stage.forms(stage.receives)
         received = {_received(at): torch.empty_like(form, device="meta") for at, form in enumerate(forms)}
-        graph = trace(_Fed(stage), self.inputs | received, hooked=True, every=every)
-        return _Program(place, _inside(graph, "stage.model"), model)
+        graph = trace(_StageWithNamedInputs(stage), self.inputs | received, hooked=True, every=every)
+        return _TracedStage(place, _inside(graph, "stage.model"), model)
 
 
-class _Stages:
+class _StagesCheck:
+    """The stages of one case, as `verify.stages.compare` compares them with the whole program."""
+
     def __init__(self, case: Case, programs: Programs, cutting: Cutting) -> None:
         self.case, self.programs, self.cutting = case, programs, cutting
-        self.model, self.graph, self.numbers = programs.model, programs.graph, programs.numbers
-        self.layout = cutting.layout
-        self.whole = numbered(self.graph, self.numbers, stack=self.layout.layers)
+        self.model, self.graph, self.layout = programs.model, programs.graph, cutting.layout
+        self.comparison = StageComparison.of(self.graph, self.layout.layers, programs.numbers)
 
     def findings(self) -> Iterator[Finding]:
-        """Of the first stage that differs; of what the stages do together where none does."""
-        programs, carried = list[_Program](), tuple[int, ...]()
-        for stage in order_of(self.case.staging.departures, len(self.layout.chunks)):
-            place = between(self.case, self.model, self.cutting, stage)
-            needed = tuple(self.whole.number[self._entering(live.entrances[0])] for live in place.receives.values)
-            if carried and needed != carried:
-                yield _finding(
-                    f"stage {stage} receives what another stage needs",
-                    self.layout.layer(self.layout.chunks[stage].start),
-                )
+        """The finding of the first stage that differs; where none does, those of what the stages do together."""
+        stages = list[_TracedStage]()
+        for number in self.case.staging.faults.order(len(self.layout.chunks)):
+            place = between(self.case, self.model, self.cutting, number)
+            needed = self.comparison.numbers_of(self._received_by(place, self.graph))
+            if self.comparison.carried and needed != self.comparison.carried:
+                first = self.layout.layer(self.layout.chunks[number].start)
+                yield pp305.stage_differs(f"stage {number} receives what another stage needs", first)
                 return
             try:
-                program = self.programs.program(self.case, self.layout, place)
+                stage = self.programs.program(self.case, self.layout, place)
             except TraceError as error:
-                yield _raises(stage, error)
+                yield _raises(number, error)
                 return
-            ran = self._numbered(program, carried)
-            carried = tuple(ran.number[value] for _, value in program.graph.outputs)
-            wrong = self._wrong(place, ran, carried)
-            if wrong is not None and not self._alike_inside(place):
-                yield wrong
-                return
-            carried = tuple(self.whole.number[value] for value in self._wanted(place)) if wrong else carried
-            programs.append(program)
-        yield from self._together(programs)
+            wanted = self._sent_by(place, self.graph)
+            mismatch = self.comparison.mismatch(self._program(stage), wanted)
+            if mismatch is not None:
+                if not self._alike_inside(place):
+                    yield self._differs(number, mismatch)
+                    return
+                self.comparison.carried = self.comparison.numbers_of(wanted)
+            stages.append(stage)
+        yield from self._together(stages)
 
-    def _numbered(self, program: _Program, carried: tuple[int, ...]) -> Numbered:
-        return numbered(
-            program.graph,
-            self.numbers,
-            stack=self.layout.layers,
-            own=self.layout.chunks[program.place.stage],
-            given={_received(at): number for at, number in enumerate(carried)},
-            absent=absent(self.layout, program.place),
+    def _program(self, stage: _TracedStage, *, own: bool = True) -> StageProgram:
+        place = stage.place
+        return StageProgram(
+            stage.graph,
+            self.layout.chunks[place.stage] if own else None,
+            received=tuple(_received(at) for at in range(len(place.receives.values))),
+            sent=tuple(value for _, value in stage.graph.outputs),
+            absent=absent(self.layout, place),
         )
 
-    def _wrong(self, place: Between, ran: Numbered, carried: tuple[int, ...]) -> Finding | None:
-        for at, (value, got) in enumerate(zip(self._wanted(place), carried, strict=False)):
-            if self.whole.number[value] != got:
-                return self._differs(place.stage, ran, ran.graph.outputs[at][1], value)
-        return None
+    def _alike_inside(self, place: StagePlace) -> bool:
+        """Whether a stage sends the right values although its layers get other arguments: compared with every op in its layers.
 
-    def _alike_inside(self, place: Between) -> bool:
-        """Whether a stage whose layers are given other values gives the same all the same, every op looked at.
-
-        A layer that is not handed a value may make it itself.
+        A layer that is not given a value may compute the value itself.
         """
         whole = self.programs.opened
-        received = [self._entering(live.entrances[0], whole.graph) for live in place.receives.values]
         try:
-            program = self.programs.program(self.case, self.layout, place, every=True)
+            stage = self.programs.program(self.case, self.layout, place, every=True)
         except TraceError:
             return False
-        given = {_received(at): whole.number[value] for at, value in enumerate(received)}
-        ran = numbered(program.graph, whole.numbers, given=given, absent=absent(self.layout, place))
-        wanted = self._wanted(place, whole.graph)
-        return all(
-            whole.number[value] == ran.number[got]
-            for value, (_, got) in zip(wanted, program.graph.outputs, strict=False)
-        )
+        received = [whole.number[value] for value in self._received_by(place, whole.graph)]
+        comparison = StageComparison(whole, stack=None, carried=received)
+        return comparison.mismatch(self._program(stage, own=False), self._sent_by(place, whole.graph)) is None
 
-    def _wanted(self, place: Between, graph: Graph | None = None) -> list[int]:
-        """The values of the whole program that a stage is to give."""
-        graph = graph or self.graph
+    def _received_by(self, place: StagePlace, graph: Graph) -> list[int]:
+        """The values of the whole program that a stage should receive."""
+        return [self._entering(live.entrances[0], graph) for live in place.receives.values]
+
+    def _sent_by(self, place: StagePlace, graph: Graph) -> list[int]:
+        """The values of the whole program that a stage should send; for the last stage, the model's first output."""
         if place.stage == len(self.layout.chunks) - 1:
             return [graph.outputs[0][1]]
         return [self._entering(live.entrances[0], graph) for live in place.sends.values]
 
-    def _entering(self, entrance: Entrance, graph: Graph | None = None) -> int:
-        path = self.layout.layer(entrance.layer)
-        call = next(call for call in (graph or self.graph).calls if call.module == path)
-        return [value for name, value in call.arguments if name == entrance.argument][entrance.leaf]
+    def _entering(self, entrance: Entrance, graph: Graph) -> int:
+        return entering(graph, self.layout.layer(entrance.layer), entrance)
 
-    def _differs(self, stage: int, ran: Numbered, got: int, wanted: int) -> Finding:
-        """What makes a value another one: an op, else what a layer is given, as early as it shows."""
+    def _differs(self, stage: int, mismatch: Mismatch) -> Finding:
+        """Explained by the first wrong argument of an own layer, where there is one, else by an op outside the layers."""
+        whole, ran = self.comparison.whole, mismatch.ran
         layer = self._layer_differs(ran)
         if layer is not None:
             path, name, mine, right = layer
-            op = first_new(ran, mine, self.whole) if mine is not None else None
+            op = first_new(ran, mine, whole) if mine is not None else None
             if op is not None:
                 what = f"applies {op.target} of {op.module or 'the model'} to what {path} takes as {name}"
-                return _finding(f"stage {stage} {what}", op.module, op)
-            op = first_new(self.whole, right, ran)
+                return pp305.stage_differs(f"stage {stage} {what}", op.module, op)
+            op = first_new(whole, right, ran)
             more = f": {op.target} of {op.module or 'the model'} is left out" if op is not None else ""
-            return _finding(f"stage {stage} does not give {path} the {name} of the whole model{more}", path, op)
-        extra = first_new(ran, got, self.whole)
-        op = extra or first_new(self.whole, wanted, ran)
+            what = f"stage {stage} does not give {path} the {name} of the whole model{more}"
+            return pp305.stage_differs(what, path, op)
+        op, extra = self.comparison.explained(mismatch)
         if op is None:
-            return _finding(f"stage {stage} gives another value", None)
+            return pp305.stage_differs(f"stage {stage} gives another value", None)
         does = "runs" if extra else "does not run"
-        return _finding(f"stage {stage} {does} {op.target} of {op.module or 'the model'}", op.module, op)
+        return pp305.stage_differs(f"stage {stage} {does} {op.target} of {op.module or 'the model'}", op.module, op)
 
     def _layer_differs(self, ran: Numbered) -> tuple[str, str, int | None, int] | None:
-        """The first own layer that is given something else than in the whole program, the argument, and both values."""
-        wholes, mine = _given(self.graph), _given(ran.graph)
+        """The first own layer with another argument than in the whole program: its path, the argument, both values."""
+        whole, wholes, mine = self.comparison.whole, _given(self.graph), _given(ran.graph)
         for number in ran.own or ():
             path = self.layout.layer(number)
             for (name, leaf), value in wholes.get(path, {}).items() if path in mine else ():
                 got = mine[path].get((name, leaf))
-                if got is None or self.whole.number[value] != ran.number[got]:
+                if got is None or whole.number[value] != ran.number[got]:
                     return path, name, got, value
         return None
 
-    def _together(self, programs: list[_Program]) -> Iterator[Finding]:
+    def _together(self, programs: list[_TracedStage]) -> Iterator[Finding]:
         yield from self._indices(programs)
         yield from self._trained(programs)
         yield from self._summed(programs)
 
-    def _indices(self, programs: list[_Program]) -> Iterator[Finding]:
-        """Layers find their place in a cache by their own number, where the model keeps one."""
+    def _indices(self, programs: list[_TracedStage]) -> Iterator[Finding]:
+        """Where the model has a KV cache, layers have to keep their number in the whole model, for it is their place in the
+        cache.
+        """
         layers = self.model.get_submodule(self.layout.layers)
         for program in programs:
             for path, name in numbered_parts(layers, self.layout.chunks[program.place.stage]):
@@ -257,33 +250,35 @@ class _Stages:
                 mine, right = (getattr(m.get_submodule(part), name) for m in (program.model, self.model))
                 if mine != right and self.programs.caches:
                     what = f"stage {program.place.stage} numbers {part} {mine} in the cache"
-                    yield _finding(what, part, None, found=str(mine), needed=str(right))
+                    yield pp305.stage_differs(what, part, None, found=str(mine), needed=str(right))
                     return
 
-    def _trained(self, programs: list[_Program]) -> Iterator[Finding]:
-        """What is trained on one device is trained on its stage."""
+    def _trained(self, programs: list[_TracedStage]) -> Iterator[Finding]:
+        """Every parameter that is trained on one device has to be trained on its stage."""
         trained = {name for name, value in self.model.named_parameters(remove_duplicate=False) if value.requires_grad}
         for program in programs:
             for name in _read(program.graph):
                 if name in trained and not program.model.get_parameter(name).requires_grad:
-                    yield _finding(f"stage {program.place.stage} takes no gradient for {name}", name.rpartition(".")[0])
+                    yield pp305.stage_differs(
+                        f"stage {program.place.stage} takes no gradient for {name}", name.rpartition(".")[0]
+                    )
                     return
 
-    def _summed(self, programs: list[_Program]) -> Iterator[Finding]:
-        """The gradient of a weight that several stages read is the sum of theirs."""
-        without = unsummed(self.case.staging.departures)
+    def _summed(self, programs: list[_TracedStage]) -> Iterator[Finding]:
+        """The gradient of a weight that several stages read has to be summed over these stages."""
+        not_summed = self.case.staging.faults.not_summed()
         readers: dict[str, list[int]] = {}
         for program in programs:
             for name in _read(program.graph):
                 readers.setdefault(name, []).append(program.place.stage)
         for name, stages in readers.items():
-            if name in without and len(stages) > 1:
+            if name in not_summed and len(stages) > 1:
                 what = f"the gradient of {name} is not summed over stages {' and '.join(map(str, stages))}"
-                yield _finding(what, name.rpartition(".")[0])
+                yield pp305.stage_differs(what, name.rpartition(".")[0])
 
 
 def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
-    """Module -> what its first call is given: the argument's name, which tensor of it, the value."""
+    """By module: the arguments of its first call, as (name, which tensor of it) -> value."""
     found: dict[str, dict[tuple[str, int], int]] = {}
     for call in graph.calls:
         if call.module not in found:
@@ -295,8 +290,8 @@ def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
     return found
 
 
-def asked(model: nn.Module) -> tuple[dict[str, object], Graph]:
-    """The fullest of the questions that the whole model takes: with a mask, positions, and the last logits only."""
+def fullest_trace(model: nn.Module) -> tuple[dict[str, object], Graph]:
+    """The inputs with the most arguments that the model takes (mask, positions, `logits_to_keep`), and its trace with them."""
     if taken(model) is None:
         trace(model)  # which of the forms of inputs it takes
     inputs: dict[str, object] = dict(example_inputs(model))
@@ -315,11 +310,11 @@ def asked(model: nn.Module) -> tuple[dict[str, object], Graph]:
         except TraceError:
             if not extra:
                 raise
-    raise AssertionError("the last question asks nothing more")
+    raise AssertionError("the last attempt has no extra argument, and returns or raises")
 
 
 def _inside(graph: Graph, prefix: str) -> Graph:
-    """A graph with its names as the module at `prefix` has them."""
+    """A graph with module paths and value names relative to `prefix`."""
 
     def name(path: str) -> str:
         return path.removeprefix(prefix).removeprefix(".")
@@ -337,32 +332,10 @@ def _inside(graph: Graph, prefix: str) -> Graph:
 
 
 def _read(graph: Graph) -> list[str]:
-    """Parameters and buffers that some op reads, by the name of the value."""
+    """Names of the parameters and buffers that some op reads."""
     return [value.name for at, value in enumerate(graph.values) if value.name is not None and at in graph.users]
 
 
-def _finding(
-    what: str, module: str | None, op: Op | None = None, *, found: str = "", needed: str = "the whole program's part"
-) -> Finding:
-    return Finding(
-        "PP305",
-        Severity.ERROR,
-        what,
-        Place(module=module or None, source=op.source if op else None),
-        why="the stages together must compute what one device computes, every op once",
-        found=found or (op.target if op else "another value"),
-        needed=needed,
-    )
-
-
 def _raises(stage: int, error: TraceError) -> Finding:
-    return Finding(
-        "PP305",
-        Severity.ERROR,
-        f"stage {stage} raises: {error}",
-        Place(module=error.module.removeprefix("stage.model").removeprefix(".") or None, source=error.source),
-        why="the model's forward meets something absent that it reads",
-        found=str(error).partition(":")[0],
-        needed="a forward that runs with absent modules",
-        fault=Fault.MODEL,
-    )
+    module = error.module.removeprefix("stage.model").removeprefix(".") or None
+    return pp305.stage_raises(stage, str(error), Place(module=module, source=error.source))

@@ -6,20 +6,21 @@ Nothing here infers: the plan is given, and every finding follows from relating 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.propagation.assign import Assigned, assign, looks_up
 from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
 from shardproof.planner.propagation.propagate import Propagation, explain_failure, propagate
-from shardproof.planner.propagation.reach import Unreachable, strided, unreachable
+from shardproof.planner.propagation.reach import strided, unreachable
 from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject, local_program
 from shardproof.planner.tracing.rank_program import HookError, IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.weights.conversions import Misplaced, misplaced
 from shardproof.planner.weights.init_weights import UnloadableError, check_initial
+from shardproof.verify.findings import tp201, tp202, tp207, tp208, tp210, tp215, tp216, tp217
 
 UNDECIDED = {"TP210", "TP211"}
 
@@ -38,39 +39,26 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     found = check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
     accused = {finding.place.entry for finding in found}
     mixed = [_of_misplaced(one) for one in misplaced(subject.model, assigned, degree) if one.entry not in accused]
-    return (*found, *mixed, *_once(tuple(_of_opaque(path, entry) for path, entry in opaque.items())))
+    return (
+        *found,
+        *mixed,
+        *_once(tuple(tp210.embedding_style_elsewhere(path, entry) for path, entry in opaque.items())),
+    )
 
 
 def _of_misplaced(found: Misplaced) -> Finding:
     sources = ", ".join(found.sources)
     place = Place(found.entry, found.name.rpartition(".")[0])
     if not found.known:
-        return Finding(
-            "TP210",
-            Severity.UNDECIDED,
-            f"{found.name} is made of a checkpoint's {sources} after each rank has its part of that",
-            place,
-            why="how the conversion and the cut go together could not be tried",
-            found=str(found.placement),
-            needed="a parameter that is cut as the model holds it",
-        )
-    after = "; whatever it then computes, it would save another parameter" if found.held else ""
-    return Finding(
-        "TP216",
-        Severity.ERROR,
-        f"loaded from a checkpoint, a rank does not hold its part of {found.name}",
-        place,
-        why=f"Transformers cuts what the checkpoint holds ({sources}) and makes the parameter of each rank's part{after}",
-        found=str(found.held) if found.held else "a mixture of other parts",
-        needed=str(found.placement),
-        fault=Fault.CLIENT,
-    )
+        return tp210.conversion_not_tried(found.name, place, sources=sources, placement=found.placement)
+    return tp216.part_is_mixed(found.name, place, sources=sources, placement=found.placement, held=found.held)
 
 
 def _opaque(graph: Graph, assigned: Assigned) -> dict[str, str]:
-    """Modules (and their entries) with a lookup's style that compute something else: the client runs them on distributed
-    tensors, which lay out results by rules of their own. A module that is never called, such as the shared holder of a tied
-    table, runs nothing.
+    """Modules with a style for embeddings that are no lookup, and their entries.
+
+    The client runs these on distributed tensors, whose sharding of results is torch's. A module that is never called, such as the
+    holder of a tied table, is left out.
     """
     styled = {path: entry for path, (style, entry) in assigned.modules.items() if looks_up(style)}
     # A repeated layer has no ops of its own: the first of its kind stands for it.
@@ -79,69 +67,54 @@ def _opaque(graph: Graph, assigned: Assigned) -> dict[str, str]:
     return {path: entry for path, entry in styled.items() if generic(path) in runs - searched}
 
 
-def _of_opaque(path: str, entry: str) -> Finding:
-    return Finding(
-        "TP210",
-        Severity.UNDECIDED,
-        f"a style for embeddings stands on {path}, which computes something else",
-        Place(entry, path),
-        why="there the client's distributed tensors choose how to compute, and torch's rules for that are not modelled",
-        found="neither a lookup nor a product whose bias lies as its result",
-        needed="a style for what the module computes",
-    )
-
-
 def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Finding, ...]:
-    """Findings of two programs that are related: what was not used, and the gradients of what is trained."""
+    """Findings of two related programs: parameters that no op used, else wrong gradients of trained parameters."""
     if unseen := _never_used(ran.local, assigned):
         return unseen
     frozen = {name for name, value in subject.model.named_parameters() if not value.requires_grad}
     faults = (fault for fault in gradient_faults(ran, assigned) if fault.parameter not in frozen)
-    apart = tuple(_of_strided(op, entry) for op, entry in strided(ran.local, assigned))
+    apart = tuple(
+        tp217.transposed_input(entry, Place(module=op.module, source=op.source))
+        for op, entry in strided(ran.local, assigned)
+    )
     return _once(apart + tuple(_of_gradient(fault) for fault in nearest(ran, tuple(faults))))
 
 
 def relate(
     subject: Subject, assigned: Assigned, degree: int, *, distributed: bool = True
 ) -> Propagation | tuple[Finding, ...]:
-    """The two programs of one plan at one degree, related, or what forbids it. `distributed`: the client keeps what it shards as
-    distributed tensors, as Transformers does, which its hooks have to reach.
+    """Relate the single-device and the per-rank program of one plan at one degree; the findings where they cannot be related.
+
+    `distributed`: the client keeps sharded parameters as distributed tensors, as Transformers does, so that an op may use one
+    only where a style's hook has made it local.
     """
     try:
         if distributed:
             check_initial(subject.model, assigned)
         local = local_program(subject.model, assigned, degree, distributed=distributed)
     except IndivisibleError as error:
-        return (_indivisible(error),)
+        shape, degree = error.shape, error.degree
+        return (
+            tp201.does_not_divide(error.parameter, error.entry, shape=shape, placement=error.placement, degree=degree),
+        )
     except UnloadableError as error:
-        return (_of_unloadable(error),)
+        return (tp215.not_initialisable(str(error), Place(error.entry, error.module, error.source)),)
     except TraceError as error:
         return (_local_failure(subject.graph, assigned, error, degree),)
     if distributed and (apart := unreachable(local, assigned)):
-        return _once(tuple(_of_unreachable(found) for found in apart))
+        return _once(tuple(tp215.used_out_of_reach(found.parameter, found.op, found.entry) for found in apart))
     ran = propagate(subject.graph, local, assigned, degree)
     return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck)) if ran.stuck else ran
 
 
 def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
-    """Sharded parameters that no traced op used, under a pattern none of whose modules ran: nothing is proved of them."""
+    """Sharded parameters that no traced op used, in no layer that the pattern matches: nothing is proved of them."""
     silent = {e: name for name, (_, e) in assigned.parameters.items() if generic(name) not in local.used_parameters}
-    return tuple(
-        Finding(
-            "TP210",
-            Severity.UNDECIDED,
-            f"{name} takes part in no traced op",
-            Place(entry, name.rpartition(".")[0]),
-            why="what did not run in the trace is not proved",
-            found="no use",
-            needed="a forward that uses it on every input",
-        )
-        for entry, name in silent.items()
-    )
+    return tuple(tp210.parameter_not_used(name, entry) for entry, name in silent.items())
 
 
 def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """One finding a fault: kinds of layers repeat the same one."""
+    """One finding for each fault: layers of several kinds repeat the same one."""
     kept: dict[tuple[str, str | None, str], Finding] = {}
     for finding in findings:
         where = str(finding.place.source or finding.message)
@@ -149,67 +122,27 @@ def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     return tuple(kept.values())
 
 
-def _indivisible(error: IndivisibleError) -> Finding:
-    return Finding(
-        "TP201",
-        Severity.ERROR,
-        f"{error.parameter} does not divide over {error.degree} ranks",
-        Place(error.entry, error.parameter.rpartition(".")[0]),
-        why="every rank holds an equal part of each block",
-        found=f"{list(error.shape)} at {error.placement}",
-        needed="a degree that divides the dim, or another style",
-    )
-
-
 def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: int) -> Finding:
-    """A rank's forward that raises: a dim that does not divide, parts that do not fit, or a size of the whole model written
-    into the code.
+    """The finding of a rank's forward that raises: because a dim does not divide, parts do not fit together, or the code
+    contains a size of the whole model.
     """
     if isinstance(error.__cause__, HookError):
-        return _hook_failure(assigned, error)
+        hooked = Place(assigned.modules[error.module][1], error.module, error.source)
+        return tp202.hook_fails(str(error.__cause__), hooked)
     near = [name for name in assigned.parameters if name.startswith(f"{error.module}.") or not error.module]
     uneven = [name for name in near if _is_uneven(graph, assigned, name, degree)]
     name = next(iter(uneven or near), None)
     entry = assigned.parameters[name][1] if name is not None else None
     place = Place(entry, error.module, error.source)
     if uneven:
-        shape = list(graph.values[graph.parameters[name or ""]].shape)
-        return Finding(
-            "TP201",
-            Severity.ERROR,
-            f"{name} does not divide over {degree} ranks, and the forward cannot take the uneven part ({error})",
-            place,
-            why="a rank's boundary falls inside a head or a block",
-            found=f"{shape} over {degree} ranks",
-            needed="a degree that divides the number of heads or blocks",
-        )
+        shape = graph.values[graph.parameters[uneven[0]]].shape
+        return tp201.uneven_part_fails(uneven[0], place, shape=shape, degree=degree, error=str(error))
     if error.before is not None:
         stuck, behind = explain_failure(graph, error.before, error.failed, assigned, degree)
         if stuck is not None:
             return _of_stuck(error.before, stuck)
         place = replace(place, entry=behind or entry)
-    return Finding(
-        "TP202",
-        Severity.ERROR if near else Severity.UNDECIDED,
-        f"a rank's forward fails in {error.module or 'the model'}: {error}",
-        place,
-        why="a size of the whole model is written into the code, or parts meet that do not fit",
-        found=str(error),
-        needed="a forward that takes its sizes from its inputs, or an entry that gives it whole inputs",
-        fault=Fault.MODEL if near else Fault.PLAN,
-    )
-
-
-def _hook_failure(assigned: Assigned, error: TraceError) -> Finding:
-    return Finding(
-        "TP202",
-        Severity.ERROR,
-        f"the style's hook fails on {error.module}: {error.__cause__}",
-        Place(assigned.modules[error.module][1], error.module, error.source),
-        why="a style's hook acts on the first positional argument, or on the output, as one tensor",
-        found=str(error.__cause__),
-        needed="no entry here, or one on the module that makes the tensor",
-    )
+    return tp202.local_forward_fails(str(error), place, sharded=bool(near))
 
 
 def _is_uneven(graph: Graph, assigned: Assigned, name: str, degree: int) -> bool:
@@ -234,7 +167,7 @@ def _of_stuck(local: Graph, stuck: Stuck) -> Finding:
 
 
 def _missing_entry(local: Graph, stuck: Stuck) -> str | None:
-    """The entry of the module behind the operand that should have been another: it has none, or the wrong one."""
+    """The entry (missing or wrong) of the module that made the wrong operand, where that module is near the op."""
     owner = _owner(local, stuck.blame) if stuck.blame is not None else None
     if owner is None:
         return None
@@ -246,7 +179,7 @@ def _missing_entry(local: Graph, stuck: Stuck) -> str | None:
 
 
 def _owner(graph: Graph, number: int) -> str | None:
-    """The module whose parameter a value is, or whose parameters last acted on it."""
+    """The module that holds a value as a parameter, or the last module with parameters that it went through."""
     for module in graph.modules:
         if any(own == number for _, own in module.parameters):
             return module.path
@@ -263,74 +196,15 @@ def _owner(graph: Graph, number: int) -> str | None:
 
 
 def _widest(graph: Graph, op: Op) -> int:
-    """The operand to follow back: the first that was computed."""
+    """The operand to follow back: the first one that an op computed."""
     return next((number for number in op.inputs if number in graph.producer), op.inputs[0])
 
 
-def _of_unreachable(found: Unreachable) -> Finding:
-    owner = found.parameter.rpartition(".")[0]
-    elsewhere = "" if found.op.module == owner else f", outside the forward of {owner}"
-    entry = found.entry if elsewhere else generic(owner)
-    return Finding(
-        "TP215",
-        Severity.ERROR,
-        f"{found.op.target.rpartition('.')[2]} in {found.op.module} uses the sharded {found.parameter}{elsewhere}",
-        Place(entry, found.op.module, found.op.source),
-        why="a sharded parameter is a distributed tensor, and meets plain tensors only where a style makes it local",
-        found="no style that makes it local there",
-        needed=f"local_params on {owner or 'its module'}, or the parameter whole",
-    )
-
-
-def _of_strided(op: Op, entry: str) -> Finding:
-    return Finding(
-        "TP217",
-        Severity.ERROR,
-        f"{op.module} is given a transposed tensor, which it cannot view as rows where it is trained",
-        Place(entry, op.module, op.source),
-        why="where gradients are wanted the client takes a shard's strides for those of a contiguous tensor",
-        found="strides that make no rows",
-        needed="a contiguous input, or a style that takes the whole input",
-    )
-
-
-def _of_unloadable(error: UnloadableError) -> Finding:
-    return Finding(
-        "TP215",
-        Severity.ERROR,
-        str(error),
-        Place(error.entry, error.module, error.source),
-        why="the client calls it after loading, when a sharded parameter is a distributed tensor",
-        found="an op on a distributed tensor and a plain one",
-        needed="an _init_weights that only writes the parameter, or the parameter whole",
-        fault=Fault.MODEL,
-    )
-
-
 def _of_gradient(fault: GradientFault) -> Finding:
-    owner = (
-        fault.parameter.rpartition(".")[0]
-        if fault.root is None or fault.root.module != fault.parameter
-        else fault.parameter
-    )
+    own = fault.root is not None and fault.root.module == fault.parameter
+    owner = fault.parameter if own else fault.parameter.rpartition(".")[0]
     source = fault.root.source if fault.root is not None else None
     place = Place(fault.entry or generic(owner), owner, source)
     if fault.code == "TP208":
-        return Finding(
-            "TP208",
-            Severity.ERROR,
-            f"the gradient of {fault.parameter} is summed over ranks that all hold the whole of it",
-            place,
-            why="a whole gradient summed over the ranks is the gradient times the degree",
-            found="whole, then all-reduced",
-            needed="no all-reduce of the gradient",
-        )
-    return Finding(
-        "TP207",
-        Severity.ERROR,
-        f"the gradient of {fault.parameter} stays partial: each rank holds its own shard's share of it",
-        place,
-        why="a whole tensor meets a shard, so each rank sees only the part of the loss that runs through its shard",
-        found="P(sum), never reduced",
-        needed="its gradient all-reduced, as replicated_with_grad_allreduce does",
-    )
+        return tp208.whole_gradient_is_summed(fault.parameter, place)
+    return tp207.gradient_stays_partial(fault.parameter, place)

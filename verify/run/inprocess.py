@@ -1,4 +1,4 @@
-"""The check of every rank, with the ranks as threads of this process: quick, for many plans of one model."""
+"""The check with ranks as threads of this process: fast, for many plans of one model."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -9,7 +9,7 @@ from transformers.utils import logging
 from shardproof.planner.loading.load import LoadedModel, quiet
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.outcome import Outcome, failure_of
-from shardproof.verify.run.worker import Known, Shared, check, known
+from shardproof.verify.run.worker import SharedBaseline, TwinBaseline, check, twin_baseline
 from shardproof.verify.stages.case import Case
 
 _CPU = torch.device("cpu")
@@ -18,14 +18,14 @@ _CPU = torch.device("cpu")
 class InProcess(AbstractContextManager["InProcess"]):
     """`degree` ranks in this process, on its CPU; cases of twins only.
 
-    Transformers applies the plan as it does on real ranks. What it cannot show is what only separate processes do: a rank that
-    dies, a collective library's own errors, a run that never ends.
+    Transformers applies the plan as it does on real ranks. Not covered is what needs separate processes: a rank that dies,
+    errors of the collective library, a run that never ends.
     """
 
     def __init__(self, degree: int) -> None:
         self._threads = Threads(degree)
         self._around = ExitStack()
-        self._known: tuple[LoadedModel, int, Known] | None = None
+        self._known: tuple[LoadedModel, int, TwinBaseline] | None = None
 
     def __enter__(self) -> "InProcess":
         for context in (quiet(), _no_progress_bars(), self._threads):
@@ -36,7 +36,7 @@ class InProcess(AbstractContextManager["InProcess"]):
         self._around.close()
 
     def check(self, case: Case, *, hasty: bool = False, timeout: float = 300.0) -> dict[int, Outcome]:
-        """What every rank answered. The single-device model of the same twin is built and asked only once.
+        """The outcome of a case on every rank. The single-device model of a twin is built and asked once for all its cases.
 
         Args:
             case: of this degree.
@@ -50,7 +50,7 @@ class InProcess(AbstractContextManager["InProcess"]):
         if case.weights or case.tp * case.pp != self._threads.degree:
             raise ValueError(f"{self._threads.degree} ranks in one process check plans of a twin for that many ranks.")
         try:
-            before = Shared() if case.pp > 1 else self._before(case)
+            before = SharedBaseline() if case.pp > 1 else self._before(case)
         except Exception as error:  # the model raises on one device: every rank would say the same
             failure = failure_of(error, stage="the single-device model", module="", sharded=False)
             return {rank: Outcome(rank, failure=failure) for rank in range(case.tp)}
@@ -60,13 +60,13 @@ class InProcess(AbstractContextManager["InProcess"]):
         return dict(enumerate(answers))
 
     def silent(self, case: Case) -> frozenset[str]:
-        """The parameters whose gradient is zero on one device already: of a wrong one a run sees nothing."""
+        """Parameters whose gradient is zero on one device: a run cannot see whether theirs is wrong."""
         gradients = self._before(case).want.gradients.get("gradient", {})
         return frozenset(name for name, gradient in gradients.items() if not gradient.any())
 
-    def _before(self, case: Case) -> Known:
+    def _before(self, case: Case) -> TwinBaseline:
         if self._known is None or self._known[:2] != (case.loaded, case.seed):
-            self._known = (case.loaded, case.seed, known(case, device=_CPU))
+            self._known = (case.loaded, case.seed, twin_baseline(case, device=_CPU))
         return self._known[2]
 
 

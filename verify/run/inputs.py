@@ -1,4 +1,4 @@
-"""TODO."""
+"""Random inputs for both models: tokens, masks, and what else the forward takes."""
 
 import inspect
 from collections.abc import Mapping
@@ -21,13 +21,17 @@ DECODED = 4
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a model is asked about, the same on every rank.
+    """Inputs of one batch, the same on every rank.
 
-    `ids` `[rows, length]` are the tokens it continues, its argument `name`, which is empty where it takes no tokens; `more` is
-    all else that its forward takes: the encoder's tokens, images, sounds. The masks are of the tokens that `attention_mask` is
-    about, `input_ids`, and empty where there are none: `mask` with rows padded on the left by 0 and 3 tokens, `ragged` with rows
-    padded on the right by 2 and 5. `target_mask` is of the tokens that a decoder beside an encoder continues, where its model
-    takes one: with a gap in the last row, so that every position still sees one token.
+    Attributes:
+        name: the forward's argument for the tokens that the model continues; empty where it takes no tokens.
+        ids: these tokens, `[rows, length]`.
+        more: the other arguments of the forward: an encoder's tokens, images, audio.
+        mask: `attention_mask` for `input_ids`, `[rows, length]`, with rows padded on the left by 0 and 3 tokens; empty where
+            there are no `input_ids`.
+        ragged: the same with rows padded on the right by 2 and 5 tokens.
+        target_mask: the mask of a decoder's own tokens, where the model has an encoder and takes one. The last row has a gap,
+            not padding, so that every position still attends to a token.
     """
 
     name: str
@@ -37,7 +41,7 @@ class Inputs:
     ragged: torch.Tensor
     target_mask: torch.Tensor
     refused: Exception | None = None
-    """Why there is only text, of a model that takes images too."""
+    """What the model raised on images, where it takes them and the inputs are text alone."""
 
     @property
     def encoded(self) -> bool:
@@ -54,12 +58,12 @@ class Inputs:
         return {self.name: self.ids, **self.more} if self.name else dict(self.more)
 
     def masking(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A mask as arguments of a forward over everything, the decoder's beside it."""
+        """The arguments of a forward over everything under a mask, with the decoder's own mask where there is one."""
         target = {"decoder_attention_mask": self.target_mask} if self.target_mask.numel() else {}
         return {"attention_mask": mask, **target}
 
     def seen(self, mask: torch.Tensor) -> torch.Tensor:
-        """Of which of the continued tokens the logits count under a mask: what a padded one gives is nobody's concern."""
+        """Which positions are compared under a mask: logits at padded positions mean nothing."""
         return (self.target_mask if self.encoded else mask).bool()
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
@@ -69,13 +73,13 @@ class Inputs:
         return {self.name: self.ids[:, :count], **(self.more if self.encoded else cut)}
 
     def next(self, position: int) -> dict[str, torch.Tensor]:
-        """The arguments of the step that decodes one token: an encoder is asked again, images are in the cache."""
+        """The arguments of the step that decodes one token. An encoder runs again; images are in the KV cache."""
         token = self.ids[:, position : position + 1]
         return {self.name: token, **(self.more if self.encoded else {})}
 
 
 def _along(value: torch.Tensor, length: int) -> bool:
-    """Whether these are one integer for each token."""
+    """Whether this is one integer for each token."""
     return value.ndim == 2 and value.shape[1] == length and not value.is_floating_point()
 
 
@@ -98,7 +102,7 @@ def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
 
 
 def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward names this keyword, or hands what it does not name to a base model that names it."""
+    """Whether the model's forward names this keyword, or passes `**kwargs` to a base model that names it."""
     names = inspect.signature(type(model).forward).parameters
     base = getattr(model, "base_model", model)
     if name in names or base is model:

@@ -1,4 +1,4 @@
-"""What one rank has to say after a case, as data that travels between processes."""
+"""The result of one case on one rank, as data that travels between processes."""
 
 import json
 import re
@@ -17,17 +17,17 @@ from shardproof.verify.run.compare.tensors import Comparison
 
 _ANOTHER = re.compile(r"gloo/|NCCL|Connection (closed|reset|refused)|Timed out waiting|Broken pipe")
 _SCHEDULE = re.compile(r"\[Stage \d+\] failed to run (forward|backward)")
-"""What torch's schedules make of whatever a stage raises: it is the cause that tells."""
+"""The message in which torch's schedules wrap an exception of a stage; its cause is reported instead."""
 _MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE)
 _OURS = Path(__file__).parents[2]
-_AROUND = ("exact.py", "collectives/own_styles.py", "collectives/autograd.py")
-"""Files of ours that stand around every operation of a model, and are on the way to whatever it raises."""
+_AROUND = ("stages/exact.py", "run/collectives/own_styles.py", "run/collectives/autograd.py")
+"""Files of ours that wrap operations of a model, so that their frames say nothing of who raised."""
 _ROOTS = ("site-packages", "dist-packages")
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An exception on a rank: what was being asked, what was raised, in which module, on which line of modeling code.
+    """An exception on a rank: at which step (`stage`), what was raised, in which module, on which line of modeling code.
 
     `sharded` is false where the single-device model itself raised; `ours` where the code that raised is shardproof's;
     `when` is seconds since the epoch.
@@ -59,7 +59,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One rank's answer to one case.
+    """What one rank compared in one case.
 
     `refused` is what autograd refused of the model's own code, which was worked around; `unasked` are the questions that
     the single-device model could not answer, with its error. `cpu_seconds` is this rank's own computing time.
@@ -120,7 +120,7 @@ def _is_ours(error: BaseException) -> bool:
         return False
     for frame in reversed(frames):
         path = Path(frame.filename)
-        if path in {Path(__file__).parent / name for name in _AROUND}:
+        if path in {Path(__file__).parents[1] / name for name in _AROUND}:
             continue
         if path.is_relative_to(_OURS):
             return True

@@ -1,4 +1,4 @@
-"""What is asked of a model, the single-device one and the sharded one alike."""
+"""The questions that the single-device model and the sharded model both answer: forward, decoding, generation, backward."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.loading.load import quiet
 from shardproof.planner.weights.shards import whole
-from shardproof.verify.run.compare.boundaries import Boundaries, Crossing
+from shardproof.verify.run.compare.module_activations import ActivationRecorder, ModuleActivations
 from shardproof.verify.run.inputs import Inputs, accepts
 from shardproof.verify.stages.exact import Wide, copied_outputs
 
@@ -21,7 +21,7 @@ NEW_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens chosen greedily, `[batch, steps]`, and by how much each led, relative to the largest logit of its step."""
+    """Tokens of greedy generation, `[batch, steps]`. `lead`: first minus second logit, relative to the largest of the step."""
 
     chosen: torch.Tensor
     lead: torch.Tensor
@@ -29,23 +29,25 @@ class Tokens:
 
 @dataclass(slots=True)
 class Observed:
-    """What a model answered. `values` by name (logits, loss, ...); `gradients` by pass, then by parameter.
+    """The answers of one model.
 
-    `stage` is the question being asked and `inside` the module that ran, for the report of one that raises. `unasked`
-    are the questions that the single-device model cannot answer itself, with what it raised.
+    `values` are by name (logits, loss, ...), `gradients` by pass and then by parameter. `stage` is the current question and
+    `inside` the module that runs, for the report of an exception. `unasked` are the questions that the single-device model
+    cannot answer itself, with what it raised.
     """
 
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     gradients: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     tokens: dict[str, Tokens] = field(default_factory=dict)
-    crossings: list[Crossing] = field(default_factory=list)
+    activations: list[ModuleActivations] = field(default_factory=list)
     unasked: dict[str, Exception] = field(default_factory=dict)
     stage: str = "loading"
     inside: str = ""
     trains: bool | None = None
-    """Whether gradients are asked in training mode, as the single-device model gives none in the other; None: not known yet."""
+    """Whether gradients need training mode, because the single-device model gives none in evaluation mode; None: not known yet.
+    """
     refused: RuntimeError | None = None
-    """Autograd's refusal of an in-place operation of the model, after which the question was asked out of place."""
+    """Autograd's refusal of an in-place operation; the backward was then repeated on copies of the outputs."""
 
 
 Question = Callable[[PreTrainedModel, Inputs, Observed], None]
@@ -60,22 +62,27 @@ def observe(
     asked_of: Observed | None = None,
     enough: Callable[[Observed], bool] | None = None,
 ) -> Observed:
-    """Ask everything of one model; what it raises passes through, with `into` saying how far it came.
+    """Ask one model all questions. An exception passes through; `into` then says how far the model came.
 
-    `exact` computes in float64 throughout. With `asked_of`, the answers of the single-device model, only what that one
-    could answer is asked; without, a model that cannot answer one of the lesser questions is not asked it. Nothing more
-    is asked once the answers are `enough`.
+    Args:
+        model: the single-device model or the sharded one.
+        inputs: the same for both.
+        into: gets the answers.
+        exact: compute in float64 throughout.
+        asked_of: the answers of the single-device model. Questions that it could not answer are skipped. Without it this is
+            the single-device model, and a question outside `_NEEDED` that raises is noted in `into.unasked`.
+        enough: ends the questions as soon as it is true of the answers.
     """
     into.trains = None if asked_of is None and exact else asked_of is not None and bool(asked_of.trains)
     if inputs.refused is not None:
-        into.unasked["the way of images"] = inputs.refused
+        into.unasked["the forward with images"] = inputs.refused
     for stage, ask in _QUESTIONS.items():
         if enough is not None and enough(into):
             break
         if asked_of is not None and stage in asked_of.unasked:
             continue
         into.stage = stage
-        boundaries = Boundaries(model, keep=not into.crossings)
+        boundaries = ActivationRecorder(model, keep=not into.activations)
         precision: AbstractContextManager[object] = Wide() if exact else nullcontext()
         answered = set(into.values)
         try:
@@ -89,13 +96,13 @@ def observe(
             into.unasked[stage] = error
         finally:
             into.inside = boundaries.inside
-            into.crossings = into.crossings or boundaries.crossings
+            into.activations = into.activations or boundaries.activations
     into.stage = "done"
     return into
 
 
 def _drop_infinite(into: Observed, answered: set[str]) -> None:
-    """Take back the newest answers where one is not finite: nothing can be compared with it. `FloatingPointError` then."""
+    """Drop the answers to the last question where one is not finite, and raise `FloatingPointError`."""
     new = [name for name in into.values if name not in answered]
     wild = [name for name in new if not into.values[name].isfinite().all()]
     if wild:
@@ -139,7 +146,7 @@ def _ragged(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 
 def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
-    """Prefill, then token by token through what the model keeps; the logits of every step, side by side."""
+    """Prefill, then decode token by token with the KV cache or state; the logits of all steps, concatenated."""
     if not inputs.name:
         return
     cached = caching(model, True)
@@ -155,7 +162,7 @@ def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 
 def _kept(model: PreTrainedModel, output: Mapping[str, object]) -> dict[str, object]:
-    """What an output holds for the next step: that which the forward takes by the same name (a cache, a state)."""
+    """What an output gives the next step: values that the forward takes by the same name, such as a KV cache or a state."""
     return {name: value for name, value in output.items() if value is not None and accepts(model, name)}
 
 
@@ -183,31 +190,33 @@ def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     into.tokens["generated tokens"] = Tokens(output.sequences[:, -NEW_TOKENS:], lead)
 
 
-def _backward_somehow(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
-    """Backward in the mode of the other questions; in training mode where the single-device model refuses that one. There is
-    no dropout in a twin, so that nothing else differs between the two; a real checkpoint may have some, and is not asked.
+def _backward_in_mode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Backward in evaluation mode, as the other questions; in training mode where the single-device model raises in that mode.
+
+    A twin has no dropout, so that the two modes compute the same. A real checkpoint may have dropout, and stays in evaluation
+    mode.
     """
     if into.trains is None:
         try:
-            _backward_anyway(model, inputs, into)
+            _backward_out_of_place(model, inputs, into)
             into.trains = False
             return
         except Exception as error:
             into.trains = True
             try:
-                _backward_somehow(model, inputs, into)
+                _backward_in_mode(model, inputs, into)
             except Exception:
                 raise error from None
             return
     before = model.training
     model.train(into.trains)
     try:
-        _backward_anyway(model, inputs, into)
+        _backward_out_of_place(model, inputs, into)
     finally:
         model.train(before)
 
 
-def _backward_anyway(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+def _backward_out_of_place(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Backward; where autograd refuses the model's `a += b` on a sharded module's output, again on copies of the outputs."""
     try:
         _backward(model, inputs, into)
@@ -220,7 +229,7 @@ def _backward_anyway(model: PreTrainedModel, inputs: Inputs, into: Observed) -> 
 
 
 def _backward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
-    """Twice without zeroing: a gradient reduced in place shows only the second time."""
+    """Two backwards without zeroing the gradients: a gradient that is all-reduced in place is wrong only after the second."""
     model.zero_grad(set_to_none=True)
     for once_or_twice in ("gradient", "gradient of two backwards"):
         loss = _loss(model, inputs)
@@ -239,8 +248,9 @@ def _gradient(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _loss(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    """The model's own loss where it has one that takes tokens for labels, else the cross entropy of the next token; a mean square
-    without logits. A rank that takes another way than the single-device model has another loss.
+    """The model's own loss where it takes tokens as labels, else the cross entropy of the next token, else the mean square.
+
+    A rank that takes another branch than the single-device model has another loss, which the comparison shows.
     """
     if inputs.name and accepts(model, "labels"):
         with suppress(ValueError):  # labels in a form of its own (one for each codebook)
@@ -254,7 +264,7 @@ def _loss(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
 
 
 def _eager(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
-    """Again with eager attention, which is loud where sdpa is silent; only where the model lets it be chosen."""
+    """The forward again with eager attention, which raises on shapes that sdpa broadcasts; only where the model supports both."""
     if model.config._attn_implementation != "sdpa":
         return
     try:
@@ -277,8 +287,8 @@ _QUESTIONS: Mapping[str, Question] = {
     "ragged forward": _ragged,
     "cached decode": _decode,
     "generation": _generate,
-    "backward": _backward_somehow,
+    "backward": _backward_in_mode,
     "eager attention": _eager,
 }
 _NEEDED = ("forward", "backward")
-"""A model that does not answer these alone cannot be compared at all."""
+"""A model that raises on one of these cannot be compared at all."""

@@ -20,7 +20,7 @@ State = Mapping[str, torch.Tensor]
 
 
 def reference_model(loaded: LoadedModel, device: torch.device) -> PreTrainedModel:
-    """The twin on one device, in float64, with whatever weights its class initialises (load a state into it)."""
+    """The twin on one device, in float64, with the weights that its class initialises."""
     torch.manual_seed(0)
     own = replace(loaded, config=copy.deepcopy(loaded.config))
     with quiet():
@@ -45,8 +45,10 @@ def single_device(case: Case, device: torch.device) -> PreTrainedModel:
 
 
 def freeze_as(model: nn.Module, other: nn.Module) -> None:
-    """Train what the other model trains, and no more: a constructor may freeze a parameter, and the client's loading thaws it
-    where it is whole and not where it is sharded (transformers 5.23.0, core_model_loading.py, `set_param_for_module`).
+    """Set `requires_grad` of every parameter as in the other model.
+
+    A constructor may freeze a parameter; the client's loading unfreezes it where it is whole, but not where it is sharded
+    (transformers 5.23.0, core_model_loading.py, `set_param_for_module`).
     """
     trained = {name: parameter.requires_grad for name, parameter in other.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -55,10 +57,11 @@ def freeze_as(model: nn.Module, other: nn.Module) -> None:
 
 
 def checkpoint_form(case: Case, single: PreTrainedModel) -> State:
-    """The weights of a twin as its checkpoint would hold them: experts one by one, say, that the model stacks.
+    """The weights of a twin as its checkpoint would hold them, for instance one tensor for each expert where the model stacks
+    them.
 
-    What the client merges while it shards is then merged from the ranks' parts, as in reality. As the model holds them where
-    the client's conversion does not lead back to the same bits on one device. Source: transformers 5.23.0,
+    So the client's conversion of weights runs on the ranks' parts, as with a real checkpoint. Where the conversion cannot be
+    reverted to the same bits on one device, the weights are as the model holds them. Source: transformers 5.23.0,
     core_model_loading.py, `revert_weight_conversion`; a model loaded from memory remembers no conversion of its own.
     """
     state = single.state_dict()
@@ -79,15 +82,14 @@ def checkpoint_form(case: Case, single: PreTrainedModel) -> State:
 
 
 def sharded_model(case: Case, state: State) -> PreTrainedModel:
-    """The same model on the ranks, by the client's own way: `from_pretrained` with a `DistributedConfig`.
+    """The same model sharded by the client's own code: `from_pretrained` with a `DistributedConfig`.
 
-    The plan under test replaces the one the model carries: on the config instance, and on a subclass of the head class.
-    `state` are the twin's weights, best in the form of its checkpoint; a real checkpoint is read from its files again, since
-    how they are cut on the way in is part of the question. Source: transformers 5.23.0, distributed/mixin.py,
-    `init_parallel_plans`.
+    The plan under test replaces the one the model carries: on the config instance, and on a subclass of the head class. `state`
+    are the twin's weights, preferably in the form of its checkpoint. A real checkpoint is read from its files again, since its
+    sharding while loading is under test too. Source: transformers 5.23.0, distributed/mixin.py, `init_parallel_plans`.
     """
     planned = with_plan(case.loaded, case.plan)
-    # Of a plan for both axes the client takes the experts from one and the rest from the other, on the same ranks.
+    # With both plans, the client takes experts from the expert plan and the rest from the tensor plan, on the same ranks.
     degrees = DistributedConfig(tp_size=case.tp, ep_size=case.ep if case.ep > 1 else None)
     if case.weights:
         return _from_checkpoint(planned, degrees)
@@ -95,9 +97,10 @@ def sharded_model(case: Case, state: State) -> PreTrainedModel:
 
 
 def from_state(loaded: LoadedModel, state: State, degrees: DistributedConfig | None = None) -> PreTrainedModel:
-    """A model with these weights, on one device too by the client's own loading: what that computes anew (buffers that no
-    checkpoint holds) is then alike. Copies of them: the client keeps a tensor as it is where it can, and models that share one
-    would not differ where either writes to it.
+    """A model with these weights, loaded by the client's own code, on one device too.
+
+    So buffers that no checkpoint holds, which the loading computes, are alike in both models. The weights are copied: the client
+    keeps a tensor where it can, and two models that share one would agree even where one writes to it.
     """
     own = {name: value.clone() for name, value in _once(state).items()}
     with quiet():
@@ -113,11 +116,11 @@ def from_state(loaded: LoadedModel, state: State, degrees: DistributedConfig | N
 
 
 def _fill(model: PreTrainedModel, loaded: LoadedModel) -> None:
-    """Give buffers that no checkpoint holds, and that the client left empty, what the constructor puts into them.
+    """Fill buffers that no checkpoint holds, and that the client left uninitialised, with the constructor's values.
 
-    The client builds a model without memory, and only `_init_weights` brings such a buffer back (transformers 5.23.0,
-    modeling_utils.py, `_move_missing_keys_from_meta_to_device`). Older modeling code does not know; its memory then holds
-    anything, which says nothing about a plan.
+    The client builds a model on the meta device, and only `_init_weights` fills such a buffer again (transformers 5.23.0,
+    modeling_utils.py, `_move_missing_keys_from_meta_to_device`). Older modeling code does not do so, and its buffers hold
+    arbitrary memory, which says nothing about a plan.
     """
     held = model.state_dict().keys()
     lost = {name: buffer for name, buffer in model.named_buffers() if name not in held}
@@ -133,13 +136,13 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    """A parameter that its model keeps in float32 whatever the dtype, in float64 like the others."""
+    """In float64, also a parameter that its model keeps in float32 whatever the dtype."""
     narrow = isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and tensor.dtype is not torch.float64
     return tensor.double() if narrow else tensor
 
 
 def _once(state: State) -> dict[str, torch.Tensor]:
-    """Each tensor under one of its names, as the client saves what is tied."""
+    """Each tensor under one of its names, as the client saves tied weights."""
     names: dict[int, str] = {}
     for name, value in state.items():
         names.setdefault(value.data_ptr(), name)
@@ -164,20 +167,20 @@ def _from_checkpoint(loaded: LoadedModel, degrees: DistributedConfig | None = No
 
 
 def with_plan(loaded: LoadedModel, plan: Plan) -> LoadedModel:
-    """The model carrying this plan and no other."""
+    """The model with this plan on its config and class, instead of its own plan."""
     head: Mapping[str, object] = {
         "_tp_plan": {entry.pattern: entry.style for entry in plan.head_tp},
         "_pp_plan": {entry.module: (list(entry.inputs), list(entry.outputs)) for entry in plan.head_pp},
         "__module__": loaded.model_class.__module__,
     }
     config = copy.deepcopy(loaded.config)
-    _land(config, plan, plan_owners(build(loaded)))
+    _put_entries(config, plan, plan_owners(build(loaded)))
     model_class = type(loaded.model_class.__name__, (loaded.model_class,), dict(head))
     return replace(loaded, config=config, model_class=model_class)
 
 
-def _land(config: PreTrainedConfig, plan: Plan, owners: Mapping[str, type]) -> None:
-    """Every entry on the config that speaks for its part: what a part's own config says replaces what the whole says of it."""
+def _put_entries(config: PreTrainedConfig, plan: Plan, owners: Mapping[str, type]) -> None:
+    """Put every entry on the config of the submodel that it belongs to: a submodel's config overrides the whole model's."""
     own = {key: value for key, value in plan.to_json().items() if key.startswith("base_model_")}
     path_of = {kind: path for path, kind in owners.items()}
     for part in _parts(config):

@@ -1,13 +1,14 @@
-"""From what the ranks said to findings: one fault, one finding, at the place where it first shows."""
+"""From the outcomes of all ranks to findings: one finding a fault, at the place where the fault first shows."""
 
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, as_written
+from shardproof.planner.ir.findings import Fault, Finding, Place, as_written
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.programs import on_meta
+from shardproof.verify.findings import dy501, dy502, dy503, dy504, dy505, dy506
 from shardproof.verify.run.compare.localise import Divergence, entry_of
 from shardproof.verify.run.compare.saved import SAVED
 from shardproof.verify.run.compare.tensors import Comparison
@@ -15,13 +16,13 @@ from shardproof.verify.run.outcome import Failure, Outcome, worst
 from shardproof.verify.stages.case import Case
 
 _MOST = 4
-"""Gradient findings: one fault spreads to every gradient upstream of it."""
+"""At most so many gradient findings: one fault makes every gradient upstream of it wrong."""
 
 
 def measures_of(case: Case, outcomes: Mapping[int, Outcome]) -> dict[str, float]:
     """The largest relative error of each kind of comparison, in the order they were made.
 
-    What the client alone gets wrong is no measure of the plan; it is in the findings.
+    Errors that are the client's own, and are reported as findings, are left out.
     """
     styles = case.plan.styles(base_prefix(on_meta(case.loaded)))
     largest: dict[str, float] = {}
@@ -32,7 +33,7 @@ def measures_of(case: Case, outcomes: Mapping[int, Outcome]) -> dict[str, float]
 
 
 def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, ...]:
-    """What the ranks' outcomes mean for the plan; entries as the head model sees them."""
+    """The findings that follow from the outcomes of all ranks; entries as the head model sees them."""
     model = on_meta(case.loaded)
     styles = case.plan.styles(base_prefix(model))
     refused = next((outcome.refused for outcome in outcomes.values() if outcome.refused), None)
@@ -43,9 +44,9 @@ def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, .
     if failures and not wrong:  # what is raised after a wrong answer is a consequence of it
         found.append(_failure(failures, case, styles, model))
     if refused:
-        found.append(_refusal(refused))
+        found.append(dy504.training_refused(Place(source=refused.source)))
     unasked = next((outcome.unasked for outcome in outcomes.values() if outcome.unasked), {})
-    return (*found, *(_unasked(stage, error) for stage, error in unasked.items()))
+    return (*found, *(dy504.not_compared(stage, error) for stage, error in unasked.items()))
 
 
 def written(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -55,7 +56,7 @@ def written(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str], model: nn.Module) -> Finding:
-    """The first failure; where all ranks failed alike, which of them was first is chance, and is not said."""
+    """The first failure. Where all ranks failed alike, no rank is named: which of them was first is chance."""
     if all(failure.heard_of for failure in failures.values()):
         return _deadlock(failures)
     failures = {rank: failure for rank, failure in failures.items() if not failure.heard_of}
@@ -68,55 +69,29 @@ def _failure(failures: Mapping[int, Failure], case: Case, styles: dict[str, str]
 
 
 def _deadlock(failures: Mapping[int, Failure]) -> Finding:
-    """Every rank that answered only waited for the others: nobody raised, and nobody is known to have ended."""
+    """A deadlock: every rank that answered waited for others in a collective, and none raised an error of its own."""
     first = failures[min(failures)]
-    ranks = " and ".join(str(rank) for rank in sorted(failures))
-    return Finding(
-        code="DY505",
-        severity=Severity.UNDECIDED,
-        message=f"in {first.stage}, rank {ranks} waited in vain in a collective: {first.message}",
-        place=Place(None, first.module or None, first.source),
-        why="ranks that issue different collectives wait for each other; so do ranks of which one is very slow",
-        found=", ".join(f"rank {rank} in {failure.stage}" for rank, failure in sorted(failures.items())),
-        needed="the same collectives, in the same order, on every rank",
-        fault=Fault.OURS,
-    )
+    place = Place(None, first.module or None, first.source)
+    return dy505.ranks_waited({rank: failure.stage for rank, failure in failures.items()}, place, first.message)
 
 
 def failure_finding(who: str, failure: Failure, entry: str | None) -> Finding:
-    """A rank that raised: the plan's fault, unless the single-device model raised too, or it was a limit of this
-    machine, another rank's end, or our own code.
+    """A rank raised. The plan is to blame, unless the single-device model raised too, the machine was too small, another rank had
+    ended, or the exception is of our own code.
     """
     ours = failure.limit or failure.kind == "TimeoutError" or failure.heard_of or failure.ours
     decided = failure.sharded and not ours
     fault = Fault.PLAN if decided else Fault.OURS if ours else Fault.MODEL
     blame = "an error in shardproof itself: " if failure.ours and not (failure.limit or failure.heard_of) else ""
-    return Finding(
-        code="DY504",
-        severity=Severity.ERROR if decided else Severity.UNDECIDED,
-        message=f"{blame}{who} failed in {failure.stage}: {failure.kind}: {failure.message}",
-        place=Place(entry, failure.module or None, failure.source),
-        why="the per-rank program cannot run" if decided else "nothing was compared",
-        found=failure.kind,
-        needed="a run to the end on every rank",
-        fault=fault,
-    )
-
-
-def _unasked(stage: str, error: str) -> Finding:
-    return Finding(
-        code="DY504",
-        severity=Severity.WARNING,
-        message=f"{stage} was not compared: the single-device model itself raises {error.strip().splitlines()[0][:200]}",
-        why="what one device cannot do has nothing to be compared with",
-        fault=Fault.MODEL,
-    )
+    message = f"{blame}{who} failed in {failure.stage}: {failure.kind}: {failure.message}"
+    place = Place(entry, failure.module or None, failure.source)
+    return dy504.rank_failed(message, place, kind=failure.kind, decided=decided, fault=fault)
 
 
 def _wrong(
     case: Case, wrong: Sequence[Comparison], styles: dict[str, str], divergence: Divergence | None
 ) -> tuple[Finding, ...]:
-    """Weights before outputs before decode before gradients: each is a consequence of the ones before it."""
+    """Report wrong weights, else outputs, else decoding, else gradients: each is a consequence of the ones before it."""
     kinds: dict[str, list[Comparison]] = {code: [] for code in ("DY506", "DY501", "DY503", "DY502")}
     lost = [comparison for comparison in wrong if comparison.what == SAVED]
     for comparison in wrong:
@@ -139,14 +114,10 @@ def _code(what: str) -> str:
 def _output(wrong: Sequence[Comparison], divergence: Divergence | None) -> Finding:
     worst_one = max(wrong, key=lambda comparison: comparison.error)
     largest = {one.what: max(other.error for other in wrong if other.what == one.what) for one in wrong}
-    names = ", ".join(f"{what} by {error:.1e}" for what, error in largest.items())
-    where = f"; the first module to differ is {divergence.module}" if divergence else ""
-    return Finding(
-        code="DY501",
-        severity=Severity.ERROR,
-        message=f"the sharded model's output differs from the single-device one ({names}){where}",
-        place=_place(divergence, worst_one.place),
-        why="every rank's result must be the single-device one, or its own shard of it",
+    return dy501.output_differs(
+        largest,
+        _place(divergence, worst_one.place),
+        first=divergence.module if divergence else None,
         found=divergence.found if divergence else f"relative error {worst_one.error:.1e}",
         needed=divergence.needed if divergence else f"at most {worst_one.limit:.0e}",
     )
@@ -155,15 +126,8 @@ def _output(wrong: Sequence[Comparison], divergence: Divergence | None) -> Findi
 def _decode(wrong: Sequence[Comparison], divergence: Divergence | None) -> Finding:
     names = ", ".join(dict.fromkeys(comparison.what for comparison in wrong))
     worst_one = max(wrong, key=lambda comparison: comparison.error)
-    return Finding(
-        code="DY503",
-        severity=Severity.ERROR,
-        message=f"decoding through the cache differs from the single-device model ({names}), the full forward does not",
-        place=_place(divergence, wrong[0].place),
-        why="the cache of a rank must hold the keys and values of its own heads, at the global layer index",
-        found=f"relative error {worst_one.error:.1e}" if worst_one.limit else "other tokens",
-        needed=f"at most {worst_one.limit:.0e}" if worst_one.limit else "the same tokens",
-    )
+    place = _place(divergence, wrong[0].place)
+    return dy503.decode_differs(names, place, error=worst_one.error, limit=worst_one.limit)
 
 
 def _place(divergence: Divergence | None, module: str) -> Place:
@@ -172,19 +136,12 @@ def _place(divergence: Divergence | None, module: str) -> Place:
 
 def _weight(comparison: Comparison, styles: dict[str, str]) -> Finding:
     how = "saved from the ranks" if comparison.what == SAVED else "put together from the ranks' shards"
-    return Finding(
-        code="DY506",
-        severity=Severity.ERROR,
-        message=f"{comparison.place}, {how}, is not the parameter that was loaded",
-        place=Place(entry_of(comparison.place, styles), comparison.place.rpartition(".")[0] or None),
-        why="the shards of a parameter must be its parts, each once",
-        found=f"relative error {comparison.error:.1e}",
-        needed="the same bits",
-    )
+    entry = entry_of(comparison.place, styles)
+    return dy506.parameter_differs(comparison.place, entry, how=how, error=comparison.error)
 
 
 def _gradients(case: Case, wrong: Sequence[Comparison], styles: dict[str, str]) -> tuple[Finding, ...]:
-    """The last layer in which any is wrong is where the fault is: backward runs from the end to the beginning."""
+    """Of layers that repeat, report the last with a wrong gradient: the backward runs from the end to the beginning."""
     once = {comparison.place for comparison in wrong if comparison.what == "gradient"}
     client = [c for c in wrong if c.place not in once and _clients_accumulation(case, c, styles)]
     plain = [comparison for comparison in wrong if comparison not in client]
@@ -198,22 +155,18 @@ def _gradients(case: Case, wrong: Sequence[Comparison], styles: dict[str, str]) 
 def _gradient(comparison: Comparison, styles: dict[str, str], count: int) -> Finding:
     entry = entry_of(comparison.place, styles)
     module = comparison.place.rpartition(".")[0]
-    style = styles[entry] if entry else "no entry"
-    return Finding(
-        code="DY502",
-        severity=Severity.ERROR,
-        message=(
-            f"the {comparison.what} of {comparison.place} differs by {comparison.error:.1e} ({count} differ in all)"
-        ),
-        place=Place(entry or generic(module), module or None),
-        why="each rank sees only its own part of the loss's dependence on it, and the parts must be summed once",
-        found=style,
-        needed="a style that reduces this gradient once",
+    return dy502.gradient_differs(
+        comparison.place,
+        Place(entry or generic(module), module or None),
+        what=comparison.what,
+        error=comparison.error,
+        count=count,
+        style=styles[entry] if entry else "no entry",
     )
 
 
 def _clients_accumulation(case: Case, comparison: Comparison, styles: dict[str, str]) -> bool:
-    """Whether this is Transformers' own way with `replicated_with_grad_allreduce`.
+    """Whether this is a fault of Transformers' `replicated_with_grad_allreduce`, whatever the plan.
 
     Its hook reduces the *accumulated* gradient, so after a second backward the first counts `tp` times: `(tp + 1) g`
     where `2 g` is right. Source: transformers 5.23.0, distributed/tensor_parallel.py, `ReplicatedWithGradAllReduce`.
@@ -228,31 +181,5 @@ def _clients_accumulation(case: Case, comparison: Comparison, styles: dict[str, 
 
 
 def _accumulation(case: Case, wrong: Sequence[Comparison], styles: dict[str, str]) -> Finding:
-    return Finding(
-        code="DY502",
-        severity=Severity.WARNING,
-        message=(
-            f"with gradients accumulated over two backwards, Transformers counts the first one {case.tp} times for "
-            f"{len(wrong)} parameters under replicated_with_grad_allreduce"
-        ),
-        place=Place(entry_of(wrong[0].place, styles), wrong[0].place.rpartition(".")[0]),
-        why="its hook all-reduces the accumulated gradient, not what one backward adds",
-        found=f"{case.tp + 1} g",
-        needed="2 g; until it is mended, zero the gradients before every backward",
-        fault=Fault.CLIENT,
-    )
-
-
-def _refusal(refused: Failure) -> Finding:
-    return Finding(
-        code="DY504",
-        severity=Severity.WARNING,
-        message="training raises: the model adds in place to a sharded module's output, which autograd refuses",
-        place=Place(source=refused.source),
-        why=(
-            "the client's hook gives a view made by a custom function; gradients were compared on a copy of it instead"
-        ),
-        found="a += b",
-        needed="a = a + b",
-        fault=Fault.MODEL,
-    )
+    place = Place(entry_of(wrong[0].place, styles), wrong[0].place.rpartition(".")[0])
+    return dy502.accumulated_gradient_differs(place, degree=case.tp, count=len(wrong))

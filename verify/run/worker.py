@@ -1,4 +1,4 @@
-"""What each rank does: build both models, ask the same of both, compare. Needs an initialised process group."""
+"""The check on one rank: build both models, ask both the same questions, compare. Needs an initialised process group."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.verify.run.collectives.autograd import Ranks
+from shardproof.verify.run.collectives.autograd import AxisRank
 from shardproof.verify.run.collectives.own_styles import applied
-from shardproof.verify.run.compare.answers import Limits, compared, limits_of, perturbed, streams, weights
 from shardproof.verify.run.compare.localise import Divergence, first_divergence
+from shardproof.verify.run.compare.outputs import Limits, compared, limits_of, perturbed, streams, weights
 from shardproof.verify.run.compare.saved import saved
 from shardproof.verify.run.compare.tensors import Comparison
 from shardproof.verify.run.inputs import Inputs, inputs
@@ -24,16 +24,18 @@ from shardproof.verify.run.reference import State, checkpoint_form, freeze_as, s
 from shardproof.verify.stages.case import Applied, Case
 
 if TYPE_CHECKING:
-    from shardproof.verify.run.pipeline.check import Alone
+    from shardproof.verify.run.pipeline.check import SingleDevice
 
 PERTURBATIONS = 2
 SAFETY = 10.0
-"""A real checkpoint's limit, in units of how far its own answers move when every weight moves by one rounding."""
+"""The limit for a real checkpoint, in multiples of how far its answers move when every weight moves by one rounding."""
 
 
 @dataclass(slots=True)
 class _Progress:
-    """How far this rank has come, for the report of an exception."""
+    """How far this rank has come, for the report of an exception; `want` are the single-device answers, `observed` the current
+    ones.
+    """
 
     stage: str = "building the single-device model"
     sharded: bool = False
@@ -43,18 +45,18 @@ class _Progress:
     state: State | None = None
     limits: Limits = field(default_factory=dict)
     before: list[Comparison] = field(default_factory=list)
-    """What was compared before the first question."""
+    """Comparisons that are not of answers: of the weights after loading and after saving."""
 
 
 @dataclass(slots=True)
-class Shared:
-    """What pipeline ranks of one process ask the single-device model once: the first of them does."""
+class SharedBaseline:
+    """The single-device run that pipeline ranks of one process share; the first rank makes it."""
 
-    alone: "Alone | None" = None
+    single_device: "SingleDevice | None" = None
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class TwinBaseline:
     """The single-device model of a case and its answers, which do not depend on the plan."""
 
     single: PreTrainedModel
@@ -63,27 +65,32 @@ class Known:
     """Its weights, as its checkpoint would hold them."""
 
 
-def known(case: Case, *, device: torch.device) -> Known:
-    """Ask the single-device model of a twin once, for many plans; what it raises passes through."""
+def twin_baseline(case: Case, *, device: torch.device) -> TwinBaseline:
+    """Ask the single-device model of a twin once, for many plans. Its exceptions pass through."""
     single = single_device(case, device)
     want = observe(single, inputs(single, seed=case.seed), into=Observed())
-    return Known(single, want, checkpoint_form(case, single))
+    return TwinBaseline(single, want, checkpoint_form(case, single))
 
 
 def check(
-    case: Case, *, rank: int, device: torch.device, before: "Known | Shared | None" = None, hasty: bool = False
+    case: Case,
+    *,
+    rank: int,
+    device: torch.device,
+    before: "TwinBaseline | SharedBaseline | None" = None,
+    hasty: bool = False,
 ) -> Outcome:
     """One case on this rank. An exception becomes this rank's failure; nothing is raised.
 
-    With the single-device answers of `before` they are not asked again. A hasty check ends with the first answer that is
-    wrong, and saves nothing.
+    The single-device model is not asked again where `before` has its answers. A `hasty` check ends with the first wrong answer,
+    and does not save the sharded model.
     """
     progress = _Progress()
     try:
         if case.pp > 1:
-            shared = before if isinstance(before, Shared) else Shared()
+            shared = before if isinstance(before, SharedBaseline) else SharedBaseline()
             return _check_pipeline(case, shared, rank=rank, device=device, progress=progress)
-        if isinstance(before, Known):
+        if isinstance(before, TwinBaseline):
             progress.single, progress.want, progress.state = before.single, before.want, before.state
         return _check_tensor(case, rank=rank, device=device, progress=progress, hasty=hasty)
     except Exception as error:  # whatever the model, the client or the plan makes it raise is the result
@@ -103,7 +110,7 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
         progress.limits = _limits(case, single, asked, progress.want)
     progress.observed, progress.sharded, progress.stage = None, True, "loading the sharded model"
     if case.applied is Applied.OURS:
-        own = applied(single, case.plan.styles(base_prefix(single)), Ranks(rank, case.tp))
+        own = applied(single, case.plan.styles(base_prefix(single)), AxisRank(rank, case.tp))
         progress.observed = got = Observed()
         observe(own.model, asked, into=got, exact=not case.weights, asked_of=progress.want)
         got.gradients = {what: own.whole(gradients) for what, gradients in got.gradients.items()}
@@ -128,7 +135,7 @@ def _wrong_already(progress: _Progress, got: Observed) -> bool:
 
 
 def _limits(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -> Limits:
-    """How far this model's answers move when its weights move by one rounding, with a margin; the first rank tries."""
+    """Limits: how far the model's answers move when its weights move by one rounding, times a margin. Measured on rank 0."""
     shared: list[Limits] = [{}]
     if dist.get_rank() == 0:
         shared[0] = _moved(case, single, asked, want)
@@ -152,22 +159,24 @@ def _streams(case: Case, single: PreTrainedModel) -> list[str]:
     return streams(single, [name for name, _ in single.named_modules() if generic(name) in styles])
 
 
-def _check_pipeline(case: Case, shared: Shared, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
-    from shardproof.verify.run.pipeline.check import alone, check_pipeline
+def _check_pipeline(
+    case: Case, shared: SharedBaseline, *, rank: int, device: torch.device, progress: _Progress
+) -> Outcome:
+    from shardproof.verify.run.pipeline.check import check_pipeline, run_single_device
     from shardproof.verify.stages.cutting import laid_out
 
-    if shared.alone is None:
+    if shared.single_device is None:
         single = single_device(case, device)
         progress.stage, progress.sharded = "pipeline", True
         cut = laid_out(case, single)
         progress.stage, progress.sharded = "the single-device model", False
-        shared.alone = alone(case, single, cut)
+        shared.single_device = run_single_device(case, single, cut)
     progress.stage, progress.sharded = "pipeline", True
-    return Outcome(rank, check_pipeline(case, shared.alone))
+    return Outcome(rank, check_pipeline(case, shared.single_device))
 
 
 def _outcome(case: Case, progress: _Progress, *, rank: int, failure: Failure | None = None) -> Outcome:
-    """What was compared until now; where an output is wrong, also the first module that was."""
+    """All comparisons until now; where an output is wrong, also the first module whose output is."""
     got, want, single = progress.observed, progress.want, progress.single
     unasked = {stage: f"{type(error).__name__}: {error}" for stage, error in want.unasked.items()}
     if got is None or got is want or single is None:
@@ -176,6 +185,6 @@ def _outcome(case: Case, progress: _Progress, *, rank: int, failure: Failure | N
     divergence: Divergence | None = None
     if any(not one.right and not one.what.startswith("gradient") for one in answers):
         styles = case.plan.styles(base_prefix(single))
-        divergence = first_divergence(got.crossings, want.crossings, styles, Ranks(rank, case.tp))
+        divergence = first_divergence(got.activations, want.activations, styles, AxisRank(rank, case.tp))
     refused = failure_of(got.refused, stage="backward", module="", sharded=True) if got.refused else None
     return Outcome(rank, (*progress.before, *answers), failure, divergence, refused, unasked)

@@ -1,11 +1,11 @@
-"""What one run is asked: a model, a plan, a layout; and the inputs that every model is run on."""
+"""A case: a model, a plan and a layout, which the proof traces and the ranks run."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import LoadedModel
-from shardproof.verify.stages.departures import Departure
+from shardproof.verify.stages.faults import NO_FAULTS, StageFaults
 
 
 class Applied(StrEnum):
@@ -25,18 +25,18 @@ class Schedule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """How a pipeline is cut and run: `bounds` are the first layers of chunks 1, 2, ..., an even split where there are none;
-    chunk `c` lies on rank `c % pp`, and every rank holds `rounds` of them.
+    """How a pipeline is cut and run.
 
-    `overlap` layers more than its own each chunk runs at its end (-1: one less); anything but 0, and every one of
-    `departures`, is a fault to be found.
+    `bounds` are the first layers of stages 1, 2, ...; with none, the split is even. Stage `s` lies on rank `s % pp`, and every
+    rank holds `rounds` stages.
+
+    `faults` are for tests of the verifier itself: mistakes that it has to find.
     """
 
     schedule: Schedule = Schedule.GPIPE
     rounds: int = 1
     bounds: tuple[int, ...] = ()
-    overlap: int = 0
-    departures: tuple[Departure, ...] = ()
+    faults: StageFaults = NO_FAULTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +58,4 @@ class Case:
 
 
 KEPT = 2
-"""Of so many last tokens the logits are asked for."""
+"""The value of `logits_to_keep`: logits of so many last tokens."""

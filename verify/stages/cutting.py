@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where a model is cut into the stages of a case, and the stages themselves."""
 
 from dataclasses import dataclass, replace
 
@@ -9,48 +9,49 @@ from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import join
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.verify.stages.case import Case
-from shardproof.verify.stages.cuts import Crossing, crossing, possible, sent, traced
-from shardproof.verify.stages.departing import depart, set_up
-from shardproof.verify.stages.departures import kept
-from shardproof.verify.stages.stage import Between, Layout, Stage, dealt, layout_of, moved
+from shardproof.verify.stages.stage import Stage, StagePlace
+from shardproof.verify.stages.stage_boundary import StageBoundary, boundary, possible, sent, traced
+from shardproof.verify.stages.stage_layout import StageLayout, dealt, layout_of, moved
 
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """Where a model is cut into stages, and the program that says what crosses the cuts (None where it cannot be traced)."""
+    """The layers of every stage, and the traced model that says what is sent (None where it cannot be traced)."""
 
     graph: Graph | None
-    layout: Layout
+    layout: StageLayout
 
 
 def laid_out(case: Case, single: nn.Module) -> Cutting:
-    """The stages that are asked for; even ones avoid cuts that cannot be made. `ValueError` where the plan makes none."""
+    """The stages of a case; an even split avoids cuts that cannot be made. `ValueError` where the plan makes no stages."""
     plan, staging = case.plan, case.staging
     stages = case.pp * staging.rounds
     layout = layout_of(single, plan.pp, plan.head_pp, base_prefix=base_prefix(single), stages=stages)
     graph = traced(case.loaded)
-    if staging.bounds or staging.overlap:
-        chunks = dealt(layout.depth, stages, bounds=staging.bounds, overlap=staging.overlap)
+    if staging.bounds:
+        chunks = dealt(layout.depth, stages, bounds=staging.bounds)
     else:
         chunks = moved(layout.chunks, possible(graph, layout.layers, layout.depth, layout.before))
-    return Cutting(graph, replace(layout, chunks=chunks))
+    return Cutting(graph, replace(layout, chunks=staging.faults.chunks(chunks)))
 
 
-def between(case: Case, single: nn.Module, cutting: Cutting, stage: int) -> Between:
-    """What passes the cuts before and after a stage: of what must, what the plan lists."""
+def between(case: Case, single: nn.Module, cutting: Cutting, stage: int) -> StagePlace:
+    """The activations that a stage receives and sends: those that it has to, as far as the plan lists them."""
     layout, prefix = cutting.layout, base_prefix(single)
     listed = next(entry.inputs for entry in case.plan.pp if join(prefix, entry.module) == layout.layers)
     start, end = (
-        sent(crossing(cutting.graph, cut, single), listed, single.get_submodule(layout.layer(0))) if cut else Crossing()
+        sent(boundary(cutting.graph, cut, single), listed, single.get_submodule(layout.layer(0)))
+        if cut
+        else StageBoundary()
         for cut in layout.cuts(stage)
     )
-    return Between(stage, start, end, kept(case.staging.departures, stage))
+    return StagePlace(stage, start, end, case.staging.faults.kept(stage))
 
 
-def stage_of(case: Case, model: nn.Module, layout: Layout, place: Between, device: torch.device) -> Stage:
-    """A stage of a model that has its weights, or the forms of them; with the departures that the case asks for."""
-    departures = case.staging.departures
-    set_up(model, layout, departures, place.stage)
+def stage_of(case: Case, model: nn.Module, layout: StageLayout, place: StagePlace, device: torch.device) -> Stage:
+    """A stage of a model that has its weights, or is on the meta device; with the faults that the case injects."""
+    faults = case.staging.faults
+    faults.before_build(model, layout, place.stage)
     stage = Stage(model, layout, device, place)
-    depart(stage, departures, place.stage)
+    faults.after_build(stage, place.stage)
     return stage

@@ -1,4 +1,4 @@
-"""Ways to run a model's own code so that only the plan can make a difference."""
+"""Run a model's own code so that its results differ only where the plan is wrong."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,16 +10,15 @@ from torch.overrides import TorchFunctionMode
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _FLOATS = frozenset({torch.ones, torch.zeros, torch.empty, torch.eye, torch.linspace, torch.rand, torch.randn})
 _AS_GIVEN = frozenset({torch.full, torch.tensor, torch.arange})
-"""What makes a tensor from no other, in the default dtype: always, or where it is given a float."""
+"""Functions that make a tensor in the default dtype: `_FLOATS` always, `_AS_GIVEN` where an argument is a float."""
 
 
 class Wide(TorchFunctionMode):
-    """Every cast to a narrower float is a cast to float64, which is the default dtype too.
+    """Cast to float64 wherever the model casts to a narrower float; float64 is the default dtype too.
 
-    Models take softmaxes, norms and routing weights in float32 whatever their dtype, and the gradient of a routing
-    weight
-    is then a sum of float32 parts, one per rank: rounding of 1e-7, which a wrong plan may not hide behind. In float32 a
-    mask of the least float64 is minus infinity besides, and a row with nothing but that is NaN.
+    Models compute softmaxes, norms and routing weights in float32 whatever their dtype. The gradient of a routing weight is
+    then a sum of float32 parts, one per rank, with rounding of 1e-7, in which a wrong plan could hide. Also, the least float64,
+    which masks are filled with, is minus infinity in float32, and a row of minus infinities is NaN after a softmax.
     """
 
     def __torch_function__(  # type: ignore[no-untyped-def]  # torch's own signature is untyped
@@ -35,7 +34,7 @@ class Wide(TorchFunctionMode):
 
 @contextmanager
 def copied_outputs(model: nn.Module) -> Iterator[None]:
-    """Every module gives a copy of its tensor, which may be added to in place, as a statement or not."""
+    """Every module returns a copy of its output tensor, so that autograd allows the model to add to it in place."""
     handles = [module.register_forward_hook(_copied) for module in model.modules()]
     try:
         yield

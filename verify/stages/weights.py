@@ -1,4 +1,4 @@
-"""The weights of a stage's model: those that it lacks, and those that are tied."""
+"""Drop the weights that a stage lacks, and untie those that are tied."""
 
 from collections.abc import Sequence
 from mmap import mmap
@@ -8,9 +8,9 @@ from torch import nn
 
 
 def drop(model: nn.Module, names: Sequence[str]) -> None:
-    """Take the weights of these modules away: what reads them all the same reads zeros, which need no memory.
+    """Replace the weights of these modules by zeros that need no memory.
 
-    A weight that is tied to one of another module stays there.
+    A weight that is tied to one of another module stays in that module.
     """
     for name in names:
         for module in model.get_submodule(name).modules():
@@ -21,8 +21,8 @@ def drop(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _nothing(value: torch.Tensor) -> torch.Tensor:
-    """Zeros that need no memory: of the processor's a page is taken with the first write to it (some models rescale the weights
-    of all their layers in place); those of a GPU are one number.
+    """Zeros that need no memory: on the CPU, fresh pages that are allocated at the first write (some models rescale all their
+    weights in place); on a GPU, one element that is expanded.
     """
     if value.is_meta or not value.numel():
         return torch.zeros_like(value)

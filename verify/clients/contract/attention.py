@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import join
 from shardproof.planner.loading.config_fields import field_of
+from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.functions import names_in
 from shardproof.verify.clients.contract.keywords import interface_calls
 from shardproof.verify.clients.contract.source import forward_tree, source_of
+from shardproof.verify.findings import be402, be403, be404, be406, be407, be408
 
 SOFTCAP = "attn_logit_softcapping"
-KNOWN_FROM_CALL = "attention functions know it from the call alone"
 
 
 def attention_modules(model: nn.Module) -> list[str]:
@@ -36,20 +37,20 @@ def attention_modules(model: nn.Module) -> list[str]:
 
 
 def check_attention(
-    model: nn.Module, graph: Graph | None, paths: list[str], client: str, decoder: str
+    model: nn.Module, graph: Graph | None, paths: list[str], contract: ContractFacts, decoder: str
 ) -> list[Finding]:
     """Findings of every attention module's class, one a class, and of the model."""
     found: dict[tuple[str, str], Finding] = {}
     for path in paths:
         module = model.get_submodule(path)
         tree = forward_tree(type(module))
-        for finding in _of_module(model, path, module, tree, client) if tree is not None else ():
+        for finding in _of_module(model, path, module, tree, contract) if tree is not None else ():
             found.setdefault((finding.code, type(module).__name__), finding)
-    inline = _inline(model, graph, paths, client) if graph is not None else ()
+    inline = _inline(model, graph, paths, contract.client) if graph is not None else ()
     for finding in (f for f in inline if not decoder or (f.place.module or "").startswith(f"{decoder}.")):
         found.setdefault((finding.code, finding.message), finding)
-    without = _without_attention(model, paths, decoder) if client == "vllm" else ()
-    return [*_claims(model, paths, client), *found.values(), *without]
+    without = _without_attention(model, paths, decoder) if contract.reads_source else ()
+    return [*_claims(model, paths, contract), *found.values(), *without]
 
 
 def _without_attention(model: nn.Module, paths: list[str], decoder: str) -> Iterator[Finding]:
@@ -72,34 +73,25 @@ def _without_attention(model: nn.Module, paths: list[str], decoder: str) -> Iter
     if stack is None or missing is None:
         return
     kind = type(stack[1][missing])
-    yield Finding(
-        "BE402",
-        Severity.ERROR,
-        f"Layer {missing} ({kind.__name__}) has no attention behind the interface.",
-        Place(module=join(join(decoder, stack[0]), str(missing)), source=source_of(kind)),
-        why="vllm gives every layer an attention of its own, and runs no other layer",
-        found=f"attention in layers {', '.join(map(str, sorted(places)[:4]))}{', ...' if len(places) > 4 else ''} alone",
-        needed="one call of ALL_ATTENTION_FUNCTIONS in each layer",
-        fault=Fault.MODEL,
-    )
+    place = Place(module=join(join(decoder, stack[0]), str(missing)), source=source_of(kind))
+    yield be402.layer_without_attention(missing, kind.__name__, place, layers=sorted(places))
 
 
-def _of_module(model: nn.Module, path: str, module: nn.Module, tree: ast.FunctionDef, client: str) -> Iterator[Finding]:
+def _of_module(
+    model: nn.Module, path: str, module: nn.Module, tree: ast.FunctionDef, contract: ContractFacts
+) -> Iterator[Finding]:
     kind, calls = type(module), interface_calls(tree)
     if len(calls) != 1:
-        problem = f"{len(calls)} calls of the attention interface in one forward"
-        yield _finding("BE402", kind, path, tree, problem, "a layer has one attention of the client", "one call")
+        yield be402.not_one_call(kind.__name__, len(calls), _place(kind, path, tree))
         return
     call = calls[0]
     if (used := _used_weights(tree, call)) is not None:
-        problem = "the attention weights are used after the softmax"
-        yield _finding("BE403", kind, path, used, problem, "the client gives back no weights", "the output alone")
+        yield be403.weights_used(kind.__name__, _place(kind, path, used))
     if (changed := _changed_mask(tree, call)) is not None:
-        problem = "the attention mask is changed, or a bias is added to it"
-        yield _finding("BE404", kind, path, changed, problem, "the client's attention takes no mask", "no bias")
-    if client == "vllm":
-        yield from _vllm_form(kind, path, module, tree, call)
-    yield from _options(model, kind, path, module, call, client)
+        yield be404.mask_changed(kind.__name__, _place(kind, path, changed))
+    if contract.reads_source:
+        yield from _source_form(kind, path, module, tree, call)
+    yield from _options(model, kind, path, module, call, contract)
 
 
 def _used_weights(tree: ast.FunctionDef, call: ast.Call) -> ast.AST | None:
@@ -150,29 +142,21 @@ def _adds(value: ast.expr) -> bool:
     return isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add | ast.Sub | ast.Mult)
 
 
-def _vllm_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, call: ast.Call) -> Iterator[Finding]:
+def _source_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, call: ast.Call) -> Iterator[Finding]:
     """What vLLM reads off the call and the module."""
+    owner = kind.__name__
     if isinstance(call.func, ast.Subscript):
-        problem = "the attention function is called where it is looked up"
-        needed = "a local name for ALL_ATTENTION_FUNCTIONS[...], and one call of it"
-        yield _finding("BE408", kind, path, call, problem, "the call is looked for by that name", needed)
+        yield be408.called_where_looked_up(owner, _place(kind, path, call))
     if getattr(module, "config", None) is None:
-        problem = "the attention has no config"
-        yield _finding("BE408", kind, path, tree, problem, "its attention implementation is read there", "self.config")
+        yield be408.no_config(owner, _place(kind, path, tree))
     if not isinstance(getattr(module, "layer_idx", None), int):
-        problem = "the attention has no integer layer_idx"
-        yield _finding("BE408", kind, path, tree, problem, "layers are told apart by it", "self.layer_idx = layer_idx")
+        yield be408.no_layer_index(owner, _place(kind, path, tree))
     if (used := _shape_used(tree, call)) is not None:
-        problem = f"the shape of the attention's output is used in {ast.unparse(used)}"
-        why = "the client gives one row for each token, heads side by side"
-        yield _finding(
-            "BE408", kind, path, used, problem, why, "sizes of the module's input: output.reshape(*input_shape, -1)"
-        )
+        yield be408.output_shape_used(owner, _place(kind, path, used), ast.unparse(used))
     scaling = next((k.value for k in call.keywords if k.arg == "scaling"), None)
     plain = isinstance(scaling, ast.Attribute) and isinstance(scaling.value, ast.Name) and scaling.value.id == "self"
     if scaling is not None and not plain and not isinstance(scaling, ast.Constant):
-        problem = f"scaling is given as {ast.unparse(scaling)}"
-        yield _finding("BE408", kind, path, call, problem, "it is read from the source", "scaling=self.scaling")
+        yield be408.scaling_not_readable(owner, _place(kind, path, call), ast.unparse(scaling))
 
 
 def _shape_used(tree: ast.FunctionDef, call: ast.Call) -> ast.expr | None:
@@ -204,37 +188,26 @@ def _results(tree: ast.FunctionDef, call: ast.Call) -> list[str]:
 
 
 def _options(
-    model: nn.Module, kind: type, path: str, module: nn.Module, call: ast.Call, client: str
+    model: nn.Module, kind: type, path: str, module: nn.Module, call: ast.Call, contract: ContractFacts
 ) -> Iterator[Finding]:
     """Windows, soft-caps and causality that the model has and the call does not pass, or the client does not have."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
     passed = {k.arg: k.value for k in call.keywords if k.arg is not None}
+    owner, place = kind.__name__, _place(kind, path, call)
     if getattr(module, "sliding_window", None) and "sliding_window" not in passed:
-        problem = "the module has a sliding window, and does not pass it to the interface"
-        yield _finding("BE407", kind, path, call, problem, KNOWN_FROM_CALL, "sliding_window=self.sliding_window")
+        yield be407.window_not_passed(owner, place)
     cap = next((name for name in _fields(text) if _caps_scores(name) and getattr(text, name)), None)
     if cap is not None and "softcap" not in passed:
-        problem = f"the config has {cap}, and the call passes no softcap"
-        yield _finding("BE407", kind, path, call, problem, KNOWN_FROM_CALL, "softcap=")
-    yield from _causality(kind, path, module, call, passed)
-    if client == "vllm":
-        yield from _config_options(text, kind, path, module, call, passed)
-    lacking = {"softcap": "soft-cap", "s_aux": "attention sinks"} if client == "sglang" else {}
-    for keyword, name in lacking.items():
+        yield be407.softcap_not_passed(owner, place, cap)
+    yield from _causality(owner, place, module, passed)
+    if contract.attention_from_config:
+        yield from _config_options(text, owner, place, module, passed)
+    for keyword, name in contract.attention_lacks.items():
         value = next((k.value for k in call.keywords if k.arg == keyword), None)
         has = value is not None and not (isinstance(value, ast.Attribute) and getattr(module, value.attr, None) is None)
         if has:
-            problem = f"the model needs {name}, which {client}'s attention does not have"
-            yield _finding(
-                "BE407",
-                kind,
-                path,
-                call,
-                problem,
-                "keywords that it does not know are dropped",
-                f"a model without {name}",
-            )
+            yield be407.option_not_supported(owner, place, name, contract.client)
 
 
 def _fields(text: object) -> list[str]:
@@ -248,39 +221,29 @@ def _caps_scores(name: str) -> bool:
     return caps and "attn" in words.replace("attention", "attn")
 
 
-def _causality(
-    kind: type, path: str, module: nn.Module, call: ast.Call, passed: Mapping[str, ast.expr]
-) -> Iterator[Finding]:
+def _causality(owner: str, place: Place, module: nn.Module, passed: Mapping[str, ast.expr]) -> Iterator[Finding]:
     """`is_causal`, on the module or in the call (`integrations/flash_attention.py`, `sdpa_attention.py`, 5.23.0)."""
     given = passed.get("is_causal")
     if given is None and not isinstance(getattr(module, "is_causal", None), bool):
-        problem = "the module has no is_causal, and the call passes none"
-        yield _finding("BE407", kind, path, call, problem, "attention functions read it there", "self.is_causal = True")
+        yield be407.causality_not_said(owner, place)
     constant = isinstance(given, ast.Constant) and given.value is False
     if constant or (given is None and getattr(module, "is_causal", True) is False):
-        problem = "is_causal is False in a decoder"
-        why = "an engine takes the model for an encoder, or attends to what is not there yet"
-        yield _finding("BE407", kind, path, call, problem, why, "self.is_causal = True")
+        yield be407.not_causal(owner, place)
 
 
 def _config_options(
-    text: object, kind: type, path: str, module: nn.Module, call: ast.Call, passed: Mapping[str, ast.expr]
+    text: object, owner: str, place: Place, module: nn.Module, passed: Mapping[str, ast.expr]
 ) -> Iterator[Finding]:
     """Options that vLLM reads from the config alone (`_create_attention_instances`, 0.32.0), against what the call passes."""
     window, cap = _value(passed.get("sliding_window"), module), _value(passed.get("softcap"), module)
     if isinstance(cap, float | int) and cap and not getattr(text, SOFTCAP, None):
-        problem = f"the call passes a softcap, and the config has no {SOFTCAP}"
-        yield _finding(
-            "BE407", kind, path, call, problem, "the client knows it from that field alone", f"config.{SOFTCAP}"
-        )
+        yield be407.softcap_not_in_config(owner, place, SOFTCAP)
     if not isinstance(window, int) or isinstance(window, bool) or not window:
         return
     layer, kinds = getattr(module, "layer_idx", None), getattr(text, "layer_types", None)
     whole = kinds is not None and isinstance(layer, int) and layer < len(kinds) and "sliding" not in kinds[layer]
     if getattr(text, "sliding_window", None) != window or whole:
-        problem = "the call passes a sliding window that the config does not give this layer"
-        why = "the client knows windows from config.sliding_window and config.layer_types alone"
-        yield _finding("BE407", kind, path, call, problem, why, "both fields in the config")
+        yield be407.window_not_in_config(owner, place)
 
 
 def _value(expression: ast.expr | None, module: nn.Module) -> object:
@@ -298,56 +261,27 @@ def _inline(model: nn.Module, graph: Graph, paths: list[str], client: str) -> It
         scores = op.target.endswith("softmax") and op.outputs and len(graph.values[op.outputs[0]].shape) == 4
         if (op.target == "attention" or scores) and op.module not in known and not _below(op.module, known):
             module = model.get_submodule(op.module)
-            yield Finding(
-                "BE402",
-                Severity.ERROR,
-                f"{type(module).__name__} computes its attention itself.",
-                Place(module=op.module, source=op.source),
-                why=f"{client} puts its own attention, with its cache, behind ALL_ATTENTION_FUNCTIONS",
-                found=op.target,
-                needed="a call of ALL_ATTENTION_FUNCTIONS in the module's own forward",
-                fault=Fault.MODEL,
-            )
+            place = Place(module=op.module, source=op.source)
+            yield be402.attention_written_out(type(module).__name__, op.target, place, client)
 
 
 def _below(path: str, known: set[str]) -> bool:
     return any(path.startswith(f"{other}.") for other in known)
 
 
-def _claims(model: nn.Module, paths: list[str], client: str) -> Iterator[Finding]:
+def _claims(model: nn.Module, paths: list[str], contract: ContractFacts) -> Iterator[Finding]:
     """`_supports_attention_backend`, missing or claimed falsely."""
-    kind = type(model)
+    kind, client = type(model), contract.client
     claims = bool(getattr(kind, "_supports_attention_backend", False))
     # vLLM's second question (`_try_resolve_transformers`, 0.32.0): does the file use the interface?
-    taken = client == "vllm" and isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
+    usable = isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
+    severity = Severity.WARNING if usable and paths and contract.takes_interface_users else Severity.ERROR
+    place = Place(source=source_of(kind))
     if claims and not paths:
-        problem = "_supports_attention_backend is claimed, and no module calls the attention interface"
-        needed = "the attention through ALL_ATTENTION_FUNCTIONS, or no claim"
+        yield be406.claimed_without_attention(kind.__name__, place, client, severity)
     elif not claims:
-        problem = "_supports_attention_backend is not set"
-        needed = "_supports_attention_backend = True on the PreTrainedModel class, once the attention goes through the interface"
-    else:
-        return
-    yield Finding(
-        "BE406",
-        Severity.WARNING if taken and paths else Severity.ERROR,
-        f"{kind.__name__}: {problem}.",
-        Place(source=source_of(kind)),
-        why=f"{client} takes a model for its Transformers backend by this attribute",
-        found=f"_supports_attention_backend = {claims}",
-        needed=needed,
-        fault=Fault.MODEL,
-    )
+        yield be406.not_claimed(kind.__name__, place, client, severity)
 
 
-def _finding(code: str, kind: type, path: str, node: ast.AST, problem: str, why: str, needed: str) -> Finding:
-    return Finding(
-        code,
-        Severity.ERROR,
-        f"{kind.__name__}: {problem}.",
-        Place(module=path, source=source_of(kind, node)),
-        why=why,
-        found=problem,
-        needed=needed,
-        fault=Fault.MODEL,
-    )
+def _place(kind: type, path: str, node: ast.AST) -> Place:
+    return Place(module=path, source=source_of(kind, node))

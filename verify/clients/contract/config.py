@@ -13,8 +13,9 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
+from shardproof.planner.ir.findings import Finding, Place
 from shardproof.verify.clients.contract.source import source_of
+from shardproof.verify.findings import be421, be422, be423
 
 CONFIG_PLANS = ("base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan")
 CLASS_PLANS = ("_tp_plan", "_pp_plan", "_ep_plan")
@@ -26,18 +27,18 @@ def check_folder(folder: Path) -> list[Finding]:
     try:
         fields = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        return [_file("BE421", f"config.json cannot be read ({type(error).__name__})", "a config.json", "config.json")]
+        return [be421.unreadable(type(error).__name__)]
     if not isinstance(fields, dict):
-        return [_file("BE421", "config.json holds no object", "one JSON object", "config.json")]
+        return [be421.no_object()]
     return [*_fields(fields), *_auto_map(folder, fields)]
 
 
 def _fields(fields: Mapping[str, object]) -> Iterator[Finding]:
     if not isinstance(fields.get("model_type"), str):
-        yield _file("BE421", "config.json has no model_type", '"model_type": "..."', "config.json")
+        yield be421.lacks("model_type", '"model_type": "..."')
     names = fields.get("architectures")
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-        yield _file("BE421", "config.json has no architectures", '"architectures": ["...ForCausalLM"]', "config.json")
+        yield be421.lacks("architectures", '"architectures": ["...ForCausalLM"]')
 
 
 def _auto_map(folder: Path, fields: Mapping[str, object]) -> Iterator[Finding]:
@@ -45,32 +46,16 @@ def _auto_map(folder: Path, fields: Mapping[str, object]) -> Iterator[Finding]:
     known = fields.get("model_type") in CONFIG_MAPPING
     if not isinstance(auto_map, Mapping):
         if not known and "model_type" in fields:
-            needed = '"auto_map": {"AutoConfig": ..., "AutoModel": ..., "AutoModelForCausalLM": ...}'
-            yield _file(
-                "BE422",
-                f"Transformers has no type {fields['model_type']!r}, and there is no auto_map",
-                needed,
-                "config.json",
-            )
+            yield be422.no_auto_map(fields["model_type"])
         return
     wanted = ("AutoModel",) if known else ("AutoConfig", "AutoModel")
     for key in wanted:
         if key not in auto_map:
-            yield _file(
-                "BE422",
-                f"auto_map has no {key}, by which engines make the base model",
-                f'"{key}": "file.Class"',
-                "config.json",
-            )
+            yield be422.auto_map_lacks(key)
     for key, reference in auto_map.items():
         for one in reference if isinstance(reference, list) else [reference]:
             if isinstance(one, str) and "--" not in one and (problem := _missing(folder, one)) is not None:
-                yield _file(
-                    "BE422",
-                    f"auto_map's {key} names {one}, and {problem}",
-                    "a file and a class that are there",
-                    "config.json",
-                )
+                yield be422.auto_map_names(key, one, problem)
 
 
 def _missing(folder: Path, reference: str) -> str | None:
@@ -92,18 +77,7 @@ def check_base_class(config: PreTrainedConfig, client: str) -> list[Finding]:
     kind = type(config)
     if not kind.__module__.startswith("transformers.") or kind in MODEL_MAPPING:
         return []
-    return [
-        Finding(
-            "BE421",
-            Severity.ERROR,
-            f"AutoModel knows no model of {kind.__name__}, so that {client} cannot make it.",
-            Place(source=source_of(kind)),
-            why="an engine makes the base model by AutoModel.from_config(config)",
-            found=f"{kind.__name__} is not in MODEL_MAPPING",
-            needed="the config of a whole model that AutoModel knows",
-            fault=Fault.MODEL,
-        )
-    ]
+    return [be421.no_base_model(kind.__name__, Place(source=source_of(kind)), client)]
 
 
 def check_places(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> list[Finding]:
@@ -136,26 +110,4 @@ def _own_names(kind: type) -> set[str]:
 
 
 def _misplaced(kind: type, name: str, needed: str) -> Finding:
-    return Finding(
-        "BE423",
-        Severity.ERROR,
-        f"{kind.__name__} has {name}, which is never read there.",
-        Place(source=source_of(kind)),
-        why="a config gives the plan of its base model, a head class the plan of the head",
-        found=f"{name} on {kind.__name__}",
-        needed=needed,
-        fault=Fault.MODEL,
-    )
-
-
-def _file(code: str, problem: str, needed: str, file: str) -> Finding:
-    return Finding(
-        code,
-        Severity.ERROR,
-        f"{problem}.",
-        Place(source=Source(file, 1)),
-        why="an engine finds the classes by this file alone",
-        found=problem,
-        needed=needed,
-        fault=Fault.MODEL,
-    )
+    return be423.attribute_misplaced(kind.__name__, name, Place(source=source_of(kind)), needed)

@@ -1,4 +1,4 @@
-"""A method or function as a syntax tree, and which of its calls reach a child module, with what keywords."""
+"""Read the source of methods: which calls run a child module, and do they pass `**kwargs` on?"""
 
 import ast
 import inspect
@@ -11,12 +11,12 @@ from shardproof.planner.loading.source_lines import relative
 from shardproof.verify.clients.contract.source import function_tree
 
 _LIBRARIES = ("transformers.", "torch.", "functools", "contextlib", "accelerate.")
-"""Wrappers of these pass on what they get: they are not read."""
+"""Wrappers from these packages pass their arguments on, so they are not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One function that can be read: its object, its tree, the file it lies in."""
+    """A function with its syntax tree and file."""
 
     made: FunctionType
     tree: ast.FunctionDef
@@ -36,7 +36,7 @@ class Function:
 
 
 def read(function: object) -> Function | None:
-    """A function with its tree; None for what has no source."""
+    """A function with its syntax tree; None where it has no source."""
     if not isinstance(function, FunctionType):
         return None
     tree = function_tree(function)
@@ -44,7 +44,7 @@ def read(function: object) -> Function | None:
 
 
 def layers_of(function: Callable[..., object]) -> Iterator[Function]:
-    """A decorated function from the outside in: every wrapper that is the model's own, then the function itself."""
+    """Every wrapper of a decorated function, outermost first, that is the model's own; then the function itself."""
     current: object = function
     for _ in range(12):
         inner = getattr(current, "__wrapped__", None) or _closed_over(current)
@@ -91,7 +91,7 @@ def names_in(node: ast.AST) -> set[str]:
 
 
 def reaches_self(node: ast.AST, attribute: str) -> bool:
-    """Whether an expression is made of `self.<attribute>`, or of `getattr(self, "<attribute>")`."""
+    """Whether an expression contains `self.<attribute>` or `getattr(self, "<attribute>")`."""
     for found in ast.walk(node):
         if isinstance(found, ast.Attribute) and found.attr == attribute and isinstance(found.value, ast.Name):
             return found.value.id == "self"
@@ -111,7 +111,7 @@ def _inside_getattr(node: ast.AST, constant: ast.Constant) -> bool:
 
 
 def aliases(tree: ast.FunctionDef, attribute: str, given: frozenset[str] = frozenset()) -> set[str]:
-    """Local names that stand for a child, or for a member of it: assigned from it, or looped over it."""
+    """Local names of a child module or of a member of it: assigned from it, or loop variables over it."""
     found = set(given)
     for _ in range(3):
         for node in ast.walk(tree):
@@ -133,7 +133,7 @@ def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
 
 
 def _bound(target: ast.expr, value: ast.expr, attribute: str, known: set[str]) -> set[str]:
-    """Names of a target that stand for the child; of `i, layer in enumerate(...)` and `zip` only the matching one."""
+    """Names of an assignment target that stand for the child; in `i, layer in enumerate(...)` and `zip`, the matching one."""
     if isinstance(target, ast.Name):
         return {target.id}
     if not isinstance(target, ast.Tuple):
@@ -154,14 +154,16 @@ def _is_selection(value: ast.expr) -> bool:
 
 
 def calls_to(tree: ast.FunctionDef, attribute: str, known: set[str]) -> list[ast.Call]:
-    """Calls of a child: itself, a member by index, its `forward`; or a call that is given it (checkpointing, `partial`)."""
+    """Calls that run a child: the child, a member by index, its `forward`, or a function that runs it (checkpointing,
+    `partial`).
+    """
     found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         given = [*node.args, *(k.value for k in node.keywords if k.arg is not None)]
         if _is_child(node.func, attribute, known) or any(
-            _handed_on(a, attribute, known) for a in given if _handing(node)
+            _is_child_argument(a, attribute, known) for a in given if _runs_argument(node)
         ):
             found.append(node)
     return found
@@ -183,18 +185,18 @@ def _is_child(func: ast.expr, attribute: str, known: set[str]) -> bool:
             return False
 
 
-def _handing(node: ast.Call) -> bool:
-    """Calls that run a module they are given: anything but what only looks at it."""
+def _runs_argument(node: ast.Call) -> bool:
+    """Whether a call runs a module that is its argument (checkpointing, `partial`)."""
     name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
     return "checkpoint" in name or name in ("partial", "run", "apply", "map")
 
 
-def _handed_on(argument: ast.expr, attribute: str, known: set[str]) -> bool:
+def _is_child_argument(argument: ast.expr, attribute: str, known: set[str]) -> bool:
     return _is_child(argument, attribute, known)
 
 
 def passes_keywords(call: ast.Call, carriers: set[str]) -> bool:
-    """Whether a call is given `**` of something that carries the caller's keywords."""
+    """Whether a call passes `**` of one of the names that hold the caller's `**kwargs`."""
     return any(k.arg is None and names_in(k.value) & carriers for k in call.keywords)
 
 
@@ -232,7 +234,7 @@ def _carried(value: ast.expr, known: set[str]) -> bool:
 
 
 def emptied(tree: ast.FunctionDef, keywords: str) -> ast.AST | None:
-    """Where `**kwargs` is bound to something else that does not carry it, in the function's own body."""
+    """The assignment in the function's body that replaces `**kwargs` by something else, if there is one."""
     for node in tree.body:
         bound = isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == keywords for t in node.targets)
         if bound and isinstance(node, ast.Assign) and keywords not in names_in(node.value):

@@ -10,10 +10,11 @@ from collections.abc import Collection
 from torch import nn
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.config_fields import field_of, head_width
+from shardproof.verify.findings import be419
 
 KV_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
 """Fields that say the number of key-value heads, the first that there is; else there are as many as query heads."""
@@ -30,8 +31,9 @@ _REPEATS = (
 
 
 def check_heads(model: nn.Module, graph: Graph, paths: Collection[str]) -> list[Finding]:
-    """One finding for layers that are alike, of the attention modules at `paths`; none where the config does not say one number
-    for all layers, or the client has an attention of its own.
+    """One finding for each kind of layer, of the attention modules at `paths`.
+
+    None where the config has no one number for all layers, or for latent attention, whose sizes are other fields.
     """
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
@@ -44,7 +46,8 @@ def check_heads(model: nn.Module, graph: Graph, paths: Collection[str]) -> list[
             for name, number, wanted in zip(("query", "key", "value"), op.inputs, told, strict=False):
                 shape = graph.values[_given(graph, op, number)].shape
                 if len(shape) == 4 and (shape[1], shape[3]) != wanted:
-                    found.setdefault(generic(op.module), _finding(op, name, (shape[1], shape[3]), wanted))
+                    place, given = Place(module=op.module, source=op.source), (shape[1], shape[3])
+                    found.setdefault(generic(op.module), be419.heads_differ(name, place, given=given, told=wanted))
     return list(found.values())
 
 
@@ -64,24 +67,10 @@ def _told(text: object) -> tuple[tuple[int, int], ...] | None:
 
 
 def _given(graph: Graph, attention: Op, value: int) -> int:
-    """What was given to the interface: it may repeat key-value heads itself, in the line that calls it."""
+    """The value before key-value heads are repeated, where the line that calls the interface repeats them."""
     for _ in range(6):
         made = graph.producer.get(value)
         if made is None or graph.ops[made].target not in _REPEATS or graph.ops[made].source != attention.source:
             return value
         value = graph.ops[made].inputs[0]
     return value
-
-
-def _finding(op: Op, name: str, given: tuple[int, int], told: tuple[int, int]) -> Finding:
-    return Finding(
-        "BE419",
-        Severity.ERROR,
-        f"{op.module} gives a {name} of {given[0]} heads of {given[1]} to the attention, and the config says "
-        f"{told[0]} of {told[1]}.",
-        Place(module=op.module, source=op.source),
-        why="the client takes the numbers of heads and their width from the config, and reshapes what it is given to them",
-        found=f"{given[0]} heads of {given[1]}",
-        needed=f"{told[0]} heads of {told[1]}, or a config that says what the attention is given",
-        fault=Fault.MODEL,
-    )

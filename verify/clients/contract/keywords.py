@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.plan import generic
 from shardproof.verify.clients.contract.functions import (
     Function,
@@ -27,6 +27,7 @@ from shardproof.verify.clients.contract.functions import (
     reaches_self,
     read,
 )
+from shardproof.verify.findings import be401
 
 DEPTH = 4
 """How many helpers deep a call is followed."""
@@ -203,13 +204,5 @@ def interface_calls(tree: ast.FunctionDef) -> list[ast.Call]:
 def _finding(
     module: str, names: tuple[str, ...], function: Function, problem: str, needed: str, node: ast.AST | None
 ) -> Finding:
-    return Finding(
-        "BE401",
-        Severity.ERROR,
-        f"{function.name} drops the keywords on the way to the attention: {problem}.",
-        Place(module=module or None, source=function.source(node)),
-        why=f"the client gives its attention {', '.join(names)} as keywords of the base model",
-        found=problem,
-        needed=needed,
-        fault=Fault.MODEL,
-    )
+    place = Place(module=module or None, source=function.source(node))
+    return be401.keywords_dropped(function.name, place, keywords=names, problem=problem, needed=needed)

@@ -1,9 +1,9 @@
 """BE405: masks that the model makes itself.
 
-An engine's attention is given no mask: it is causal, with the window of the config (`vllm_attention_forward`,
-`vllm/model_executor/models/transformers/__init__.py`, 0.32.0; `sglang/srt/models/transformers.py`, 0.5.23). What is made by
-`transformers.masking_utils` from the config alone is that; any other mask is lost there. Read from the trace: a mask's values
-are followed back to the line that made them, and each line is either a call of the masking functions or the model's own.
+An engine's attention takes no mask: it is causal, with the window of the config (`vllm_attention_forward`,
+`vllm/model_executor/models/transformers/__init__.py`, 0.32.0; `sglang/srt/models/transformers.py`, 0.5.23). A mask
+that `transformers.masking_utils` makes from the config is the same; any other mask is lost. In the trace, a mask's values are
+followed back to the lines that made them: each is either a call of a masking function or the model's own code.
 """
 
 import ast
@@ -15,14 +15,15 @@ from pathlib import Path
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
+from shardproof.planner.ir.findings import Finding, Place, Source
 from shardproof.planner.ir.graph import Graph, Op, Ref
 from shardproof.planner.loading.source_lines import relative
 from shardproof.verify.clients.contract.functions import names_in
+from shardproof.verify.findings import be405
 
 MAKERS = "transformers.masking_utils"
 ALTERED = ("or_mask_function", "and_mask_function")
-"""Arguments by which a masking function makes something else than the config says."""
+"""Arguments that make a masking function return another mask than the config says."""
 _MOVES = (
     "aten.slice",
     "aten.expand",
@@ -41,13 +42,13 @@ _MOVES = (
     "aten.transpose",
     "aten.permute",
 )
-"""Ops that leave a mask what it is."""
+"""Ops that do not change what a mask allows."""
 _SHIFTS = ("aten.add", "aten.where", "aten.masked_fill", "aten.mul", "aten._to_copy", "aten.add_")
-"""Ops between the scores and their softmax that may bring a mask in."""
+"""Ops between attention scores and their softmax by which a mask may be applied."""
 
 
 def check_masks(model: nn.Module, graph: Graph, decoder: str, client: str) -> list[Finding]:
-    """One finding a line: a mask that is not made by the masking functions, or that they are told to alter."""
+    """One finding for each line that makes a mask without the masking functions, or calls one with an altering argument."""
     made = masking_calls(model)
     found: dict[str, Finding] = {}
     for op in graph.ops:
@@ -57,17 +58,19 @@ def check_masks(model: nn.Module, graph: Graph, decoder: str, client: str) -> li
             hand, reached = behind(graph, mask, made)
             for call in (call for call in reached if call.altered):
                 source = Source(relative(call.file), call.first)
-                found.setdefault(str(source), _finding("", source, f"the mask is altered by {call.altered}", client))
+                place = Place(source=source)
+                found.setdefault(str(source), be405.mask_altered(call.altered, place, client))
             if hand is not None:
-                problem = f"the mask of {op.module} is made by hand ({hand.target})"
-                found.setdefault(str(hand.source), _finding(hand.module, hand.source, problem, client))
+                place = Place(module=hand.module or None, source=hand.source)
+                finding = be405.mask_written_out(op.module, hand.target, place, client)
+                found.setdefault(str(hand.source), finding)
     return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
 class MaskingCall:
-    """A call of a masking function: its file, its lines, the argument that alters the mask, and the function's own name where
-    the source says which one it is.
+    """A call of a masking function: file, lines, the argument that alters the mask, and the function's name where the call has
+    it.
     """
 
     file: str
@@ -125,7 +128,7 @@ def _imported(tree: ast.Module) -> dict[str, str]:
 
 
 def _makers(tree: ast.Module, names: set[str]) -> set[str]:
-    """Names of masking functions in a file: the imported ones, and local ones that are assigned from them."""
+    """Names of masking functions in a file: imported names, and local names that are assigned from those."""
     for node in ast.walk(tree):
         plain = isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call)
         if plain and isinstance(node, ast.Assign) and names_in(node.value) & names:
@@ -149,7 +152,7 @@ def _nothing(value: ast.expr) -> bool:
 
 
 def masks_of(graph: Graph, op: Op) -> Iterator[int]:
-    """The masks of an attention, or of the softmax of one that is written out."""
+    """The masks of an attention op, or of a softmax in an attention that is written out."""
     if op.target == "attention":
         mask = op.arg(3, "attn_mask")
         if isinstance(mask, Ref):
@@ -167,12 +170,12 @@ def masks_of(graph: Graph, op: Op) -> Iterator[int]:
 
 
 def _from(graph: Graph, value: int) -> int:
-    """The number of the op that made a value: the scores are made last."""
+    """The position of the op that made a value; scores are made after masks."""
     return graph.producer.get(value, -1)
 
 
 def behind(graph: Graph, mask: int, made: Mapping[tuple[str, int], MaskingCall]) -> tuple[Op | None, list[MaskingCall]]:
-    """The first op behind a mask that no masking function ran and that makes it what it is; and the functions behind it."""
+    """The first op of the model's own that computes a mask, if there is one, and the calls of masking functions it comes from."""
     wanted, seen, reached = [mask], set[int](), []
     while wanted:
         value = wanted.pop()
@@ -189,16 +192,3 @@ def behind(graph: Graph, mask: int, made: Mapping[tuple[str, int], MaskingCall])
         else:
             wanted += op.inputs
     return None, reached
-
-
-def _finding(module: str, source: Source | None, problem: str, client: str) -> Finding:
-    return Finding(
-        "BE405",
-        Severity.ERROR,
-        f"{problem[0].upper()}{problem[1:]}, which {client} does not see.",
-        Place(module=module or None, source=source),
-        why=f"{client}'s attention takes no mask: it is causal, with the window of the config",
-        found=problem,
-        needed="create_causal_mask or create_sliding_window_causal_mask of transformers.masking_utils, unaltered",
-        fault=Fault.MODEL,
-    )

@@ -14,9 +14,10 @@ import transformers
 from transformers import AutoProcessor, PreTrainedConfig
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.verify.clients.contract.source import source_of
+from shardproof.verify.findings import be441, be442, be443
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 SIZES = ((224, 224), (64, 160), (300, 100))
@@ -57,10 +58,7 @@ def made_processor(loaded: LoadedModel) -> ProcessorMixin | None:
 def check_processor_class(kind: type[ProcessorMixin]) -> list[Finding]:
     """What can be told of a processor without making one."""
     if getattr(kind, "_get_num_multimodal_tokens", None) is None:
-        problem = "it has no _get_num_multimodal_tokens"
-        return [
-            _finding("BE441", kind, problem, "_get_num_multimodal_tokens(image_sizes=..., **kwargs) -> MultiModalData")
-        ]
+        return [be441.no_count_method(kind.__name__, _place(kind))]
     return []
 
 
@@ -70,7 +68,7 @@ def check_processor(processor: ProcessorMixin) -> list[Finding]:
     found = check_processor_class(kind)
     for name in ("image_token", "image_token_ids"):
         if getattr(processor, name, None) is None:
-            found.append(_finding("BE441", kind, f"it has no {name}", f"self.{name} in its constructor"))
+            found.append(be441.attribute_missing(kind.__name__, name, _place(kind)))
     if found:
         return found
     for height, width in SIZES:
@@ -85,38 +83,29 @@ def _of_size(processor: ProcessorMixin, height: int, width: int) -> Iterable[Fin
     assert isinstance(processor, _Counts), "the class was checked first"
     counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
     if not isinstance(counted, MultiModalData) or not counted.num_image_tokens:
-        yield _finding(
-            "BE441", kind, "_get_num_multimodal_tokens gives no MultiModalData", "MultiModalData(num_image_tokens=...)"
-        )
+        yield be441.no_counts(kind.__name__, _place(kind))
         return
     image = numpy.zeros((height, width, 3), dtype=numpy.uint8)
     made = processor(text=processor.image_token, images=[image], return_mm_token_type_ids=True)
     types = _row(made, "mm_token_type_ids")
     if types is None:
-        yield _finding(
-            "BE443", kind, "return_mm_token_type_ids is not honoured", "mm_token_type_ids in what it returns"
-        )
+        yield be443.types_not_returned(kind.__name__, _place(kind))
         return
     ids = _row(made, "input_ids") or []
     emitted = sum(kind_ == IMAGE for kind_ in types)
-    if emitted != counted.num_image_tokens[0]:
-        problem = (
-            f"it counts {counted.num_image_tokens[0]} tokens for an image of {height} x {width}, and emits {emitted}"
-        )
-        yield _finding("BE442", kind, problem, "the number that it emits")
+    expected = counted.num_image_tokens[0]
+    if emitted != expected:
+        size = (height, width)
+        yield be442.count_differs(kind.__name__, _place(kind), counted=expected, emitted=emitted, size=size)
     if sum(value in (IMAGE, VIDEO) for value, _ in groupby(types)) > 1:
-        yield _finding(
-            "BE443", kind, "the types of one image's tokens are not contiguous", "one run, its separators included"
-        )
+        yield be443.types_not_contiguous(kind.__name__, _place(kind))
     strange = {i for i, t in zip(ids, types, strict=True) if t == IMAGE} - set(processor.image_token_ids)
     if strange:
-        problem = f"token {min(strange)} counts as image, and is none of image_token_ids"
-        yield _finding(
-            "BE443",
-            kind,
-            problem,
-            "type 1 for tokens that the model replaces, and their separators, in image_token_ids",
-        )
+        yield be443.token_not_of_image(kind.__name__, min(strange), _place(kind))
+
+
+def _place(kind: type) -> Place:
+    return Place(source=source_of(kind))
 
 
 def _row(made: Mapping[str, object], key: str) -> list[int] | None:
@@ -125,16 +114,3 @@ def _row(made: Mapping[str, object], key: str) -> list[int] | None:
     listed = value.tolist() if hasattr(value, "tolist") else value
     row = listed[0] if isinstance(listed, list) and listed else None
     return row if isinstance(row, list) else None
-
-
-def _finding(code: str, kind: type, problem: str, needed: str) -> Finding:
-    return Finding(
-        code,
-        Severity.ERROR,
-        f"{kind.__name__}: {problem}.",
-        Place(source=source_of(kind)),
-        why="an engine lays out the prompt by the processor's own counts and types",
-        found=problem,
-        needed=needed,
-        fault=Fault.MODEL,
-    )

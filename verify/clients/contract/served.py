@@ -15,27 +15,27 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
+from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.plan import generic, join
 from shardproof.planner.loading.config_fields import field_of
+from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.source import forward_tree, source_of
+from shardproof.verify.findings import be409, be410, be418, be420
 
 HEAD = "lm_head"
-NAMED = ("input_ids", "inputs_embeds", "position_ids")
-"""Arguments that vLLM looks for in the signature of the decoder's forward, `**kwargs` or not (`_decorate_for_torch_compile`)."""
 CHOSEN = ("num_experts_per_tok", "top_k")
 """Config fields in which vLLM looks for the number of experts of a token."""
 _KEEPS = ("aten.slice", "aten._to_copy", "aten.clone", "aten.contiguous", "aten.view", "aten.alias", "aten.index")
 """Ops that leave hidden states or logits what they are."""
 
 
-def check_served(model: nn.Module, graph: Graph | None, prefix: str, client: str) -> list[Finding]:
+def check_served(model: nn.Module, graph: Graph | None, prefix: str, contract: ContractFacts) -> list[Finding]:
     """Findings of the head, of the names of weights, and of the forward of the base model."""
     if not isinstance(model, PreTrainedModel):
         return []
-    found = list(_forward(model, graph, prefix, client))
-    if client == "vllm":
+    found = list(_forward(model, graph, prefix, contract))
+    if contract.makes_head:
         found += _head_name(model, prefix)
         if graph is not None:
             found += [*_norm_names(model, graph), *_head_program(model, graph, prefix)]
@@ -43,27 +43,20 @@ def check_served(model: nn.Module, graph: Graph | None, prefix: str, client: str
     return found
 
 
-def _forward(model: PreTrainedModel, graph: Graph | None, prefix: str, client: str) -> Iterator[Finding]:
-    base = model.get_submodule(prefix)
+def _forward(model: PreTrainedModel, graph: Graph | None, prefix: str, contract: ContractFacts) -> Iterator[Finding]:
+    base, client = model.get_submodule(prefix), contract.client
     kind, source = type(base), source_of(type(base), forward_tree(type(base)))
     if getattr(model.config, "is_encoder_decoder", False):
-        problem = "the model is an encoder and a decoder, of which it runs none"
-        yield _finding("BE418", kind.__name__, problem, source, f"{client} serves decoders alone", "a decoder alone")
+        yield be418.encoder_decoder(kind.__name__, Place(source=source), client)
         return
     names = inspect.signature(kind.forward).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
-    wanted = NAMED if client == "vllm" else ("inputs_embeds",) if not open_ended else ()
+    wanted = contract.named_arguments + (() if open_ended else contract.open_arguments)
     for name in (name for name in wanted if name not in names):
-        needed = f"{name}=None in the signature"
-        yield _finding(
-            "BE418", kind.__name__, f"its forward does not name {name}", source, f"{client} gives it", needed
-        )
+        yield be418.argument_not_named(kind.__name__, name, Place(source=source), client)
         return
     if "position_ids" not in names and graph is not None and (op := _counted(graph, prefix)) is not None:
-        problem = "its forward takes no position_ids, and counts positions itself"
-        why = f"{client} gives the tokens of many requests in one row, each with its position"
-        needed = "position_ids=None in the signature, and positions from it where it is given"
-        yield _finding("BE418", kind.__name__, problem, op.source or source, why, needed)
+        yield be418.positions_counted(kind.__name__, Place(source=op.source or source), client)
 
 
 def _counted(graph: Graph, prefix: str) -> Op | None:
@@ -104,14 +97,8 @@ def _head_name(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
     ]
     if renamed:  # what the checkpoint calls it is for the mapping to say
         return
-    yield _finding(
-        "BE410",
-        type(model).__name__,
-        f"its output layer is {path}, whose weight has no place there",
-        source_of(type(model)),
-        f"vllm makes the head itself and calls it {HEAD}",
-        f"self.{HEAD} = nn.Linear(...)",
-    )
+    kind = type(model)
+    yield be410.head_named_otherwise(kind.__name__, path, Place(source=source_of(kind)))
 
 
 def _output(model: PreTrainedModel) -> nn.Module | None:
@@ -133,50 +120,36 @@ def _norm_names(model: PreTrainedModel, graph: Graph) -> Iterator[Finding]:
         inverse = any(target in ("aten.rsqrt", "aten.pow") for target in targets)
         if "aten.mean" in targets and inverse and "linear" not in targets:
             told.add(module.kind)
-            yield _finding(
-                "BE410",
-                module.kind,
-                f"it is a root-mean-square norm, and its parameter is called {names[0]}",
-                source_of(type(model.get_submodule(module.path))),
-                "vllm replaces such a norm by its own, whose parameter is called weight",
-                f"self.weight instead of self.{names[0]}",
-                generic(module.path),
-            )
+            place = Place(module=generic(module.path), source=source_of(type(model.get_submodule(module.path))))
+            yield be410.norm_weight_named_otherwise(module.kind, names[0], place)
 
 
 def _head_program(model: PreTrainedModel, graph: Graph, prefix: str) -> Iterator[Finding]:
-    """What the head's forward does besides one projection, where the engine does not do it too."""
+    """The first op of the head's forward, besides one projection, that the engine does not run."""
     base = next((call for call in graph.calls if call.module == prefix), None) if prefix else None
     if base is None or not base.outputs or not graph.outputs:
         return
     config = model.config.get_text_config()
     if getattr(config, "logit_scale", 1.0) is None:
-        yield _finding(
-            "BE409",
-            type(config).__name__,
-            "its logit_scale is None",
-            None,
-            "vllm multiplies the logits by that field where there is one",
-            "a number, or no such field",
-        )
-    known = {value for name in ("logit_scale", "final_logit_softcapping") if (value := getattr(config, name, None))}
-    capped, head = getattr(config, "final_logit_softcapping", None), _output(model)
+        yield be409.logit_scale_is_none(type(config).__name__)
+    head = _output(model)
     projections = {path for path, module in model.named_modules() if module is head}
     for op in _between(graph, base.outputs[0], graph.outputs[0][1]):
-        factor = next((a for a in op.args[1:] if isinstance(a, float | int)), None)
-        scaled = op.target in ("aten.mul", "aten.div") and (factor == 1 or factor in known)
         projection = op.target == "linear" and op.module in projections
-        if op.target in _KEEPS or scaled or projection or (op.target == "aten.tanh" and capped):
-            continue
-        yield _finding(
-            "BE409",
-            type(model).__name__,
-            f"its forward runs {op.target} between the base model and the logits",
-            op.source,
-            "vllm does not run that forward: it projects, and knows logit_scale and final_logit_softcapping of the config",
-            f"{HEAD} alone, or the config fields that the engine reads",
-        )
-        return
+        if not projection and not _known_of_head(op, config):
+            yield be409.head_computes(type(model).__name__, op.target, Place(source=op.source))
+            return
+
+
+def _known_of_head(op: Op, config: object) -> bool:
+    """Whether the engine does the same as an op: it keeps the values, or scales or caps the logits as the config says."""
+    if op.target == "aten.tanh":
+        return bool(getattr(config, "final_logit_softcapping", None))
+    if op.target in ("aten.mul", "aten.div"):
+        known = {getattr(config, name, None) for name in ("logit_scale", "final_logit_softcapping")}
+        factor = next((a for a in op.args[1:] if isinstance(a, float | int)), None)
+        return factor == 1 or (bool(factor) and factor in known)
+    return op.target in _KEEPS
 
 
 def _chosen_experts(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
@@ -186,14 +159,8 @@ def _chosen_experts(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
         stacked = [parameter.ndim == 3 for parameter in module.parameters()]
         ours = isinstance(module, nn.ModuleList) or (bool(stacked) and all(stacked))
         if path.rpartition(".")[2] == "experts" and ours and not any(field_of(text, name) for name in CHOSEN):
-            yield _finding(
-                "BE420",
-                type(text).__name__,
-                f"it has no {' or '.join(CHOSEN)}",
-                source_of(type(text)),
-                f"vllm runs {join(prefix, path)} itself, and reads there how many experts a token takes",
-                f"{CHOSEN[0]}, or an attribute_map that has it",
-            )
+            place = Place(source=source_of(type(text)))
+            yield be420.count_of_experts_missing(type(text).__name__, join(prefix, path), place, CHOSEN)
             return
 
 
@@ -209,18 +176,3 @@ def _between(graph: Graph, start: int, end: int) -> list[Op]:
             wanted |= {value for value in op.inputs if value in reached} - {start}
             found.append(op)
     return found[::-1]
-
-
-def _finding(
-    code: str, kind: str, problem: str, source: Source | None, why: str, needed: str, module: str | None = None
-) -> Finding:
-    return Finding(
-        code,
-        Severity.ERROR,
-        f"{kind}: {problem}.",
-        Place(module=module, source=source),
-        why=why,
-        found=problem,
-        needed=needed,
-        fault=Fault.MODEL,
-    )

@@ -1,4 +1,4 @@
-"""BE407: windows that the config gives a layer and the model does not, or the other way round.
+"""BE407: a sliding window that is in the config and not in the model's mask, or in the mask and not in the config.
 
 vLLM knows windows from the config alone (0.32.0): `config.sliding_window` holds where `layer_types` says `sliding_attention`
 (`model_executor/models/transformers/base.py`), and in every layer where there are no `layer_types` (`engine/arg_utils.py`).
@@ -7,17 +7,16 @@ Which masking function made a layer's mask is read from the trace.
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity, Source
+from shardproof.planner.ir.findings import Finding, Place, Source
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.loading.config_fields import field_of
 from shardproof.planner.loading.source_lines import relative
 from shardproof.verify.clients.contract.masks import behind, masking_calls, masks_of
-
-WHOLE, WINDOWED = "create_causal_mask", "create_sliding_window_causal_mask"
+from shardproof.verify.findings.be407 import WHOLE, WINDOWED, mask_window_differs
 
 
 def check_windows(model: nn.Module, graph: Graph, decoder: str) -> list[Finding]:
-    """One finding a line that makes a mask whose window is not the config's; none where no position is beyond the window."""
+    """One finding for each line that makes a mask with another window than the config's; none where no position is outside it."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
     window, positions = field_of(text, "sliding_window"), field_of(text, "max_position_embeddings")
@@ -35,32 +34,15 @@ def check_windows(model: nn.Module, graph: Graph, decoder: str) -> list[Finding]
         functions = {call.function for call in reached}
         if functions in ({WHOLE}, {WINDOWED}) and _given(model, text, op) != (functions == {WINDOWED}):
             source = Source(relative(reached[0].file), reached[0].first)
-            found.setdefault(str(source), _finding(op.module, source, window, windowed=functions == {WINDOWED}))
+            place = Place(module=op.module, source=source)
+            found.setdefault(str(source), mask_window_differs(place, window, windowed=functions == {WINDOWED}))
     return list(found.values())
 
 
 def _given(model: nn.Module, text: object, op: Op) -> bool:
-    """Whether the client gives the layer of this attention the window."""
+    """Whether the client uses the window in the layer of this attention."""
     kinds = field_of(text, "layer_types")
     if not isinstance(kinds, list | tuple) or all(kind == "sliding_attention" for kind in kinds):
         return True
     layer = getattr(model.get_submodule(op.module), "layer_idx", None)
     return isinstance(layer, int) and layer < len(kinds) and kinds[layer] == "sliding_attention"
-
-
-def _finding(module: str, source: Source, window: int, *, windowed: bool) -> Finding:
-    problem = (
-        "the mask has a sliding window that the config does not give this layer"
-        if windowed
-        else f"the config gives this layer a sliding window of {window}, and the mask has none"
-    )
-    return Finding(
-        "BE407",
-        Severity.ERROR,
-        f"{problem[0].upper()}{problem[1:]} ({module}).",
-        Place(module=module, source=source),
-        why="the client takes no mask: it knows windows from config.sliding_window and config.layer_types alone",
-        found=WINDOWED if windowed else WHOLE,
-        needed=f"{WHOLE if windowed else WINDOWED}, or a config that says what the mask does",
-        fault=Fault.MODEL,
-    )

@@ -6,7 +6,7 @@ regular expressions on the weight's name, `*` standing for anything. Only `nn.Li
 becomes vocabulary-parallel is handled apart; here it is taken as whole.
 """
 
-from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, Unknown
+from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, UnknownStyle
 
 DEEPSPEED = Dialect(
     client="deepspeed",
@@ -22,7 +22,7 @@ DEEPSPEED = Dialect(
         "replicated_with_grad_allreduce": "replicated_with_grad_allreduce",
         "embedding_rowwise": "replicate",
     },
-    unknown=Unknown.REFUSED,
+    unknown=UnknownStyle.REFUSED,
     pipeline=Pipeline.NONE,
     needs_plan=False,
     hooks_gradients=True,

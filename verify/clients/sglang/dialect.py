@@ -6,7 +6,17 @@ Source: SGLang 0.5.23, `sglang/srt/models/transformers.py`. `_get_model_tp_plan`
 must divide. `pipeline_parallel`: keys and their order, one module list.
 """
 
-from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, Unknown
+from shardproof.verify.clients.contract.facts import ContractFacts
+from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, UnknownStyle
+
+SGLANG_CONTRACT = ContractFacts(
+    client="sglang",
+    keywords=("attention_instances", "forward_batch"),
+    own_attention=True,
+    open_arguments=("inputs_embeds",),
+    attention_lacks={"softcap": "soft-cap", "s_aux": "attention sinks"},
+)
+"""`_run_hf_backbone`, and the attention of `_create_attention_instances`."""
 
 SGLANG = Dialect(
     client="sglang",
@@ -33,9 +43,10 @@ SGLANG = Dialect(
         "replicated_with_grad_allreduce": "replicate",
         "moe_tp_experts": "replicate",
     },
-    unknown=Unknown.REFUSED,
+    unknown=UnknownStyle.REFUSED,
     pipeline=Pipeline.KEYS,
     reads_head=False,
     local_heads=True,
     reach="--json-model-override-args '{\"base_model_tp_plan\": {...}}', or the same keys in config.json",
+    contract=SGLANG_CONTRACT,
 )

@@ -8,8 +8,18 @@ Source: text-generation-inference 3.3.7 (maintenance mode),
 
 from dataclasses import replace
 
+from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.dialect import Pipeline
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
+
+TGI_CONTRACT = ContractFacts(
+    client="tgi",
+    keywords=("kv_cache", "slots", "cu_seqlen_prefill", "block_tables"),
+    calls_head=True,
+    own_attention=True,
+    uses_auto_model=False,
+    open_arguments=("inputs_embeds",),
+)
 
 TGI = replace(
     TRANSFORMERS,
@@ -21,4 +31,5 @@ TGI = replace(
     local_heads=True,
     whole_attention=frozenset({"olmo2", "phi3"}),
     reach="",
+    contract=TGI_CONTRACT,
 )

@@ -6,7 +6,12 @@ any other is refused. `distributed/pipeline_parallel.py`: `base_model.layers` is
 """
 
 from shardproof.planner.ir.styles import STYLES
-from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, Unknown
+from shardproof.verify.clients.contract.facts import ContractFacts
+from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, UnknownStyle
+
+TRANSFORMERS_CONTRACT = ContractFacts(
+    client="transformers", keywords=("the attention's keyword arguments",), calls_head=True
+)
 
 TRANSFORMERS = Dialect(
     client="transformers",
@@ -19,8 +24,9 @@ TRANSFORMERS = Dialect(
     reader=Reader.TRANSFORMERS,
     matching=Matching.EXACT,
     styles={name: name for name in STYLES},
-    unknown=Unknown.REFUSED,
+    unknown=UnknownStyle.REFUSED,
     pipeline=Pipeline.EVEN,
     hooks_gradients=True,
     reach="distributed_config=DistributedConfig(tp_size=N, tp_plan={...})",
+    contract=TRANSFORMERS_CONTRACT,
 )

@@ -28,7 +28,7 @@ TOKENS = (3, 5, 7, 9, 11, 2, 4, 6, 8, 10, 12, 1)
 
 
 def main(job: dict[str, Any]) -> None:
-    """Everything the client does with the plan, compared on rank 0."""
+    """Run the client with the plan and on one device, and compare on rank 0."""
     os.environ.update(SETTINGS)
     torch = import_module("torch")
     torch.manual_seed(0)
@@ -110,7 +110,7 @@ def _whole(value: Any) -> Any:
 
 
 def _changes(plain: Any, model: Any) -> dict[str, float]:
-    """The largest difference of a parameter after the step; every rank takes part, since parameters are gathered."""
+    """The largest difference of a parameter after the step; every rank has to call it, since parameters are all-gathered."""
     ours = {name: _whole(value) for name, value in model.named_parameters()}
     worst = 0.0
     for name, value in plain.named_parameters():
@@ -122,7 +122,7 @@ def _changes(plain: Any, model: Any) -> dict[str, float]:
 
 
 def _alone() -> None:
-    """From here on a client that asks the environment is a job of one process: the group that the model uses is made."""
+    """Make the process group, then hide the ranks from the environment, so that the client takes this for a single process."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
 
@@ -172,7 +172,7 @@ def _torchtitan(job: dict[str, Any]) -> dict[str, float]:
 
 
 def _summed_gradients(base: Any) -> Any:
-    """A style of torch's for parameters that every rank has whole and uses a part of the heads with."""
+    """A torch style for parameters that are whole on every rank, and whose gradients are summed over the ranks."""
     torch = import_module("torch")
 
     class Summed(base):  # type: ignore[misc]  # torch is imported late

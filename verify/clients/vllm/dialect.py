@@ -9,7 +9,8 @@ them. `utils.py` (`replace_linear_class`): five styles, any other is a `Replicat
 
 from dataclasses import replace
 
-from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, Unknown
+from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, UnknownStyle
+from shardproof.verify.clients.vllm.contract import VLLM_CONTRACT
 
 _PACKAGE = "vllm/model_executor/models/transformers"
 
@@ -26,12 +27,13 @@ VLLM_0_24 = Dialect(
         "rowwise_split_input": "rowwise_split_input",
         "replicate": "replicate",
     },
-    unknown=Unknown.REPLICATED,
+    unknown=UnknownStyle.REPLICATED,
     pipeline=Pipeline.KEYS,
     keeps_tied=True,
     reads_head=False,
     local_heads=True,
     reach='hf_overrides={"base_model_tp_plan": {...}, "base_model_pp_plan": {...}}, or the same keys in config.json',
+    contract=VLLM_CONTRACT,
 )
 
 VLLM_0_25 = replace(VLLM_0_24, version="0.25", cites=(*VLLM_0_24.cites, f"{_PACKAGE}/fusers/"), fuses=("glu", "qkv"))

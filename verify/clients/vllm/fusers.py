@@ -1,11 +1,11 @@
-"""What vLLM's fusers decide before the plan is asked: query-key-value and gated feed-forward projections, by structure.
+"""The projections that vLLM's fusers shard by structure, without the plan: query-key-value and gated feed-forward layers.
 
 Source: `vllm/model_executor/models/transformers/fusers/` of 0.25.0 and 0.32.0: `qkv.py` (three linear layers of the module's own
 input; the larger is the query; the linear layer that makes the output is split by row), `glu.py` (an activation of one
 times the other; the linear layer after the product is split by row), `merged_column.py` (the one group of two or more
 linear layers of the module's own input), `packed_qkv.py` (a three-way split of one linear layer), `mla.py` (latent
-attention). A fusion is made only where the forward's source calls each projection once, as `self.<name>(argument)`, and only of
-what the fuser's own trace got to (`verify.clients.vllm.symbolic_trace`).
+attention). A module is fused only where the forward's source calls each projection once, as `self.<name>(argument)`, and only as
+far as the fuser's own symbolic trace comes (`verify.clients.vllm.symbolic_trace`).
 """
 
 import ast
@@ -33,8 +33,8 @@ class Fusion:
 
 
 @dataclass(frozen=True)
-class _Inside:
-    """One module with its linear children, and what it was called with."""
+class _Candidate:
+    """A module that a fuser may rewrite: its linear children, and its call in the trace."""
 
     graph: Graph
     model: nn.Module
@@ -67,15 +67,15 @@ def is_linear(module: Module) -> bool:
 def fusions(graph: Graph, model: nn.Module, kinds: tuple[str, ...], *, degree: int, head_dim: int) -> list[Fusion]:
     """Every fusion that the client makes at this degree, in the order of the modules; repeated layers are left out."""
     found = []
-    for inside in _modules(graph, model, degree, head_dim):
+    for candidate in _modules(graph, model, degree, head_dim):
         for kind in kinds:
-            if (styles := _KINDS[kind](inside)) is not None:
-                found.append(Fusion(kind, inside.module.path, styles))
+            if (styles := _KINDS[kind](candidate)) is not None:
+                found.append(Fusion(kind, candidate.module.path, styles))
                 break
     return found
 
 
-def _modules(graph: Graph, model: nn.Module, degree: int, head_dim: int) -> Iterator[_Inside]:
+def _modules(graph: Graph, model: nn.Module, degree: int, head_dim: int) -> Iterator[_Candidate]:
     by_path: dict[str, list[ModuleCall]] = {}
     for call in graph.calls:
         by_path.setdefault(call.module, []).append(call)
@@ -95,160 +95,169 @@ def _modules(graph: Graph, model: nn.Module, degree: int, head_dim: int) -> Iter
             for _, value in by_path[m.path][0].arguments[:1] if is_linear(m) else ():
                 children.setdefault(value, []).append(name)
         calls = {name: by_path[m.path][0] for name, m in seen.items()}
-        yield _Inside(
+        yield _Candidate(
             graph, model, module, by_path[module.path][0], children, calls, degree, head_dim, reached.finished
         )
 
 
-def _groups(inside: _Inside) -> list[list[str]]:
+def _groups(candidate: _Candidate) -> list[list[str]]:
     """Names of the linear children that take one and the same argument of the module."""
-    given = {value for _, value in inside.call.arguments}
-    return [names for value, names in inside.children.items() if value in given and len(names) > 1]
+    given = {value for _, value in candidate.call.arguments}
+    return [names for value, names in candidate.children.items() if value in given and len(names) > 1]
 
 
-def _qkv(inside: _Inside) -> dict[str, str] | None:
-    triples = [names for names in _groups(inside) if len(names) == 3]
-    if len(triples) != 1 or not _called_alike(inside, triples[0], alone=True):
+def _qkv(candidate: _Candidate) -> dict[str, str] | None:
+    """Query, key and value: the only three linear layers of one input, their widths whole numbers of heads."""
+    triples = [names for names in _groups(candidate) if len(names) == 3]
+    if len(triples) != 1 or not _called_alike(candidate, triples[0], alone=True):
         return None
     names = triples[0]
-    widths = [inside.width(name, "out_features") for name in names]
-    head = dict(inside.module.numbers).get("head_dim", 0) or inside.head_dim
-    if len(set(widths)) == 2:
-        query = next((n for n, w in zip(names, widths, strict=True) if widths.count(w) == 1), "")
-        if not query or inside.width(query, "out_features") != max(widths):
-            return None
-    elif len(set(widths)) == 3:
+    widths = [candidate.width(name, "out_features") for name in names]
+    head = dict(candidate.module.numbers).get("head_dim", 0) or candidate.head_dim
+    whole = bool(head) and not any(width % head for width in widths)
+    if not whole or not _is_wider_query(widths) or len({_has_bias(candidate, name) for name in names}) > 1:
         return None
-    if not head or any(width % head for width in widths) or len({_has_bias(inside, name) for name in names}) > 1:
-        return None
-    made = _makes_output(inside)
-    styles = {inside.style(name): "colwise" for name in names}
-    if made is not None and made not in names and inside.width(made, "in_features") == max(widths):
-        styles[inside.style(made)] = "rowwise"
+    made = _makes_output(candidate)
+    styles = {candidate.style(name): "colwise" for name in names}
+    if made is not None and made not in names and candidate.width(made, "in_features") == max(widths):
+        styles[candidate.style(made)] = "rowwise"
     return styles
 
 
-def _packed_qkv(inside: _Inside) -> dict[str, str] | None:
+def _is_wider_query(widths: list[int]) -> bool:
+    """Whether the widths are those of a query, a key and a value: all alike, or two alike and a wider query."""
+    return len(set(widths)) == 1 or (len(set(widths)) == 2 and widths.count(max(widths)) == 1)
+
+
+def _packed_qkv(candidate: _Candidate) -> dict[str, str] | None:
     """A three-way split `(q, kv, kv)` of one projection: marked, for its blocks are unequal and no placement says that."""
-    for op in inside.graph.ops:
-        if op.module != inside.module.path or "split" not in op.target or len(op.outputs) != 3:
+    for op in candidate.graph.ops:
+        if op.module != candidate.module.path or "split" not in op.target or len(op.outputs) != 3:
             continue
-        name = _linear_behind(inside, op.inputs[0])
-        sizes = [inside.graph.values[number].shape[-1] for number in op.outputs]
+        name = _linear_behind(candidate, op.inputs[0])
+        sizes = [candidate.graph.values[number].shape[-1] for number in op.outputs]
         if name is not None and sizes[1] == sizes[2] and sizes[0] >= sizes[1]:
-            return {inside.style(name): "packed_qkv"} if _splits_in_place(inside, name) else None
+            return {candidate.style(name): "packed_qkv"} if _splits_in_place(candidate, name) else None
     return None
 
 
-def _mla(inside: _Inside) -> dict[str, str] | None:
+def _mla(candidate: _Candidate) -> dict[str, str] | None:
     """Latent attention: one linear layer of the input whose result is split before a norm, another perhaps normed whole; what
     they are projected up by is split by column, and the linear layer that makes the output by row.
     """
     found: dict[str, list[str]] = {"split": [], "whole": []}
-    for name, call in inside.calls.items():
-        down = _linear_behind(inside, call.arguments[0][1]) if call.arguments and not inside.linear(name) else None
-        if down is not None and _of_the_input(inside, down):
-            width = inside.graph.values[call.arguments[0][1]].shape[-1]
-            found["whole" if width == inside.width(down, "out_features") else "split"].append(down)
+    for name, call in candidate.calls.items():
+        down = (
+            _linear_behind(candidate, call.arguments[0][1]) if call.arguments and not candidate.linear(name) else None
+        )
+        if down is not None and _of_the_input(candidate, down):
+            width = candidate.graph.values[call.arguments[0][1]].shape[-1]
+            found["whole" if width == candidate.width(down, "out_features") else "split"].append(down)
     if len(found["split"]) != 1 or len(found["whole"]) > 1:
         return None
-    made = _makes_output(inside)
+    made = _makes_output(candidate)
     downs = {*found["split"], *found["whole"]}
-    ups = [name for name in inside.calls if inside.linear(name) and name not in downs and name != made]
-    styles = {inside.style(name): "replicate" for name in downs} | {inside.style(name): "colwise" for name in ups}
-    return styles | ({inside.style(made): "rowwise"} if made is not None else {})
+    ups = [name for name in candidate.calls if candidate.linear(name) and name not in downs and name != made]
+    styles = {candidate.style(name): "replicate" for name in downs} | {candidate.style(name): "colwise" for name in ups}
+    return styles | ({candidate.style(made): "rowwise"} if made is not None else {})
 
 
-def _of_the_input(inside: _Inside, name: str) -> bool:
-    return inside.calls[name].arguments[0][1] in {value for _, value in inside.call.arguments}
+def _of_the_input(candidate: _Candidate, name: str) -> bool:
+    return candidate.calls[name].arguments[0][1] in {value for _, value in candidate.call.arguments}
 
 
-def _linear_behind(inside: _Inside, value: int) -> str | None:
+def _linear_behind(candidate: _Candidate, value: int) -> str | None:
     """The linear child that made a value, through splits and reshapes in the module's own forward."""
     for _ in range(6):
-        made = inside.graph.producer.get(value)
+        made = candidate.graph.producer.get(value)
         if made is None:
             return None
-        op = inside.graph.ops[made]
+        op = candidate.graph.ops[made]
         name = op.module.rpartition(".")[2]
-        if op.module == join(inside.module.path, name) and name in inside.calls and inside.linear(name):
+        if op.module == join(candidate.module.path, name) and name in candidate.calls and candidate.linear(name):
             return name
-        if op.module != inside.module.path or not op.inputs:
+        if op.module != candidate.module.path or not op.inputs:
             return None
         value = op.inputs[0]
     return None
 
 
-def _glu(inside: _Inside) -> dict[str, str] | None:
-    makers = {call.outputs[0]: name for name, call in inside.calls.items() if len(call.outputs) == 1}
-    for op in inside.graph.ops:
-        if op.module != inside.module.path or not op.target.endswith("mul") or len(op.inputs) != 2:
+def _glu(candidate: _Candidate) -> dict[str, str] | None:
+    makers = {call.outputs[0]: name for name, call in candidate.calls.items() if len(call.outputs) == 1}
+    for op in candidate.graph.ops:
+        if op.module != candidate.module.path or not op.target.endswith("mul") or len(op.inputs) != 2:
             continue
-        gate_up = _gate_and_up(inside, [makers.get(value) for value in op.inputs])
-        if gate_up is None or not _called_alike(inside, list(gate_up), alone=False):
+        gate_up = _gate_and_up(candidate, [makers.get(value) for value in op.inputs])
+        if gate_up is None or not _called_alike(candidate, list(gate_up), alone=False):
             continue
         gate, up = gate_up
-        out = inside.width(gate, "out_features")
-        if out != inside.width(up, "out_features") or out % inside.degree:
+        out = candidate.width(gate, "out_features")
+        if out != candidate.width(up, "out_features") or out % candidate.degree:
             return None
-        styles = {inside.style(gate): "colwise", inside.style(up): "colwise"}
-        down = next((names[0] for value, names in inside.children.items() if value in op.outputs), None)
-        return styles | ({inside.style(down): "rowwise"} if down is not None else {})
+        styles = {candidate.style(gate): "colwise", candidate.style(up): "colwise"}
+        down = next((names[0] for value, names in candidate.children.items() if value in op.outputs), None)
+        return styles | ({candidate.style(down): "rowwise"} if down is not None else {})
     return None
 
 
-def _gate_and_up(inside: _Inside, factors: list[str | None]) -> tuple[str, str] | None:
+def _gate_and_up(candidate: _Candidate, factors: list[str | None]) -> tuple[str, str] | None:
     """The names of gate and up where the factors are an activation of one linear layer, and another of the same input."""
     for first, second in (factors, factors[::-1]):
-        if first is None or second is None or inside.linear(first) or not inside.linear(second):
+        if first is None or second is None or candidate.linear(first) or not candidate.linear(second):
             continue
-        kind = inside.graph.module_of[join(inside.module.path, first)].kind
-        given = [value for _, value in inside.calls[first].arguments]
-        gate = next((n for n, c in inside.calls.items() if inside.linear(n) and list(c.outputs) == given), None)
-        same = gate is not None and inside.calls[gate].arguments[0][1] == inside.calls[second].arguments[0][1]
+        kind = candidate.graph.module_of[join(candidate.module.path, first)].kind
+        given = [value for _, value in candidate.calls[first].arguments]
+        gate = next((n for n, c in candidate.calls.items() if candidate.linear(n) and list(c.outputs) == given), None)
+        same = gate is not None and candidate.calls[gate].arguments[0][1] == candidate.calls[second].arguments[0][1]
         if kind in MERGED_ACTIVATIONS and gate is not None and same:
             return gate, second
     return None
 
 
-def _merged(inside: _Inside) -> dict[str, str] | None:
-    groups = _groups(inside)
-    if len(groups) != 1 or not _called_alike(inside, groups[0], alone=False):
+def _merged(candidate: _Candidate) -> dict[str, str] | None:
+    groups = _groups(candidate)
+    if len(groups) != 1 or not _called_alike(candidate, groups[0], alone=False):
         return None
     names = groups[0]
-    if any(inside.width(name, "out_features") % inside.degree for name in names):
+    if any(candidate.width(name, "out_features") % candidate.degree for name in names):
         return None
-    return None if len({_has_bias(inside, n) for n in names}) > 1 else {inside.style(name): "colwise" for name in names}
+    return (
+        None
+        if len({_has_bias(candidate, n) for n in names}) > 1
+        else {candidate.style(name): "colwise" for name in names}
+    )
 
 
 _KINDS = {"mla": _mla, "qkv": _qkv, "packed_qkv": _packed_qkv, "glu": _glu, "merged": _merged}
 
 
-def _has_bias(inside: _Inside, name: str) -> bool:
-    return "bias" in dict(inside.graph.module_of[join(inside.module.path, name)].parameters)
+def _has_bias(candidate: _Candidate, name: str) -> bool:
+    return "bias" in dict(candidate.graph.module_of[join(candidate.module.path, name)].parameters)
 
 
-def _makes_output(inside: _Inside) -> str | None:
+def _makes_output(candidate: _Candidate) -> str | None:
     """The linear child whose result the module gives first, through dropouts and reshapes."""
-    if not inside.finished:
+    if not candidate.finished:
         return None
-    makers = {call.outputs[0]: name for name, call in inside.calls.items() if call.outputs and inside.linear(name)}
-    value = inside.call.outputs[0] if inside.call.outputs else -1
+    makers = {
+        call.outputs[0]: name for name, call in candidate.calls.items() if call.outputs and candidate.linear(name)
+    }
+    value = candidate.call.outputs[0] if candidate.call.outputs else -1
     for _ in range(8):
         if value in makers:
             return makers[value]
-        made = inside.graph.producer.get(value)
-        if made is None or inside.graph.ops[made].target == "attention" or not inside.graph.ops[made].inputs:
+        made = candidate.graph.producer.get(value)
+        if made is None or candidate.graph.ops[made].target == "attention" or not candidate.graph.ops[made].inputs:
             return None
-        value = inside.graph.ops[made].inputs[0]
+        value = candidate.graph.ops[made].inputs[0]
     return None
 
 
-def _called_alike(inside: _Inside, names: list[str], *, alone: bool) -> bool:
+def _called_alike(candidate: _Candidate, names: list[str], *, alone: bool) -> bool:
     """Whether the source calls each once as `self.<name>(argument)`, all with one argument; with `alone`, no other linear
     child takes that argument.
     """
-    tree = forward_tree(type(inside.model.get_submodule(inside.module.path)))
+    tree = forward_tree(type(candidate.model.get_submodule(candidate.module.path)))
     if tree is None:
         return False
     calls = {name: _calls(tree, name) for name in names}
@@ -257,7 +266,7 @@ def _called_alike(inside: _Inside, names: list[str], *, alone: bool) -> bool:
     given = {ast.dump(found[0].args[0]) for found in calls.values()}
     if len(given) != 1:
         return False
-    others = [name for name in inside.calls if inside.linear(name) and name not in names]
+    others = [name for name in candidate.calls if candidate.linear(name) and name not in names]
     return not alone or not any(ast.dump(c.args[0]) in given for name in others for c in _calls(tree, name))
 
 
@@ -276,9 +285,9 @@ def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
     ]
 
 
-def _splits_in_place(inside: _Inside, name: str) -> bool:
+def _splits_in_place(candidate: _Candidate, name: str) -> bool:
     """Whether the source has one `self.<name>(...)....split((a, b, c), ...)`."""
-    tree = forward_tree(type(inside.model.get_submodule(inside.module.path)))
+    tree = forward_tree(type(candidate.model.get_submodule(candidate.module.path)))
     if tree is None:
         return False
     splits = [

@@ -1,9 +1,9 @@
-"""How far `torch.fx` gets in a module's forward, as vLLM's fusers trace it: what comes after that they do not see.
+"""How far vLLM's fusers can trace a module's forward with `torch.fx`; they do not see what comes later.
 
-Source: vLLM 0.25.0 and 0.32.0, `vllm/model_executor/models/transformers/fx_utils.py`. Every child is a leaf; no cache is given,
-and no keyword; sizes are known from `hidden_states` alone; attention is a leaf where the forward asks for it by
-`get_interface`, and ends the trace where it indexes `ALL_ATTENTION_FUNCTIONS`, for the engine's own cannot run then. A
-branch on data ends it too. A trace that ends early is matched as far as it got.
+Source: vLLM 0.25.0 and 0.32.0, `vllm/model_executor/models/transformers/fx_utils.py`. Every child is a leaf. No cache and no
+keyword is given, and sizes are known from `hidden_states` alone. Attention is a leaf where the forward gets it by
+`get_interface`; where it indexes `ALL_ATTENTION_FUNCTIONS` the trace ends, since the engine's attention cannot run. A branch on
+data ends the trace too. Fusers match what was traced until then.
 """
 
 import inspect
@@ -22,12 +22,12 @@ from transformers.modeling_utils import AttentionInterface
 _TOKENS = 8
 _UNKNOWN = "unknown"
 _ENGINE = "engine"
-"""Any implementation but those that a forward knows by name."""
+"""The name of an attention implementation that no forward compares with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """The direct children that were called before the trace ended, and whether it came to the forward's end."""
+    """The direct children that were called before the trace ended, and whether the whole forward was traced."""
 
     children: frozenset[str]
     finished: bool
@@ -60,9 +60,9 @@ def _traced(module: nn.Module) -> Traced:
 
 
 class _Sized(fx.Proxy):
-    """A symbol whose node knows its value on the meta device, if it can: lengths and parts are read off that.
+    """A proxy whose node has its value on the meta device, where it can be computed; lengths and items are read from the value.
 
-    An attribute is a node of its own, so that methods and shapes are evaluated like any function.
+    Attributes are nodes of their own, so that methods and shapes are evaluated like functions.
     """
 
     def __getattr__(self, name: str) -> fx.Proxy:  # type: ignore[override]  # not made only when it is used
@@ -130,7 +130,7 @@ _CALL = nn.Module.__call__
 
 
 def _run(child: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
-    """A child's own forward on the meta device; tracing has put its hand on `nn.Module.__call__`, and must not see this."""
+    """Run a child on the meta device, outside the trace, for which `nn.Module.__call__` is patched."""
     state = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in (*child.named_parameters(), *child.named_buffers())
@@ -150,7 +150,7 @@ def _extra_keywords(module: nn.Module) -> str:
 
 @contextmanager
 def _engine_attention(module: nn.Module) -> Iterator[None]:
-    """The config names an implementation that is none of Transformers'; looked up it is a leaf, indexed it cannot be run."""
+    """With the engine's attention in the config: a leaf where `get_interface` returns it, an error where a forward indexes it."""
 
     def unusable(*_: object, **__: object) -> object:
         raise RuntimeError("the engine's attention needs the engine")
@@ -172,7 +172,7 @@ def _engine_attention(module: nn.Module) -> Iterator[None]:
 
 
 def _leaf(*args: object, **_: object) -> object:
-    """Attention as one node, of two results that nothing is known of."""
+    """Attention as one node with two outputs of unknown shape."""
     symbols = tuple(arg for arg in args if isinstance(arg, fx.Proxy))
     return symbols[0].tracer.create_proxy("call_function", _attended, symbols, {}) if symbols else (_UNKNOWN, _UNKNOWN)
 

@@ -11,20 +11,20 @@ from shardproof.planner.weights.shards import part_of
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among the ranks of the axis."""
+class AxisRank:
+    """This process's rank on one mesh axis, and the number of ranks (`degree`) of the axis."""
 
     rank: int
     degree: int
 
 
-def part(tensor: torch.Tensor, placement: Placement, at: Ranks) -> torch.Tensor:
-    """This rank's part of a whole tensor. `PartError` where the blocks are unequal, or nothing would be left."""
+def part(tensor: torch.Tensor, placement: Placement, at: AxisRank) -> torch.Tensor:
+    """This rank's part of a whole tensor. `PartError` where the blocks are unequal, or the part would be empty."""
     return part_of(tensor, placement, rank=at.rank, degree=at.degree)
 
 
-def gathered(mine: torch.Tensor, placement: Placement, at: Ranks, *, size: int) -> torch.Tensor:
-    """The whole tensor of everybody's parts; `size` is that of the sharded dim. No gradient."""
+def gathered(mine: torch.Tensor, placement: Placement, at: AxisRank, *, size: int) -> torch.Tensor:
+    """All-gather the whole tensor from all ranks; `size` is the whole size of the sharded dim. Not differentiable."""
     if not isinstance(placement, Shard):
         return mine
     dim, each = placement.dim, size // placement.blocks
@@ -40,26 +40,26 @@ def gathered(mine: torch.Tensor, placement: Placement, at: Ranks, *, size: int) 
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over the ranks, in a new tensor. No gradient."""
+    """All-reduce (sum) into a new tensor. Not differentiable."""
     made = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(made)
     return made
 
 
 def reduce(partial: torch.Tensor) -> torch.Tensor:
-    """`P(sum)` to `R`; its gradient is whole already, and passes."""
+    """All-reduce `P(sum)` to `R`. The backward is the identity: the gradient is whole already."""
     given: torch.Tensor = _Reduce.apply(partial)  # type: ignore[no-untyped-call]  # torch's own is untyped
     return given
 
 
 def enter(whole: torch.Tensor) -> torch.Tensor:
-    """`R`, where every rank goes on with its own part of the work: the gradients are summed."""
+    """The identity on `R` before sharded work; the backward all-reduces the gradients."""
     given: torch.Tensor = _Enter.apply(whole)  # type: ignore[no-untyped-call]  # torch's own is untyped
     return given
 
 
-def gather(mine: torch.Tensor, at: Ranks, *, size: int) -> torch.Tensor:
-    """The last dim, of `size` in all, gathered; of the gradient every rank keeps its part."""
+def gather(mine: torch.Tensor, at: AxisRank, *, size: int) -> torch.Tensor:
+    """All-gather the last dim, whose whole size is `size`; in the backward every rank keeps its part of the gradient."""
     given: torch.Tensor = _Gather.apply(mine, at, size)  # type: ignore[no-untyped-call]  # torch's own is untyped
     return given
 
@@ -86,7 +86,7 @@ class _Enter(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, mine: torch.Tensor, at: Ranks, size: int) -> torch.Tensor:
+    def forward(context: Any, mine: torch.Tensor, at: AxisRank, size: int) -> torch.Tensor:
         context.at = at
         return gathered(mine, Shard(mine.ndim - 1), at, size=size)
 

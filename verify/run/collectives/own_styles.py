@@ -18,34 +18,36 @@ from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic, join, owner_of
 from shardproof.planner.ir.styles import STYLES, After, Before, ParameterLayout, Style
-from shardproof.verify.run.collectives.autograd import Ranks, enter, gather, gathered, part, reduce, total
+from shardproof.verify.run.collectives.autograd import AxisRank, enter, gather, gathered, part, reduce, total
 
 
 class StyleError(ShardproofError, ValueError):
-    """A style that cannot stand where the plan puts it, or that has no meaning here."""
+    """A style that cannot be applied where the plan puts it, or that this module does not implement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A model whose parameters are this rank's parts; where each of them lies, and how long its sharded dim is."""
+    """A model whose parameters are this rank's parts; the placement of each, and the whole size of its sharded dim."""
 
     model: PreTrainedModel
     placements: Mapping[str, Placement]
     sizes: Mapping[str, int]
-    at: Ranks
+    at: AxisRank
 
     def whole(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The ranks' gradients put together; every rank must call it."""
+        """Whole gradients, all-gathered from the ranks; every rank must call it."""
         return {
             name: gathered(value, self.placements[name], self.at, size=self.sizes[name])
             for name, value in gradients.items()
         }
 
 
-def applied(single: PreTrainedModel, styles: Mapping[str, str], at: Ranks) -> Application:
+def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) -> Application:
     """A copy of the single-device model with the plan applied; `styles` has its keys as the head model sees them.
 
-    `StyleError` or `PartError` where it cannot be.
+    Raises:
+        StyleError: a style cannot be applied where the plan puts it.
+        PartError: a parameter does not divide over the ranks.
     """
     model = copy.deepcopy(single)
     styles = {**dict.fromkeys(_automatic(model, styles), "embedding_rowwise"), **styles}
@@ -61,7 +63,7 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: Ranks) -> Ap
 
 
 def _automatic(model: nn.Module, planned: Iterable[str]) -> Iterator[str]:
-    """The own `embed_tokens` of every model that has an entry, but not the head's: the client splits it over the vocabulary.
+    """Paths of tables that the client shards over the vocabulary without an entry: `embed_tokens` of every model with entries.
 
     Source: transformers 5.23.0, distributed/mixin.py, `init_parallel_plans`.
     """
@@ -76,8 +78,8 @@ def _automatic(model: nn.Module, planned: Iterable[str]) -> Iterator[str]:
             yield join(path, "embed_tokens")
 
 
-def _cut(model: nn.Module, styles: Mapping[str, str], at: Ranks) -> tuple[dict[str, Placement], dict[str, int]]:
-    """Every parameter replaced by this rank's part; tied parameters stay tied, and lie as the first of them does."""
+def _cut(model: nn.Module, styles: Mapping[str, str], at: AxisRank) -> tuple[dict[str, Placement], dict[str, int]]:
+    """Replace every parameter by this rank's part. Tied parameters stay tied, with the placement of the first of them."""
     made: dict[int, nn.Parameter] = {}
     placements: dict[str, Placement] = {}
     sizes: dict[str, int] = {}
@@ -90,7 +92,7 @@ def _cut(model: nn.Module, styles: Mapping[str, str], at: Ranks) -> tuple[dict[s
                 placement = _placement(name, local, parameter.ndim, styles)
                 mine = part(parameter.detach(), placement, at).clone()
                 made[id(parameter)] = nn.Parameter(mine, requires_grad=parameter.requires_grad)
-                made[id(made[id(parameter)])] = made[id(parameter)]  # a module that is there twice is met again
+                made[id(made[id(parameter)])] = made[id(parameter)]  # a module with two names is visited twice
                 placements[name] = placement
                 sizes[name] = parameter.shape[placement.dim] if isinstance(placement, Shard) else 0
             module._parameters[local] = made[id(parameter)]
@@ -105,15 +107,15 @@ def _placement(name: str, local: str, ndim: int, styles: Mapping[str, str]) -> P
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """What a style needs to know of its module and the ranks; `rows` are those of a whole embedding table."""
+    """What a style needs to know: this rank, `rows` of the whole embedding table, features with rotary positions (`rope`)."""
 
-    at: Ranks
+    at: AxisRank
     rows: int
     rope: int
 
 
 def _wrap(module: nn.Module, style: Style, around: _Around) -> None:
-    """Put what a style does around one module's forward."""
+    """Wrap a module's forward with the style's collectives."""
     if style.needs is not None and not hasattr(module, style.needs):
         raise StyleError(f"{type(module).__name__} has no {style.needs!r}, which {style.name} needs")
     if style.layout in (ParameterLayout.FIRST, ParameterLayout.SECOND) and not isinstance(module, nn.Embedding):
@@ -137,7 +139,7 @@ def _wrap(module: nn.Module, style: Style, around: _Around) -> None:
 
 @contextmanager
 def _without_bias(module: nn.Module, *, hidden: bool) -> Iterator[nn.Parameter | None]:
-    """The bias of a row-split linear is kept back: it is added once, after the sum."""
+    """Without the bias of a row-wise linear, which is added once after the all-reduce; yields the bias."""
     bias = module._parameters.get("bias") if hidden else None
     if bias is None:
         yield None
@@ -156,7 +158,9 @@ def _rows(
     kwargs: Mapping[str, object],
     around: _Around,
 ) -> torch.Tensor:
-    """A table split by row: every rank looks up its own rows, others give zero, and the sum is the row that is asked."""
+    """Lookup in a table sharded by rows: every rank looks up its own rows, ids of other ranks give zeros, and the sum is all-
+    reduced.
+    """
     most = -(-around.rows // around.at.degree)
     first, have = around.at.rank * most, len(module.get_parameter("weight"))
     own = (args[0] >= first) & (args[0] < first + have)
@@ -172,7 +176,7 @@ def _rows(
     return reduce(given * own.unsqueeze(-1))
 
 
-def _taken(before: Before, args: tuple[torch.Tensor, ...], at: Ranks) -> tuple[torch.Tensor, ...]:
+def _taken(before: Before, args: tuple[torch.Tensor, ...], at: AxisRank) -> tuple[torch.Tensor, ...]:
     match before:
         case Before.TAKE_REPLICATED:
             return (enter(args[0]), *args[1:])

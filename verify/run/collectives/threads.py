@@ -1,8 +1,8 @@
 """Ranks as threads of this process: the one place that uses torch's private parts for it.
 
-One thread runs at a time. A rank runs until it waits in a collective; then the next rank runs, in order. So a run is the same
-every time, what Transformers changes for the whole process while it loads (default dtype, initialisers) is seen by one rank
-only, and a rank that waits for one that is gone is known to wait in vain as soon as nobody else can run.
+One thread runs at a time. A rank runs until it waits in a collective; then the next rank runs, in order. This has three
+effects. A run is the same every time. What Transformers changes for the whole process while it loads a model (default dtype,
+initialisers) is seen by one rank only. A deadlock is noticed as soon as no rank can run any more.
 
 Private API, torch 2.13.0: `torch.testing._internal.distributed.multi_threaded_pg` (a world per thread, and the arithmetic of
 each collective), `torch._C._distributed_c10d._set_thread_isolation_mode` (group names per thread).
@@ -10,9 +10,9 @@ each collective), `torch._C._distributed_c10d._set_thread_isolation_mode` (group
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -31,155 +31,30 @@ from torch._C._distributed_c10d import (
 from torch.distributed.distributed_c10d import Backend
 from torch.testing._internal.distributed import multi_threaded_pg as private
 
+from shardproof.verify.run.collectives.thread_scheduler import ThreadCollective, ThreadMessage, ThreadScheduler
+
 _BACKEND = "threads"
 _TIMEOUT = timedelta(seconds=60)
 Result = TypeVar("Result")
 
 
-class _Collective(Protocol):
-    """What a collective does once every rank's arguments are there."""
-
-    def work(self, data: Sequence[object]) -> None: ...
-
-
-class GoneError(dist.DistNetworkError):
-    """A collective that cannot end: another rank of the group has ended."""
-
-
-@dataclass(slots=True)
-class _Awaited:
-    """What ranks wait for."""
-
-    error: BaseException | None = None
-    over: bool = False
-
-
-@dataclass(slots=True)
-class _Meeting(_Awaited):
-    """One collective of one group: the arguments that came so far, by rank in the group."""
-
-    collective: _Collective = field(kw_only=True)
-    came: dict[int, object] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Parcel(_Awaited):
-    """One message between two ranks; it is over once it was sent."""
-
-    tensors: list[torch.Tensor] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Table:
-    """Whose turn it is, and which collectives wait for whom."""
-
-    size: int
-    turn: int = 0
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    waiting: dict[int, _Awaited] = field(default_factory=dict)
-    ended: set[int] = field(default_factory=set)
-    meetings: dict[str, _Meeting] = field(default_factory=dict)
-    parcels: dict[tuple[str, tuple[int, int], int], _Parcel] = field(default_factory=dict)
-    counted: dict[tuple[str, tuple[int, int], bool], int] = field(default_factory=dict)
-    stopped: bool = False
-
-    def begin(self, rank: int) -> None:
-        """Wait for the first turn."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.turn == rank)
-
-    def end(self, rank: int) -> None:
-        """This rank will not come to any collective any more."""
-        with self.changed:
-            self.ended.add(rank)
-            self._pass_on(rank)
-
-    def meet(self, group: "_Group", collective: _Collective, arguments: object) -> None:
-        """Bring this rank's arguments to a collective of its group, and return once its results are written.
-
-        Raises:
-            GoneError: a rank that is waited for has ended, or waits for another collective.
-            RuntimeError: the ranks called different collectives, or their arguments do not fit together.
-        """
-        if self.stopped:
-            raise GoneError("the run was stopped")
-        meeting = self.meetings.setdefault(group.name, _Meeting(collective=collective))
-        meeting.came[group.at] = arguments
-        if type(meeting.collective) is not type(collective):
-            names = f"{type(meeting.collective).__name__} and {type(collective).__name__}"
-            meeting.error = RuntimeError(f"the ranks called different collectives: {names}")
-        if len(meeting.came) == group.members:
-            self._hold(group.name, meeting)
-        else:
-            self.wait_for(group.seat, meeting)
-        if meeting.error is not None:
-            raise meeting.error
-
-    def parcel(self, group: str, ends: tuple[int, int], *, sent: bool) -> _Parcel:
-        """The next message from one rank of a group to another that is sent, or the next that is received."""
-        count = self.counted[group, ends, sent] = self.counted.get((group, ends, sent), 0) + 1
-        return self.parcels.setdefault((group, ends, count), _Parcel())
-
-    def wait_for(self, rank: int, awaited: _Awaited) -> None:
-        """Let the other ranks go on until it is over.
-
-        Raises:
-            GoneError: no other rank can bring it about any more.
-        """
-        if self.stopped:
-            raise GoneError("the run was stopped")
-        if not awaited.over:
-            self._wait(rank, awaited)
-        if awaited.error is not None:
-            raise awaited.error
-
-    def _hold(self, name: str, meeting: _Meeting) -> None:
-        del self.meetings[name]
-        try:
-            if meeting.error is None:
-                meeting.collective.work([meeting.came[rank] for rank in sorted(meeting.came)])
-        except Exception as error:  # every rank of the group hears of it
-            meeting.error = error
-        meeting.over = True
-
-    def _wait(self, rank: int, awaited: _Awaited) -> None:
-        with self.changed:
-            self.waiting[rank] = awaited
-            self._pass_on(rank)
-            self.changed.wait_for(lambda: self.turn == rank)
-            del self.waiting[rank]
-
-    def _pass_on(self, rank: int) -> None:
-        """The next rank that can run; where all wait in vain, they are told so, one after the other."""
-        order = [(rank + step) % self.size for step in range(1, self.size + 1)]
-        left = [other for other in order if other not in self.ended]
-        able = [other for other in left if other not in self.waiting or self.waiting[other].over]
-        if left and not able:
-            for awaited in self.waiting.values():
-                awaited.over = True
-                awaited.error = awaited.error or GoneError("a rank that this collective waits for has ended")
-            self.meetings.clear()
-        self.turn = next(iter(able or left), -1)
-        self.changed.notify_all()
-
-
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """What every rank is to do, and where the ranks meet for it."""
+class _Job:
+    """What every rank is to do, and the scheduler and store that the ranks share for it."""
 
     work: Callable[[int], object]
-    table: _Table
+    scheduler: ThreadScheduler
     store: HashStore
 
 
-class _Seat(threading.local):
-    """The rank and the table of the thread that asks."""
+class _CurrentRank(threading.local):
+    """The rank and the scheduler of the current thread."""
 
     rank: int
-    table: _Table
+    scheduler: ThreadScheduler
 
 
-_SEAT = _Seat()
+_CURRENT = _CurrentRank()
 
 
 if TYPE_CHECKING:
@@ -194,10 +69,10 @@ class _Group(_Base):
 
     def __init__(self, name: str, at: int, members: int) -> None:
         super().__init__(at, members)  # type: ignore[call-arg]  # see above
-        self.name, self.at, self.members, self.seat = name, at, members, _SEAT.rank
+        self.name, self.at, self.members, self.world_rank = name, at, members, _CURRENT.rank
 
-    def _meet(self, collective: _Collective, arguments: object) -> Work:
-        _SEAT.table.meet(self, collective, arguments)
+    def _call(self, collective: ThreadCollective, arguments: object) -> Work:
+        _CURRENT.scheduler.call(self, collective, arguments)
         work: Work = private.ret_work(arguments)
         return work
 
@@ -212,27 +87,27 @@ class _Group(_Base):
         return self.name
 
     def send(self, tensors: _Tensors, to: int, tag: int = 0) -> "_Sent":
-        """Nobody waits for a message to be received."""
+        """Sending does not wait for the receiver."""
         del tag
-        parcel = _SEAT.table.parcel(self.name, (self.at, to), sent=True)
-        parcel.tensors, parcel.over = [tensor.detach().clone() for tensor in tensors], True
+        message = _CURRENT.scheduler.message(self.name, (self.at, to), sent=True)
+        message.tensors, message.over = [tensor.detach().clone() for tensor in tensors], True
         return _Sent()
 
     def recv(self, tensors: _Tensors, source: int, tag: int = 0) -> "_Received":
         del tag
-        return _Received(self.seat, _SEAT.table.parcel(self.name, (source, self.at), sent=False), tensors)
+        return _Received(self.world_rank, _CURRENT.scheduler.message(self.name, (source, self.at), sent=False), tensors)
 
     def allreduce(self, tensors: _Tensors, opts: AllreduceOptions) -> Work:
-        return self._meet(_made(private.AllReduce, opts.reduceOp), tensors)
+        return self._call(_collective_of(private.AllReduce, opts.reduceOp), tensors)
 
     allreduce_coalesced = allreduce
 
     def barrier(self, opts: object = None) -> Work:
         del opts  # torch gives it by name
-        return self._meet(_made(private.AllReduce, AllreduceOptions().reduceOp), [torch.ones(1)])
+        return self._call(_collective_of(private.AllReduce, AllreduceOptions().reduceOp), [torch.ones(1)])
 
     def allgather(self, outputs: list[_Tensors], inputs: _Tensors, *_: object) -> Work:
-        return self._meet(_made(private.AllGather), (outputs, inputs))
+        return self._call(_collective_of(private.AllGather), (outputs, inputs))
 
     def all_gather_single(self, output: torch.Tensor, given: torch.Tensor, *_: object) -> Work:
         return self.allgather([list(output.chunk(self.members))], [given])
@@ -241,10 +116,10 @@ class _Group(_Base):
         return [self.all_gather_single(*pair) for pair in zip(outputs, inputs, strict=True)][-1]
 
     def broadcast(self, tensors: _Tensors, opts: BroadcastOptions) -> Work:
-        return self._meet(_made(private.Broadcast, opts.rootRank), tensors)
+        return self._call(_collective_of(private.Broadcast, opts.rootRank), tensors)
 
     def reduce_scatter(self, outputs: _Tensors, inputs: list[_Tensors], opts: ReduceScatterOptions) -> Work:
-        return self._meet(_made(private.ReduceScatter, opts.reduceOp), (outputs, inputs))
+        return self._call(_collective_of(private.ReduceScatter, opts.reduceOp), (outputs, inputs))
 
     def reduce_scatter_single(self, output: torch.Tensor, given: torch.Tensor, opts: ReduceScatterOptions) -> Work:
         return self.reduce_scatter([output], [list(given.chunk(self.members))], opts)
@@ -253,16 +128,16 @@ class _Group(_Base):
         return [self.reduce_scatter_single(*pair, opts) for pair in zip(outputs, inputs, strict=True)][-1]
 
     def alltoall(self, outputs: _Tensors, inputs: _Tensors, *_: object) -> Work:
-        return self._meet(_made(private.AllToAll), (outputs, inputs))
+        return self._call(_collective_of(private.AllToAll), (outputs, inputs))
 
     def all_to_all_single(
         self, output: torch.Tensor, given: torch.Tensor, output_sizes: list[int], sizes: list[int], *_: object
     ) -> Work:
-        return self._meet(_made(private.AllToAllBase), (output, given, output_sizes, sizes))
+        return self._call(_collective_of(private.AllToAllBase), (output, given, output_sizes, sizes))
 
 
 class _Sent:
-    """A message that is on its way."""
+    """The handle of a message that was sent."""
 
     def wait(self) -> bool:
         return True
@@ -270,44 +145,44 @@ class _Sent:
 
 @dataclass(frozen=True, slots=True)
 class _Received:
-    """A message that is waited for, and where it is to lie."""
+    """The handle of a message that is to be received, and the tensors that it is copied into."""
 
-    seat: int
-    parcel: _Parcel
+    world_rank: int
+    message: ThreadMessage
     tensors: _Tensors
 
     def wait(self) -> bool:
-        _SEAT.table.wait_for(self.seat, self.parcel)
-        for mine, theirs in zip(self.tensors, self.parcel.tensors, strict=True):
+        _CURRENT.scheduler.wait_for(self.world_rank, self.message)
+        for mine, theirs in zip(self.tensors, self.message.tensors, strict=True):
             mine.detach().copy_(theirs)
         return True
 
 
-def _made(kind: Callable[..., object], *options: object) -> _Collective:
-    return cast(_Collective, kind(*options))
+def _collective_of(kind: Callable[..., object], *options: object) -> ThreadCollective:
+    return cast(ThreadCollective, kind(*options))
 
 
-class _Options(Protocol):
-    """Of what torch tells a backend about a new group, what is needed here."""
+class _GroupOptions(Protocol):
+    """The attributes that are read of the options that torch gives a backend for a new group."""
 
     group_id: str
     group_rank: int
     group_size: int
 
 
-def _created(options: _Options, _: object) -> _Group:
+def _created(options: _GroupOptions, _: object) -> _Group:
     return _Group(options.group_id, options.group_rank, options.group_size)
 
 
 class Threads(AbstractContextManager["Threads"]):
-    """Ranks that stay while this is entered, so that what torch learns about each operation is kept from run to run.
+    """Ranks as threads that live while this context is entered, so that torch's caches are kept from run to run.
 
-    Not to be entered twice at a time, and not where this process is a rank itself.
+    Several may be entered, and one of them run at a time; not where this process is a rank itself.
     """
 
     def __init__(self, degree: int) -> None:
         self.degree = degree
-        self._work: list[SimpleQueue[_Work | None]] = [SimpleQueue() for _ in range(degree)]
+        self._work: list[SimpleQueue[_Job | None]] = [SimpleQueue() for _ in range(degree)]
         self._done: SimpleQueue[tuple[int, object, BaseException | None]] = SimpleQueue()
         self._around = ExitStack()
         self._ranks: list[threading.Thread] = []
@@ -316,7 +191,7 @@ class Threads(AbstractContextManager["Threads"]):
     def __enter__(self) -> "Threads":
         self._around.enter_context(_threaded())
         for rank in range(self.degree):
-            self._ranks.append(threading.Thread(target=self._live, args=(rank,), name=f"rank {rank}", daemon=True))
+            self._ranks.append(threading.Thread(target=self._serve, args=(rank,), name=f"rank {rank}", daemon=True))
             self._ranks[-1].start()
         return self
 
@@ -337,9 +212,9 @@ class Threads(AbstractContextManager["Threads"]):
             TimeoutError: not every rank ended within `timeout` seconds. The ranks end at their next collective; one that
                 never comes to any goes on as a thread, and these ranks answer no more.
         """
-        table, store, end = _Table(self.degree), HashStore(), monotonic() + timeout
+        scheduler, store, end = ThreadScheduler(self.degree), HashStore(), monotonic() + timeout
         for queue in self._work:
-            queue.put(_Work(work, table, store))
+            queue.put(_Job(work, scheduler, store))
         results: dict[int, Result] = {}
         raised: list[BaseException] = []
         try:
@@ -350,19 +225,19 @@ class Threads(AbstractContextManager["Threads"]):
         except Empty:
             raise TimeoutError(f"not every rank ended within {timeout:g} s") from None
         finally:
-            table.stopped = self._stuck = len(results) < self.degree
+            scheduler.stopped = self._stuck = len(results) < self.degree
         if raised:
             raise raised[0]
         return [results[rank] for rank in range(self.degree)]
 
-    def _live(self, rank: int) -> None:
+    def _serve(self, rank: int) -> None:
         while (given := self._work[rank].get()) is not None:
-            self._done.put((rank, *_answer(rank, self.degree, given)))
+            self._done.put((rank, *_run_job(rank, self.degree, given)))
 
 
-def _answer(rank: int, degree: int, given: _Work) -> tuple[object, BaseException | None]:
-    _SEAT.rank, _SEAT.table = rank, given.table
-    given.table.begin(rank)
+def _run_job(rank: int, degree: int, given: _Job) -> tuple[object, BaseException | None]:
+    _CURRENT.rank, _CURRENT.scheduler = rank, given.scheduler
+    given.scheduler.begin(rank)
     try:
         dist.init_process_group(_BACKEND, store=given.store, rank=rank, world_size=degree, timeout=_TIMEOUT)
         try:
@@ -372,25 +247,53 @@ def _answer(rank: int, degree: int, given: _Work) -> tuple[object, BaseException
     except BaseException as error:
         return None, error
     finally:
-        given.table.end(rank)
+        given.scheduler.end(rank)
+
+
+@dataclass(slots=True)
+class _Installation:
+    """Torch's threaded process groups: the first `Threads` that is entered installs them, the last that is left removes them."""
+
+    users: int = 0
+    async_load: str | None = None
+    """`HF_DEACTIVATE_ASYNC_LOAD` as it was before."""
+
+    def enter(self) -> None:
+        self.users += 1
+        if self.users > 1:
+            return
+        if _BACKEND.upper() not in Backend._plugins:
+            Backend.register_backend(_BACKEND, _created, extended_api=True, devices=["cpu"])
+        self.async_load = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+        _isolate_threads(True)
+        private._install_threaded_pg()
+
+    def leave(self) -> None:
+        self.users -= 1
+        if self.users:
+            return
+        private._uninstall_threaded_pg()
+        _isolate_threads(False)
+        if self.async_load is None:
+            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+        else:
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = self.async_load
+
+
+_INSTALLATION = _Installation()
+
+
+def _isolate_threads(isolated: bool) -> None:
+    isolate: Callable[[bool], None] = getattr(c10d, "_set_thread_isolation_mode")  # noqa: B009  # not in torch's stubs
+    isolate(isolated)
 
 
 @contextmanager
 def _threaded() -> Iterator[None]:
     """Each thread has a world of its own; Transformers copies weights in the rank's own thread, which knows its rank."""
-    if _BACKEND.upper() not in Backend._plugins:
-        Backend.register_backend(_BACKEND, _created, extended_api=True, devices=["cpu"])
-    before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    isolate: Callable[[bool], None] = getattr(c10d, "_set_thread_isolation_mode")  # noqa: B009  # not in torch's stubs
-    isolate(True)
-    private._install_threaded_pg()
+    _INSTALLATION.enter()
     try:
         yield
     finally:
-        private._uninstall_threaded_pg()
-        isolate(False)
-        if before is None:
-            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
-        else:
-            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
+        _INSTALLATION.leave()

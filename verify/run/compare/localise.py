@@ -1,5 +1,4 @@
-"""Where a wrong run first went wrong: the first module, in the order they finish, whose output is no part of the
-right one."""
+"""Find the first module, in the order in which modules finish, whose output is not a part of the single-device output."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +7,8 @@ import torch
 
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.verify.run.collectives.autograd import Ranks
-from shardproof.verify.run.compare.boundaries import Crossing
+from shardproof.verify.run.collectives.autograd import AxisRank
+from shardproof.verify.run.compare.module_activations import ModuleActivations
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 
 PACKED = (2, 3)
@@ -18,7 +17,7 @@ PACKED = (2, 3)
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """The module that diverged, the plan entry to look at (None where none names it), and what was seen there."""
+    """The first module that diverged, the plan entry that applies to it (None where there is none), and what its output was."""
 
     module: str
     entry: str | None
@@ -26,8 +25,8 @@ class Divergence:
     needed: str
 
 
-def placement(got: torch.Tensor | None, want: torch.Tensor | None, at: Ranks) -> Placement | None:
-    """How this rank's tensor is a part of the right one: whole, or one shard; None where it is neither."""
+def placement(got: torch.Tensor | None, want: torch.Tensor | None, at: AxisRank) -> Placement | None:
+    """The placement of this rank's tensor relative to the right one: R, or one shard; None where it is neither."""
     if got is None or want is None:
         return R if got is want else None
     if relative_error(got, want) <= LIMIT:
@@ -39,7 +38,7 @@ def placement(got: torch.Tensor | None, want: torch.Tensor | None, at: Ranks) ->
     return None
 
 
-def _is_shard(got: torch.Tensor, want: torch.Tensor, shard: Shard, at: Ranks) -> bool:
+def _is_shard(got: torch.Tensor, want: torch.Tensor, shard: Shard, at: AxisRank) -> bool:
     if want.shape[shard.dim] % shard.blocks or want.shape[shard.dim] < at.degree * shard.blocks:
         return False
     parts = [block.chunk(at.degree, shard.dim) for block in want.chunk(shard.blocks, shard.dim)]
@@ -50,15 +49,12 @@ def _is_shard(got: torch.Tensor, want: torch.Tensor, shard: Shard, at: Ranks) ->
 
 
 def first_divergence(
-    got: Sequence[Crossing], want: Sequence[Crossing], styles: dict[str, str], at: Ranks
+    got: Sequence[ModuleActivations], want: Sequence[ModuleActivations], styles: dict[str, str], at: AxisRank
 ) -> Divergence | None:
     """The first module whose output is no part of the single-device one; None where every one is.
 
-    `styles` are the plan's keys as the head model sees them. A module that got a right input and gave a wrong output
-    is at
-    fault itself; one that already got a wrong input points at its siblings: there the one without an entry is named,
-    where
-    the others have one.
+    `styles` are the plan's keys as the head model sees them. A module with a right input and a wrong output is at fault itself. A
+    module with a wrong input points at its siblings: of these, one without an entry is named where others are sharded.
     """
     seen: dict[str, Placement | None] = {}
     for mine, right in zip(got, want, strict=False):
@@ -74,7 +70,7 @@ def first_divergence(
 
 
 def _between(module: str, seen: dict[str, Placement | None], styles: dict[str, str]) -> Divergence | None:
-    """What feeds `module` is wrong though its siblings' outputs are right: the parent mixed unlike parts."""
+    """The input of `module` is wrong though the outputs of its siblings are right: the parent combined parts that do not fit."""
     parent = module.rpartition(".")[0]
     siblings = {name: held for name, held in seen.items() if name.rpartition(".")[0] == parent}
     if not parent or not siblings:
@@ -86,7 +82,7 @@ def _between(module: str, seen: dict[str, Placement | None], styles: dict[str, s
     return Divergence(parent, suspect, f"parts that do not fit together: {held}", "the same heads or features of each")
 
 
-def _at(mine: Crossing, right: Crossing, styles: dict[str, str]) -> Divergence:
+def _at(mine: ModuleActivations, right: ModuleActivations, styles: dict[str, str]) -> Divergence:
     if mine.given is None or right.given is None:
         return Divergence(mine.module, entry_of(mine.module, styles), "no tensor", "a tensor")
     error = relative_error(mine.given, right.given)

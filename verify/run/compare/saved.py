@@ -13,14 +13,14 @@ from shardproof.verify.run.compare.tensors import Comparison, relative_error
 
 SAVED = "saved weights"
 _ROUNDING = 1e-12
-"""A model may write to a weight as it runs (a head that is normed once): twice is the same up to this."""
+"""Relative. A model may rewrite a weight as it runs (a head that is normalised once); repeating that changes it by rounding."""
 
 
 def saved(model: PreTrainedModel, single: PreTrainedModel, loaded: LoadedModel, *, rank: int) -> list[Comparison]:
     """Save the sharded model and load it on one device; every rank must call this, the first one compares.
 
-    What the single-device model does not get back from its own checkpoint either is not the sharding's doing; one that
-    cannot be saved at all (GGUF weights, tied weights in a form of old) is not asked.
+    Weights that the single-device model does not get back from its own checkpoint either are left out. A model that cannot be
+    saved on one device (GGUF weights, an old form of tied weights) is not compared.
     """
     with tempfile.TemporaryDirectory(prefix="shardproof-saved-") as folder, quiet():
         try:
@@ -38,7 +38,7 @@ def saved(model: PreTrainedModel, single: PreTrainedModel, loaded: LoadedModel, 
 
 
 def _refuses(single: PreTrainedModel) -> bool:
-    """Whether the client saves this model on one device neither."""
+    """Whether the client cannot save this model on one device either."""
     with tempfile.TemporaryDirectory(prefix="shardproof-saved-") as folder:
         try:
             single.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Two numbers that should be one: how far a tensor of the sharded model is from the single-device one."""
+"""Relative errors: how far a tensor of the sharded model is from the single-device one."""
 
 import math
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 
 LIMIT = 1e-8
-"""In float64 rounding stays below 1e-10 and a wrong plan above 1e-6, relative; the limit stands between them."""
+"""Relative. In float64, rounding stays below 1e-10 and a wrong plan causes more than 1e-6; the limit lies between them."""
 FLOOR = 1e-6
-"""A gradient this much smaller than the largest is compared on that scale: one that is zero in exact arithmetic (a key
-bias under softmax) is nothing but rounding, and has no scale of its own."""
+"""The least scale of a gradient, relative to the largest gradient. A gradient that is zero in exact arithmetic (a key bias under
+softmax) is rounding alone, and has no scale of its own."""
 
 
 def floor(dtype: torch.dtype) -> float:
-    """That scale for a dtype: `FLOOR` for float64, as many units of rounding and at most a tenth for others."""
+    """The least scale of a gradient for a dtype: `FLOOR` for float64, 1e4 roundings and at most a tenth for others."""
     return FLOOR if dtype is torch.float64 else min(0.1, 1e4 * torch.finfo(dtype).eps)
 
 
@@ -21,7 +21,7 @@ def floor(dtype: torch.dtype) -> float:
 class Comparison:
     """One compared quantity: `error` and `limit` are relative, `place` is a module or parameter path.
 
-    `factor` is what the wanted has to be multiplied by to give what was got, where one number does; else zero.
+    `factor` is the number f with got = f * wanted, where there is one; else zero.
     """
 
     what: str
@@ -52,7 +52,7 @@ def relative_error(got: torch.Tensor, want: torch.Tensor, *, floor: float = 0.0)
 
 
 def factor_between(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The number that makes the wanted tensor what was got; zero where none does."""
+    """The number f with got = f * want; zero where there is none."""
     if got.shape != want.shape or not want.numel():
         return 0.0
     got, want = got.detach().to("cpu", torch.float64), want.detach().to("cpu", torch.float64)

@@ -1,4 +1,4 @@
-"""A pipeline plan on real ranks: logits, loss, gradients and cached decoding of its stages against one device's."""
+"""Run the stages of a pipeline plan on ranks, and compare logits, loss, gradients and cached decoding with one device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,78 +14,78 @@ from shardproof.planner.inputs.example import caching
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error
 from shardproof.verify.run.inputs import Inputs
-from shardproof.verify.run.pipeline.answers import Answers, answers, batch, joined, padded, steps
-from shardproof.verify.run.pipeline.schedules import Seat, exchange, microbatches, scheduled
+from shardproof.verify.run.pipeline.schedules import RankSlot, exchange, microbatches, scheduled
+from shardproof.verify.run.pipeline.single_device import SingleDeviceOutputs, batch, joined, outputs_of, padded, steps
 from shardproof.verify.run.reference import State, freeze_as, from_state, with_plan
 from shardproof.verify.stages.case import KEPT, Case, Schedule, Staging
 from shardproof.verify.stages.cutting import Cutting, between, stage_of
-from shardproof.verify.stages.departures import order_of, unsummed
 from shardproof.verify.stages.exact import Wide
-from shardproof.verify.stages.stage import Between, Stage, absent
+from shardproof.verify.stages.stage import Stage, StagePlace, absent
 from shardproof.verify.stages.weights import drop, untie
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """The single-device model of a case and what it answers to all that is `asked`, the same for every rank.
+class SingleDevice:
+    """The single-device model of a case and its outputs, the same for every rank.
 
-    `state` are its weights before it was asked: some models change theirs in the first forward.
+    `state` are its weights before the first forward, in which some models change them. `asked` are the inputs of all microbatches
+    as one batch, `want` the outputs.
     """
 
     single: PreTrainedModel
     state: State
     cutting: Cutting
     asked: Inputs
-    want: Answers
+    want: SingleDeviceOutputs
 
 
-def alone(case: Case, single: PreTrainedModel, cutting: Cutting) -> Alone:
-    """Ask the single-device model, a microbatch at a time."""
+def run_single_device(case: Case, single: PreTrainedModel, cutting: Cutting) -> SingleDevice:
+    """Run the single-device model on every microbatch."""
     state = {name: value.clone() for name, value in single.state_dict().items()}
     parts = batch(single, microbatches(case.staging.schedule, case.pp))
     with Wide():  # not around the building of models: their float32 buffers are to be the same
-        return Alone(single, state, cutting, joined(parts), answers(single, cutting.layout, parts))
+        return SingleDevice(single, state, cutting, joined(parts), outputs_of(single, cutting.layout, parts))
 
 
-def check_pipeline(case: Case, before: Alone) -> tuple[Comparison, ...]:
-    """What this rank of `tp * pp` compared; every rank must call it."""
+def check_pipeline(case: Case, before: SingleDevice) -> tuple[Comparison, ...]:
+    """What this rank of `tp * pp` compared; every rank must call this."""
     mesh = init_device_mesh(before.single.device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
-    seat = Seat(case.pp * case.staging.rounds, mesh)
-    own = tuple(_stage(case, before, place, seat) for place in _places(case, before, seat))
+    slot = RankSlot(case.pp * case.staging.rounds, mesh)
+    own = tuple(_stage(case, before, place, slot) for place in _places(case, before, slot))
     with Wide():
-        compared = _padded(own, before, seat)
-        compared += _decoded(own, before, seat)
-        compared += _kept(own, before, seat)
-        return (*compared, *_gradients(own, before, seat, case.staging))
+        compared = _padded(own, before, slot)
+        compared += _decoded(own, before, slot)
+        compared += _kept(own, before, slot)
+        return (*compared, *_gradients(own, before, slot, case.staging))
 
 
-def _places(case: Case, before: Alone, seat: Seat) -> list[Between]:
-    """The stages at this rank's places of the pipeline."""
-    order = order_of(case.staging.departures, seat.stages)
-    return [between(case, before.single, before.cutting, order[place]) for place in seat.own]
+def _places(case: Case, before: SingleDevice, slot: RankSlot) -> list[StagePlace]:
+    """The stages that this rank holds."""
+    order = case.staging.faults.order(slot.stages)
+    return [between(case, before.single, before.cutting, order[place]) for place in slot.own]
 
 
-def _stage(case: Case, before: Alone, place: Between, seat: Seat) -> Stage:
-    """One of this rank's stages: the weights of others dropped, its own sharded by the client's own code."""
+def _stage(case: Case, before: SingleDevice, place: StagePlace, slot: RankSlot) -> Stage:
+    """One of this rank's stages, without the weights of other stages, and sharded by the client's own code."""
     layout, device = before.cutting.layout, before.single.device
     model = from_state(with_plan(case.loaded, case.plan), before.state)
     freeze_as(model, before.single)
     nn.Module.to(model, device)
     missing = absent(layout, place)
     drop(model, missing)
-    if seat.mesh.size(1) > 1:
+    if slot.mesh.size(1) > 1:
         untie(model)
         styles = {
             name: style
             for name, style in model._expand_parallel_plan(model.tp_plan).items()
             if not any(f"{name}.".startswith(f"{other}.") for other in missing)
         }
-        apply_tensor_parallelism(model, seat.mesh["tp"], styles)
+        apply_tensor_parallelism(model, slot.mesh["tp"], styles)
     return stage_of(case, model, layout, place, device)
 
 
-def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
-    """The left-padded batch, through the stages without gradients."""
+def _padded(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
+    """The logits of the left-padded batch, without gradients."""
     want, asked = before.want, before.asked
     if not want.padded:
         return []
@@ -93,14 +93,14 @@ def _padded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Compariso
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     with torch.no_grad():
         arguments = padded(asked, positions=bool(want.positions))
-        given = scheduled(own, asked.ids, want.logits, seat, Schedule.GPIPE).forward(asked, arguments)
+        given = scheduled(own, asked.ids, want.logits, slot, Schedule.GPIPE).forward(asked, arguments)
     return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, asked.seen(asked.mask))
 
 
 def _by_microbatch(
     what: str, given: torch.Tensor, want: list[torch.Tensor], mask: torch.Tensor | None = None
 ) -> list[Comparison]:
-    """Only positions that hold a token count, where there is a mask."""
+    """Compare microbatch by microbatch; under a mask, only positions that hold a token."""
     compared = []
     masks = [None] * len(want) if mask is None or not mask.numel() else mask.chunk(len(want))
     for got, wanted, seen in zip(given.chunk(len(want)), want, masks, strict=True):
@@ -111,7 +111,7 @@ def _by_microbatch(
 
 
 @torch.no_grad()
-def _decoded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
+def _decoded(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
     """Prefill and decode, each stage with its own cache."""
     want = before.want
     if want.decoded is None:
@@ -124,29 +124,30 @@ def _decoded(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparis
             stage.record = record
             cached = {} if stage.cache is None else {"past_key_values": stage.cache}
             stage.inputs = {**caching(stage.model, True), **cached}
-        given += exchange(own, arguments, seat)
+        given += exchange(own, arguments, slot)
     if not given:
         return []
     return [Comparison("decoded logits", relative_error(torch.cat(given, dim=1), want.decoded), LIMIT)]
 
 
 @torch.no_grad()
-def _kept(own: tuple[Stage, ...], before: Alone, seat: Seat) -> list[Comparison]:
-    """The logits of the last tokens alone, as a server asks for them."""
+def _kept(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
+    """The logits of the last tokens alone (`logits_to_keep`), as a server asks for them."""
     want = before.want
     if want.kept is None:
         return []
     for stage in own:
         stage.record, stage.inputs = want.kept_record, {**caching(stage.model, False)}
-    given = exchange(own, {**before.asked.whole(), "logits_to_keep": KEPT}, seat)
+    given = exchange(own, {**before.asked.whole(), "logits_to_keep": KEPT}, slot)
     return [Comparison("kept logits", relative_error(given[0], want.kept), LIMIT)] if given else []
 
 
 class _Sums:
-    """Gradients, taken from each parameter as soon as a microbatch has given it.
+    """Sums of gradients over microbatches, taken out of `.grad` after each microbatch's backward.
 
-    Left in place, `replicated_with_grad_allreduce` would reduce the first microbatch's again with the second's.
-    Registered after the first forward, so that the client's own hooks, which it registers there, come before.
+    Left in `.grad`, the gradient of the first microbatch would be all-reduced again with the second's by
+    `replicated_with_grad_allreduce`. The hooks are registered after the first forward, since the client registers its own in
+    it, and those have to run first.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -166,26 +167,32 @@ class _Sums:
         parameter.grad = None
 
 
-def _gradients(own: tuple[Stage, ...], before: Alone, seat: Seat, staging: Staging) -> list[Comparison]:
-    """A step of the schedule over the microbatches: logits, loss, and the gradients that each stage is left with."""
+def _gradients(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot, staging: Staging) -> list[Comparison]:
+    """One training step of the schedule over the microbatches: compare logits, loss and gradients."""
     want, asked = before.want, before.asked
     for stage in own:
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     taken, losses = {stage: _Sums(stage) for stage in own}, list[torch.Tensor]()
-    given = scheduled(own, asked.ids, want.logits, seat, staging.schedule).step(asked, losses)
+    given = scheduled(own, asked.ids, want.logits, slot, staging.schedule).step(asked, losses)
     compared = []
     if given is not None:
         compared += _by_microbatch("logits", given, want.logits)
         error = relative_error(torch.stack(losses).sum(), torch.stack(want.losses).sum())
         compared.append(Comparison("loss", error, LIMIT))
     sums = {stage: kept.sums for stage, kept in taken.items()}
-    return compared + _compared_gradients(sums, before, seat, unsummed(staging.departures))
+    return compared + _compared_gradients(sums, before, slot, staging.faults.not_summed())
 
 
 def _compared_gradients(
-    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]], before: Alone, seat: Seat, alone: frozenset[str]
+    sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]],
+    before: SingleDevice,
+    slot: RankSlot,
+    not_summed: frozenset[str],
 ) -> list[Comparison]:
-    """Every parameter's gradient summed over its names and its stages (but of those `alone`); a rank compares what it owns."""
+    """Compare every gradient that this rank owns, after it was summed over the parameter's names and its stages.
+
+    Gradients of parameters in `not_summed` are not summed over the stages: a fault that the comparison has to find.
+    """
     want, single = before.want, before.single
     named = {id(value): name for name, value in single.named_parameters()}
     canonical = {name: named[id(value)] for name, value in single.named_parameters(remove_duplicate=False)}
@@ -199,8 +206,8 @@ def _compared_gradients(
     compared = []
     for name, wanted in want.gradients.items():
         total = own[name].clone() if name in own else torch.zeros_like(wanted)
-        if name not in alone:
-            dist.all_reduce(total, group=seat.group)
+        if name not in not_summed:
+            dist.all_reduce(total, group=slot.group)
         if name in own:
             error = relative_error(total, wanted, floor=FLOOR * largest)
             compared.append(Comparison("gradient", error, LIMIT, name))

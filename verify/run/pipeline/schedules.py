@@ -1,4 +1,4 @@
-"""Stages on their ranks: torch's own schedules over them, and the plain exchange that cached decoding needs."""
+"""Run this rank's stages by torch's pipeline schedules, or by a plain send and receive for cached decoding."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 from torch.distributed.pipelining.stage import _PipelineStageBase  # what its schedules take, an invariant list of
 
 from shardproof.verify.run.inputs import Inputs
-from shardproof.verify.run.pipeline.answers import loss_of
+from shardproof.verify.run.pipeline.single_device import loss_of
 from shardproof.verify.stages.case import Schedule
 from shardproof.verify.stages.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """This rank's place among `mesh`, of the dims pp and tp, for a pipeline of so many stages."""
+class RankSlot:
+    """This rank's slot in `mesh`, whose dims are pp and tp, for a pipeline of so many `stages`."""
 
     stages: int
     mesh: DeviceMesh
@@ -31,22 +31,22 @@ class Seat:
 
     @property
     def own(self) -> range:
-        """The stages of this rank: dealt out in turn."""
+        """The numbers of the stages that this rank holds, which are dealt out round-robin."""
         return range(self.mesh.get_local_rank("pp"), self.stages, self.mesh.size(0))
 
     def rank(self, stage: int) -> int:
-        """The global rank of another stage with the same tensor-parallel place."""
+        """The global rank that holds a stage and has the same tensor-parallel rank."""
         return dist.get_global_rank(self.group, stage % self.mesh.size(0))
 
 
 def microbatches(schedule: Schedule, ranks: int) -> int:
-    """Two; one for each rank where the schedule keeps that many at work."""
+    """How many microbatches: two for GPipe, else one for each rank and at least two."""
     return 2 if schedule is Schedule.GPIPE else max(2, ranks)
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """One schedule over this rank's stages; whole batches go in, and come out on the rank of the last stage."""
+    """One schedule over this rank's stages. It takes whole batches; the rank of the last stage gets the results."""
 
     own: tuple[Stage, ...]
     runtime: PipelineScheduleSingle | PipelineScheduleMulti
@@ -70,16 +70,16 @@ class Scheduled:
 
 
 def scheduled(
-    own: tuple[Stage, ...], ids: torch.Tensor, logits: Sequence[torch.Tensor], seat: Seat, schedule: Schedule
+    own: tuple[Stage, ...], ids: torch.Tensor, logits: Sequence[torch.Tensor], slot: RankSlot, schedule: Schedule
 ) -> Scheduled:
-    """A schedule over the stages, set up for what the single-device model's layers were given and for its logits.
+    """A schedule over the stages, set up for the shapes of the single-device model's layer inputs and logits.
 
-    With gradients where torch takes them. Source of the classes: torch.distributed.pipelining.schedules.
+    It computes gradients where autograd is enabled. Source of the classes: torch.distributed.pipelining.schedules.
     """
     train = torch.is_grad_enabled()
     forms = ids.chunk(len(logits))[0], logits[0]
     stages: list[_PipelineStageBase] = [
-        _torch_stage(stage, place, forms, seat, train=train) for place, stage in zip(seat.own, own, strict=True)
+        _torch_stage(stage, place, forms, slot, train=train) for place, stage in zip(slot.own, own, strict=True)
     ]
     loss = loss_of if train else None
     count = len(logits)
@@ -94,20 +94,20 @@ def scheduled(
 
 
 def _torch_stage(
-    stage: Stage, place: int, ends: tuple[torch.Tensor, torch.Tensor], seat: Seat, *, train: bool
+    stage: Stage, place: int, ends: tuple[torch.Tensor, torch.Tensor], slot: RankSlot, *, train: bool
 ) -> PipelineStage:
-    """What passes between stages has the form that the single-device model's layers were given."""
+    """Torch's stage of ours; activations at a stage boundary have the shapes of the single-device model's layer inputs."""
     ids, logits = ends
     received = (ids,) if stage.first else stage.forms(stage.receives)
     sent = (logits.detach().requires_grad_(),) if stage.last else stage.forms(stage.sends)
     return PipelineStage(
         stage,
         place,
-        seat.stages,
+        slot.stages,
         stage.device,
         input_args=received if stage.first else _empty(received, train=train),
         output_args=_empty(sent, train=train),
-        group=seat.group,
+        group=slot.group,
     )
 
 
@@ -125,15 +125,18 @@ def _empty(
     )
 
 
-def exchange(own: tuple[Stage, ...], arguments: Mapping[str, object], seat: Seat) -> list[torch.Tensor]:
-    """One forward through all stages, each sending to the next one's rank; the last stage's result, where it lies here."""
-    for place, stage in zip(seat.own, own, strict=True):
+def exchange(own: tuple[Stage, ...], arguments: Mapping[str, object], slot: RankSlot) -> list[torch.Tensor]:
+    """One forward through all stages, each sending its activations to the next rank.
+
+    Returns the last stage's result on the rank that holds it, else an empty list.
+    """
+    for place, stage in zip(slot.own, own, strict=True):
         received = _empty(stage.forms(stage.receives), train=False, device=stage.device)
         for tensor in received:
-            dist.recv(tensor, seat.rank(place - 1), group=seat.group)
+            dist.recv(tensor, slot.rank(place - 1), group=slot.group)
         given = stage(*received, **arguments)
         if stage.last:
             return [given]
         for tensor in given:
-            dist.send(tensor, seat.rank(place + 1), group=seat.group)
+            dist.send(tensor, slot.rank(place + 1), group=slot.group)
     return []

@@ -1,4 +1,7 @@
-"""What one device answers, as pipeline stages are asked: a microbatch at a time, and with the forms of every call."""
+"""Outputs of the single-device model that pipeline stages are compared with, computed one microbatch at a time.
+
+The calls of every module that some stage lacks are recorded, so that absent modules can answer with zeros of the right shapes.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +15,16 @@ from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 from shardproof.verify.run.inputs import Inputs, accepts, inputs
 from shardproof.verify.run.questions import logits
 from shardproof.verify.stages.case import KEPT
-from shardproof.verify.stages.stage import Layout, Record, recorded
+from shardproof.verify.stages.record import Record, recorded
+from shardproof.verify.stages.stage_layout import StageLayout
 
 
 @dataclass(slots=True)
-class Answers:
-    """All that is compared; `gradients` are summed over the microbatches, `steps` are the calls of prefill and decode."""
+class SingleDeviceOutputs:
+    """All that is compared.
+
+    `gradients` are summed over the microbatches; `steps` are the recorded calls of prefill and decode.
+    """
 
     logits: list[torch.Tensor] = field(default_factory=list)
     padded: list[torch.Tensor] = field(default_factory=list)
@@ -27,13 +34,13 @@ class Answers:
     steps: list[Record] = field(default_factory=list)
     decoded: torch.Tensor | None = None
     positions: bool | None = None
-    """Whether the padded rows were given positions; None before they were asked."""
+    """Whether left-padded rows are given `position_ids`; None before that was tried."""
     kept: torch.Tensor | None = None
     kept_record: Record = field(default_factory=Record)
 
 
 def batch(model: nn.Module, microbatches: int) -> tuple[Inputs, ...]:
-    """What each microbatch asks; each has a padded row."""
+    """The inputs of each microbatch; each has a padded row."""
     return tuple(inputs(model, seed=seed) for seed in range(microbatches))
 
 
@@ -57,9 +64,9 @@ def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return given.square().mean()
 
 
-def answers(single: PreTrainedModel, layout: Layout, parts: Sequence[Inputs]) -> Answers:
-    """One device's answers to all microbatches; its gradients are taken away again."""
-    want = Answers()
+def outputs_of(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inputs]) -> SingleDeviceOutputs:
+    """The outputs of the single-device model for all microbatches; its `.grad` fields are cleared afterwards."""
+    want = SingleDeviceOutputs()
     more = caching(single, False)
     for part in parts:
         with recorded(single, layout.named) as want.record:
@@ -71,9 +78,7 @@ def answers(single: PreTrainedModel, layout: Layout, parts: Sequence[Inputs]) ->
         if accepts(single, "attention_mask"):
             with torch.no_grad():
                 want.padded.append(_padded(single, part, want, more))
-    if not all(
-        given.isfinite().all() for given in want.padded
-    ):  # nothing to compare with, as of one device's other answers
+    if not all(given.isfinite().all() for given in want.padded):  # nothing to compare with
         want.padded = []
     for name, value in single.named_parameters():
         want.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad
@@ -85,22 +90,22 @@ def answers(single: PreTrainedModel, layout: Layout, parts: Sequence[Inputs]) ->
     return want
 
 
-def _padded(single: PreTrainedModel, part: Inputs, want: Answers, more: dict[str, bool]) -> torch.Tensor:
-    """The answer to a left-padded microbatch; with positions of its own, where the model takes them."""
+def _padded(single: PreTrainedModel, part: Inputs, want: SingleDeviceOutputs, more: dict[str, bool]) -> torch.Tensor:
+    """The logits of a left-padded microbatch, with `position_ids` where the model takes them."""
     if want.positions is None:
         want.positions = accepts(single, "position_ids") and not part.encoded
         if want.positions:
             try:
                 return logits(single, **padded(part, positions=True), **more)
-            except Exception:  # positions of another form (several axes): they are not asked about
+            except Exception:  # positions of another shape (several axes) are not compared
                 want.positions = False
     return logits(single, **padded(part, positions=want.positions), **more)
 
 
 def padded(asked: Inputs, *, positions: bool) -> dict[str, torch.Tensor]:
-    """The arguments of a left-padded forward; positions count the tokens that are not masked, and leave out one.
+    """The arguments of a left-padded forward; positions count the tokens that are not masked, with one gap.
 
-    Without a gap they would be nothing new: relative positions bear a shift, and packed rows are told by gaps.
+    Without the gap a stage that ignores the positions would give the same result: relative positions are invariant under a shift.
     """
     arguments = asked.whole() | asked.masking(asked.mask)
     if positions:
@@ -116,8 +121,8 @@ def steps(asked: Inputs) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _decode_alone(single: PreTrainedModel, layout: Layout, asked: Inputs, want: Answers) -> None:
-    """Decode on one device. What stages must give is the full recompute, unless the model itself decodes otherwise."""
+def _decode_alone(single: PreTrainedModel, layout: StageLayout, asked: Inputs, want: SingleDeviceOutputs) -> None:
+    """Decode on one device. Stages must match the full recompute, unless the model's own decoding differs from it."""
     cache, given = None, []
     for arguments in steps(asked):
         with recorded(single, layout.named) as record:
@@ -125,7 +130,7 @@ def _decode_alone(single: PreTrainedModel, layout: Layout, asked: Inputs, want: 
                 output = single(
                     **arguments, **caching(single, True), **({} if cache is None else {"past_key_values": cache})
                 )
-            except Exception:  # a model that does not decode token by token: there is nothing to ask of stages
+            except Exception:  # a model that does not decode token by token: nothing to compare
                 return
         cache = output.get("past_key_values")
         if cache is None:

@@ -1,4 +1,4 @@
-"""Blocks of a quantised checkpoint: what a rank holds of a quantised layer has to be whole blocks, for each has one scale.
+"""Blocks of a quantised checkpoint. Each block has one scale, so a rank has to hold whole blocks of a quantised layer.
 
 Source: vLLM 0.32.0, `vllm/model_executor/layers/quantization/`: `utils/fp8_utils.py` (`validate_fp8_block_shape` and its like for
 experts), `auto_awq.py` and `utils/marlin_utils.py` (the input size is not aligned).
@@ -22,7 +22,9 @@ class Blocks:
     kept: tuple[str, ...] = ()
 
     def cut(self, path: str, side: str, count: int, degree: int) -> int:
-        """The block that a rank's even part of `count` features would cut, on one side of a module; 0 where it cuts none."""
+        """The size of the block that a rank's part of `count` features would cut, on one side of a module; 0 where it cuts
+        none.
+        """
         if any(re.match(part[3:], path) if part.startswith("re:") else part in path for part in self.kept):
             return 0
         block = (self.out if side == "out_features" else self.into) or count
@@ -30,7 +32,7 @@ class Blocks:
 
 
 def blocks_of(config: object) -> Blocks:
-    """The blocks that a config's `quantization_config` says; blocks of one feature where it says none."""
+    """The blocks in a config's `quantization_config`; blocks of one feature where there is none."""
     given = getattr(config, "quantization_config", None)
     given = given if isinstance(given, Mapping) or given is None else given.to_dict()
     fields: Mapping[str, Any] = given or {}
@@ -65,5 +67,5 @@ def _pair(block: object) -> tuple[int, int]:
 
 
 def _group(size: object, *, whole: int) -> int:
-    """A group's features; `whole` where a group is all of them (-1)."""
+    """The features of a group; `whole` where one group has all features (-1)."""
     return size if isinstance(size, int) and size > 0 else whole if size == -1 else 1

@@ -1,4 +1,4 @@
-"""What crosses each module's boundary in one forward, in the order the modules finish."""
+"""Input and output activations of every module in one forward, in the order in which the modules finish."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -13,8 +13,8 @@ from shardproof.planner.weights.shards import local
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
-    """The first tensor that went into a module and the first that came out; None where there was none."""
+class ModuleActivations:
+    """The first input tensor (`taken`) and the first output tensor (`given`) of a module; None where there is none."""
 
     module: str
     taken: torch.Tensor | None
@@ -22,15 +22,15 @@ class Crossing:
 
 
 @dataclass(slots=True)
-class Boundaries(AbstractContextManager["Boundaries"]):
-    """Records crossings while it is entered. `inside` is the path of the module that runs, also after it raised.
+class ActivationRecorder(AbstractContextManager["ActivationRecorder"]):
+    """Records activations while it is entered. `inside` is the path of the module that runs, also after it raised.
 
     Without `keep` only `inside` is kept track of.
     """
 
     model: nn.Module
     keep: bool = True
-    crossings: list[Crossing] = field(default_factory=list)
+    activations: list[ModuleActivations] = field(default_factory=list)
     _running: list[tuple[str, torch.Tensor | None]] = field(default_factory=list)
     _handles: list[RemovableHandle] = field(default_factory=list)
 
@@ -39,7 +39,7 @@ class Boundaries(AbstractContextManager["Boundaries"]):
         """The innermost module whose forward has begun and not ended."""
         return self._running[-1][0] if self._running else ""
 
-    def __enter__(self) -> "Boundaries":
+    def __enter__(self) -> "ActivationRecorder":
         for name, module in self.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._begin(name), with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._end))
@@ -61,7 +61,7 @@ class Boundaries(AbstractContextManager["Boundaries"]):
     def _end(self, _: nn.Module, __: object, output: object) -> None:
         name, taken = self._running.pop()
         if self.keep:
-            self.crossings.append(Crossing(name, taken, _first(output)))
+            self.activations.append(ModuleActivations(name, taken, _first(output)))
 
 
 def _first(value: object) -> torch.Tensor | None:

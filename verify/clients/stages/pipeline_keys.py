@@ -1,4 +1,4 @@
-"""What an engine makes of a pipeline plan: keys and their order, one module list, everything else on every stage.
+"""How engines read a pipeline plan: keys and their order, one list of layers; all other modules are on every stage.
 
 Source: `pipeline_parallel` of vLLM 0.24.0 to 0.32.0 (`vllm/model_executor/models/transformers/base.py`) and of SGLang 0.5.23
 (`sglang/srt/models/transformers.py`). A later stage gets the hidden states as `inputs_embeds` and runs the whole forward
@@ -9,59 +9,42 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.plan import Plan, join
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.dialect import Dialect, Pipeline
-from shardproof.verify.clients.stage_programs import keys_of
+from shardproof.verify.clients.stages.keyed import keys_of
+from shardproof.verify.findings import be431, be432
 
 _SAME = ("aten.dropout", "aten._to_copy", "aten.alias", "aten.view", "aten.contiguous", "aten.clone")
-"""Ops that leave a value what it is, in a served model."""
+"""Ops that do not change a value in a served model."""
 
 
 def check_stages(dialect: Dialect, subject: Subject, plan: Plan) -> tuple[Finding, ...]:
     """Findings BE431 to BE433 of a pipeline plan in a dialect."""
     if dialect.pipeline is Pipeline.NONE:
-        return (
-            _refused(dialect, "it has no pipeline parallelism", "no stages", "tensor parallelism alone", Fault.CLIENT),
-        )
+        return (be431.no_pipelines(dialect.name, dialect.cites[0]),)
     if dialect.pipeline not in (Pipeline.KEYS, Pipeline.KEYS_OR_ORDER):
         return ()
     owner, keys = keys_of(dialect, subject.model, plan)
     if not keys:
-        return (
-            _refused(dialect, "the model has no pipeline plan", "no base_model_pp_plan", "the plan of `plan suggest`"),
-        )
+        return (be431.no_pipeline_plan(dialect.name, dialect.cites[0]),)
     modules = dict(owner.named_modules())
     missing = [key for key in keys if key not in modules]
     stacks = [key for key in keys if isinstance(modules.get(key), nn.ModuleList)]
     if missing or len(stacks) != 1:
         found = f"no module {missing[0]}" if missing else f"{len(stacks)} module lists"
-        return (
-            _refused(dialect, f"the plan has {found}", found, "keys that are modules, one of them the list of layers"),
-        )
+        return (be431.keys_do_not_fit(dialect.name, dialect.cites[0], found),)
     position = keys.index(stacks[0])
     inside = next(path for path, module in subject.model.named_modules() if module is owner)
     return tuple(_of_the_path(dialect, subject, inside, keys[:position], stacks[0], keys[position + 1 :]))
 
 
-def _refused(dialect: Dialect, because: str, found: str, needed: str, fault: Fault = Fault.PLAN) -> Finding:
-    return Finding(
-        "BE431",
-        Severity.ERROR,
-        f"{dialect.name} makes no stages of this model: {because}.",
-        why=f"stages are cut by the plan's keys ({dialect.cites[0]})",
-        found=found,
-        needed=needed,
-        fault=fault,
-    )
-
-
 def _of_the_path(
     dialect: Dialect, subject: Subject, inside: str, before: list[str], stack: str, after: list[str]
 ) -> Iterable[Finding]:
-    """The hidden states from the embeddings to the layers, and from the layers to the output; keys are names in `inside`."""
+    """BE432 for the way from the embeddings to the layers, and from the layers to the output; keys are names in `inside`."""
     graph, prefix = subject.graph, subject.prefix
     layers = [call for call in graph.calls if call.module.rpartition(".")[0] == join(inside, stack)]
     base = next((call for call in graph.calls if call.module == prefix), None)
@@ -74,17 +57,17 @@ def _of_the_path(
     if embedded is not None and first.arguments:
         owned = [join(inside, key) for key in before]
         for op in _between(graph, embedded, first.arguments[0][1], owned):
-            yield _again(dialect, op, "before its layers, and a later stage does it again to what it received")
+            yield be432.done_before_layers(dialect.name, op)
             break
     if last.outputs and base.outputs:
         owned = [join(inside, key) for key in after]
         for op in _between(graph, last.outputs[0], base.outputs[0], owned):
-            yield _again(dialect, op, "after its layers, and every stage does it to what it passes on")
+            yield be432.done_after_layers(dialect.name, op)
             break
 
 
 def _between(graph: Graph, start: int, end: int, owned: list[str]) -> list[Op]:
-    """Ops on the way from one value to another that no owned module runs and that change the value, in order."""
+    """Ops between two values that change the value and are in none of the modules `owned`, in order."""
     reached = {start}
     for op in graph.ops:
         if set(op.inputs) & reached:
@@ -98,17 +81,3 @@ def _between(graph: Graph, start: int, end: int, owned: list[str]) -> list[Op]:
         if not inside and op.target not in _SAME:
             found.append(op)
     return found[::-1]
-
-
-def _again(dialect: Dialect, op: Op, when: str) -> Finding:
-    owner = op.module or "the model"
-    return Finding(
-        "BE432",
-        Severity.ERROR,
-        f"{owner} changes the hidden states {when} ({op.target}).",
-        Place(module=op.module or None, source=op.source),
-        why=f"{dialect.name} runs the whole forward on every stage, with the plan's modules alone replaced",
-        found=f"{op.target} outside the modules of the pipeline plan",
-        needed="the module in the plan, in the order it runs; or the operation inside a module that is",
-        fault=Fault.MODEL,
-    )

@@ -1,4 +1,4 @@
-"""What passes between two stages: the values that the trace says a cut must carry, and their places in calls of layers."""
+"""The activations that pass a stage boundary, as the trace says, and their places in the arguments of layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ from shardproof.planner.tracing.trace import TraceError, trace
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
-    """What one cut carries, in an order that both of its stages share; nothing at the model's own entrance and exit."""
+class StageBoundary:
+    """The activations that are sent at one cut, in an order that both of its stages share; none before the first and after the
+    last.
+    """
 
     values: tuple[Live, ...] = ()
 
@@ -35,7 +37,7 @@ def traced(loaded: LoadedModel) -> Graph | None:
 
 
 def possible(graph: Graph | None, stack: str, depth: int, before: tuple[str, ...]) -> tuple[int, ...]:
-    """The layers that a stage can begin with, by the trace: every one where there is none, or where it says of none."""
+    """The layers that a stage can begin with, by the trace; every layer where there is no trace, or where it allows no cut."""
     every = tuple(range(1, depth))
     if graph is None:
         return every
@@ -43,44 +45,44 @@ def possible(graph: Graph | None, stack: str, depth: int, before: tuple[str, ...
     return tuple(cut for cut in every if Role.MISSED not in roles[cut]) or every
 
 
-def crossing(graph: Graph | None, cut: Cut, model: nn.Module) -> Crossing:
-    """What a cut carries: by the trace, or without one the first argument of the layer at the cut.
+def boundary(graph: Graph | None, cut: Cut, model: nn.Module) -> StageBoundary:
+    """What is sent at a cut: by the trace, or without one the first argument of the layer at the cut.
 
-    NB: what the trace calls missed is no refusal here. The run does without it and measures what comes of that: a run that
-    believed the proof could not contradict it.
+    NB: values that the trace calls missed are left out here, and are no error. The run measures what comes of that: a run that
+    relied on the proof's verdict could not contradict it.
     """
     if graph is None:
         names = argument_names(model.get_submodule(f"{cut.stack}.{cut.layer}"))
-        return Crossing((Live(cut.layer - 1, Role.SENT, None, 0, (Entrance(cut.layer, names[0]),)),))
-    return Crossing(tuple(live for live in live_across(graph, cut) if live.role is Role.SENT))
+        return StageBoundary((Live(cut.layer - 1, Role.SENT, None, 0, (Entrance(cut.layer, names[0]),)),))
+    return StageBoundary(tuple(live for live in live_across(graph, cut) if live.role is Role.SENT))
 
 
-def sent(carried: Crossing, listed: Sequence[str], layer: nn.Module) -> Crossing:
-    """Of what a cut must carry, what the layers' entry in the plan lists; `ValueError` where that is nothing."""
+def sent(carried: StageBoundary, listed: Sequence[str], layer: nn.Module) -> StageBoundary:
+    """Of what a cut must carry, what the plan's entry for the layers lists; `ValueError` where it lists none of it."""
     left = unlisted(carried.values, listed, argument_names(layer))
     if carried.values and len(left) == len(carried.values):
         raise ValueError("The pipeline plan lists no input of the layers that could be sent to a later stage.")
-    return Crossing(tuple(live for live in carried.values if live not in left))
+    return StageBoundary(tuple(live for live in carried.values if live not in left))
 
 
 def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], entrance: Entrance) -> torch.Tensor:
-    """The tensor at an entrance of a layer that is being called so."""
+    """The tensor at an entrance of a layer, given the arguments of its call."""
     leaves, _ = tree_flatten(argument(module, args, kwargs, entrance.argument))
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)][entrance.leaf]
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
-    """A tensor, and the form that the argument has which it is put in."""
+class ReceivedTensor:
+    """A received tensor, and the recorded argument (on the meta device) that it is a part of."""
 
     tensor: torch.Tensor
     form: object = None
 
 
 def put(
-    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, received: Received
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], entrance: Entrance, received: ReceivedTensor
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """The same call with another tensor at an entrance; a dictionary, which layers share, is changed itself."""
+    """The arguments of a call with another tensor at an entrance. A dictionary is changed in place, since layers share it."""
     name, now = entrance.argument, argument(module, args, kwargs, entrance.argument)
     if isinstance(now, dict) and isinstance(received.form, dict):
         _put_in(now, received.form, entrance.leaf, received.tensor)
@@ -89,7 +91,7 @@ def put(
 
 
 def _put_in(now: dict[object, object], form: Mapping[object, object], leaf: int, tensor: torch.Tensor) -> None:
-    """An absent layer has left nothing in a dictionary: the form says under which key it would have."""
+    """Put a tensor into a dictionary that an absent layer left empty; the recorded argument says under which key."""
     for key, value in form.items():
         count = sum(isinstance(one, torch.Tensor) for one in tree_flatten(value)[0])
         if leaf < count:
@@ -107,7 +109,7 @@ def _replaced(value: object, leaf: int, tensor: torch.Tensor) -> object:
 def given(
     module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str, value: object
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """The same call with another value for an argument, which stays in its place; without one that is not passed at all."""
+    """The arguments of a call with another value for one of them; unchanged where that argument is not passed."""
     place = argument_names(module).index(name)
     if place < len(args):
         return (*args[:place], value, *args[place + 1 :]), kwargs
@@ -115,7 +117,7 @@ def given(
 
 
 def argument(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], name: str) -> object:
-    """What a module that is being called so is given for an argument."""
+    """The value of an argument in a call; `ValueError` where it is not passed."""
     if name in kwargs:
         return kwargs[name]
     names = argument_names(module)

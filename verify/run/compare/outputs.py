@@ -1,4 +1,4 @@
-"""The answers of two models side by side: every quantity with its relative error and its limit."""
+"""Compare the answers of two models: every quantity with its relative error and its limit."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from shardproof.planner.weights.shards import whole
-from shardproof.verify.run.compare.boundaries import Crossing
+from shardproof.verify.run.compare.module_activations import ModuleActivations
 from shardproof.verify.run.compare.tensors import LIMIT, Comparison, factor_between, floor, relative_error
 from shardproof.verify.run.questions import Observed
 
 Limits = Mapping[tuple[str, str], float]
-"""By quantity and place; what is not there has the limit of float64."""
+"""Relative limits by quantity and place; others have the limit of float64."""
 
 
 def weights(got: nn.Module, want: nn.Module) -> list[Comparison]:
-    """Every parameter reassembled from the ranks, bit for bit."""
+    """Compare every parameter, all-gathered from the ranks, bit for bit."""
     held = dict(got.named_parameters())
     return [
         Comparison("weights", relative_error(whole(held[name]), value) if name in held else float("inf"), 0.0, name)
@@ -25,9 +25,9 @@ def weights(got: nn.Module, want: nn.Module) -> list[Comparison]:
 
 
 def compared(got: Observed, want: Observed, limits: Limits, *, streams: Iterable[str] = ()) -> list[Comparison]:
-    """All that both models answered; `streams` are the modules at whose boundary the hidden states are whole."""
+    """Compare all that both models answered. `streams` are modules whose output hidden states are whole on every rank."""
     return [
-        *_hidden(got.crossings, want.crossings, limits, frozenset(streams)),
+        *_hidden(got.activations, want.activations, limits, frozenset(streams)),
         *_values(got, want, limits),
         *_tokens(got, want, limits),
         *_gradients(got, want, limits),
@@ -35,8 +35,8 @@ def compared(got: Observed, want: Observed, limits: Limits, *, streams: Iterable
 
 
 def streams(model: nn.Module, planned: Iterable[str]) -> list[str]:
-    """The modules between which whole hidden states pass: items of the outermost lists of modules, without an entry of
-    their own (`planned` names those that have one).
+    """Paths of modules whose output hidden states are whole: members of the outermost module lists, but for those with an entry
+    of their own (`planned`).
     """
     lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
@@ -46,7 +46,7 @@ def streams(model: nn.Module, planned: Iterable[str]) -> list[str]:
 
 
 def _hidden(
-    got: Iterable[Crossing], want: Iterable[Crossing], limits: Limits, streams: frozenset[str]
+    got: Iterable[ModuleActivations], want: Iterable[ModuleActivations], limits: Limits, streams: frozenset[str]
 ) -> list[Comparison]:
     found = []
     for mine, right in zip(got, want, strict=False):
@@ -63,7 +63,7 @@ def _values(got: Observed, want: Observed, limits: Limits) -> list[Comparison]:
 
 
 def _recomputed(got: Observed, want: Observed, limits: Limits) -> list[Comparison]:
-    """Decoding through the cache against the full forward of the same model, where one device gives the same twice."""
+    """Decoding with the KV cache against the full forward of the same model, where the two agree on one device."""
     name = "decoded logits against a full forward"
     own = [_against_full(answers) for answers in (got, want)]
     limit = limits.get((name, ""), LIMIT)
@@ -78,7 +78,7 @@ def _against_full(answers: Observed) -> float | None:
 
 
 def _tokens(got: Observed, want: Observed, limits: Limits) -> list[Comparison]:
-    """Chosen tokens must be equal up to the first step at which the right one did not lead by more than rounding."""
+    """Generated tokens must be equal up to the first step at which the lead of the right token is within rounding."""
     found = []
     for name, right in want.tokens.items():
         if name not in got.tokens:
@@ -109,8 +109,9 @@ def _gradients(got: Observed, want: Observed, limits: Limits) -> list[Comparison
 def _scales(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """The least scale of each gradient: the largest of its module, and a small part of the largest of all.
 
-    What one module holds gets sums of the same terms. Those of a key's bias cancel, since a softmax does not change where all
-    its inputs move alike: in exact arithmetic it is zero, and what is left of it is rounding in the scale of its weight.
+    Gradients of one module are sums of the same terms. The gradient of a key projection's bias is zero in exact arithmetic,
+    since a softmax does not change when all its inputs move alike; what is left of it is rounding, on the scale of the weight's
+    gradient.
     """
     sizes = {name: float(value.abs().max()) if value.numel() else 0.0 for name, value in gradients.items()}
     largest = max(sizes.values(), default=0.0)
@@ -128,7 +129,7 @@ def _comparison(what: str, error: float, limits: Limits, place: str = "") -> Com
 
 
 def limits_of(moved: Iterable[Iterable[Comparison]], *, factor: float, least: float) -> dict[tuple[str, str], float]:
-    """From how far each quantity moved under small changes: the limit is `factor` times the furthest, at least `least`."""
+    """The limit of each quantity: `factor` times the furthest that it moved under small changes, at least `least`."""
     found: dict[tuple[str, str], float] = {}
     for comparisons in moved:
         for one in comparisons:
@@ -138,7 +139,7 @@ def limits_of(moved: Iterable[Iterable[Comparison]], *, factor: float, least: fl
 
 
 def perturbed(model: nn.Module, *, seed: int) -> dict[str, torch.Tensor]:
-    """The model's state, every weight one unit in its last place up or down at random."""
+    """The model's state with every weight moved one unit in its last place, up or down at random."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _nudged(value, generator) for name, value in model.state_dict().items()}
 

@@ -1,0 +1,35 @@
+"""What a client asks of a model's code and config, beyond its plan. Data; each client's is beside its dialect."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ContractFacts:
+    """One client's contract with modeling code.
+
+    `keywords` are what it gives its attention through the base model's `**kwargs`. With `own_attention` it puts an attention of
+    its own behind Transformers' attention interface; all fields below are of such clients alone.
+    """
+
+    client: str
+    keywords: tuple[str, ...]
+    calls_head: bool = False
+    """Whether it calls the head model; an engine calls the base model."""
+    own_attention: bool = False
+    uses_auto_model: bool = True
+    """Whether it makes the base model by `AutoModel.from_config`."""
+    takes_interface_users: bool = False
+    """Whether it takes a model that uses the attention interface without claiming to support backends."""
+    reads_source: bool = False
+    """Whether it reads the call of the attention off the source, and gives every layer one attention."""
+    attention_from_config: bool = False
+    """Whether it takes windows, soft-caps and head counts from the config, not from the call."""
+    makes_head: bool = False
+    """Whether it makes the head, norms and experts itself, so that names of weights and config fields have to be its own."""
+    named_arguments: tuple[str, ...] = ()
+    """Arguments that the base model's forward has to name, even if it takes `**kwargs`."""
+    open_arguments: tuple[str, ...] = ()
+    """Arguments that the base model's forward has to name, unless it takes `**kwargs`."""
+    attention_lacks: Mapping[str, str] = field(default_factory=dict)
+    """Keywords of the interface that its attention does not know, and what they are called."""
