@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.types import causal_types
+from tests.gate import PATH, ROOT
 
-ROOT = Path(__file__).parents[1]
 BATCH = 8
 """Types that share a process: a start costs as much as a few small types."""
 LIMIT = 180.0
@@ -66,7 +66,7 @@ def _stage(stage: str, folder: Path, copy: Path, types: list[str]) -> str | None
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.write", stage, str(folder), *types],
-            env=os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{ROOT}"},
+            env=os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{PATH}"},
             cwd=ROOT,
             check=False,
             timeout=LIMIT * len(types),

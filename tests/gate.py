@@ -3,11 +3,14 @@
 Steps run in order and stop at the first that fails.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PATH = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
+"""PYTHONPATH of a process that imports this checkout's package and its tests."""
 STEPS = {
     "lint": ("ruff", "check", "."),
     "format": ("ruff", "format", "--check", "."),

@@ -1,13 +1,12 @@
-"""Whether a process that has never seen the old files finds a plan where it was written.
+"""Read a written plan back in a fresh process, which imports the files as they are now.
 
-`python -m shardproof.launch.authoring.readback` is that process.
+`python -P -m shardproof.launch.authoring.readback` is that process.
 """
 
 import json
-import os
-import subprocess
 import sys
 
+from shardproof.launch.processes.supervise import output_of, own_environment
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import LoadedModel
 
@@ -17,29 +16,22 @@ _LIMIT = 300.0
 
 def not_carried(loaded: LoadedModel, plan: Plan) -> str | None:
     """Why a fresh process does not find the plan in this model, as the end of a sentence; None where it does."""
-    asked = {
+    request = {
         "model": loaded.name,
         "overrides": dict(loaded.overrides),
         "trust_remote_code": loaded.trust_remote_code,
         "plan": plan.to_json(),
     }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "shardproof.launch.authoring.readback"],
-            input=json.dumps(asked),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_LIMIT,
-        )
-    except subprocess.TimeoutExpired:
+    command = [sys.executable, "-P", "-m", "shardproof.launch.authoring.readback"]
+    done = output_of(command, environment=own_environment(), text=json.dumps(request), timeout=_LIMIT)
+    if done is None:
         return f"the model could not be read again within {_LIMIT:.0f} s."
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        return f"the model could not be read again (exit code {done.returncode})."
-    answer = json.loads(lines[-1])  # modeling code may print before it
-    return answer if isinstance(answer, str) else None
+    code, output = done
+    lines = output.splitlines()
+    if code or not lines:
+        return f"the model could not be read again (exit code {code})."
+    problem = json.loads(lines[-1])  # modeling code may print before it
+    return problem if isinstance(problem, str) else None
 
 
 def _main() -> None:
@@ -48,11 +40,13 @@ def _main() -> None:
     from shardproof.planner.ir.plan import plan_from_json
     from shardproof.planner.loading.load import build, load, quiet
 
-    asked = json.loads(sys.stdin.read())
+    request = json.loads(sys.stdin.read())
     try:
         with quiet():
-            loaded = load(asked["model"], overrides=asked["overrides"], trust_remote_code=asked["trust_remote_code"])
-            lost = not_read(loaded, build(loaded), plan_from_json(asked["plan"]))
+            loaded = load(
+                request["model"], overrides=request["overrides"], trust_remote_code=request["trust_remote_code"]
+            )
+            lost = not_read(loaded, build(loaded), plan_from_json(request["plan"]))
     except LoadError as error:
         print(json.dumps(f"the model cannot be read again: {error}"))
     else:

@@ -1,22 +1,30 @@
-"""vLLM from outside: cases for `vllm_session.py`, which its own interpreter runs, and what it answered."""
+"""vLLM in its own environment: checkpoints that `verify/clients/vllm/session.py` serves there, and what the engine generated."""
 
 import json
-import os
-import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
+from types import TracebackType
 
 import torch
 from transformers import PreTrainedModel
 
+from shardproof.launch.processes.first_cause import PEER_ERRORS, last_line
+from shardproof.launch.processes.supervise import (
+    Stopped,
+    child_process,
+    client_environment,
+    script_in,
+    wait_for,
+)
 from shardproof.verify.clients import vllm
 
 LIMIT = 1e-3
-"""Nats: TP of a right plan differs by about 1e-5 in float32, the smallest fault that was measured by 0.38."""
+"""Nats: with a right plan TP differs by about 1e-5 in float32; the smallest fault that was measured differs by 0.38."""
 PROMPTS = ((3, 5, 7, 9, 11), (2, 4, 6))
 TOKENS = 4
 START = 120.0
@@ -24,8 +32,8 @@ START = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One checkpoint at one layout, with what is overridden in its config."""
+class ServedCheckpoint:
+    """A checkpoint folder to be served with `tp` x `pp` ranks, and the config fields that are overridden."""
 
     folder: str
     tp: int = 1
@@ -36,10 +44,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One case's answer: the tokens that were generated and every token's log-probability at each step, or an error.
+    """What the engine generated from one checkpoint, or an error.
 
-    `held` is the bytes of parameters on the first rank, `rank` the one that failed first, `versions` those of vLLM and of the
-    Transformers beside it.
+    `tokens` has the generated ids of each prompt, `logprobs` one tensor [steps, vocabulary] for each prompt. `held` is the bytes of
+    parameters on the first rank, `rank` the rank that failed first, `versions` those of vLLM and of the Transformers beside it.
     """
 
     tokens: tuple[tuple[int, ...], ...] = ()
@@ -51,70 +59,47 @@ class Served:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def serve(python: str, cases: Sequence[Case], *, timeout: float) -> Iterator[Served]:
-    """Have vLLM serve every case, one after the other in one session; each is given as it is done.
+class VllmEngine:
+    """One session of vLLM, by the Python interpreter of its environment; `timeout` is in seconds, for one checkpoint."""
 
-    Everything that was started is ended when the iterator is. A session that ends early answers the rest with its last word.
-    """
-    with tempfile.TemporaryDirectory() as held:
-        job, out, errors = Path(held) / "job.json", Path(held) / "answers.jsonl", Path(held) / "errors"
-        job.write_text(
-            json.dumps(
-                {
-                    "cases": [asdict(case) for case in cases],
-                    "prompts": PROMPTS,
-                    "tokens": TOKENS,
-                    "timeout": timeout,
-                    "out": str(out),
-                }
-            )
-        )
-        with errors.open("w") as written:
-            process = _started(python, job, written.fileno())
-        try:
-            yield from _answers(process, out, errors, len(cases), timeout)
-        finally:
-            _end(process)
+    def __init__(self, python: str, *, timeout: float) -> None:
+        self.python, self.timeout = python, timeout
+        self._life = ExitStack()
 
+    def __enter__(self) -> "VllmEngine":
+        return self
 
-def _started(python: str, job: Path, errors: int) -> "subprocess.Popen[bytes]":
-    script = Path(vllm.__file__).with_name("session.py")
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    return subprocess.Popen(
-        [python, str(script), str(job)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        start_new_session=True,
-    )
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._life.close()
 
-
-def _answers(
-    process: "subprocess.Popen[bytes]", out: Path, errors: Path, count: int, timeout: float
-) -> Iterator[Served]:
-    given, limit = 0, START + timeout
-    last = monotonic()
-    while given < count:
-        ended = process.poll() is not None
-        lines = out.read_text().split("\n")[:-1] if out.is_file() else []
-        for line in lines[given:count]:
+    def run(self, cases: Sequence[ServedCheckpoint]) -> Iterator[Served]:
+        """One result for each checkpoint, in order; where the session ends early, the others have the last line that it wrote."""
+        folder = Path(self._life.enter_context(tempfile.TemporaryDirectory()))
+        job, out, log = folder / "job.json", folder / "answers.jsonl", folder / "errors"
+        fields = {"prompts": PROMPTS, "tokens": TOKENS, "timeout": self.timeout, "peer_errors": PEER_ERRORS}
+        job.write_text(json.dumps({**fields, "cases": [asdict(case) for case in cases], "out": str(out)}))
+        errors = self._life.enter_context(log.open("w")).fileno()
+        script = Path(vllm.__file__).with_name("session.py")
+        command = script_in(self.python, script, str(job))
+        environment = client_environment(self.python)
+        process = self._life.enter_context(child_process(command, environment=environment, stderr=errors))
+        for number in range(len(cases)):
+            until = monotonic() + START + self.timeout
+            line = wait_for(partial(_line, out, number), (process,), until=until, poll=0.2)
+            if isinstance(line, Stopped):
+                ended = line is Stopped.ENDED
+                error = last_line(log, absent="it ended without a word") if ended else "no answer in time"
+                yield from (Served(error=error) for _ in range(number, len(cases)))
+                return
             yield _served(json.loads(line))
-        if len(lines) > given:
-            given, last = len(lines), monotonic()
-        elif ended or monotonic() - last > limit:
-            word = (errors.read_text(errors="replace").strip().splitlines() or ["it ended without a word"])[-1]
-            yield from (Served(error=word if ended else "no answer in time") for _ in range(count - given))
-            return
-        else:
-            sleep(0.2)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()
+def _line(file: Path, number: int) -> str | None:
+    """A line of a file, once it is complete."""
+    lines = file.read_text().split("\n")[:-1] if file.is_file() else []
+    return lines[number] if number < len(lines) else None
 
 
 def _served(answer: Mapping[str, object]) -> Served:
@@ -136,7 +121,7 @@ def _served(answer: Mapping[str, object]) -> Served:
 
 
 def difference(model: PreTrainedModel, served: Served) -> float | None:
-    """The largest difference in log-probability, over the whole vocabulary and every generated step; None for an error."""
+    """The largest difference in log-probability (nats), over the vocabulary and every generated step; None for an error."""
     if served.error:
         return None
     worst = 0.0

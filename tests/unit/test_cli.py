@@ -22,8 +22,8 @@ from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.verify.report.report import LevelResult
+from tests.gate import PATH, ROOT
 
-ROOT = Path(__file__).parents[2]
 RIGHT = Finding("TP205", Severity.WARNING, "right, but")
 WRONG = Finding("DY501", Severity.ERROR, "the logits differ")
 OPEN = Finding("TP210", Severity.UNDECIDED, "no rule")
@@ -43,7 +43,7 @@ def plan(
         text=True,
         cwd=cwd,
         timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(job or {}),
+        env=os.environ | {"PYTHONPATH": PATH} | dict(job or {}),
         check=False,
     )
 

@@ -16,6 +16,7 @@ from benchmarks.engines.rows import Answer, Row, read_rows, write_row
 from shardproof.launch.clients.checkpoint import HEAD_DIMS, LATENT, OF_EXPERTS, servable, write_checkpoint
 from shardproof.launch.clients.confirm import with_other_code
 from shardproof.launch.clients.serving import PROMPTS, Served, difference
+from shardproof.launch.processes.first_cause import PEER_ERRORS
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.loading.config_fields import head_width
 from shardproof.planner.loading.load import load
@@ -35,7 +36,7 @@ def case(
 
     monkeypatch.setattr(vllm_session, "_served", served)
     monkeypatch.setattr(vllm_session, "GRACE", 2.0)
-    return vllm_session.serve_case(CASE, {"timeout": 30.0})
+    return vllm_session.serve_case(CASE, {"timeout": 30.0, "peer_errors": PEER_ERRORS})
 
 
 def raises(error: Exception, after: float = 0.0) -> Callable[[], object]:

