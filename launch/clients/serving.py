@@ -46,8 +46,9 @@ class ServedCheckpoint:
 class Served:
     """What the engine generated from one checkpoint, or an error.
 
-    `tokens` has the generated ids of each prompt, `logprobs` one tensor [steps, vocabulary] for each prompt. `held` is the bytes of
-    parameters on the first rank, `rank` the rank that failed first, `versions` those of vLLM and of the Transformers beside it.
+    `tokens` has the generated ids of each prompt, `logprobs` one tensor [steps, vocabulary] for each prompt. `held` is the
+    bytes of parameters on the first rank, `rank` the rank that failed first, `versions` those of vLLM and of the Transformers
+    beside it.
     """
 
     tokens: tuple[tuple[int, ...], ...] = ()

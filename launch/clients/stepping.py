@@ -1,4 +1,6 @@
-"""Clients that run Transformers' own sharded model: ranks of `verify/clients/transformers/session.py` in the client's interpreter."""
+"""Clients that run Transformers' own sharded model: ranks of `verify/clients/transformers/session.py` in the client's
+interpreter.
+"""
 
 import json
 import socket
@@ -29,7 +31,9 @@ GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ClientStep:
-    """One comparison: a checkpoint folder, one of `CLIENTS`, a plan (pattern, as the head model has it -> style), and the TP degree."""
+    """One comparison: a checkpoint folder, one of `CLIENTS`, a plan (pattern, as the head model has it -> style), and the TP
+    degree.
+    """
 
     folder: Path
     client: str

@@ -28,7 +28,7 @@ def _required() -> list[str]:
     try:
         wanted = [one for one in requires("shardproof") or [] if "extra" not in one]
     except PackageNotFoundError:
-        wanted = ["torch", "transformers", "accelerate", "networkx", "typer", "rich", "libcst"]
+        wanted = ["torch", "transformers", "accelerate", "networkx", "typer", "rich", "libcst", "jinja2"]
     for requirement in wanted:
         name = re.split(r"[<>=!~ ;\[]", requirement, maxsplit=1)[0]
         bounds = requirement.removeprefix(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardproof.launch.commands.model import read_dialect
-from shardproof.launch.commands.verification import Layout, Level, Verification
+from shardproof.launch.commands.verification import Level, RunLayout, Verification
 from shardproof.launch.output.console import Progress
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict, as_written
@@ -88,7 +88,7 @@ def _levels(
     return tuple(results), ""
 
 
-def _malformed(model: "nn.Module", plan: Plan, layout: Layout) -> tuple[Finding, ...]:
+def _malformed(model: "nn.Module", plan: Plan, layout: RunLayout) -> tuple[Finding, ...]:
     """Findings that make a run pointless: the plan is none for this model. A run's own rank would only raise."""
     from shardproof.planner.loading.carried_plan import base_prefix
     from shardproof.verify.proof.plan_form import check_plan

@@ -16,7 +16,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RunLayout:
     """Degrees on the two axes."""
 
     tp: int = 1
@@ -35,7 +35,7 @@ class Verification:
 
     model: Model
     plan_file: Path | None = None
-    layout: Layout = Layout(tp=2)
+    layout: RunLayout = RunLayout(tp=2)
     levels: tuple[Level, ...] = ()
     form: ReportFormat = ReportFormat.TEXT
     timeout: float = 300.0
@@ -45,16 +45,16 @@ class Verification:
     nodes: Nodes | None = None
 
 
-def layout(tp: int | None, pp: int | None, *, ranks: int | None, ep: int | None = None) -> Layout:
+def layout(tp: int | None, pp: int | None, *, ranks: int | None, ep: int | None = None) -> RunLayout:
     """The degrees: what is given; else 2 tensor-parallel ranks alone, and inside a job of `ranks` all of them.
 
     Experts lie on the tensor-parallel ranks, so `ep` alone gives `tp` too.
     """
     tp = tp or ep
     if ranks is None:
-        chosen = Layout(tp or (1 if pp else 2), pp or 1, ep or 1)
+        chosen = RunLayout(tp or (1 if pp else 2), pp or 1, ep or 1)
     else:
-        chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1, ep or 1)
+        chosen = RunLayout(tp or max(ranks // (pp or 1), 1), pp or 1, ep or 1)
     if chosen.ep not in (1, chosen.tp) or (chosen.ep > 1 and chosen.pp > 1):
         raise MisuseError(f"experts lie on the tensor-parallel ranks: give --ep {chosen.tp}, without stages, or none.")
     if chosen.tp * chosen.pp == 1:

@@ -2,9 +2,9 @@
 
 import json
 
+from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.layouts.cost import Facts, Load, Machine
 from shardproof.planner.layouts.search import Choice, Search
-from shardproof.verify.report.formats.html import size
 
 SHOWN = 12
 """Layouts in the table; JSON has all of them."""
@@ -39,8 +39,8 @@ def nothing_legal(found: Search) -> str:
 def headline(model: str, machine: Machine, load: Load) -> str:
     """What was asked."""
     return (
-        f"{model} on {machine.devices} devices of {size(machine.memory)}, {load.batch} sequences of {load.context} tokens, "
-        f"{'training with AdamW' if load.train else 'serving'}"
+        f"{model} on {machine.devices} devices of {format_bytes(machine.memory)}, "
+        f"{load.batch} sequences of {load.context} tokens, {'training with AdamW' if load.train else 'serving'}"
     )
 
 
@@ -65,18 +65,18 @@ def columns(load: Load) -> tuple[str, ...]:
 def row(choice: Choice, load: Load, *, best: float) -> tuple[str, ...]:
     """One layout; its time is a multiple of the best one's."""
     held = choice.held
-    kept = (size(held.gradients), size(held.optimizer)) if load.train else (size(held.cache),)
+    kept = (format_bytes(held.gradients), format_bytes(held.optimizer)) if load.train else (format_bytes(held.cache),)
     return (
         "*" if choice.pareto else "",
         str(choice.layout),
         _layers(choice.layers),
-        size(held.parameters),
+        format_bytes(held.parameters),
         *kept,
-        size(held.activations),
-        size(held.total),
+        format_bytes(held.activations),
+        format_bytes(held.total),
         str(choice.sent.count),
-        f"{'~ ' if choice.sent.estimated else ''}{size(choice.sent.bytes_per_token)}",
-        size(choice.handed) if choice.handed else "",
+        f"{'~ ' if choice.sent.estimated else ''}{format_bytes(choice.sent.bytes_per_token)}",
+        format_bytes(choice.handed) if choice.handed else "",
         f"{choice.seconds / best:.2f}",
     )
 

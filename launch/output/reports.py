@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from shardproof.launch.output.sources import excerpt, located
 from shardproof.launch.result import ReportFormat
+from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
-from shardproof.verify.report.formats.html import report_html, size
+from shardproof.verify.report.formats.html import report_html
 from shardproof.verify.report.formats.json import report_json
 from shardproof.verify.report.formats.sarif import report_sarif
 from shardproof.verify.report.formats.text import report_text, verdict_sentence
@@ -85,10 +86,12 @@ def _stages(drawing: Drawing) -> str:
     most, otherwise = (max(stage.size for stage in stages) for stages in (found, even))
     width = max(len(stage.layers) for stage in found)
     lines = [
-        f"{'  stages  ' if at == 0 else ' ' * 10}{stage.layers:<{width}}  {size(stage.size)}"
+        f"{'  stages  ' if at == 0 else ' ' * 10}{stage.layers:<{width}}  {format_bytes(stage.size)}"
         for at, stage in enumerate(found)
     ]
-    return "\n".join([*lines, f"{' ' * 10}{'the fullest':<{width}}  {size(most)}; split evenly {size(otherwise)}"])
+    return "\n".join(
+        [*lines, f"{' ' * 10}{'the fullest':<{width}}  {format_bytes(most)}; split evenly {format_bytes(otherwise)}"]
+    )
 
 
 def balanced(stages: int) -> "Cut":

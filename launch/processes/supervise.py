@@ -1,7 +1,8 @@
 """Child processes: each starts in a session of its own, and is ended with all of its own children on every way out.
 
-A child of this interpreter runs with `-P`, and a script in another interpreter (which may be older than `-P`) through `script_in`:
-neither has the current folder, or the folder of the script, on its path, so no file there can stand in for a module.
+A child of this interpreter runs with `-P`, and a script in another interpreter (which may be older than `-P`) through
+`script_in`: neither has the current folder, or the folder of the script, on its path, so no file there can stand in for a
+module.
 """
 
 import os

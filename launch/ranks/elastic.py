@@ -1,10 +1,10 @@
 """The script that `launch.ranks.torchrun` starts: torch's elastic launcher, with the ranks forked after the imports (with a
 GPU they are spawned: a forked process cannot use CUDA).
 
-Usage: python -P elastic.py DIRECTORY. It reads `start` in the directory; the ranks run `request-0`, `request-1`, ... as these files
-appear, until there is a file `end`. Every rank writes one outcome file for each case, and a `ready` file if it stays for the next
-case; `deaths.json` lists the ranks that died, and how.
-The launcher ends itself and all its ranks when its standard input closes, which it does when the process that started it is gone.
+Usage: python -P elastic.py DIRECTORY. It reads `start` in the directory; the ranks run `request-0`, `request-1`, ... as these
+files appear, until there is a file `end`. Every rank writes one outcome file for each case, and a `ready` file if it stays for
+the next case; `deaths.json` lists the ranks that died, and how. The launcher ends itself and all its ranks when its standard
+input closes, which it does when the process that started it is gone.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""The ranks of the torchrun or Slurm job that this process is part of: every rank runs the same cases and gets the same answers."""
+"""The ranks of the torchrun or Slurm job that this process is part of: every rank runs the same cases and gets the same
+answers.
+"""
 
 import time
 from collections.abc import Iterator, Sequence

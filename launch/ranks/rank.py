@@ -67,7 +67,7 @@ def set_torch_variables(world: World) -> None:
 
 
 def device_and_backend(world: World) -> tuple[torch.device, str]:
-    """The device of this rank, and nccl where each rank has its own GPU, gloo on copies where ranks share one, gloo on the CPU."""
+    """The device of this rank, and nccl where each rank has a GPU, gloo on copies where ranks share one, gloo on the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), "gloo"
     own = torch.cuda.device_count() >= world.local_size
@@ -91,8 +91,8 @@ class RankSlot:
     def run(self, case: Case, number: int, *, write: Callable[[Outcome], None]) -> tuple[dict[int, Outcome], bool]:
         """Run one case; give the outcomes by rank, and whether all ranks stay together for another case.
 
-        `number` is the same on every rank, and of no other case of this job. `write` gets this rank's own outcome before the others
-        are waited for. A rank that does not answer in time is absent.
+        `number` is the same on every rank, and of no other case of this job. `write` gets this rank's own outcome before the
+        others are waited for. A rank that does not answer in time is absent.
         """
         store = PrefixStore(f"case{number}", self.store)
         dist.init_process_group(

@@ -28,7 +28,7 @@ _COLLECTIVES = (
 _Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
-class _Options(Protocol):
+class _GroupOptions(Protocol):
     """Of what torch tells a backend about a new group, what is needed here."""
 
     store: Store
@@ -56,7 +56,7 @@ class _Copied(Work):
 class _Staged(ProcessGroup):
     """A process group that answers with another one of the processor's tensors."""
 
-    def __init__(self, options: _Options, gloo: ProcessGroup) -> None:
+    def __init__(self, options: _GroupOptions, gloo: ProcessGroup) -> None:
         super().__init__(options.group_rank, options.group_size)  # type: ignore[call-arg]  # torch's stub leaves it out
         self.named, self.gloo = GroupName(options.group_id), gloo
 
@@ -91,7 +91,7 @@ for _name in _COLLECTIVES:
         setattr(_Staged, _name, _collective(_name))
 
 
-def _created(options: _Options, _: object) -> _Staged:
+def _created(options: _GroupOptions, _: object) -> _Staged:
     place = (options.store, options.group_rank, options.group_size)
     group = ProcessGroup(*place)
     gloo = ProcessGroupGloo(*place, options.timeout)

@@ -1,5 +1,5 @@
-"""Ranks started on this machine by torch's elastic launcher, and kept for many cases. Afterwards no process, port or file is left,
-also after Ctrl-C.
+"""Ranks started on this machine by torch's elastic launcher, and kept for many cases. Afterwards no process, port or file is
+left, also after Ctrl-C.
 """
 
 import json

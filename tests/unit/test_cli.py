@@ -15,7 +15,7 @@ import shardproof.launch.commands.suggest as suggesting
 import shardproof.launch.commands.verify as verifying
 from shardproof.launch.cli import run
 from shardproof.launch.commands.model import read_plan
-from shardproof.launch.commands.verification import Layout, layout
+from shardproof.launch.commands.verification import RunLayout, layout
 from shardproof.launch.ranks.job import Rank, this_rank
 from shardproof.launch.result import EXIT_CODES, MisuseError
 from shardproof.planner.ir.degrees import Degrees
@@ -184,16 +184,16 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
 @pytest.mark.parametrize(
     ("tp", "pp", "ranks", "wanted"),
     [
-        (None, None, None, Layout(2, 1)),
-        (None, 2, None, Layout(1, 2)),
-        (4, None, None, Layout(4, 1)),
-        (2, 2, None, Layout(2, 2)),
-        (None, None, 4, Layout(4, 1)),
-        (None, 2, 4, Layout(2, 2)),
-        (2, 2, 4, Layout(2, 2)),
+        (None, None, None, RunLayout(2, 1)),
+        (None, 2, None, RunLayout(1, 2)),
+        (4, None, None, RunLayout(4, 1)),
+        (2, 2, None, RunLayout(2, 2)),
+        (None, None, 4, RunLayout(4, 1)),
+        (None, 2, 4, RunLayout(2, 2)),
+        (2, 2, 4, RunLayout(2, 2)),
     ],
 )
-def test_degrees(tp: int | None, pp: int | None, ranks: int | None, wanted: Layout) -> None:
+def test_degrees(tp: int | None, pp: int | None, ranks: int | None, wanted: RunLayout) -> None:
     assert layout(tp, pp, ranks=ranks) == wanted
 
 

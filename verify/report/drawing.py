@@ -18,7 +18,7 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class DrawnStage:
     """One pipeline stage: its layers in words, the modules beside them, parameter bytes of one of its ranks."""
 
     layers: str
@@ -31,6 +31,6 @@ class Picture:
     """Modules in the order of the model, and the stages; `tp` ranks share a stage."""
 
     boxes: tuple[Box, ...]
-    stages: tuple[Stage, ...]
+    stages: tuple[DrawnStage, ...]
     tp: int
     pp: int

@@ -15,7 +15,7 @@ from shardproof.planner.propagation.collectives import collectives
 from shardproof.planner.tracing.programs import local_program, subject_of
 from shardproof.planner.tracing.rank_program import HookError, IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
-from shardproof.verify.report.drawing import Box, Picture, Stage
+from shardproof.verify.report.drawing import Box, DrawnStage, Picture
 
 Cut = Callable[[Sequence[int], int, int], Sequence[int]]
 """Bytes of each layer, of what comes before the layers and of what comes after them -> the first layers of stages 1, 2, ..."""
@@ -47,7 +47,7 @@ def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None =
     return Picture(boxes, _stages(graph, plan, prefix, local, pp, cut or partial(_evenly, pp)), tp, pp)
 
 
-def stages_of(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None = None) -> tuple[Stage, ...]:
+def stages_of(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None = None) -> tuple[DrawnStage, ...]:
     """The stages of a plan, with the bytes of parameters that one rank of each holds; `cut` as of `picture`."""
     subject = subject_of(model)
     assigned = assign(subject.graph, plan.styles(subject.prefix), base_prefix=subject.prefix)
@@ -99,13 +99,15 @@ def _placements(graph: Graph, assigned: Assigned, path: str) -> tuple[tuple[str,
     return tuple((name, str(assigned.parameters.get(join(path, name), (R, ""))[0])) for name in names)
 
 
-def _stages(graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp: int, cut: Cut) -> tuple[Stage, ...]:
+def _stages(
+    graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp: int, cut: Cut
+) -> tuple[DrawnStage, ...]:
     """The layers as they are cut, what the plan lists before them on the first stage and after them on the last."""
     paths = [join(prefix, entry.module) for entry in plan.pp] + [entry.module for entry in plan.head_pp]
     members = {path: [p for p in graph.module_of if p.rpartition(".")[0] == path] for path in paths}
     stack = next((path for path in paths if graph.module_of.get(path) and _is_list(graph, path)), None)
     if stack is None or pp == 1:
-        return (Stage("all modules", (), sum(local.values())),)
+        return (DrawnStage("all modules", (), sum(local.values())),)
 
     def below(path: str) -> int:
         return sum(size for name, size in local.items() if name == path or name.startswith(f"{path}."))
@@ -119,7 +121,7 @@ def _stages(graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp:
         ends = (paths[:at] if number == 0 else []) + (paths[at + 1 :] if number == pp - 1 else [])
         held = [*layers[start:end], *ends]
         name = f"{generic(stack)} {start} to {end - 1}" if end > start else "no layer"
-        stages.append(Stage(name, tuple(ends), sum(map(below, held))))
+        stages.append(DrawnStage(name, tuple(ends), sum(map(below, held))))
     return tuple(stages)
 
 

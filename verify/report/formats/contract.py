@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from html import escape
 
 from shardproof.planner.ir.findings import Finding, Place
-from shardproof.verify.report.formats.html import Excerpt, found, page, table, versions
+from shardproof.verify.report.formats.html import Excerpt, finding_blocks, render
 from shardproof.verify.report.formats.text import finding_text
 from shardproof.verify.report.report import LevelResult, Report
 
@@ -19,13 +18,13 @@ def contract_text(report: Report) -> str:
 
 def contract_html(report: Report, *, excerpt: Excerpt) -> str:
     """One self-contained page."""
-    parts = [
-        f"<h1>{escape(report.model)} and its clients</h1>",
-        table(_counts(report)),
-        found(named_once(report).findings, excerpt),
-        versions(report),
-    ]
-    return page(f"{report.model} and its clients", parts)
+    return render(
+        "contract.html.jinja",
+        title=f"{report.model} and its clients",
+        report=report,
+        counts=list(_counts(report)),
+        findings=finding_blocks(named_once(report).findings, excerpt),
+    )
 
 
 def named_once(report: Report) -> Report:

@@ -23,7 +23,7 @@ def public(text: str) -> str:
     return _PATH.sub(r"\1", text)
 
 
-def told(finding: Finding) -> Finding:
+def public_finding(finding: Finding) -> Finding:
     """A finding as reports tell it."""
     return replace(
         finding,

@@ -5,7 +5,7 @@ from textwrap import TextWrapper
 
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.verify.findings.catalogue import rules
-from shardproof.verify.report.formats.private import public, told
+from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.report import LevelResult, Report
 
 _WIDTH = 100
@@ -33,7 +33,7 @@ def _level(level: LevelResult) -> str:
 
 def finding_text(finding: Finding) -> str:
     """What, where, why, found against needed, and the next edit. Parts that a finding does not have are left out."""
-    finding = told(finding)
+    finding = public_finding(finding)
     rule = rules().get(finding.code)
     # That no rule tells, or that a rank was killed, is nobody's fault.
     blamed = finding.fault is not Fault.PLAN and finding.severity is not Severity.UNDECIDED
