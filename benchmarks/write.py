@@ -94,7 +94,7 @@ def write(folder: Path, types: list[str]) -> None:
 
     Stops before a type whose file an earlier one of these has changed: two types may have one config class, and a plan each.
     """
-    from shardproof.launch.authoring.write import changes, write_plan
+    from shardproof.launch.authoring.plan_attributes import changes, write_plan
     from shardproof.launch.result import MisuseError
     from shardproof.planner.inference.suggest import suggest
     from shardproof.planner.loading.load import build, load
@@ -122,7 +122,7 @@ def write(folder: Path, types: list[str]) -> None:
 
 def check(folder: Path) -> None:
     """Whether each type imports, carries what was written, and would not be written again."""
-    from shardproof.launch.authoring.write import changes, not_read
+    from shardproof.launch.authoring.plan_attributes import changes, not_read
     from shardproof.planner.ir.plan import plan_from_json
     from shardproof.planner.loading.load import build, load
 

@@ -19,7 +19,7 @@ from benchmarks.types import causal_types
 from shardproof import check
 from shardproof.launch.clients.checkpoint import servable, write_checkpoint
 from shardproof.launch.clients.confirm import PYTHON, overrides_of
-from shardproof.launch.clients.serving import Served, ServedCheckpoint, VllmEngine, difference
+from shardproof.launch.clients.vllm_engine import Served, ServedCheckpoint, VllmEngine, difference
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.findings import Severity
 from shardproof.planner.ir.plan import Plan

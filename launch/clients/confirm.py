@@ -9,8 +9,8 @@ from time import perf_counter
 import transformers
 
 from shardproof.launch.clients.checkpoint import servable, write_checkpoint
-from shardproof.launch.clients.serving import LIMIT, Served, ServedCheckpoint, VllmEngine, difference
-from shardproof.launch.clients.stepping import ClientRanks, ClientStep
+from shardproof.launch.clients.client_ranks import ClientRanks, ClientStep
+from shardproof.launch.clients.vllm_engine import LIMIT, Served, ServedCheckpoint, VllmEngine, difference
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Plan
@@ -67,7 +67,7 @@ def confirm_in_ranks(
     Args:
         loaded: the model; a twin of it is run, in float32.
         plan: its tensor-parallel entries.
-        client: one of `launch.clients.stepping.CLIENTS`.
+        client: one of `launch.clients.client_ranks.CLIENTS`.
         tp: ranks.
         python: the interpreter that has the client; this one by default.
         timeout: seconds for all of it.

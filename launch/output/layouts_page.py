@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shardproof.launch.output.layouts import NOTE, columns, commands, gathered, headline, nothing_legal, row
+from shardproof.launch.output.layouts_text import NOTE, columns, commands, gathered, headline, nothing_legal, row
 from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.layouts.cost import Facts, Held, Load, Machine
 from shardproof.planner.layouts.search import Choice, Search

@@ -40,9 +40,9 @@ def confirm(
 ) -> LevelResult:
     """Run a plan on `tp * pp` real ranks and compare with the single-device model.
 
-    Inside a torchrun or Slurm job its ranks are used, and every rank gets the same result; else ranks are started
-    here (with `nodes`, this machine's share of them) and ended before this returns. A refuted plan is run again, for a
-    fix and for whose fault it is.
+    Inside a torchrun or Slurm job the ranks of the job are used, and every rank gets the same result; else ranks are started
+    here (with `nodes`, this machine's share of them) and ended before this returns. A refuted plan is run again with changes, to
+    find a fix and whether the plan, the model or the client is at fault.
 
     Args:
         model: a loaded model or a reference to one.
@@ -55,7 +55,7 @@ def confirm(
         nodes: the machines, where there are several; every one runs the same call.
 
     Raises:
-        ArgumentError: the layout is no layout, or not that of the job; or there is no checkpoint to run.
+        ArgumentError: the degrees are wrong or do not fit the job; or there is no checkpoint to run.
         LoadError: the reference names no model.
     """
     world = surrounding()

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from shardproof.launch.cli import run
-from shardproof.launch.output.reports import Drawing, balanced, shown
+from shardproof.launch.output.report_formats import Drawing, balanced, format_report
 from shardproof.launch.result import ReportFormat
 from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation, Group, Member, Tie
@@ -70,7 +70,7 @@ def test_sarif_is_valid(found: tuple[Finding, ...], plan_file: str | None) -> No
 
 
 def test_a_finding_is_where_its_source_line_is() -> None:
-    made = json.loads(report_sarif(report(WRONG), located=lambda name: f"src/{name}"))
+    made = json.loads(report_sarif(report(WRONG), relative_path=lambda name: f"src/{name}"))
     ((result,),) = (ran["results"] for ran in made["runs"])
     (location,) = result["locations"]
     assert location["physicalLocation"] == {
@@ -271,7 +271,7 @@ def test_stages_are_shown_against_the_even_split() -> None:
     """gemma2's table is as large as ten layers, so equally many layers are no balance."""
     model = build(load("gemma2"))
     drawing = Drawing(model, carried_plan(load("gemma2"), model), 1, 4, lambda: None)
-    text = shown(Report("gemma2", ()), ReportFormat.TEXT, layout="pp 4", drawing=drawing)
+    text = format_report(Report("gemma2", ()), ReportFormat.TEXT, layout="pp 4", drawing=drawing)
     lines = [line.strip() for line in text.splitlines()]
     assert "stages  model.layers 0 to 2    3.1 GiB" in lines
     assert "the fullest            3.1 GiB; split evenly 4.2 GiB" in lines

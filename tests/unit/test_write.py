@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardproof.launch.authoring.rewrite import diff, rewrite, undo
-from shardproof.launch.authoring.write import write_plan
+from shardproof.launch.authoring.plan_attributes import write_plan
+from shardproof.launch.authoring.source_files import diff, rewrite, undo
 from shardproof.launch.cli import run
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, TpEntry
@@ -204,7 +204,7 @@ def test_a_class_that_carries_a_plan_which_its_instances_do_not(tmp_path: Path) 
 def test_what_does_not_import_any_more_is_taken_back(tmp_path: Path, monkeypatch: Patch, capsys: Captured) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "shardproof.launch.authoring.write.with_attributes",
+        "shardproof.launch.authoring.plan_attributes.with_attributes",
         lambda source, *_, **__: source + b"raise ValueError('gone')\n",
     )
     file = tmp_path / "custom_model.py"

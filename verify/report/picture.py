@@ -1,4 +1,4 @@
-"""What a plan does to a model, as data to be drawn: every module with its placement, its collectives, and the stages' bytes."""
+"""Compute what the HTML page draws of a plan: every module with its placements and collectives, and the bytes of each stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +22,8 @@ Cut = Callable[[Sequence[int], int, int], Sequence[int]]
 
 
 def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None = None) -> Picture:
-    """The plan drawn on a model that is on the meta device; the collectives are missing where a rank's program fails.
+    """The plan drawn on a model that is on the meta device; the collectives are left out where the program of a rank cannot
+    be traced.
 
     `cut` says where the stages begin; without it every stage has equally many layers.
     """
@@ -73,7 +74,7 @@ def _issued(model: nn.Module, assigned: Assigned, tp: int) -> Mapping[str, list[
 
 
 def _bytes(graph: Graph, assigned: Assigned, path: str, tp: int) -> tuple[int, int]:
-    """Of a module's own parameters: all, and one rank's. A dim that does not divide counts as the largest part."""
+    """Bytes of a module's own parameters, in all and on one rank; a parameter whose dim does not divide counts in full."""
     whole = local = 0
     for name, number in graph.module_of[path].parameters:
         value = graph.values[number]
@@ -102,7 +103,9 @@ def _placements(graph: Graph, assigned: Assigned, path: str) -> tuple[tuple[str,
 def _stages(
     graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp: int, cut: Cut
 ) -> tuple[DrawnStage, ...]:
-    """The layers as they are cut, what the plan lists before them on the first stage and after them on the last."""
+    """The stages: the layers as `cut` says, with the modules that the plan lists before them on the first and after them on
+    the last.
+    """
     paths = [join(prefix, entry.module) for entry in plan.pp] + [entry.module for entry in plan.head_pp]
     members = {path: [p for p in graph.module_of if p.rpartition(".")[0] == path] for path in paths}
     stack = next((path for path in paths if graph.module_of.get(path) and _is_list(graph, path)), None)

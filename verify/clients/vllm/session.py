@@ -1,6 +1,6 @@
 """Serve checkpoints in vLLM on CPU and write down what it says of each: one process a rank, forked after one import.
 
-`launch.clients.serving` runs it with the client's own interpreter: `session.py JOB.json`. The job is
+`launch.clients.vllm_engine` runs it with the client's own interpreter: `session.py JOB.json`. The job is
 `{"cases": [{"folder", "tp", "pp", "overrides"}], "prompts": [[ids]], "tokens", "timeout", "out", "peer_errors"}`, where
 `peer_errors` are regular expressions for the errors of a rank that only lost its peer. For each case one line is appended to
 `out`: `{"tokens": [[ids]], "logprobs": [[[log-probability of every token for every step]]], "held": bytes of parameters on the

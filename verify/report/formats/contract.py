@@ -1,4 +1,6 @@
-"""A contract with several clients as text and as a page: a line for each client, and every finding once, with its clients."""
+"""The result of `plan check` as text and as HTML: a line for each client, and every finding once with the clients that it is
+for.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,7 +41,7 @@ def named_once(report: Report) -> Report:
 
 
 def _shared(report: Report) -> Iterator[tuple[Finding, list[str]]]:
-    """Findings that say the same of one place are one, though each client has its own reason; the first one's is shown."""
+    """Findings with the same code, message and place are one; clients may have different reasons, and the first is shown."""
     clients: dict[tuple[str, str, Place], tuple[Finding, list[str]]] = {}
     for level in report.levels:
         for finding in level.findings:

@@ -1,4 +1,4 @@
-"""An explanation of a plan as text and as JSON: groups, what stays whole, changes of the code that would shard more."""
+"""An explanation of a plan as text and as JSON: groups of dims, what stays whole, code changes that would let more be sharded."""
 
 from collections.abc import Iterable, Sequence
 

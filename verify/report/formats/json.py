@@ -114,5 +114,5 @@ def _level(level: LevelResult) -> dict[str, object]:
 
 
 def _text(value: object) -> str:
-    # allow_nan=False: `NaN` is no JSON, and would break the reader instead of us.
+    # allow_nan=False: `NaN` is not JSON, so it is an error here and not in the reader.
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)

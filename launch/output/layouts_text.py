@@ -30,14 +30,14 @@ def layouts_text(model: str, found: Search, facts: Facts, machine: Machine, load
 
 
 def nothing_legal(found: Search) -> str:
-    """What to do where no layout is left: more room only helps where some layout lacks that alone."""
+    """What to change where no layout is legal: more memory helps only where some layout fails by memory alone."""
     if any(reason.startswith("memory") for _, reason in found.illegal):
         return "no layout is legal: give more devices or memory, or a smaller batch or context"
     return "no layout is legal, whatever the memory: give another number of devices or a larger batch, or mend the plan"
 
 
 def headline(model: str, machine: Machine, load: Load) -> str:
-    """What was asked."""
+    """One line: the model, the machine and the load."""
     return (
         f"{model} on {machine.devices} devices of {format_bytes(machine.memory)}, "
         f"{load.batch} sequences of {load.context} tokens, {'training with AdamW' if load.train else 'serving'}"
@@ -45,7 +45,7 @@ def headline(model: str, machine: Machine, load: Load) -> str:
 
 
 def gathered(found: Search) -> list[tuple[str, str]]:
-    """Layouts with one reason on one line."""
+    """Layouts that are not legal, grouped by reason: the names of the layouts, and the reason."""
     by: dict[str, list[str]] = {}
     for layout, reason in found.illegal:
         by.setdefault(reason, []).append(str(layout))
@@ -98,7 +98,7 @@ def _layers(layers: tuple[int, ...]) -> str:
 
 
 def commands(model: str, choice: Choice, machine: Machine, load: Load) -> list[str]:
-    """How each client starts a layout. A client that splits layers evenly is told where it takes a split."""
+    """The commands that start a layout, one for each client, with an uneven split of layers where the client takes one."""
     tp, pp, dp, ep = choice.layout.tp, choice.layout.pp, choice.layout.dp, choice.layout.ep
     if load.train:
         return [_training(choice, machine)]
@@ -131,7 +131,7 @@ def _training(choice: Choice, machine: Machine) -> str:
 
 
 def _serving(choice: Choice, machine: Machine) -> str:
-    """One job for each replica."""
+    """The command of one replica; every replica is a job of its own."""
     ranks, dp = choice.layout.tp * choice.layout.pp, choice.layout.dp
     nodes = -(-ranks // machine.per_node)
     job = f"torchrun --nnodes {nodes} --nproc-per-node {ranks // nodes} serve.py"

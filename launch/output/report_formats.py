@@ -1,10 +1,10 @@
-"""A report of a verification in the form that was asked for."""
+"""A verification report as text, JSON, SARIF or HTML."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardproof.launch.output.sources import excerpt, located
+from shardproof.launch.output.source_excerpts import excerpt, relative_path
 from shardproof.launch.result import ReportFormat
 from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What a page draws beside the findings: a plan on a meta model, and the groups, which are found only when asked for."""
+    """What the HTML page draws beside the findings: a plan on a meta model, and its groups of dims, found only for the page."""
 
     model: "nn.Module"
     plan: Plan
@@ -33,7 +33,7 @@ class Drawing:
     groups: Callable[[], Explanation | None]
 
 
-def shown(
+def format_report(
     report: Report,
     form: ReportFormat,
     *,
@@ -47,7 +47,7 @@ def shown(
         case ReportFormat.JSON:
             return report_json(report)
         case ReportFormat.SARIF:
-            return report_sarif(report, located=located, plan_file=plan_file)
+            return report_sarif(report, relative_path=relative_path, plan_file=plan_file)
         case ReportFormat.HTML:
             drawn = _drawn(drawing)
             groups = drawing.groups() if drawn else None
@@ -95,7 +95,9 @@ def _stages(drawing: Drawing) -> str:
 
 
 def balanced(stages: int) -> "Cut":
-    """Stages whose fullest rank holds the fewest bytes of parameters; as many layers each where there are too few to choose."""
+    """A cut into stages that minimises the parameter bytes of the largest stage; equal numbers of layers if there are fewer
+    than stages.
+    """
     from shardproof.planner.layouts.balance import Costs, balance
 
     def cut(layers: Sequence[int], before: int, after: int) -> Sequence[int]:

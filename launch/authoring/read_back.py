@@ -1,6 +1,6 @@
 """Read a written plan back in a fresh process, which imports the files as they are now.
 
-`python -P -m shardproof.launch.authoring.readback` is that process.
+`python -P -m shardproof.launch.authoring.read_back` is that process.
 """
 
 import json
@@ -15,14 +15,14 @@ _LIMIT = 300.0
 
 
 def not_carried(loaded: LoadedModel, plan: Plan) -> str | None:
-    """Why a fresh process does not find the plan in this model, as the end of a sentence; None where it does."""
+    """Why a fresh process does not find the plan in this model, as the end of a sentence; None where it finds it."""
     request = {
         "model": loaded.name,
         "overrides": dict(loaded.overrides),
         "trust_remote_code": loaded.trust_remote_code,
         "plan": plan.to_json(),
     }
-    command = [sys.executable, "-P", "-m", "shardproof.launch.authoring.readback"]
+    command = [sys.executable, "-P", "-m", "shardproof.launch.authoring.read_back"]
     done = output_of(command, environment=own_environment(), text=json.dumps(request), timeout=_LIMIT)
     if done is None:
         return f"the model could not be read again within {_LIMIT:.0f} s."
@@ -35,7 +35,7 @@ def not_carried(loaded: LoadedModel, plan: Plan) -> str | None:
 
 
 def _main() -> None:
-    from shardproof.launch.authoring.write import not_read, overruled
+    from shardproof.launch.authoring.plan_attributes import not_read, overruled
     from shardproof.planner.ir.errors import LoadError
     from shardproof.planner.ir.plan import plan_from_json
     from shardproof.planner.loading.load import build, load, quiet
