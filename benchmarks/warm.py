@@ -15,7 +15,7 @@ from rich.progress import track
 
 from benchmarks.types import causal_types
 from shardproof.launch.ranks.request import Start
-from shardproof.launch.ranks.runner import Answer
+from shardproof.launch.ranks.runner import CaseResult
 from shardproof.launch.ranks.torchrun import TorchrunRanks
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.errors import LoadError
@@ -73,7 +73,7 @@ def measured(names: Sequence[str], tp: int) -> Iterator[Warm]:
             yield _warm(name, case, answer)
 
 
-def _warm(name: str, case: Case, answer: Answer) -> Warm:
+def _warm(name: str, case: Case, answer: CaseResult) -> Warm:
     if len(answer.outcomes) < case.tp:
         return Warm(
             name,

@@ -8,7 +8,7 @@ from shardproof.launch.ranks.job import Nodes
 from shardproof.launch.ranks.job_ranks import JobRanks
 from shardproof.launch.ranks.rank import World, surrounding
 from shardproof.launch.ranks.request import Start
-from shardproof.launch.ranks.runner import Answer, Runner
+from shardproof.launch.ranks.runner import CaseResult, Runner
 from shardproof.launch.ranks.threads import ThreadRanks
 from shardproof.launch.ranks.torchrun import TorchrunRanks
 from shardproof.planner.ir.errors import ArgumentError
@@ -24,7 +24,7 @@ from shardproof.verify.run.verdicts import findings_of, measures_of, written
 from shardproof.verify.stages.case import Case
 
 Engine: TypeAlias = Literal["ranks", "inprocess"]
-RunCase: TypeAlias = Callable[[Case], Answer]
+RunCase: TypeAlias = Callable[[Case], CaseResult]
 
 
 def confirm(
@@ -84,7 +84,7 @@ def confirm_cases(
 ) -> tuple[LevelResult, ...]:
     """Several cases of the same number of ranks, in one warm group: each case has its own process group in it.
 
-    `timeout` is in seconds, for one case. A case that ends the ranks (one killed, one that never answers) costs a new
+    `timeout` is in seconds, for one case. A case that ends the ranks (one killed, one that does not answer) costs a new
     start for the cases after it. With `diagnose`, what is refuted is run again, as by `confirm`.
 
     With `engine="inprocess"` the ranks are threads of this process: quicker, for cases of twins on the CPU.
@@ -92,11 +92,11 @@ def confirm_cases(
     if not cases:
         return ()
     ranks = cases[0].tp * cases[0].pp
-    runner: Runner[Case, Answer]
+    runner: Runner[Case, CaseResult]
     runner = ThreadRanks(ranks, timeout) if engine == "inprocess" else TorchrunRanks(Start(ranks, timeout))
     with runner:
-        answers = zip(cases, runner.run(cases), strict=True)
-        results = [_result(case, answer, timeout) for case, answer in answers]
+        ended = zip(cases, runner.run(cases), strict=True)
+        results = [_result(case, case_result, timeout) for case, case_result in ended]
         if diagnose:
             run_case = _one_by_one(runner)
             results = [_diagnosed(case, result, run_case, timeout) for case, result in zip(cases, results, strict=True)]
@@ -115,17 +115,17 @@ def _diagnosed(case: Case, result: LevelResult, run_case: RunCase, timeout: floa
     return LevelResult("run", result.seconds + time.monotonic() - began, findings, result.measures)
 
 
-def _runner(case: Case, world: World | None, timeout: float, nodes: Nodes | None) -> Runner[Case, Answer]:
+def _runner(case: Case, world: World | None, timeout: float, nodes: Nodes | None) -> Runner[Case, CaseResult]:
     """The ranks of the job around this process, or ranks that are started here."""
     if world is not None:
         return JobRanks(world, timeout)
     return TorchrunRanks(Start(case.tp * case.pp, timeout, nodes or Nodes()))
 
 
-def _one_by_one(runner: Runner[Case, Answer]) -> RunCase:
-    def run_case(case: Case) -> Answer:
-        (answer,) = runner.run((case,))
-        return answer
+def _one_by_one(runner: Runner[Case, CaseResult]) -> RunCase:
+    def run_case(case: Case) -> CaseResult:
+        (case_result,) = runner.run((case,))
+        return case_result
 
     return run_case
 
@@ -141,41 +141,45 @@ def _check_layout(tp: int, pp: int, ep: int, world: World | None) -> None:
         raise ArgumentError(f"tp {tp} x pp {pp} makes {tp * pp} ranks, but this job has {world.size}.")
 
 
-def _result(case: Case, answer: Answer, timeout: float) -> LevelResult:
-    if len(answer.outcomes) == case.tp * case.pp:
-        measures = measures_of(case, answer.outcomes)
-        return LevelResult("run", answer.seconds, findings_of(case, answer.outcomes), measures)
-    return LevelResult("run", answer.seconds, _incomplete(case, answer, timeout))
+def _result(case: Case, case_result: CaseResult, timeout: float) -> LevelResult:
+    if len(case_result.outcomes) == case.tp * case.pp:
+        measures = measures_of(case, case_result.outcomes)
+        return LevelResult("run", case_result.seconds, findings_of(case, case_result.outcomes), measures)
+    return LevelResult("run", case_result.seconds, _incomplete(case, case_result, timeout))
 
 
-def _decided(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ...] | None:
+def _decided(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...] | None:
     """The findings of one case, or None where it was not decided."""
-    findings = _result(case, answer, timeout).findings
+    findings = _result(case, case_result, timeout).findings
     return None if any(finding.severity is Severity.UNDECIDED for finding in findings) else findings
 
 
-def _allowed(answer: Answer, timeout: float) -> str:
+def _allowed(case_result: CaseResult, timeout: float) -> str:
     """The time limit in words; where no rank answered, with the time that the ranks had to start."""
-    return f"{timeout:g} s" if answer.outcomes or answer.seconds < 2 * timeout else f"{answer.seconds:.0f} s"
+    return (
+        f"{timeout:g} s"
+        if case_result.outcomes or case_result.seconds < 2 * timeout
+        else f"{case_result.seconds:.0f} s"
+    )
 
 
-def _incomplete(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ...]:
+def _incomplete(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...]:
     """The finding where not every rank answered: a rank's own exception is the first cause, else its death, else the time."""
-    outcomes = answer.outcomes
-    if not outcomes and answer.death is None and not answer.timed_out:
-        message = f"the launcher ended before any rank answered: {answer.launcher_error}"
+    outcomes = case_result.outcomes
+    if not outcomes and case_result.death is None and not case_result.timed_out:
+        message = f"the launcher ended before any rank answered: {case_result.launcher_error}"
         return (_undecided("DY504", message, "no rank ran"),)
     failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.failure and not outcome.failure.heard_of}
     if failed:
         return findings_of(case, failed)
-    if answer.death is not None and not answer.timed_out and answer.death.rank not in outcomes:
-        message = f"{answer.death} before it answered"
-        said = f'; the last it wrote: "{answer.death.words}"' if answer.death.words else ""
+    if case_result.death is not None and not case_result.timed_out and case_result.death.rank not in outcomes:
+        message = f"{case_result.death} before it answered"
+        said = f'; the last it wrote: "{case_result.death.words}"' if case_result.death.words else ""
         return (_undecided("DY504", message, f"a rank that is gone compares nothing{said}"),)
     silent = ", ".join(str(rank) for rank in range(case.tp * case.pp) if rank not in outcomes)
     return (
         _undecided(
-            "DY505", f"no answer from rank {silent} in {_allowed(answer, timeout)}", "nothing was compared in time"
+            "DY505", f"no answer from rank {silent} in {_allowed(case_result, timeout)}", "nothing was compared in time"
         ),
     )
 

@@ -1,5 +1,5 @@
 """The ranks of the torchrun or Slurm job that this process is part of: every rank runs the same cases and gets the same
-answers.
+results.
 """
 
 import time
@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from shardproof.launch.ranks.rank import RankSlot, World, set_torch_variables
-from shardproof.launch.ranks.runner import Answer
+from shardproof.launch.ranks.runner import CaseResult
 from shardproof.verify.run.outcome import Outcome
 from shardproof.verify.stages.case import Case
 
 
 class JobRanks:
-    """This rank with the others of its job; `timeout` is in seconds, for one case. After a rank was lost, none answers."""
+    """This rank with the others of its job; `timeout` is in seconds, for one case. After a rank was lost, no rank answers."""
 
     def __init__(self, world: World, timeout: float) -> None:
         self.world = world
@@ -30,8 +30,8 @@ class JobRanks:
     ) -> None:
         """Somebody else started the job, and ends it."""
 
-    def run(self, cases: Sequence[Case]) -> Iterator[Answer]:
-        """One answer for each case, in order."""
+    def run(self, cases: Sequence[Case]) -> Iterator[CaseResult]:
+        """One result for each case, in order."""
         for case in cases:
             began = time.monotonic()
             outcomes: dict[int, Outcome] = {}
@@ -39,7 +39,7 @@ class JobRanks:
                 outcomes, self._together = self._slot.run(case, self._cases, write=_nowhere)
             self._cases += 1
             lost = len(outcomes) < self.world.size
-            yield Answer(outcomes, time.monotonic() - began, timed_out=lost)
+            yield CaseResult(outcomes, time.monotonic() - began, timed_out=lost)
 
 
 def _nowhere(_: Outcome) -> None:

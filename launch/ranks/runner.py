@@ -1,4 +1,4 @@
-"""What every kind of ranks has in common: cases in, one answer for each, and nothing left behind at the end.
+"""What every kind of ranks has in common: cases in, one result for each, and nothing left behind at the end.
 
 `TorchrunRanks` starts processes on this machine, `JobRanks` uses those of the torchrun or Slurm job around, `ThreadRanks` uses
 threads of this process; in a client's own environment, `VllmEngine` serves checkpoints and `ClientRanks` train or generate.
@@ -44,7 +44,7 @@ class Death:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CaseResult:
     """What came back for one case: the outcome of each rank that answered, by rank, and the seconds that it took.
 
     `death` is the rank that died first, `timed_out` whether the time was over, `launcher_error` the last line that the launcher

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from shardproof.launch.ranks.runner import Answer
+from shardproof.launch.ranks.runner import CaseResult
 from shardproof.verify.run.inprocess import InProcess
 from shardproof.verify.stages.case import Case
 
@@ -24,8 +24,8 @@ class ThreadRanks:
     ) -> None:
         self._end()
 
-    def run(self, cases: Sequence[Case]) -> Iterator[Answer]:
-        """One answer for each case, in order."""
+    def run(self, cases: Sequence[Case]) -> Iterator[CaseResult]:
+        """One result for each case, in order."""
         for case in cases:
             began = time.monotonic()
             if self._threads is None:
@@ -34,9 +34,9 @@ class ThreadRanks:
                 outcomes = self._threads.check(case, timeout=self.timeout)
             except TimeoutError:
                 self._end()
-                yield Answer({}, self.timeout, timed_out=True)
+                yield CaseResult({}, self.timeout, timed_out=True)
             else:
-                yield Answer(outcomes, time.monotonic() - began)
+                yield CaseResult(outcomes, time.monotonic() - began)
 
     def _end(self) -> None:
         threads, self._threads = self._threads, None

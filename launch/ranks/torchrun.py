@@ -17,7 +17,7 @@ from shardproof.launch.processes.first_cause import last_line
 from shardproof.launch.processes.supervise import PATIENCE, Child, Stopped, child_process, own_environment, wait_for
 from shardproof.launch.ranks.rank import GRACE
 from shardproof.launch.ranks.request import Request, Start, write_request, write_start
-from shardproof.launch.ranks.runner import Answer, Death
+from shardproof.launch.ranks.runner import CaseResult, Death
 from shardproof.verify.run.outcome import Outcome, outcome_from
 from shardproof.verify.stages.case import Case
 
@@ -48,16 +48,16 @@ class TorchrunRanks:
                 self._process.wait(PATIENCE)
         self._stop()
 
-    def run(self, cases: Sequence[Case]) -> Iterator[Answer]:
-        """One answer for each case, in order."""
+    def run(self, cases: Sequence[Case]) -> Iterator[CaseResult]:
+        """One result for each case, in order."""
         done = 0
         while done < len(cases):
-            for answer in self._until_lost(tuple(cases[done:])):
+            for result in self._until_lost(tuple(cases[done:])):
                 done += 1
-                yield answer
+                yield result
 
-    def _until_lost(self, cases: tuple[Case, ...]) -> Iterator[Answer]:
-        """The answers up to the first case that the ranks did not survive."""
+    def _until_lost(self, cases: tuple[Case, ...]) -> Iterator[CaseResult]:
+        """The results up to the first case that the ranks did not survive."""
         begun = time.monotonic()
         allowed = self.start.timeout + GRACE + (_STARTING if self._process is None else 0.0)
         if self._process is None:
@@ -66,24 +66,26 @@ class TorchrunRanks:
         write_request(self._directory, self._requests, Request(cases, first))
         self._requests += 1
         for number in range(first, first + len(cases)):
-            answer, alive = self._wait(number, begun, begun + allowed)
+            result, alive = self._wait(number, begun, begun + allowed)
             if not alive:
                 self._stop()
-                yield answer
+                yield result
                 return
             begun, allowed = time.monotonic(), self.start.timeout + GRACE
-            yield answer
+            yield result
 
-    def _wait(self, number: int, begun: float, end: float) -> tuple[Answer, bool]:
-        """The answer to one case, and whether the ranks stay for another."""
+    def _wait(self, number: int, begun: float, end: float) -> tuple[CaseResult, bool]:
+        """The result of one case, and whether the ranks stay for another."""
         assert self._process is not None
         complete = wait_for(lambda: self._complete(number), (self._process,), until=end)
         seconds = time.monotonic() - begun
         if not isinstance(complete, Stopped):
-            return Answer(complete, seconds), True
+            return CaseResult(complete, seconds), True
         late = complete is Stopped.LATE
         error = last_line(self._directory / "launcher.log")
-        return Answer(_outcomes(self._directory, number), seconds, _first_death(self._directory), late, error), False
+        return CaseResult(
+            _outcomes(self._directory, number), seconds, _first_death(self._directory), late, error
+        ), False
 
     def _complete(self, number: int) -> dict[int, Outcome] | None:
         """The outcomes of all ranks, once every rank of this machine is ready for the next case."""
