@@ -182,7 +182,7 @@ def test_a_plan_that_something_else_overrules_is_taken_back(
     file.write_text(source)
     assert run(["suggest", "custom_model.py:ComboForCausalLM", "--write", "--quiet"]) == 2
     out, err = capsys.readouterr()
-    assert "nothing was changed, because with the plan written ComboConfig.base_model_tp_plan is set once more" in err
+    assert "nothing was changed, because with the plan written ComboConfig.base_model_tp_plan is set again" in err
     assert out == ""
     assert file.read_text() == source
     assert run(["undo", "custom_model.py"]) == 2
@@ -196,7 +196,7 @@ def test_a_class_that_carries_a_plan_which_its_instances_do_not(tmp_path: Path) 
     file.write_text(source.replace(told, f'{told}    base_model_tp_plan = {{"tokens": "embedding_rowwise"}}\n'))
     loaded = load(f"{file}:ComboForCausalLM")
     with pytest.raises(
-        MisuseError, match=r"carry this plan already, but ComboConfig.base_model_tp_plan is set once more"
+        MisuseError, match=r"carry this plan already, but ComboConfig.base_model_tp_plan is set again"
     ):
         write_plan(loaded, build(loaded), plan)
 
