@@ -16,7 +16,8 @@ STEPS = {
     "format": ("ruff", "format", "--check", "."),
     "types": ("mypy",),
     "imports": ("importlinter.cli", "lint"),
-    "tests": ("pytest", "-q"),
+    # Two processes; a file stays in one of them, so that its models, groups of ranks and sites are made once.
+    "tests": ("pytest", "-q", "-n", "2", "--dist", "loadfile"),
 }
 
 
