@@ -195,9 +195,7 @@ def test_a_class_that_carries_a_plan_which_its_instances_do_not(tmp_path: Path) 
     source = EXAMPLE.read_text().replace(PLAIN, f"{PLAIN}        self.base_model_tp_plan = {{}}\n", 1)
     file.write_text(source.replace(told, f'{told}    base_model_tp_plan = {{"tokens": "embedding_rowwise"}}\n'))
     loaded = load(f"{file}:ComboForCausalLM")
-    with pytest.raises(
-        MisuseError, match=r"carry this plan already, but ComboConfig.base_model_tp_plan is set again"
-    ):
+    with pytest.raises(MisuseError, match=r"carry this plan already, but ComboConfig.base_model_tp_plan is set again"):
         write_plan(loaded, build(loaded), plan)
 
 
