@@ -15,7 +15,8 @@ from rich.progress import track
 
 from benchmarks.types import causal_types
 from shardproof.launch.ranks.request import Start
-from shardproof.launch.ranks.torchrun import Answer, Ranks
+from shardproof.launch.ranks.runner import CaseResult
+from shardproof.launch.ranks.torchrun import TorchrunRanks
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Severity
@@ -60,19 +61,19 @@ def measured(names: Sequence[str], tp: int) -> Iterator[Warm]:
     """Types in one group of ranks; a case that ends it costs the next one a start that is not counted."""
     made = dict(cases(names, tp))
     yield from (Warm(name, finding=case) for name, case in made.items() if isinstance(case, str))
-    with Ranks(Start(tp, LIMIT)) as ranks:
+    with TorchrunRanks(Start(tp, LIMIT)) as ranks:
         warmed = False
         for name, case in made.items():
             if isinstance(case, str):
                 continue
             if not warmed:
-                list(ranks.ask((case,)))  # the start, and what torch learns with its first case
-            (answer,) = list(ranks.ask((case,)))
+                list(ranks.run((case,)))  # the start, and what torch learns with its first case
+            (answer,) = list(ranks.run((case,)))
             warmed = len(answer.outcomes) == tp
             yield _warm(name, case, answer)
 
 
-def _warm(name: str, case: Case, answer: Answer) -> Warm:
+def _warm(name: str, case: Case, answer: CaseResult) -> Warm:
     if len(answer.outcomes) < case.tp:
         return Warm(
             name,

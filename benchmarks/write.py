@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.types import causal_types
+from tests.gate import PATH, ROOT
 
-ROOT = Path(__file__).parents[1]
 BATCH = 8
 """Types that share a process: a start costs as much as a few small types."""
 LIMIT = 180.0
@@ -66,7 +66,7 @@ def _stage(stage: str, folder: Path, copy: Path, types: list[str]) -> str | None
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.write", stage, str(folder), *types],
-            env=os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{ROOT}"},
+            env=os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{PATH}"},
             cwd=ROOT,
             check=False,
             timeout=LIMIT * len(types),
@@ -94,7 +94,7 @@ def write(folder: Path, types: list[str]) -> None:
 
     Stops before a type whose file an earlier one of these has changed: two types may have one config class, and a plan each.
     """
-    from shardproof.launch.authoring.write import changes, write_plan
+    from shardproof.launch.authoring.plan_attributes import changes, write_plan
     from shardproof.launch.result import MisuseError
     from shardproof.planner.inference.suggest import suggest
     from shardproof.planner.loading.load import build, load
@@ -122,7 +122,7 @@ def write(folder: Path, types: list[str]) -> None:
 
 def check(folder: Path) -> None:
     """Whether each type imports, carries what was written, and would not be written again."""
-    from shardproof.launch.authoring.write import changes, not_read
+    from shardproof.launch.authoring.plan_attributes import changes, not_read
     from shardproof.planner.ir.plan import Plan
     from shardproof.planner.loading.load import build, load
 

@@ -1,6 +1,6 @@
-"""The command `plan`. Arguments in, one result on stdout, one sentence on stderr for an error, an exit code.
+"""The command `plan`: one result on stdout, one sentence on stderr for an error, an exit code.
 
-Nothing here imports torch before a command that needs it runs: help and explanations answer at once.
+Torch is imported only by the commands that need it, so that help and explanations are printed at once.
 """
 
 import gc
@@ -19,7 +19,7 @@ from shardproof.launch.commands.check import check
 from shardproof.launch.commands.doctor import doctor
 from shardproof.launch.commands.explain import explain
 from shardproof.launch.commands.layout import layout
-from shardproof.launch.commands.options import speaks
+from shardproof.launch.commands.options import is_first_rank
 from shardproof.launch.commands.suggest import suggest
 from shardproof.launch.commands.undo import undo
 from shardproof.launch.commands.verify import verify
@@ -64,30 +64,30 @@ def root(
 
 app.command(short_help="Infer a plan, prove it, and print or write it.")(suggest)
 app.command(short_help="Prove a plan, and run it on real ranks.")(verify)
-app.command(short_help="Rank the layouts of so many devices, with launch commands.")(layout)
+app.command(short_help="Rank the layouts of a number of devices, with launch commands.")(layout)
 app.command(short_help="Check a model's contract with each client.")(check)
 app.command(short_help="Explain a finding, or list them all.")(explain)
-app.command(short_help="Take back what `suggest --write` wrote.")(undo)
+app.command(short_help="Undo what `suggest --write` wrote.")(undo)
 app.command(short_help="Say what is installed, and what is missing.")(doctor)
 
 
 def run(arguments: list[str]) -> int:
-    """The whole command but for the exit: the exit code. No error gets past it as a traceback."""
+    """Run the command and return the exit code. No error leaves it as a traceback."""
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="plan", standalone_mode=False)
         # Typer turns Ctrl-C inside a command into this code.
-        return _stopped() if code == INTERRUPTED else code if isinstance(code, int) else 0
+        return _report_interrupt() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except _UsageError as error:
-        return _ended(_usage(error), MISUSE)
+        return _report_error(_usage(error), MISUSE)
     except (MisuseError, LoadError) as error:
-        return _ended(str(error), MISUSE)
+        return _report_error(str(error), MISUSE)
     except UndecidedError as error:
-        return _ended(str(error), UNDECIDED)
+        return _report_error(str(error), UNDECIDED)
     except (KeyboardInterrupt, typer.Abort):
-        return _stopped()
+        return _report_interrupt()
     except Exception as error:
         # Transformers makes an error of its own of a Ctrl-C in one of its late imports.
-        return _stopped() if _interrupted(error) else _bug(error, debug="--debug" in arguments)
+        return _report_interrupt() if _interrupted(error) else _report_bug(error, debug="--debug" in arguments)
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -97,7 +97,7 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def _usage(error: BaseException) -> str:
-    """A usage error as one sentence; how typer words it, and where help is."""
+    """A usage error as one sentence: typer's message, and the command that prints help."""
     message = str(getattr(error, "format_message", lambda: str(error))()).replace("Value error, ", "")
     message = _with_nearest(" ".join(message.split()))
     context = getattr(error, "ctx", None)
@@ -107,7 +107,7 @@ def _usage(error: BaseException) -> str:
 
 
 def _with_nearest(message: str) -> str:
-    """A wrong choice or option with the nearest that there is, in place of a list that is no help."""
+    """The message about a wrong choice or option, with the nearest known one in place of typer's list."""
     if choice := _CHOICE.search(message):
         return message + nearest(choice[1], _QUOTED.findall(choice[2]), count=1)
     if option := _OPTION.search(message):
@@ -121,19 +121,19 @@ _OPTION = re.compile(r"No such option: (\S+)(?: \(Possible options: (.+)\))?")
 _QUOTED = re.compile(r"'([^']+)'")
 
 
-def _ended(sentence: str, code: int) -> int:
-    """Say why; in a job only the first rank does, since all ranks come to the same end."""
-    if sentence and speaks():
+def _report_error(sentence: str, code: int) -> int:
+    """Print the error; in a job only rank 0 does, since all ranks have the same error."""
+    if sentence and is_first_rank():
         say(sentence)
     return code
 
 
-def _stopped() -> int:
-    return _ended("interrupted.", INTERRUPTED)
+def _report_interrupt() -> int:
+    return _report_error("interrupted.", INTERRUPTED)
 
 
-def _bug(error: Exception, *, debug: bool) -> int:
-    """An error that nobody foresaw. Every rank says its own."""
+def _report_bug(error: Exception, *, debug: bool) -> int:
+    """Report an unexpected error; in a job every rank reports its own."""
     if debug:
         traceback.print_exception(error)
     text = " ".join(str(error).split())
@@ -143,8 +143,8 @@ def _bug(error: Exception, *, debug: bool) -> int:
     return UNDECIDED
 
 
-def _terminated(number: int, _: FrameType | None) -> NoReturn:
-    # An exception, so that what ends the ranks runs on the way out.
+def _raise_on_sigterm(number: int, _: FrameType | None) -> NoReturn:
+    # An exception, so that the clean-up that ends the ranks runs.
     raise SystemExit(128 + number)
 
 
@@ -152,14 +152,14 @@ def main() -> None:
     """The console script."""
     # A command makes many objects and ends: collecting as often as a server does costs it a tenth of its time.
     gc.set_threshold(50_000, 20, 20)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _raise_on_sigterm)
     code = run(sys.argv[1:])
     if this_rank() is None:
         sys.exit(code)
-    # In a job the first rank's code is the answer: torchrun ends all ranks as soon as one of them fails, also while the
-    # first still prints. And no clean-up: a rank whose peer has died may hold a collective that never returns.
+    # In a job rank 0 gives the exit code: torchrun ends all ranks as soon as one of them fails, also while rank 0 still prints.
+    # No clean-up at exit: a rank whose peer has died may wait in a collective that never returns.
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             with suppress(OSError):
                 stream.flush()
-    os._exit(code if speaks() else 0)
+    os._exit(code if is_first_rank() else 0)

@@ -1,4 +1,4 @@
-"""Where the console script begins: nothing is imported before a Ctrl-C is one sentence and an exit code."""
+"""Entry point of the console script: a Ctrl-C during the imports is one sentence and an exit code too."""
 
 import sys
 

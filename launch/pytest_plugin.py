@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Checks:
-    """What a test may ask; a check that does not hold fails the test with the report that the command prints.
+    """The checks that a test can call. A check that does not hold fails the test with the report that the command prints.
 
     `model` is a loaded model or a reference as the command takes it; `overrides` are fields of its config; `plan` is by
     default the one that the model carries.
@@ -32,7 +32,7 @@ class Checks:
         overrides: Mapping[str, object] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        """The plan is proved at `tp` ranks."""
+        """Fail the test unless the plan is proved at `tp` ranks."""
         from shardproof.verify.proof.prove import prove
 
         loaded, plan = _given(model, plan, overrides, trust_remote_code)
@@ -49,7 +49,7 @@ class Checks:
         trust_remote_code: bool = False,
         timeout: float = 300.0,
     ) -> None:
-        """`tp * pp` real ranks, started for it, compute what one device computes; `timeout` is in seconds."""
+        """Fail the test unless `tp * pp` real ranks compute what one device computes; `timeout` is in seconds."""
         from shardproof.launch.ranks.confirm import confirm
 
         loaded, plan = _given(model, plan, overrides, trust_remote_code)
@@ -63,8 +63,8 @@ class Checks:
         overrides: Mapping[str, object] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        """The model carries the plan that would be suggested: `plan suggest --write` would change nothing."""
-        from shardproof.launch.authoring.write import changes
+        """Fail the test unless the model carries the suggested plan: `plan suggest --write` would change nothing."""
+        from shardproof.launch.authoring.plan_attributes import changes
         from shardproof.planner.inference.suggest import suggest
         from shardproof.planner.loading.load import build
 

@@ -29,14 +29,15 @@ class RankedLayouts:
 
 
 def machine_of(*, devices: int, memory: float, nodes: int = 1, intra: float = 450e9, inter: float = 50e9) -> Machine:
-    """A machine of so many devices with so many bytes of memory each, evenly in its nodes; rates of links in bytes a second.
+    """A machine of so many devices with so many bytes of memory each, divided evenly over `nodes`; `intra` and `inter` are the
+    link rates in and between nodes, in bytes a second.
 
     Raises:
-        ArgumentError: a count is below 1, or the devices do not lie evenly in the nodes.
+        ArgumentError: a count is below 1, or the devices do not divide evenly over the nodes.
     """
     _at_least_one(devices=devices, memory=memory, nodes=nodes)
     if devices % nodes:
-        raise ArgumentError(f"{devices} devices do not lie evenly in {nodes} nodes.")
+        raise ArgumentError(f"{devices} devices do not divide evenly over {nodes} nodes.")
     return Machine(devices, memory, nodes, intra, inter)
 
 
@@ -47,7 +48,7 @@ def _at_least_one(**counts: float) -> None:
 
 
 def rank_layouts(model: LoadedModel | str, plan: Plan | None, machine: Machine, wanted: Load) -> RankedLayouts:
-    """Every layout of the machine's devices; without a plan, the one that the model carries, else a suggestion.
+    """Rank every layout of the machine's devices. Without a plan: the one that the model carries, else a suggestion.
 
     Raises:
         ArgumentError: a count of the load is below 1.

@@ -1,4 +1,4 @@
-"""What a command comes to: a text and an exit code, or an error of one sentence."""
+"""The result of a command: a text and an exit code, or an error of one sentence."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,11 +18,11 @@ class ReportFormat(StrEnum):
 
 
 class MisuseError(ShardproofError, ValueError):
-    """A request that cannot be carried out as it stands; the message is one sentence: what, where, what to do."""
+    """The arguments are wrong; the message is one sentence: what, where, what to do."""
 
 
 class UndecidedError(ShardproofError, RuntimeError):
-    """The request was right, and could not be answered; the message is one sentence."""
+    """The arguments are right, but no verdict could be reached; the message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,21 @@
 Steps run in order and stop at the first that fails.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PATH = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
+"""PYTHONPATH of a process that imports this checkout's package and its tests."""
 STEPS = {
     "lint": ("ruff", "check", "."),
     "format": ("ruff", "format", "--check", "."),
     "types": ("mypy",),
     "imports": ("importlinter.cli", "lint"),
-    "tests": ("pytest", "-q"),
+    # Two processes; a file stays in one of them, so that its models, groups of ranks and sites are made once.
+    "tests": ("pytest", "-q", "-n", "2", "--dist", "loadfile"),
 }
 
 

@@ -19,7 +19,7 @@ from benchmarks.types import causal_types
 from shardproof import check
 from shardproof.launch.clients.checkpoint import servable, write_checkpoint
 from shardproof.launch.clients.confirm import PYTHON, overrides_of
-from shardproof.launch.clients.serving import Case, Served, difference, serve
+from shardproof.launch.clients.vllm_engine import Served, ServedCheckpoint, VllmEngine, difference
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.findings import Severity
 from shardproof.planner.ir.plan import Plan
@@ -40,7 +40,7 @@ class Wanted:
 
     row: Row
     model: PreTrainedModel
-    cases: tuple[tuple[str, str, Case], ...]
+    cases: tuple[tuple[str, str, ServedCheckpoint], ...]
     """Plan, layout, case."""
 
 
@@ -86,11 +86,12 @@ def _served(names: list[str], known: dict[str, Row], plans: tuple[str, ...], red
             except Exception as error:  # a family that cannot be planned is a row too
                 row.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 yield row
-        answers = serve(os.environ[PYTHON], [case for w in wanted for _, _, case in w.cases], timeout=TIMEOUT)
-        for one in wanted:
-            for plan, layout, _ in one.cases:
-                _fill(one, plan, layout, next(answers))
-            yield one.row
+        with VllmEngine(os.environ[PYTHON], timeout=TIMEOUT) as engine:
+            answers = engine.run([case for one in wanted for _, _, case in one.cases])
+            for one in wanted:
+                for plan, layout, _ in one.cases:
+                    _fill(one, plan, layout, next(answers))
+                yield one.row
 
 
 def _wanted(row: Row, folder: Path, plans: tuple[str, ...]) -> Wanted:
@@ -106,7 +107,7 @@ def _wanted(row: Row, folder: Path, plans: tuple[str, ...]) -> Wanted:
         found["ours"] = compile_for(dialect, small, suggest(small).plan).plan
     if "shipped" in plans:
         found["shipped"] = carried
-    cases = [("", "alone", Case(str(folder)))]
+    cases = [("", "alone", ServedCheckpoint(str(folder)))]
     for plan, written in found.items():
         row.answers[plan] = {}
         for tp, pp in LAYOUTS:
@@ -114,7 +115,7 @@ def _wanted(row: Row, folder: Path, plans: tuple[str, ...]) -> Wanted:
             codes = sorted({f.code for f in proof.findings if f.severity is not Severity.WARNING})
             row.answers[plan][key(tp, pp)] = Answer(proof.verdict.value, codes)
             given = overrides_of(written) if plan == "ours" else {}
-            cases.append((plan, key(tp, pp), Case(str(folder), tp, pp, given)))
+            cases.append((plan, key(tp, pp), ServedCheckpoint(str(folder), tp, pp, given)))
     return Wanted(row, model, tuple(cases))
 
 

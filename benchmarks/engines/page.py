@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.engines.families import CUSTOM
 from benchmarks.engines.rows import LAYOUTS, Answer, Row, key
-from shardproof.launch.clients.serving import LIMIT
+from shardproof.launch.clients.vllm_engine import LIMIT
 
 HEAD = f"""# In the real engine
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from shardproof.launch.clients.serving import LIMIT
+from shardproof.launch.clients.vllm_engine import LIMIT
 
 LAYOUTS = ((2, 1), (1, 2), (2, 2))
 """Tensor-parallel ranks and pipeline stages."""

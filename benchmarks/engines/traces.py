@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from benchmarks.types import causal_types
 from shardproof.planner.ir.plan import generic
 from shardproof.verify.clients.vllm.symbolic_trace import Traced, traced
+from tests.gate import PATH
 
 ENGINE = "vllm"
 
@@ -38,7 +39,7 @@ def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
     del tp
     root = Path(__file__).parents[2]
     command = [os.environ["SHARDPROOF_VLLM_PYTHON"], "-m", "benchmarks.engines.traces", str(out), *types]
-    subprocess.run(command, check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    subprocess.run(command, check=True, cwd=root, env={**os.environ, "PYTHONPATH": PATH})
     rows = [Row(**row) for row in json.loads(out.read_text())]
     for row in rows:
         if row.reason or row.differing:

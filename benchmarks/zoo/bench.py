@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.types import causal_types
 from benchmarks.zoo.page import page, totals
 from benchmarks.zoo.rows import Row, disagreements, read_rows, row_of
+from tests.gate import PATH, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {"proof": 300.0, "run": 900.0, "ranks": 600.0}
 """Seconds for one type at one level, after which its process is ended and the type is written down as too slow."""
 
@@ -62,7 +62,7 @@ def _started() -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.zoo.measure"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": PATH},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""A tiny checkpoint on disk that an engine can serve."""
+"""Write a small checkpoint that an engine can serve."""
 
 import json
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}
 """Widths of latent attention there: one pair of the first two (`attention/backends/mla/cpu_mla.py`), multiples of 32 of the
 others."""
-OF_EXPERTS = 32
-"""What the width that experts take and give must be a multiple of there (`fused_moe/experts/cpu_moe.py`)."""
+EXPERT_MULTIPLE = 32
+"""The width of an expert's input and output must be a multiple of this there (`fused_moe/experts/cpu_moe.py`)."""
 
 
 def servable(loaded: LoadedModel, *, tp: int, pp: int) -> LoadedModel:
-    """A twin whose heads and experts have widths that vLLM has; the twin as it is where none was found.
+    """A small twin with head and expert widths that vLLM supports; the plain twin where there is none.
 
     Raises:
         TwinError: no small model with the same structure was found.
@@ -44,7 +44,9 @@ def servable(loaded: LoadedModel, *, tp: int, pp: int) -> LoadedModel:
 
 
 def _with_idle_windows(loaded: LoadedModel, small: LoadedModel) -> LoadedModel:
-    """The twin with windows that cut nothing off where the model's do not: an engine applies each that the config names."""
+    """The twin with attention windows as long as the model's where those are longer than any sequence: engines apply every
+    window in the config.
+    """
     fields = fields_of(loaded.config)
     numbers = {name: value for name, value in fields.items() if type(value) is int}
     positions = max((value for name, value in numbers.items() if role_of(name) == "positions"), default=0)
@@ -56,7 +58,7 @@ def _with_idle_windows(loaded: LoadedModel, small: LoadedModel) -> LoadedModel:
 def _served(config: PreTrainedConfig, *, experts: bool) -> bool:
     text = config.get_text_config()
     hidden = field_of(text, "hidden_size")
-    even = not experts or not isinstance(hidden, int) or hidden % OF_EXPERTS == 0
+    even = not experts or not isinstance(hidden, int) or hidden % EXPERT_MULTIPLE == 0
     if _latent(text):
         return even and all(field_of(text, name) == width for name, width in LATENT.items())
     return even and head_width(text) in (0, *HEAD_DIMS)
@@ -67,8 +69,8 @@ def _latent(text: PreTrainedConfig) -> bool:
 
 
 def _with_wider_heads(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Configs with heads of a served width, and a hidden width to go with them: by the field that says it, by the width of the
-    model, in a sub-config too.
+    """Configs with a head width that vLLM supports: set by the config's own field, by the hidden size, or by both; in the text
+    sub-config where there is one.
     """
     fields = dict(fields_of(config))
     text = config.get_text_config()
@@ -93,7 +95,7 @@ def _with_wider_heads(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def write_checkpoint(small: LoadedModel, folder: Path) -> PreTrainedModel:
-    """Random weights in float32, saved as Transformers saves them; the model on the CPU is given back."""
+    """Save a model with random float32 weights as Transformers does; returns the model, on the CPU."""
     with quiet():
         model = build(small, device="cpu")
         assert isinstance(model, PreTrainedModel), "every model that loads is one"
@@ -112,7 +114,7 @@ def write_checkpoint(small: LoadedModel, folder: Path) -> PreTrainedModel:
 
 
 def _name_base_model(model: PreTrainedModel, folder: Path) -> None:
-    """`AutoModel` in the auto_map, which engines ask for and `save_pretrained` does not write."""
+    """Add `AutoModel` to the auto_map: engines read it, and `save_pretrained` does not write it."""
     file = folder / "config.json"
     fields = json.loads(file.read_text())
     base = model.get_submodule(base_prefix(model))

@@ -1,4 +1,4 @@
-"""Level 3: a tiny checkpoint with the plan, loaded by the client's own code, against the single-device model."""
+"""Load a small checkpoint with the plan in the client's own code, and compare with the single-device model (level `client`)."""
 
 import os
 import tempfile
@@ -9,8 +9,8 @@ from time import perf_counter
 import transformers
 
 from shardproof.launch.clients.checkpoint import servable, write_checkpoint
-from shardproof.launch.clients.serving import LIMIT, Case, Served, difference, serve
-from shardproof.launch.clients.stepping import step
+from shardproof.launch.clients.client_ranks import ClientRanks, ClientStep
+from shardproof.launch.clients.vllm_engine import LIMIT, Served, ServedCheckpoint, VllmEngine, difference
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Plan
@@ -49,7 +49,8 @@ def confirm_in_vllm(
         model = write_checkpoint(small, Path(folder))
         overrides = overrides_of(plan)
         layouts = ((1, 1), (tp, pp))
-        answers = list(serve(interpreter, [Case(folder, t, p, overrides) for t, p in layouts], timeout=timeout))
+        with VllmEngine(interpreter, timeout=timeout) as engine:
+            answers = list(engine.run([ServedCheckpoint(folder, t, p, overrides) for t, p in layouts]))
         differences = [difference(model, answer) for answer in answers]
     other = answers[0].versions.get("transformers", transformers.__version__)
     findings = tuple(with_other_code(finding, other) for finding in _findings(answers, differences, tp, pp))
@@ -67,7 +68,7 @@ def confirm_in_ranks(
     Args:
         loaded: the model; a twin of it is run, in float32.
         plan: its tensor-parallel entries.
-        client: one of `launch.clients.stepping.CLIENTS`.
+        client: one of `launch.clients.client_ranks.CLIENTS`.
         tp: ranks.
         python: the interpreter that has the client; this one by default.
         timeout: seconds for all of it.
@@ -79,8 +80,11 @@ def confirm_in_ranks(
     small = servable(loaded, tp=tp, pp=1)
     with tempfile.TemporaryDirectory() as folder:
         model = write_checkpoint(small, Path(folder))
-        found, error = step(client, Path(folder), plan.styles(base_prefix(model)), tp, python=python, timeout=timeout)
+        case = ClientStep(Path(folder), client, plan.styles(base_prefix(model)), tp)
+        with ClientRanks(python, timeout=timeout) as ranks:
+            (result,) = ranks.run((case,))
     name = f"{client} at tp {tp}"
+    found, error = dict(result.differences), result.error
     if error:
         absent = error.startswith(("ModuleNotFoundError", "ImportError"))
         severity, fault = (Severity.UNDECIDED, Fault.CLIENT) if absent else (Severity.ERROR, Fault.PLAN)

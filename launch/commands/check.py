@@ -1,11 +1,10 @@
-"""`plan check MODEL`: what stands between a model and each client that should serve or train it."""
+"""`plan check MODEL`: does the model's code keep the contract of each client that should serve or train it?"""
 
 from typing import Annotated
 
 import typer
 
 from shardproof.launch.commands import completion
-from shardproof.launch.commands.model import Model, read_model
 from shardproof.launch.commands.options import (
     DebugOption,
     FormatOption,
@@ -15,8 +14,9 @@ from shardproof.launch.commands.options import (
     TrustOption,
     settings,
 )
+from shardproof.launch.commands.read_inputs import ModelReference, read_model
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
-from shardproof.launch.output.sources import excerpt, located
+from shardproof.launch.output.source_excerpts import excerpt, relative_path
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
 from shardproof.verify.report.formats.json import report_json
 from shardproof.verify.report.formats.sarif import report_sarif
@@ -43,17 +43,23 @@ def check(
 ) -> None:
     """Check the contract with each client: keywords, attention, config, plan in its dialect, processor."""
     with only_results_on_stdout(debug=debug):
-        wanted = Model(model, settings(set_), trust_remote_code)
+        wanted = ModelReference(model, settings(set_), trust_remote_code)
         clients = tuple(filter(None, (name.strip() for name in backend.split(","))))
         if not clients:
             raise MisuseError(f"--backend names no client; give some of {ALL}.")
-        result = answer(wanted, clients, form=form, progress=Progress(quiet))
+        result = check_model(wanted, clients, form=form, progress=Progress(quiet))
     print_result(result.text)
     raise typer.Exit(result.code)
 
 
-def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progress: Progress) -> CommandResult:
-    """One level a client; `MisuseError` on a client that is not known."""
+def check_model(
+    model: ModelReference, backends: tuple[str, ...], *, form: ReportFormat, progress: Progress
+) -> CommandResult:
+    """Check the contract with each client: one level of the report for each.
+
+    Raises:
+        MisuseError: there is no client of that name.
+    """
     loaded = read_model(model, progress)
     from shardproof.verify.clients.check import check as lint
 
@@ -62,10 +68,10 @@ def answer(model: Model, backends: tuple[str, ...], *, form: ReportFormat, progr
             report = lint(loaded, clients=backends)
         except ValueError as error:
             raise MisuseError(str(error)) from error
-    return CommandResult(_shown(report, form), EXIT_CODES[report.verdict] if report.findings else 0)
+    return CommandResult(_format_report(report, form), EXIT_CODES[report.verdict] if report.findings else 0)
 
 
-def _shown(report: Report, form: ReportFormat) -> str:
+def _format_report(report: Report, form: ReportFormat) -> str:
     from shardproof.verify.report.formats.contract import contract_html, contract_text, named_once
 
     match form:
@@ -74,6 +80,6 @@ def _shown(report: Report, form: ReportFormat) -> str:
         case ReportFormat.TEXT:
             return contract_text(report)
         case ReportFormat.SARIF:
-            return report_sarif(named_once(report), located=located)
+            return report_sarif(named_once(report), relative_path=relative_path)
         case ReportFormat.HTML:
             return contract_html(report, excerpt=excerpt)

@@ -1,4 +1,6 @@
-"""What a shell is told that could be meant, without loading torch or Transformers: it asks at every press of a key."""
+"""Shell completion: the candidates for an incomplete word. Neither torch nor Transformers is loaded, since the shell waits for
+it.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +10,7 @@ from shardproof.verify.findings.catalogue import rules
 
 
 def models(incomplete: str) -> list[str]:
-    """Model types of the installed Transformers; files the shell finds by itself."""
+    """Model types of the installed Transformers; the shell completes files by itself."""
     found = find_spec("transformers")
     folders = (Path(place) / "models" for place in (found.submodule_search_locations if found else None) or ())
     return sorted(
@@ -25,17 +27,17 @@ def codes(incomplete: str) -> list[tuple[str, str]]:
 
 
 def readings(incomplete: str) -> list[str]:
-    """Clients, and their versions once one is named."""
+    """Names of clients; after an `@`, clients with their versions."""
     known = [*clients(), *(f"{each.client}@{each.version}" for each in DIALECTS)]
     return [name for name in known if name.startswith(incomplete) and ("@" in incomplete or "@" not in name)]
 
 
 def addressees(incomplete: str) -> list[str]:
-    """Clients, and all of them at once."""
+    """Names of clients, and `all`."""
     return [*readings(incomplete), *(["all"] if "all".startswith(incomplete) else [])]
 
 
 def several_readings(incomplete: str) -> list[str]:
-    """The last of clients with commas between them."""
+    """The last name of a comma-separated list of clients."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in readings(last)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardproof.launch.commands.model import Model, read_model, read_plan
 from shardproof.launch.commands.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, settings
+from shardproof.launch.commands.read_inputs import ModelReference, read_model, read_plan
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
 from shardproof.launch.result import CommandResult, UndecidedError
 
@@ -38,7 +38,7 @@ class Optimizer(StrEnum):
 
 
 MOST = 2**17
-"""Devices; the layouts of so many are still found at once."""
+"""The most devices; the search still takes seconds."""
 
 _WIDTHS = {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2}
 
@@ -54,7 +54,7 @@ def layout(
     model: ModelArgument,
     devices: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Devices in all.")],
     memory: Annotated[float, typer.Option(parser=_bytes, metavar="SIZE", help="Memory of a device, such as 80GiB.")],
-    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes that they lie in.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes that the devices are in.")] = 1,
     intra_bw: Annotated[
         float, typer.Option(parser=_bytes, metavar="RATE", help="Link within a node; ranking only.")
     ] = "450GB/s",  # type: ignore[assignment]  # typer parses defaults
@@ -79,21 +79,27 @@ def layout(
 ) -> None:
     """Rank the layouts of a model on so many devices: memory and communication of a rank, and the launch commands."""
     if devices % nodes:
-        raise typer.BadParameter(f"{devices} devices do not lie evenly in {nodes} nodes", param_hint="--nodes")
+        raise typer.BadParameter(f"{devices} devices do not divide evenly over {nodes} nodes", param_hint="--nodes")
     with only_results_on_stdout(debug=debug):
         from shardproof.launch.rank_layouts import machine_of
         from shardproof.planner.layouts.cost import Load
 
         machine = machine_of(devices=devices, memory=memory, nodes=nodes, intra=intra_bw, inter=inter_bw)
         load = Load(context, batch, _WIDTHS[dtype], train is not None)
-        wanted = Model(model, settings(set_), trust_remote_code)
-        result = answer(wanted, plan, machine, load, form=form, progress=Progress(quiet))
+        wanted = ModelReference(model, settings(set_), trust_remote_code)
+        result = rank_model(wanted, plan, machine, load, form=form, progress=Progress(quiet))
     print_result(result.text)
     raise typer.Exit(result.code)
 
 
-def answer(
-    model: Model, plan_file: Path | None, machine: "Machine", load: "Load", *, form: TableFormat, progress: Progress
+def rank_model(
+    model: ModelReference,
+    plan_file: Path | None,
+    machine: "Machine",
+    load: "Load",
+    *,
+    form: TableFormat,
+    progress: Progress,
 ) -> CommandResult:
     """The ranked layouts; exit code 1 where none is legal."""
     given = read_plan(plan_file) if plan_file else None
@@ -109,12 +115,12 @@ def answer(
                 f"{loaded.title}: the forward cannot be traced, so nothing is known: {error}."
             ) from error
     found = ranked.search
-    return CommandResult(_shown(form)(loaded.title, found, ranked.facts, machine, load), 0 if found.choices else 1)
+    return CommandResult(_format_of(form)(loaded.title, found, ranked.facts, machine, load), 0 if found.choices else 1)
 
 
-def _shown(form: TableFormat) -> "Callable[[str, Search, Facts, Machine, Load], str]":
-    from shardproof.launch.output.layouts import layouts_json, layouts_text
+def _format_of(form: TableFormat) -> "Callable[[str, Search, Facts, Machine, Load], str]":
     from shardproof.launch.output.layouts_page import layouts_html
+    from shardproof.launch.output.layouts_text import layouts_json, layouts_text
 
     match form:
         case TableFormat.TEXT:

@@ -1,4 +1,4 @@
-"""The arguments that several commands have, each said once."""
+"""Command-line arguments that several commands share."""
 
 from typing import Annotated
 
@@ -56,14 +56,18 @@ PlanForOption = Annotated[
 
 
 def degree(text: str) -> int:
-    """A number of ranks."""
+    """A parallel degree, at least 1, from its text."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise typer.BadParameter(f"a degree is a whole number from 1 up, not {text!r}")
     return int(text)
 
 
 def settings(given: list[str] | None) -> dict[str, str]:
-    """What `--set` was given, by key."""
+    """The values of `--set`, by key.
+
+    Raises:
+        MisuseError: a value is not of the form KEY=VALUE.
+    """
     pairs = [text.partition("=") for text in given or ()]
     for key, equals, _ in pairs:
         if not equals or not key:
@@ -71,7 +75,7 @@ def settings(given: list[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def speaks() -> bool:
-    """Whether this process is alone, or the first of its job."""
+def is_first_rank() -> bool:
+    """Whether this process prints: it is alone, or rank 0 of its job."""
     rank = this_rank()
-    return rank is None or rank.speaks
+    return rank is None or rank.is_first

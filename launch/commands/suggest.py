@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardproof.launch.commands.model import Model, read_dialect, read_model
 from shardproof.launch.commands.options import (
     DebugOption,
     ModelArgument,
@@ -20,8 +19,9 @@ from shardproof.launch.commands.options import (
     degree,
     settings,
 )
+from shardproof.launch.commands.read_inputs import ModelReference, read_dialect, read_model
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
-from shardproof.launch.output.sources import excerpt, located
+from shardproof.launch.output.source_excerpts import excerpt, relative_path
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, UndecidedError
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.plan import Plan
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 
 ALL = "all"
-"""In place of a client: one plan that every serving client reads rightly."""
+"""The value of `--for` that asks for one plan that is right in every serving client."""
 
 
 class PlanFormat(StrEnum):
     PYTHON = "python"
     TEXT = "text"
-    """As `python`: a plan reads best as what is pasted."""
+    """The same as `python`."""
     JSON = "json"
     OVERRIDES = "overrides"
     """The keys of config.json, and of vLLM's hf_overrides: a plan that needs no change of code."""
@@ -62,7 +62,7 @@ def suggest(
     trust_remote_code: TrustOption = False,
     form: Annotated[PlanFormat, typer.Option("--format", help="What to print on stdout.")] = PlanFormat.PYTHON,
     why: Annotated[
-        bool, typer.Option("--why", help="Say why: reasons, groups of dims, what stays whole, patches.")
+        bool, typer.Option("--why", help="Explain the plan: reasons, groups of dims, what stays whole, patches.")
     ] = False,
     tp: Annotated[
         int | None,
@@ -84,13 +84,13 @@ def suggest(
     """Infer a plan from the model's computation, prove it, and print it, ready to paste."""
     progress = Progress(quiet)
     with only_results_on_stdout(debug=debug):
-        loaded = read_model(Model(model, settings(set_), trust_remote_code), progress)
+        loaded = read_model(ModelReference(model, settings(set_), trust_remote_code), progress)
         explained = why or form is PlanFormat.HTML
-        result, suggested = answer(
+        result, suggested = suggest_plan(
             loaded, progress=progress, form=form, tp=tp, compared=compare, client=for_, why=explained
         )
         if not quiet:
-            from shardproof.launch.output.tables import show_suggestion
+            from shardproof.launch.output.suggestion_tables import show_suggestion
 
             show_suggestion(suggested, why=why)
         if write:
@@ -99,7 +99,7 @@ def suggest(
     raise typer.Exit(result.code)
 
 
-def answer(
+def suggest_plan(
     loaded: "LoadedModel",
     *,
     progress: Progress,
@@ -109,8 +109,19 @@ def answer(
     client: str | None = None,
     why: bool = False,
 ) -> tuple[CommandResult, Suggested]:
-    """Infer a plan, and prove it at `tp`, or at the least legal degree above 1; for a client, in its dialect, else with what
-    every serving client makes of it; `compared` with the model's own.
+    """Infer a plan and prove it.
+
+    Args:
+        loaded: the model.
+        progress: reports the steps.
+        form: the format of the result.
+        tp: the degree of the proof; by default the least legal one above 1.
+        compared: also compare with the plan that the model carries.
+        client: give the plan in this client's dialect; by default in Transformers', with what every serving client makes of it.
+        why: also explain the plan.
+
+    Raises:
+        UndecidedError: the forward cannot be traced.
     """
     dialects = _dialects(client) if client is not None else ()
     with progress.step(f"inferring a plan for {loaded.title}"):
@@ -150,7 +161,7 @@ def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat) -> str:
         case PlanFormat.JSON:
             return suggestion_json(suggested)
         case PlanFormat.SARIF:
-            return report_sarif(suggested.report, located=located)
+            return report_sarif(suggested.report, relative_path=relative_path)
         case PlanFormat.HTML:
             return _page(loaded, suggested)
         case PlanFormat.OVERRIDES:
@@ -159,7 +170,7 @@ def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat) -> str:
 
 
 def _page(loaded: "LoadedModel", suggested: Suggested) -> str:
-    """The report of the proof, with the plan as it is pasted and the groups it was read off."""
+    """The report of the proof as HTML, with the plan as Python source and the groups of dims."""
     from shardproof.planner.tracing.programs import on_meta
     from shardproof.verify.report.formats.html import report_html
     from shardproof.verify.report.picture import picture
@@ -181,7 +192,7 @@ def _dialects(client: str) -> tuple["Dialect", ...]:
 
 
 def _everywhere(loaded: "LoadedModel", plan: Plan, degree: int) -> tuple[Plan, Everywhere | None]:
-    """The plan as every serving client reads it alike, where that can be, and what each makes of it."""
+    """A plan that every serving client reads in the same way, where there is one, and the verdict for each client."""
     from shardproof.verify.clients.common_plan import everywhere
 
     return everywhere(loaded, plan, tp=degree) if plan.tp or plan.head_tp else (plan, None)
@@ -190,8 +201,8 @@ def _everywhere(loaded: "LoadedModel", plan: Plan, degree: int) -> tuple[Plan, E
 def _compiled(
     loaded: "LoadedModel", plan: Plan, dialects: Sequence["Dialect"], degree: int
 ) -> tuple[Plan, LevelResult, tuple[str, ...], float]:
-    """The plan in the words of a client, or of several, its proof, what was given up, and the share of bytes that the first of
-    them shards.
+    """The plan in the dialect of one or several clients, its proof, notes on what is not sharded there, and the share (0 to 1) of
+    the parameter bytes that the first client shards.
     """
     from shardproof.planner.tracing.programs import on_meta, subject_of
     from shardproof.verify.clients.compile import compile_for
@@ -217,9 +228,9 @@ def _differences(
 
 
 def _write(loaded: "LoadedModel", suggested: Suggested, progress: Progress, *, allow_installed: bool) -> CommandResult:
-    """Only a plan that is proved is written."""
-    from shardproof.launch.authoring.readback import not_carried
-    from shardproof.launch.authoring.write import write_plan
+    """Write a plan into the model's classes if it is proved, and read it back in a fresh process."""
+    from shardproof.launch.authoring.plan_attributes import write_plan
+    from shardproof.launch.authoring.read_back import not_carried
     from shardproof.planner.tracing.programs import on_meta
 
     code = EXIT_CODES[suggested.report.verdict]
@@ -228,7 +239,7 @@ def _write(loaded: "LoadedModel", suggested: Suggested, progress: Progress, *, a
         return CommandResult("", code)
     written = write_plan(loaded, on_meta(loaded), suggested.plan, allow_installed=allow_installed)
     if written.files:
-        with progress.step("reading it back"), _taken_back_unless_kept(written.files):
+        with progress.step("reading it back"), _undone_on_error(written.files):
             if why := not_carried(loaded, suggested.plan):
                 raise MisuseError(f"nothing was changed, because with the plan written {why}")
     for sentence in written.notes:
@@ -237,9 +248,9 @@ def _write(loaded: "LoadedModel", suggested: Suggested, progress: Progress, *, a
 
 
 @contextmanager
-def _taken_back_unless_kept(files: tuple[Path, ...]) -> Iterator[None]:
-    """Also after a Ctrl-C."""
-    from shardproof.launch.authoring.rewrite import undo
+def _undone_on_error(files: tuple[Path, ...]) -> Iterator[None]:
+    """Restore the files where the block raises, also after Ctrl-C."""
+    from shardproof.launch.authoring.source_files import undo
 
     try:
         yield

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from shardproof.launch.authoring.rewrite import diff
-from shardproof.launch.authoring.rewrite import undo as restore
+from shardproof.launch.authoring.source_files import diff
+from shardproof.launch.authoring.source_files import undo as restore
 from shardproof.launch.output.console import print_result
 
 

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardproof.launch.commands.levels import verified
-from shardproof.launch.commands.model import Model, read_model, read_plan
 from shardproof.launch.commands.options import (
     DebugOption,
     FormatOption,
@@ -16,12 +14,14 @@ from shardproof.launch.commands.options import (
     SetOption,
     TrustOption,
     degree,
+    is_first_rank,
     settings,
-    speaks,
 )
-from shardproof.launch.commands.verification import Level, Verification, layout, machines
+from shardproof.launch.commands.read_inputs import ModelReference, read_model, read_plan
+from shardproof.launch.commands.verify_levels import run_levels
+from shardproof.launch.commands.verify_request import Level, VerifyRequest, nodes_of, run_layout
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
-from shardproof.launch.output.reports import Drawing, shown
+from shardproof.launch.output.report_formats import Drawing, format_report
 from shardproof.launch.ranks.job import this_rank
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
 from shardproof.planner.ir.degrees import Degrees
@@ -50,7 +50,7 @@ EpOption = Annotated[
 ]
 LevelOption = Annotated[
     list[Level] | None,
-    typer.Option(help="What to verify by; repeatable.", show_default="proof, then run unless it is refuted"),
+    typer.Option(help="Level of verification; repeatable.", show_default="proof, then run unless it is refuted"),
 ]
 TimeoutOption = Annotated[
     float, typer.Option(min=1, metavar="SECONDS", help="Time limit of a run; its ranks are ended after it.")
@@ -61,7 +61,10 @@ WeightsOption = Annotated[
 NodesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Machines that run this command together.")]
 NodeRankOption = Annotated[int, typer.Option(min=0, metavar="N", help="Which of them this is, from 0.")]
 EndpointOption = Annotated[
-    str, typer.Option(metavar="HOST:PORT", help="Where they meet: the first machine.", show_default="this machine")
+    str,
+    typer.Option(
+        metavar="HOST:PORT", help="Rendezvous of the machines: a port of the first one.", show_default="this machine"
+    ),
 ]
 ClientPythonOption = Annotated[
     Path | None,
@@ -96,26 +99,26 @@ def verify(
     """Verify a plan: by proof, and on real ranks (started here, or those of the torchrun or Slurm job around)."""
     rank = this_rank()
     with only_results_on_stdout(debug=debug):
-        request = Verification(
-            model=Model(model, settings(set_), trust_remote_code),
+        request = VerifyRequest(
+            model=ModelReference(model, settings(set_), trust_remote_code),
             plan_file=plan,
-            layout=layout(tp, pp, ep=ep, ranks=rank.world if rank else None),
+            layout=run_layout(tp, pp, ep=ep, ranks=rank.world if rank else None),
             levels=tuple(dict.fromkeys(level or ())),
             form=form,
             timeout=timeout,
             client=for_ if for_ or Level.CLIENT not in (level or ()) else "vllm",
             client_python=str(client_python) if client_python else None,
             weights=weights,
-            nodes=machines(nnodes, node_rank, rdzv_endpoint),
+            nodes=nodes_of(nnodes, node_rank, rdzv_endpoint),
         )
-        result = answer(request, progress=Progress(quiet or not speaks()))
-    if speaks():
+        result = verify_plan(request, progress=Progress(quiet or not is_first_rank()))
+    if is_first_rank():
         print_result(result.text)
     raise typer.Exit(result.code)
 
 
-def answer(request: Verification, *, progress: Progress) -> CommandResult:
-    """Every level asked for, one after the other."""
+def verify_plan(request: VerifyRequest, *, progress: Progress) -> CommandResult:
+    """Run every level that was requested, and format the report."""
     from shardproof.planner.loading.carried_plan import carried_plan
     from shardproof.planner.tracing.programs import on_meta
 
@@ -124,18 +127,20 @@ def answer(request: Verification, *, progress: Progress) -> CommandResult:
     model = on_meta(loaded)
     plan = given if given is not None else carried_plan(loaded, model)
     _refuse_empty_stages(request, loaded, model, plan)
-    levels, skipped = verified(request, loaded, model, plan, progress)
+    levels, skipped = run_levels(request, loaded, model, plan, progress)
     proved = request.client is None and any(level.level == "proof" for level in levels)
     degrees = _degrees(loaded, plan) if proved and request.layout.tp > 1 else None
     report = Report(loaded.title, levels, environment(), degrees)
     drawing = Drawing(model, plan, request.layout.tp, request.layout.pp, lambda: _groups(request, progress))
     name = request.plan_file.name if request.plan_file else None
-    text = shown(report, request.form, layout=str(request.layout), drawing=drawing, plan_file=name, skipped=skipped)
+    text = format_report(
+        report, request.form, layout=str(request.layout), drawing=drawing, plan_file=name, skipped=skipped
+    )
     return CommandResult(text, EXIT_CODES[report.verdict])
 
 
-def _refuse_empty_stages(request: Verification, loaded: "LoadedModel", model: "nn.Module", plan: Plan) -> None:
-    """`MisuseError` where the plan's list of layers is shorter than the pipeline."""
+def _refuse_empty_stages(request: VerifyRequest, loaded: "LoadedModel", model: "nn.Module", plan: Plan) -> None:
+    """Raise `MisuseError` where the model has fewer layers than the pipeline has stages."""
     from torch import nn
 
     from shardproof.planner.ir.plan import join
@@ -150,8 +155,8 @@ def _refuse_empty_stages(request: Verification, loaded: "LoadedModel", model: "n
         )
 
 
-def _groups(request: Verification, progress: Progress) -> Explanation | None:
-    """What the computation ties together, for the page; None where nothing can be inferred."""
+def _groups(request: VerifyRequest, progress: Progress) -> Explanation | None:
+    """The groups of dims that must be split together, for the HTML page; None where the forward cannot be traced."""
     from shardproof.planner.inference.suggest import suggest
     from shardproof.planner.tracing.trace import TraceError
 

@@ -1,4 +1,4 @@
-"""What a reader sees while a command works: stderr only, so that stdout is the result and nothing else."""
+"""Progress and messages on stderr, and the result on stdout, which holds nothing else."""
 
 import os
 import sys
@@ -11,16 +11,16 @@ from shardproof.launch.result import UndecidedError
 
 
 def say(sentence: str) -> None:
-    """One line on stderr; nobody may be there to read it."""
+    """Print one line on stderr; a stderr that is closed is no error."""
     with suppress(OSError, ValueError, AttributeError):
         print(f"plan: {sentence}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def only_results_on_stdout(*, debug: bool = False) -> Iterator[None]:
-    """What libraries and a model's own code print goes to stderr; their logs, warnings and progress bars are held back.
+    """Send what libraries and a model's own code print to stderr, and suppress their logs, warnings and progress bars.
 
-    The environment is for this process and the ranks it starts; what the user has set stays.
+    The environment variables hold for this process and the ranks that it starts; what the user has set stays.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -41,9 +41,10 @@ _QUIET = {
 
 
 def print_result(text: str) -> None:
-    """The result, on stdout. A reader that has gone away (`plan ... | head`) is no error: the exit code counts.
+    """Print the result on stdout. A reader that closed the pipe (`plan ... | head`) is no error.
 
-    `UndecidedError` where it cannot be written: what was found is not known to the caller then.
+    Raises:
+        UndecidedError: the result cannot be written, so the caller does not get it.
     """
     if sys.stdout is None:
         raise UndecidedError("the result could not be written: stdout is closed.")
@@ -60,18 +61,18 @@ def print_result(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Says what is going on: a spinner with the time on a terminal, one line for each step elsewhere."""
+    """Reports each step: a spinner with the time on a terminal, else one line on stderr; nothing if `quiet`."""
 
     quiet: bool = False
 
     def note(self, sentence: str) -> None:
-        """What a reader should know beside the result."""
+        """Print a note that is not part of the result."""
         if not self.quiet:
             say(sentence)
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """One step, shown while it lasts."""
+        """Show a step while the block runs."""
         if self.quiet:
             yield
         elif not sys.stderr.isatty():

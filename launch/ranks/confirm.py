@@ -1,14 +1,16 @@
-"""Level 2 from Python: real ranks against the single-device model."""
+"""Run plans on real ranks and compare with the single-device model (level `run`)."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from shardproof.launch.ranks.job import Nodes
-from shardproof.launch.ranks.rank import Seat, World, adopt, surrounding
+from shardproof.launch.ranks.job_ranks import JobRanks
+from shardproof.launch.ranks.rank import World, surrounding
 from shardproof.launch.ranks.request import Start
-from shardproof.launch.ranks.torchrun import Answer, Ranks
+from shardproof.launch.ranks.runner import CaseResult, Runner
+from shardproof.launch.ranks.threads import ThreadRanks
+from shardproof.launch.ranks.torchrun import TorchrunRanks
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Plan
@@ -19,13 +21,11 @@ from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.findings import dy504, dy505, pl104
 from shardproof.verify.report.report import LevelResult
-from shardproof.verify.run.inprocess import InProcess
-from shardproof.verify.run.outcome import Outcome
 from shardproof.verify.run.verdicts import findings_of, measures_of, written
 from shardproof.verify.stages.case import Case
 
-Ask = Callable[[Case], Answer]
 Engine: TypeAlias = Literal["ranks", "inprocess"]
+RunCase: TypeAlias = Callable[[Case], CaseResult]
 
 
 def confirm(
@@ -41,9 +41,9 @@ def confirm(
 ) -> LevelResult:
     """Run a plan on `tp * pp` real ranks and compare with the single-device model.
 
-    Inside a torchrun or Slurm job its ranks are used, and every rank gets the same result; else ranks are started
-    here (with `nodes`, this machine's share of them) and ended before this returns. A refuted plan is run again, for a
-    fix and for whose fault it is.
+    Inside a torchrun or Slurm job the ranks of the job are used, and every rank gets the same result; else ranks are started
+    here (with `nodes`, this machine's share of them) and ended before this returns. A refuted plan is run again with changes, to
+    find a fix and whether the plan, the model or the client is at fault.
 
     Args:
         model: a loaded model or a reference to one.
@@ -56,7 +56,7 @@ def confirm(
         nodes: the machines, where there are several; every one runs the same call.
 
     Raises:
-        ArgumentError: the layout is no layout, or not that of the job; or there is no checkpoint to run.
+        ArgumentError: the degrees are wrong or do not fit the job; or there is no checkpoint to run.
         LoadError: the reference names no model.
     """
     world = surrounding()
@@ -73,9 +73,10 @@ def confirm(
     except TwinError as error:
         finding = dy504.no_small_model(str(error))
         return LevelResult("run", time.monotonic() - began, (finding,))
-    with _answering(case, world, timeout, nodes) as ask:
-        result = _result(case, ask(case), timeout)
-        findings = diagnosed(case, result.findings, lambda other: _decided(other, ask(other), timeout))
+    with _runner(case, world, timeout, nodes) as runner:
+        run_case = _one_by_one(runner)
+        result = _result(case, run_case(case), timeout)
+        findings = diagnosed(case, result.findings, lambda other: _decided(other, run_case(other), timeout))
     return LevelResult("run", time.monotonic() - began, written(case, findings), result.measures)
 
 
@@ -84,85 +85,50 @@ def confirm_cases(
 ) -> tuple[LevelResult, ...]:
     """Several cases of the same number of ranks, in one warm group: each case has its own process group in it.
 
-    `timeout` is in seconds, for one case. A case that ends the ranks (one killed, one that never answers) costs a new
+    `timeout` is in seconds, for one case. A case that ends the ranks (one killed, one that does not answer) costs a new
     start for the cases after it. With `diagnose`, what is refuted is run again, as by `confirm`.
 
     With `engine="inprocess"` the ranks are threads of this process: quicker, for cases of twins on the CPU.
     """
     if not cases:
         return ()
-    if engine == "inprocess":
-        return tuple(_written(case, result) for case, result in zip(cases, _in_process(cases, timeout), strict=True))
-    results: list[LevelResult] = []
-    with Ranks(Start(cases[0].tp * cases[0].pp, timeout)) as ranks:
-        ask = _asking(ranks)
-        while len(results) < len(cases):
-            for case, answer in zip(cases[len(results) :], ranks.ask(cases[len(results) :]), strict=False):
-                result = _result(case, answer, timeout)
-                results.append(result)
+    ranks = cases[0].tp * cases[0].pp
+    runner: Runner[Case, CaseResult]
+    runner = ThreadRanks(ranks, timeout) if engine == "inprocess" else TorchrunRanks(Start(ranks, timeout))
+    with runner:
+        ended = zip(cases, runner.run(cases), strict=True)
+        results = [_result(case, case_result, timeout) for case, case_result in ended]
         if diagnose:
-            results = [_diagnosed(case, result, ask, timeout) for case, result in zip(cases, results, strict=True)]
+            run_case = _one_by_one(runner)
+            results = [_diagnosed(case, result, run_case, timeout) for case, result in zip(cases, results, strict=True)]
     return tuple(_written(case, result) for case, result in zip(cases, results, strict=True))
 
 
 def _written(case: Case, result: LevelResult) -> LevelResult:
+    """The result with its findings in the names of the plan's entries."""
     return LevelResult(result.level, result.seconds, written(case, result.findings), result.measures)
 
 
-def _in_process(cases: tuple[Case, ...], timeout: float) -> list[LevelResult]:
-    """One after the other; ranks that did not answer in time are left behind, and new ones go on."""
-    results: list[LevelResult] = []
-    while len(results) < len(cases):
-        with InProcess(cases[0].tp * cases[0].pp) as ranks, suppress(TimeoutError):
-            for case in cases[len(results) :]:
-                began = time.monotonic()
-                results.append(_result(case, Answer({}, timeout, timed_out=True), timeout))
-                outcomes = ranks.check(case, timeout=timeout)
-                results[-1] = _result(case, Answer(outcomes, time.monotonic() - began), timeout)
-    return results
-
-
-def _diagnosed(case: Case, result: LevelResult, ask: Ask, timeout: float) -> LevelResult:
+def _diagnosed(case: Case, result: LevelResult, run_case: RunCase, timeout: float) -> LevelResult:
+    """The result after the plans that `diagnosed` tries for a fix were run as well."""
     began = time.monotonic()
-    findings = diagnosed(case, result.findings, lambda other: _decided(other, ask(other), timeout))
+    findings = diagnosed(case, result.findings, lambda other: _decided(other, run_case(other), timeout))
     return LevelResult("run", result.seconds + time.monotonic() - began, findings, result.measures)
 
 
-@contextmanager
-def _answering(case: Case, world: World | None, timeout: float, nodes: Nodes | None) -> Iterator[Ask]:
-    """What answers one case at a time: the ranks of the job around, or ranks that are started here."""
+def _runner(case: Case, world: World | None, timeout: float, nodes: Nodes | None) -> Runner[Case, CaseResult]:
+    """The ranks of the job around this process, or ranks that are started here."""
     if world is not None:
-        yield _seated(world, timeout)
-        return
-    start = Start(case.tp * case.pp, timeout, nodes or Nodes())
-    with Ranks(start) as ranks:
-        yield _asking(ranks)
+        return JobRanks(world, timeout)
+    return TorchrunRanks(Start(case.tp * case.pp, timeout, nodes or Nodes()))
 
 
-def _asking(ranks: Ranks) -> Ask:
-    return lambda case: next(iter(list(ranks.ask((case,)))))
+def _one_by_one(runner: Runner[Case, CaseResult]) -> RunCase:
+    def run_case(case: Case) -> CaseResult:
+        (case_result,) = runner.run((case,))
+        return case_result
 
-
-def _seated(world: World, timeout: float) -> Ask:
-    """Every rank of the job asks and answers at once, and all hear the same. After a rank was lost, none answers."""
-    adopt(world)
-    seat = Seat(world, timeout=timeout)
-    number = 0
-    kept = True
-
-    def ask(case: Case) -> Answer:
-        nonlocal number, kept
-        began = time.monotonic()
-        outcomes, kept = seat.answer(case, number, heard=_unheard) if kept else ({}, False)
-        number += 1
-        lost = len(outcomes) < world.size
-        return Answer(outcomes, time.monotonic() - began, timed_out=lost, kept=kept)
-
-    return ask
-
-
-def _unheard(_: Outcome) -> None:
-    """In somebody else's job the other ranks hear an outcome through the store, and nobody else needs it."""
+    return run_case
 
 
 def _check_layout(tp: int, pp: int, ep: int, world: World | None) -> None:
@@ -176,33 +142,37 @@ def _check_layout(tp: int, pp: int, ep: int, world: World | None) -> None:
         raise ArgumentError(f"tp {tp} x pp {pp} makes {tp * pp} ranks, but this job has {world.size}.")
 
 
-def _result(case: Case, answer: Answer, timeout: float) -> LevelResult:
-    if len(answer.outcomes) == case.tp * case.pp:
-        measures = measures_of(case, answer.outcomes)
-        return LevelResult("run", answer.seconds, findings_of(case, answer.outcomes), measures)
-    return LevelResult("run", answer.seconds, _incomplete(case, answer, timeout))
+def _result(case: Case, case_result: CaseResult, timeout: float) -> LevelResult:
+    if len(case_result.outcomes) == case.tp * case.pp:
+        measures = measures_of(case, case_result.outcomes)
+        return LevelResult("run", case_result.seconds, findings_of(case, case_result.outcomes), measures)
+    return LevelResult("run", case_result.seconds, _incomplete(case, case_result, timeout))
 
 
-def _decided(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ...] | None:
+def _decided(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...] | None:
     """The findings of one case, or None where it was not decided."""
-    findings = _result(case, answer, timeout).findings
+    findings = _result(case, case_result, timeout).findings
     return None if any(finding.severity is Severity.UNDECIDED for finding in findings) else findings
 
 
-def _allowed(answer: Answer, timeout: float) -> str:
-    """The limit; of ranks that never came, what was waited for them to start too."""
-    return f"{timeout:g} s" if answer.outcomes or answer.seconds < 2 * timeout else f"{answer.seconds:.0f} s"
+def _allowed(case_result: CaseResult, timeout: float) -> str:
+    """The time limit in words; where no rank answered, with the time that the ranks had to start."""
+    return (
+        f"{timeout:g} s"
+        if case_result.outcomes or case_result.seconds < 2 * timeout
+        else f"{case_result.seconds:.0f} s"
+    )
 
 
-def _incomplete(case: Case, answer: Answer, timeout: float) -> tuple[Finding, ...]:
+def _incomplete(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...]:
     """Not every rank answered: a rank's own exception is the first cause, else its death, else the time."""
-    outcomes = answer.outcomes
-    if not outcomes and answer.death is None and not answer.timed_out:
-        return (dy504.no_rank_ran(answer.complaint),)
+    outcomes = case_result.outcomes
+    if not outcomes and case_result.death is None and not case_result.timed_out:
+        return (dy504.no_rank_ran(case_result.launcher_error),)
     failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.failure and not outcome.failure.heard_of}
     if failed:
         return findings_of(case, failed)
-    if answer.death is not None and not answer.timed_out and answer.death.rank not in outcomes:
-        return (dy504.rank_died(str(answer.death), answer.death.words),)
+    if case_result.death is not None and not case_result.timed_out and case_result.death.rank not in outcomes:
+        return (dy504.rank_died(str(case_result.death), case_result.death.words),)
     silent = ", ".join(str(rank) for rank in range(case.tp * case.pp) if rank not in outcomes)
-    return (dy505.no_answer(silent, _allowed(answer, timeout)),)
+    return (dy505.no_answer(silent, _allowed(case_result, timeout)),)

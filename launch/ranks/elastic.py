@@ -1,10 +1,10 @@
-"""The script that `launch.ranks.torchrun` starts: torch's elastic launcher, with the ranks forked after the imports (on a
-GPU they are started afresh: a forked process can use none).
+"""The script that `launch.ranks.torchrun` starts: torch's elastic launcher, with the ranks forked after the imports (with a
+GPU they are spawned: a forked process cannot use CUDA).
 
-Usage: python -P elastic.py DIRECTORY. Reads `start` there; the ranks answer `request-0`, `request-1`, ... as they come,
-with one outcome file per case and rank, and a `ready` file of each that stays for the next, until there is an `end`;
-`deaths.json` says which rank ended, and how.
-It ends itself and all its ranks when its standard input closes: that is when the process that started it is gone.
+Usage: python -P elastic.py DIRECTORY. It reads `start` in the directory; the ranks run `request-0`, `request-1`, ... as these
+files appear, until there is a file `end`. Every rank writes one outcome file for each case, and a `ready` file if it stays for
+the next case; `deaths.json` lists the ranks that died, and how. The launcher ends itself and all its ranks when its standard
+input closes, which it does when the process that started it is gone.
 """
 
 import json
@@ -25,7 +25,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.utils import logging
 
-from shardproof.launch.ranks.rank import Seat, surrounding
+from shardproof.launch.processes.first_cause import last_line
+from shardproof.launch.ranks.rank import RankSlot, surrounding
 from shardproof.launch.ranks.request import Request, Start, read_request, read_start
 from shardproof.verify.run.outcome import Outcome
 
@@ -67,27 +68,25 @@ def _config(start: Start, directory: Path) -> LaunchConfig:
 def _last_words(directory: Path, local_rank: int) -> str:
     """The last line that a rank wrote to its standard error: of one that raised, the exception."""
     logs = sorted((directory / "logs").glob(f"*/attempt_*/{local_rank}/stderr.log"))
-    lines = [line.strip() for log in logs[-1:] for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    fatal = [line for line in lines if line.startswith("Fatal Python error")]  # what follows is every thread's stack
-    return (fatal or lines or [""])[-1]
+    return last_line(logs[-1]) if logs else ""
 
 
 def serve(directory: str) -> None:
-    """One rank: every case in turn; the rank leaves where another has not answered, since the group is then lost."""
+    """One rank: it runs every case, and exits where another rank has not answered, since the group is then lost."""
     for inherited in (signal.SIGTERM, signal.SIGINT):  # the launcher's handlers came with the fork; a rank just ends
         signal.signal(inherited, signal.SIG_DFL)
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     world = surrounding()
     assert world is not None, "torch's launcher sets RANK and WORLD_SIZE"
-    seat = Seat(world, timeout=read_start(Path(directory)).timeout)
+    slot = RankSlot(world, timeout=read_start(Path(directory)).timeout)
     for request in _requests(Path(directory)):
         for number, case in enumerate(request.cases, request.first):
             path = Path(directory) / f"outcome-{number}-{world.rank}.json"
-            outcomes, kept = seat.answer(case, number, heard=partial(_write, path))
+            outcomes, together = slot.run(case, number, write=partial(_write, path))
             if world.local_rank == 0:
                 _write_of_other_nodes(Path(directory), number, outcomes)
-            if kept:
+            if together:
                 (Path(directory) / f"ready-{number}-{world.rank}").touch()
             else:
                 sys.stdout.flush()
@@ -108,7 +107,7 @@ def _requests(directory: Path) -> Iterator[Request]:
 
 
 def _write_of_other_nodes(directory: Path, number: int, outcomes: dict[int, Outcome]) -> None:
-    """The process that asked reads its own machine's files only."""
+    """The process that wrote the request reads files of its own machine only."""
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     first = int(os.environ["GROUP_RANK"]) * local
     for rank, outcome in outcomes.items():
@@ -117,7 +116,7 @@ def _write_of_other_nodes(directory: Path, number: int, outcomes: dict[int, Outc
 
 
 def _write(path: Path, outcome: Outcome) -> None:
-    """Whole or not at all."""
+    """Atomically, since the file is read as soon as it is there."""
     part = path.with_suffix(".part")
     part.write_text(outcome.dumps())
     part.rename(path)

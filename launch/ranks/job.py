@@ -1,4 +1,4 @@
-"""Where ranks are: whether this process is one of a job that somebody else started, and on which machines ours run."""
+"""The torchrun or Slurm job around this process, if there is one, and the machines of ranks that are started here. No torch."""
 
 import os
 from collections.abc import Mapping
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """This process in its job. Only the first rank speaks."""
+    """This process in its job. Only the first rank prints."""
 
     number: int
     world: int
 
     @property
-    def speaks(self) -> bool:
-        """Whether this rank prints."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which prints."""
         return self.number == 0
 
 
 def this_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
-    """The rank that this process is; None where it is alone.
+    """This process as a rank of its job; None where there is no job.
 
-    The same answer as `launch.ranks.rank.surrounding`, which needs torch; here a wrong option can be told in no time. Of a
-    Slurm job only a step with several tasks counts: its batch script has a rank too, and is alone.
+    The same as `launch.ranks.rank.surrounding`, without torch, so that wrong options are reported at once. In a Slurm job only a
+    step with several tasks counts: the batch script has a rank as well, but no peers.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return Rank(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
@@ -33,7 +33,7 @@ def this_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The machines of one group of ranks: how many, which of them this is, and `host:port` where they meet."""
+    """The machines of one group of ranks: how many, the number of this one from 0, and `host:port` of the rendezvous."""
 
     count: int = 1
     this: int = 0

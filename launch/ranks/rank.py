@@ -1,8 +1,7 @@
-"""One rank: joining a process group, answering cases in it, and hearing what the other ranks answered.
+"""One rank: it joins a process group, runs cases in it, and reads the outcomes of the other ranks.
 
-Ranks speak through the store of the rendezvous, not through collectives: a rank that failed can still be heard, and
-nobody
-waits for it in vain.
+Outcomes travel through the store of the rendezvous, not through collectives: the outcome of a rank that failed can still be
+read, and no rank waits for it in vain.
 """
 
 import os
@@ -23,11 +22,9 @@ from shardproof.verify.run.worker import check
 from shardproof.verify.stages.case import Case
 
 GRACE = 5.0
-"""Seconds a failed rank waits to hear whether the others failed too, before it ends the group."""
-
-
+"""Seconds that the other ranks get to answer once a rank has failed."""
 PATIENCE = 0.8
-"""Share of a case's time that a collective may wait: a rank that waits in vain can then still say so in time."""
+"""Share of a case's time limit that a collective may wait: a rank that waits in vain can then still report that in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +40,7 @@ class World:
 def surrounding(environment: Mapping[str, str] = os.environ) -> World | None:
     """The torchrun or Slurm job that this process was started in, or None.
 
-    Of a Slurm job only a step with several tasks counts (`srun`): the batch script itself also has a rank, but is
-    alone.
+    In a Slurm job only a step with several tasks counts (`srun`): the batch script has a rank as well, but no peers.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
@@ -57,8 +53,8 @@ def surrounding(environment: Mapping[str, str] = os.environ) -> World | None:
     return None
 
 
-def adopt(world: World) -> None:
-    """Give a Slurm task the variables that torch reads; under torchrun they are there already."""
+def set_torch_variables(world: World) -> None:
+    """Set the variables that torch reads in a Slurm task; under torchrun they are set already."""
     found = {
         "RANK": str(world.rank),
         "WORLD_SIZE": str(world.size),
@@ -71,7 +67,7 @@ def adopt(world: World) -> None:
 
 
 def device_and_backend(world: World) -> tuple[torch.device, str]:
-    """nccl where each rank has a GPU of its own, gloo on copies where ranks share one, gloo on the CPU."""
+    """The device of this rank, and nccl where each rank has a GPU, gloo on copies where ranks share one, gloo on the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), "gloo"
     own = torch.cuda.device_count() >= world.local_size
@@ -81,8 +77,8 @@ def device_and_backend(world: World) -> tuple[torch.device, str]:
     return torch.device("cuda", index), "nccl" if own else shared_gpu.register()
 
 
-class Seat:
-    """This process's place among the ranks: a store for talk, and a fresh process group for each case."""
+class RankSlot:
+    """This process as one of the ranks: the store that they share, and a fresh process group for each case."""
 
     def __init__(self, world: World, *, timeout: float) -> None:
         self.world = world
@@ -92,10 +88,11 @@ class Seat:
         self.store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=self.timeout))
         self.store.set_timeout(self.timeout)
 
-    def answer(self, case: Case, number: int, *, heard: Callable[[Outcome], None]) -> tuple[dict[int, Outcome], bool]:
-        """Check one case, tell the others, and give what every rank answered and whether all ranks stay together.
+    def run(self, case: Case, number: int, *, write: Callable[[Outcome], None]) -> tuple[dict[int, Outcome], bool]:
+        """Run one case; give the outcomes by rank, and whether all ranks stay together for another case.
 
-        `heard` gets this rank's own outcome before anything is waited for. A rank that never answers is absent.
+        `number` is the same on every rank, and of no other case of this job. `write` gets this rank's own outcome before the
+        others are waited for. A rank that does not answer in time is absent.
         """
         store = PrefixStore(f"case{number}", self.store)
         dist.init_process_group(
@@ -105,33 +102,33 @@ class Seat:
         with quiet():
             mine = check(case, rank=self.world.rank, device=self.device)
         mine = replace(mine, cpu_seconds=time.process_time() - began)
-        heard(mine)
+        write(mine)
         store.set(f"outcome{self.world.rank}", mine.dumps())
         outcomes = self._gather(store, mine)
-        kept = self._all_stay(store, complete=len(outcomes) == self.world.size)
-        if kept:
+        together = self._stay_together(store, complete=len(outcomes) == self.world.size)
+        if together:
             dist.destroy_process_group()
-        return outcomes, kept
+        return outcomes, together
 
     def _gather(self, store: Store, mine: Outcome) -> dict[int, Outcome]:
         """Every rank's outcome; once any rank has failed, the others get `GRACE` seconds to answer."""
         outcomes = {self.world.rank: mine}
         end = time.monotonic() + self.timeout.total_seconds()
-        hurried = False
+        shortened = False
         while len(outcomes) < self.world.size and time.monotonic() < end:
-            if not hurried and any(outcome.failure for outcome in outcomes.values()):
-                hurried, end = True, min(end, time.monotonic() + GRACE)
+            if not shortened and any(outcome.failure for outcome in outcomes.values()):
+                shortened, end = True, min(end, time.monotonic() + GRACE)
             for rank in range(self.world.size):
                 if rank not in outcomes and store.check([f"outcome{rank}"]):
                     outcomes[rank] = outcome_from(store.get(f"outcome{rank}").decode())
             time.sleep(0.01)
         return outcomes
 
-    def _all_stay(self, store: Store, *, complete: bool) -> bool:
-        """One decision for all ranks: together where each has heard all others, apart where one has given up waiting.
+    def _stay_together(self, store: Store, *, complete: bool) -> bool:
+        """One decision for all ranks: true where each has all outcomes, false where one has given up waiting.
 
-        The store takes the first of the two words: a rank that gave up an instant before the last answer leaves, and the
-        others then know.
+        The store keeps the first of the two decisions: where a rank gives up just before the last outcome comes, the others read
+        that it left.
         """
         if complete and store.add("complete", 1) == self.world.size:
             store.compare_set("fate", "", "together")

@@ -1,4 +1,4 @@
-"""What ranks are asked, as files: how they are started, the cases, and the modules that cases need to unpickle."""
+"""The files that ranks read: how the group is started, the cases, and the modules that the cases need to unpickle."""
 
 import importlib
 import importlib.util
@@ -31,29 +31,29 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Cases to be answered one after the other; `first` numbers the first of them in the life of the group."""
+    """Cases to be run one after the other; `first` is the number of the first of them, counted from the start of the group."""
 
     cases: tuple[Case, ...]
     first: int
 
 
 def write_start(directory: Path, start: Start) -> None:
-    """Into the directory, which only this user can read."""
+    """Write how a group is started into its directory, which only this user can read."""
     (directory / "start").write_bytes(pickle.dumps(start))
 
 
 def read_start(directory: Path) -> Start:
-    """As written by the process that started this one; its pickles are no more foreign than its own code."""
+    """Read what `write_start` wrote. The pickle is trusted: the process that started this one wrote it."""
     found = pickle.loads((directory / "start").read_bytes())
     assert isinstance(found, Start)
     return found
 
 
 def write_request(directory: Path, number: int, request: Request) -> None:
-    """The `number`th request of a group; whole or not at all, since the ranks wait for it.
+    """Write the `number`th request of a group, atomically, since the ranks wait for it.
 
     Raises:
-        LoadError: a case is of classes that no other process finds.
+        LoadError: another process cannot import the classes of a case.
     """
     modules = {name: _file(name) for case in request.cases for name in _modules(case)}
     part = directory / f"request-{number}.part"
@@ -81,7 +81,8 @@ def read_request(directory: Path, number: int) -> Request | None:
 
 
 def _modules(case: Case) -> list[str]:
-    """Of a file given by path, none: what was loaded reads its reference again when it unpickles."""
+    """The modules of the case's classes; none for a file given by path, since a loaded model reads its reference again when it
+    unpickles."""
     kinds = (type(case.loaded.config), case.loaded.model_class, type(case.staging.faults))
     names = [kind.__module__ for kind in kinds]
     return [name for name in names if not name.startswith(FILE_PACKAGE)]
@@ -93,14 +94,13 @@ def _file(name: str) -> str | None:
 
 
 def _import(name: str, file: str | None) -> None:
-    """By its name, or where no import finds it (a file given by path, a script) from its file, under that name."""
-    if name != "__main__":
-        try:
-            importlib.import_module(name)
-            return
-        except ImportError:
-            if file is None:
-                raise
+    """Import a module by its name where that finds the same file, else from its file, under that name.
+
+    A file given by path and a script are found by no name; another module of that name may lie on the path.
+    """
+    if name != "__main__" and (file is None or _is_found_by_name(name, Path(file))):
+        importlib.import_module(name)
+        return
     if file is None:
         raise ImportError(f"module {name} has no file to import on the ranks")
     spec = importlib.util.spec_from_file_location("__mp_main__" if name == "__main__" else name, file)
@@ -108,3 +108,11 @@ def _import(name: str, file: str | None) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+
+
+def _is_found_by_name(name: str, file: Path) -> bool:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file.resolve()

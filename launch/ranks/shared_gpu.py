@@ -1,8 +1,8 @@
-"""A backend for ranks that share a GPU: gloo, on copies of the tensors in the processor's memory.
+"""A backend for ranks that share a GPU: gloo, on copies of the tensors on the CPU.
 
-NCCL refuses two ranks on one GPU. Gloo takes GPU tensors, but not everywhere: sending and receiving read the GPU's memory as if
-it were the processor's, and waiting for a gather that was started in the background ends the process (seen with torch 2.11).
-Copies are slower and always right, which is all that a check asks for.
+NCCL refuses two ranks on one GPU. Gloo takes GPU tensors, but not everywhere: send and receive read GPU memory as if it were
+host memory, and waiting for an asynchronous gather ends the process (seen with torch 2.11). Copies are slower and always right,
+which is enough for a check.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ _COLLECTIVES = (
     *("all_gather_single", "all_gather_single_coalesced", "all_to_all_single"),
     *("reduce_scatter_single", "reduce_scatter_single_coalesced"),
 )
-"""What torch asks of a group with tensors, in its versions' spellings; those that it knows are taken."""
+"""The methods of a process group that take tensors, by their names in several versions of torch; missing ones are skipped."""
 _Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
-class _Options(Protocol):
-    """Of what torch tells a backend about a new group, what is needed here."""
+class _GroupOptions(Protocol):
+    """The part of torch's options for a new process group that is needed here."""
 
     store: Store
     group_id: str
@@ -39,7 +39,7 @@ class _Options(Protocol):
 
 
 class _Copied(Work):
-    """A collective on copies: what they hold in the end is written back where it is waited for."""
+    """A collective on copies; `wait` copies the results back."""
 
     def __init__(self, work: Work, pairs: list[_Pair]) -> None:
         super().__init__()
@@ -54,9 +54,9 @@ class _Copied(Work):
 
 
 class _Staged(ProcessGroup):
-    """A process group that answers with another one of the processor's tensors."""
+    """A process group that runs its collectives in a gloo group, on copies of the tensors on the CPU."""
 
-    def __init__(self, options: _Options, gloo: ProcessGroup) -> None:
+    def __init__(self, options: _GroupOptions, gloo: ProcessGroup) -> None:
         super().__init__(options.group_rank, options.group_size)  # type: ignore[call-arg]  # torch's stub leaves it out
         self.named, self.gloo = GroupName(options.group_id), gloo
 
@@ -91,7 +91,7 @@ for _name in _COLLECTIVES:
         setattr(_Staged, _name, _collective(_name))
 
 
-def _created(options: _Options, _: object) -> _Staged:
+def _created(options: _GroupOptions, _: object) -> _Staged:
     place = (options.store, options.group_rank, options.group_size)
     group = ProcessGroup(*place)
     gloo = ProcessGroupGloo(*place, options.timeout)
@@ -100,7 +100,7 @@ def _created(options: _Options, _: object) -> _Staged:
 
 
 def register() -> str:
-    """Make the backend known to torch; its name."""
+    """Register the backend with torch, once; returns its name."""
     if STAGED not in Backend.backend_list:
         Backend.register_backend(STAGED, _created, extended_api=True, devices=["cpu", "cuda"])
     return STAGED

@@ -1,12 +1,17 @@
-"""What a misspelt name was probably meant to be."""
+"""Names: what a misspelt one was probably meant to be, and lists of them in a sentence."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
+def nearest_names(word: str, known: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """At most `count` of the known names that are like `word`, the likest first; `cutoff` is the least likeness, 0 to 1."""
+    return difflib.get_close_matches(word, [str(name) for name in known], n=count, cutoff=cutoff)
+
+
 def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
-    """A sentence, with a space before it, that names the nearest of `known`; empty where nothing is near."""
-    found = difflib.get_close_matches(word, [str(name) for name in known], n=count, cutoff=0.6)
+    """` Did you mean a or b?`, with a space before it; empty where no known name is like `word`."""
+    found = nearest_names(word, known, count=count)
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 

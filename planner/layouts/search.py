@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.layouts.balance import Costs, Room, balance
 from shardproof.planner.layouts.cost import (
@@ -92,8 +93,7 @@ def _choice(facts: Facts, layout: Layout, machine: Machine, load: Load) -> Choic
 
 
 def _too_full(weights: float, activations: float, machine: Machine) -> str:
-    gib = 2**30
-    return f"memory: about {(weights + activations) / gib:.1f} GiB a rank, of {machine.memory / gib:.1f} GiB"
+    return f"memory: about {format_bytes(weights + activations)} a rank, of {format_bytes(machine.memory)}"
 
 
 def _stages(bounds: Sequence[int], depth: int) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """Import weight: help, explanations and reading a report must answer in well under a second, so torch stays out."""
 
+import inspect
 import resource
 import subprocess
 import sys
@@ -7,21 +8,15 @@ from importlib import import_module
 
 import pytest
 
+import shardproof
+
 MODULES = [
-    *(
-        "planner",
-        "shardproof.planner.ir.graph",
-        "shardproof.planner.ir.plan",
-        "shardproof.planner.ir.styles",
-        "shardproof.planner.propagation.rules.registry",
-    ),
-    *(
-        "verify",
-        "shardproof.verify.report.report",
-        "launch",
-        "shardproof.launch.cli",
-        "shardproof.launch.pytest_plugin",
-    ),
+    "shardproof",
+    "shardproof.planner.ir.graph",
+    "shardproof.planner.propagation.rules.registry",
+    "shardproof.verify.report.report",
+    "shardproof.launch.cli",
+    "shardproof.launch.pytest_plugin",
 ]
 HEAVY = ("torch", "transformers")
 REPORT = f"import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
@@ -70,12 +65,17 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.parametrize(
-    ("package", "name"), [("planner", "suggest"), ("verify", "prove"), ("verify", "check"), ("launch", "confirm")]
-)
-def test_what_a_package_exports_is_not_hidden_by_its_modules(package: str, name: str) -> None:
-    """The name is the function, first, and again after its module was imported; and the package lists it."""
-    exported = getattr(import_module(package), name)
-    assert callable(exported)
-    assert name in import_module(package).__all__
-    assert getattr(import_module(package), name) is exported
+PUBLIC = [name for name in shardproof.__all__ if name[0].islower()]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_function_is_not_hidden_by_a_module_of_its_name(name: str) -> None:
+    """`shardproof.suggest` is the function, also after every module of the package was imported."""
+    for package in ("planner.inference.suggest", "planner.loading.load", "verify.proof.prove", "verify.clients.check"):
+        import_module(f"shardproof.{package}")
+    assert inspect.isfunction(getattr(shardproof, name))
+    assert getattr(shardproof, name).__module__ == "shardproof"
+
+
+def test_every_public_class_is_found() -> None:
+    assert all(inspect.isclass(getattr(shardproof, name)) for name in shardproof.__all__ if name not in PUBLIC)

@@ -1,9 +1,11 @@
-"""What is shipped: the three packages with their type marker and licence, and nothing of the tests or examples."""
+"""What is shipped: one import package with its type marker and licence, and nothing of the tests, benchmarks or examples."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,36 +15,55 @@ from tests.readme import README, set_up_commands
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names of the files in a wheel built from a copy of the sources."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, with the links as links."""
+    folder = tmp_path_factory.mktemp("sources")
+    skipped = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    for name in ("src", "planner", "verify", "launch", "tests", "benchmarks", "examples"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=skipped)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    """A wheel built from the copy."""
     folder = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    if not tracked:
-        tracked = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if ".venv" not in path.parts]
-    for name in filter(lambda name: (ROOT / name).is_file(), tracked):
-        target = folder / "source" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((ROOT / name).read_bytes())
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(folder / "source"),
-    ]
-    subprocess.run(build, check=True, capture_output=True)
+    command = ("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(sources))
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
     (made,) = folder.glob("*.whl")
-    return zipfile.ZipFile(made).namelist()
+    with zipfile.ZipFile(made) as opened:
+        yield opened
 
 
-def test_the_wheel_holds_the_three_packages_only(wheel: list[str]) -> None:
-    tops = {name.split("/")[0] for name in wheel}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"planner", "verify", "launch"}
-    assert {f"{package}/py.typed" for package in ("planner", "verify", "launch")} <= set(wheel)
-    assert any(name.endswith("licenses/LICENSE") for name in wheel)
+def test_the_wheel_holds_one_import_package(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert {top for name in names if not (top := name.split("/")[0]).endswith(".dist-info")} == {"shardproof"}
+    assert "shardproof/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_links_to_the_three_folders_are_files_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    """Every tracked module and template is there, and no entry is a link."""
+    packed = {name for name in wheel.namelist() if name.startswith("shardproof/")}
+    ours = [ROOT / folder for folder in ("planner", "verify", "launch")]
+    files = [path for folder in ours for suffix in ("*.py", "*.jinja") for path in folder.rglob(suffix)]
+    assert {f"shardproof/{path.relative_to(ROOT).as_posix()}" for path in files} <= packed
+    assert [entry.filename for entry in wheel.infolist() if (entry.external_attr >> 16) & 0o170000 == 0o120000] == []
+
+
+def test_an_editable_install_puts_src_alone_on_the_path(sources: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from setuptools.build_meta import build_editable\n"
+        "os.chdir(sys.argv[1]); build_editable(sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(sources), str(tmp_path)], check=True, capture_output=True)
+    (made,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(made) as opened:
+        (path,) = [name for name in opened.namelist() if ".dist-info/" not in name]
+        assert path.endswith(".pth")
+        assert opened.read(path).decode().split() == [str(sources / "src")]
 
 
 def test_every_direct_dependency_is_bounded_and_pinned() -> None:

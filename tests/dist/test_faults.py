@@ -20,10 +20,10 @@ from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan
 from tests.dist.faulty import Fault, faulty
+from tests.gate import PATH, ROOT
 from shardproof.verify.stages.case import Case
 
 pytestmark = pytest.mark.timeout(400)
-ROOT = Path(__file__).parents[2]
 
 
 def left_over() -> set[str]:
@@ -92,7 +92,7 @@ def test_nothing_stays_when_the_command_is_ended(number: signal.Signals, tmp_pat
         "from tests.dist.test_faults import llama_plan;"
         "confirm(faulty(Fault.LOOPS), llama_plan(), tp=2, timeout=100)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": PATH})
     wait_until(lambda: list(tmp_path.glob("shardproof-*/logs/*/*/1")) != [], seconds=60)
     process.send_signal(number)
     process.wait(30)

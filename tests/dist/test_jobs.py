@@ -4,12 +4,12 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.gate import PATH
+
 pytestmark = pytest.mark.timeout(200)
-ROOT = Path(__file__).parents[2]
 COMMAND = "from shardproof.launch.cli import main; main()"
 
 
@@ -17,7 +17,7 @@ def started(*arguments: str, **more: str) -> subprocess.Popen[str]:
     """A Python process that sees this checkout, with more in its environment."""
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | more,
+        env=os.environ | {"PYTHONPATH": PATH} | more,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -26,6 +26,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 import shardproof.launch.cli
+from tests.gate import PATH
 from tests.readme import README, console_sessions, matches
 
 DOCS = README.parent / "docs"
@@ -50,7 +51,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder for one page; what Python imports from it is forgotten again, and ranks find this project."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("PYTHONPATH", f"{README.parent}{os.pathsep}{tmp_path}")
+    monkeypatch.setenv("PYTHONPATH", f"{PATH}{os.pathsep}{tmp_path}")
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
     yield tmp_path

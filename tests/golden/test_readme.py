@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.gate import PATH
 from tests.readme import README, console_sessions, matches
 
 EXAMPLES = README.parent / "examples"
@@ -55,6 +56,6 @@ def test_a_command_of_the_readme_prints_what_is_shown(command: str, shown: str) 
 )
 def test_an_example_runs(arguments: list[str]) -> None:
     run = [sys.executable, *arguments]
-    path = {**os.environ, "PYTHONPATH": str(README.parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    path = {**os.environ, "PYTHONPATH": PATH, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(run, cwd=EXAMPLES, env=path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,20 +10,20 @@ from types import MappingProxyType
 
 import pytest
 
-import shardproof.launch.commands.levels as climbing
 import shardproof.launch.commands.suggest as suggesting
 import shardproof.launch.commands.verify as verifying
+import shardproof.launch.commands.verify_levels as climbing
 from shardproof.launch.cli import run
-from shardproof.launch.commands.model import read_plan
-from shardproof.launch.commands.verification import Layout, layout
+from shardproof.launch.commands.read_inputs import read_plan
+from shardproof.launch.commands.verify_request import RunLayout, run_layout
 from shardproof.launch.ranks.job import Rank, this_rank
 from shardproof.launch.result import EXIT_CODES, MisuseError
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.verify.report.report import LevelResult
+from tests.gate import PATH, ROOT
 
-ROOT = Path(__file__).parents[2]
 RIGHT = Finding("TP205", Severity.WARNING, "right, but")
 WRONG = Finding("DY501", Severity.ERROR, "the logits differ")
 OPEN = Finding("TP210", Severity.UNDECIDED, "no rule")
@@ -43,7 +43,7 @@ def plan(
         text=True,
         cwd=cwd,
         timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(job or {}),
+        env=os.environ | {"PYTHONPATH": PATH} | dict(job or {}),
         check=False,
     )
 
@@ -129,7 +129,7 @@ def test_proved_then_refuted_is_our_bug(levels: Callable[..., list[str]], capsys
 )
 def test_a_killed_rank_or_a_client_contradicts_nothing(levels: Callable[..., list[str]], found: Finding) -> None:
     levels((), (found,))
-    results = climbing._contradiction_named((LevelResult("proof", 0.0), LevelResult("run", 0.0, (found,))))
+    results = climbing._with_contradiction((LevelResult("proof", 0.0), LevelResult("run", 0.0, (found,))))
     assert results[1].findings == (found,)
 
 
@@ -184,22 +184,22 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
 @pytest.mark.parametrize(
     ("tp", "pp", "ranks", "wanted"),
     [
-        (None, None, None, Layout(2, 1)),
-        (None, 2, None, Layout(1, 2)),
-        (4, None, None, Layout(4, 1)),
-        (2, 2, None, Layout(2, 2)),
-        (None, None, 4, Layout(4, 1)),
-        (None, 2, 4, Layout(2, 2)),
-        (2, 2, 4, Layout(2, 2)),
+        (None, None, None, RunLayout(2, 1)),
+        (None, 2, None, RunLayout(1, 2)),
+        (4, None, None, RunLayout(4, 1)),
+        (2, 2, None, RunLayout(2, 2)),
+        (None, None, 4, RunLayout(4, 1)),
+        (None, 2, 4, RunLayout(2, 2)),
+        (2, 2, 4, RunLayout(2, 2)),
     ],
 )
-def test_degrees(tp: int | None, pp: int | None, ranks: int | None, wanted: Layout) -> None:
-    assert layout(tp, pp, ranks=ranks) == wanted
+def test_degrees(tp: int | None, pp: int | None, ranks: int | None, wanted: RunLayout) -> None:
+    assert run_layout(tp, pp, ranks=ranks) == wanted
 
 
 def test_degrees_that_do_not_fill_the_job() -> None:
     with pytest.raises(MisuseError, match="tp 2 needs 2 ranks, and this job has 4"):
-        layout(2, None, ranks=4)
+        run_layout(2, None, ranks=4)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_ctrl_c_in_a_late_import_of_transformers(monkeypatch: Patch, capsys: Cap
         except KeyboardInterrupt as stop:
             raise ModuleNotFoundError("Could not import module 'PreTrainedModel'") from stop
 
-    monkeypatch.setattr("shardproof.launch.commands.verify.answer", lambda *_, **__: interrupted())
+    monkeypatch.setattr("shardproof.launch.commands.verify.verify_plan", lambda *_, **__: interrupted())
     assert run(["verify", "llama", "-q"]) == 130
     assert capsys.readouterr().err == "plan: interrupted.\n"
 
@@ -447,4 +447,4 @@ def test_without_a_command_there_is_help(arguments: list[str], capsys: Captured)
 
 def test_a_place_to_meet_is_a_host_and_a_port(capsys: Captured) -> None:
     assert run(["verify", "llama", "--nnodes", "2", "--rdzv-endpoint", "first-machine"]) == 2
-    assert "--rdzv-endpoint first-machine is no HOST:PORT" in capsys.readouterr().err
+    assert "--rdzv-endpoint first-machine is not HOST:PORT" in capsys.readouterr().err

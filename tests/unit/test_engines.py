@@ -13,9 +13,10 @@ import transformers
 
 from benchmarks.engines.families import family
 from benchmarks.engines.rows import Answer, Row, read_rows, write_row
-from shardproof.launch.clients.checkpoint import HEAD_DIMS, LATENT, OF_EXPERTS, servable, write_checkpoint
+from shardproof.launch.clients.checkpoint import EXPERT_MULTIPLE, HEAD_DIMS, LATENT, servable, write_checkpoint
 from shardproof.launch.clients.confirm import with_other_code
-from shardproof.launch.clients.serving import PROMPTS, Served, difference
+from shardproof.launch.clients.vllm_engine import PROMPTS, Served, difference
+from shardproof.launch.processes.first_cause import PEER_ERRORS
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.loading.config_fields import head_width
 from shardproof.planner.loading.load import load
@@ -35,7 +36,7 @@ def case(
 
     monkeypatch.setattr(vllm_session, "_served", served)
     monkeypatch.setattr(vllm_session, "GRACE", 2.0)
-    return vllm_session.serve_case(CASE, {"timeout": 30.0})
+    return vllm_session.serve_case(CASE, {"timeout": 30.0, "peer_errors": PEER_ERRORS})
 
 
 def raises(error: Exception, after: float = 0.0) -> Callable[[], object]:
@@ -85,7 +86,7 @@ def test_a_servable_twin_has_no_window_that_the_model_does_not_feel() -> None:
 def test_a_servable_twin_has_the_widths_of_experts_and_of_latent_attention() -> None:
     text = servable(load("deepseek_v3"), tp=2, pp=2).config.get_text_config()
     assert {name: getattr(text, name) for name in LATENT} == LATENT
-    assert text.hidden_size % OF_EXPERTS == 0
+    assert text.hidden_size % EXPERT_MULTIPLE == 0
 
 
 def test_a_checkpoint_with_code_names_its_base_model(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedConfig
 
 from shardproof.launch.cli import run
-from shardproof.launch.output.layouts import commands
+from shardproof.launch.output.layouts_text import commands
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.layouts.cost import Facts, Kept, Load, Machine, Parameter, Per, RankTraffic, Traffic, held, sent
@@ -251,7 +251,7 @@ def test_a_plan_that_is_wrong_is_not_mended_by_memory(tmp_path: Path, capsys: Ca
             ["--devices", "4", "--memory", "lots"],
             "a size is a number with a unit, such as 80GiB or 450GB/s, not 'lots'",
         ),
-        (["--devices", "4", "--memory", "80GiB", "--nodes", "3"], "4 devices do not lie evenly in 3 nodes"),
+        (["--devices", "4", "--memory", "80GiB", "--nodes", "3"], "4 devices do not divide evenly over 3 nodes"),
     ],
 )
 def test_misuse(arguments: list[str], sentence: str, capsys: Captured) -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, build, load
-from tests.gate import ROOT
+from tests.gate import PATH
 
 CUSTOM = """
 import torch
@@ -321,7 +321,7 @@ def test_a_model_of_a_file_pickles_to_a_process_that_never_saw_it(
     loaded.config.width = 28
     (tmp_path / "pickled").write_bytes(pickle.dumps(loaded))
     code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).config.width)"
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", PATH)
     run = [sys.executable, "-c", code, str(tmp_path / "pickled")]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "28\n"
 

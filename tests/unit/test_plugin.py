@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from shardproof.launch.cli import run
-from shardproof.launch.commands.installed import _fits
-
-ROOT = Path(__file__).parents[2]
+from shardproof.launch.commands.doctor import _fits
+from tests.gate import PATH
 
 TESTS = """
 def test_right(shardproof):
@@ -32,7 +31,7 @@ def test_one_line_for_a_model(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(tmp_path)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env=os.environ | {"PYTHONPATH": PATH, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=240,

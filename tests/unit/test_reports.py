@@ -14,14 +14,15 @@ import jsonschema
 import pytest
 
 from shardproof.launch.cli import run
-from shardproof.launch.output.reports import Drawing, balanced, shown
+from shardproof.launch.output.report_formats import Drawing, balanced, format_report
 from shardproof.launch.result import ReportFormat
+from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation, Group, Member, Tie
 from shardproof.planner.ir.findings import Finding, Place, Severity, Source
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import build, load
-from shardproof.verify.report.drawing import Box, Picture, Stage
-from shardproof.verify.report.formats.html import report_html, size
+from shardproof.verify.report.drawing import Box, DrawnStage, Picture
+from shardproof.verify.report.formats.html import report_html
 from shardproof.verify.report.formats.sarif import report_sarif
 from shardproof.verify.report.picture import picture
 from shardproof.verify.report.report import LevelResult, Report
@@ -36,7 +37,7 @@ LAYERS = tuple(
     )
     for n in range(3)
 )
-DRAWN = Picture((Box("m", "List", "", (), 0, 0, ()), *LAYERS), (Stage("m.* 0 to 2", ("embed",), 3072),), 2, 1)
+DRAWN = Picture((Box("m", "List", "", (), 0, 0, ()), *LAYERS), (DrawnStage("m.* 0 to 2", ("embed",), 3072),), 2, 1)
 
 
 def schema() -> dict[str, object]:
@@ -69,7 +70,7 @@ def test_sarif_is_valid(found: tuple[Finding, ...], plan_file: str | None) -> No
 
 
 def test_a_finding_is_where_its_source_line_is() -> None:
-    made = json.loads(report_sarif(report(WRONG), located=lambda name: f"src/{name}"))
+    made = json.loads(report_sarif(report(WRONG), relative_path=lambda name: f"src/{name}"))
     ((result,),) = (ran["results"] for ran in made["runs"])
     (location,) = result["locations"]
     assert location["physicalLocation"] == {
@@ -146,9 +147,12 @@ def test_the_cut_of_a_page_minds_what_stands_before_the_layers() -> None:
     assert list(balanced(3)([10, 10], 0, 0)) == [0, 1]
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (17, "17 B"), (3 << 20, "3.0 MiB"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")],
+)
 def test_sizes(count: int, text: str) -> None:
-    assert size(count) == text
+    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize("form", ["text", "json", "sarif", "html"])
@@ -267,7 +271,7 @@ def test_stages_are_shown_against_the_even_split() -> None:
     """gemma2's table is as large as ten layers, so equally many layers are no balance."""
     model = build(load("gemma2"))
     drawing = Drawing(model, carried_plan(load("gemma2"), model), 1, 4, lambda: None)
-    text = shown(Report("gemma2", ()), ReportFormat.TEXT, layout="pp 4", drawing=drawing)
+    text = format_report(Report("gemma2", ()), ReportFormat.TEXT, layout="pp 4", drawing=drawing)
     lines = [line.strip() for line in text.splitlines()]
     assert "stages  model.layers 0 to 2    3.1 GiB" in lines
     assert "the fullest            3.1 GiB; split evenly 4.2 GiB" in lines

@@ -9,7 +9,7 @@ from shardproof.planner.inference.source_edits import unfix_views
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.explanation import Explanation, Patch
 from shardproof.planner.ir.findings import Source
-from shardproof.verify.report.formats.explanation import explanation_json, explanation_text, size
+from shardproof.verify.report.formats.explanation import explanation_json, explanation_text
 
 ODD = "tests.zoo.odd_models"
 
@@ -91,8 +91,3 @@ def test_text_and_json_say_the_same(baked: Explanation) -> None:
 def test_a_patch_that_was_not_tried_says_so() -> None:
     text = explanation_text(Explanation(patches=(Patch("Change it.", ("a.b",), "--- a\n+++ b\n", tried=False),)))
     assert text.startswith("patch for a.b; not tried")
-
-
-@pytest.mark.parametrize(("count", "shown"), [(17, "17 B"), (2048, "2 KiB"), (3 << 20, "3 MiB"), (5 << 31, "10 GiB")])
-def test_sizes_are_read_easily(count: int, shown: str) -> None:
-    assert size(count) == shown

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardproof.launch.authoring.rewrite import diff, rewrite, undo
-from shardproof.launch.authoring.write import write_plan
+from shardproof.launch.authoring.plan_attributes import write_plan
+from shardproof.launch.authoring.source_files import diff, rewrite, undo
 from shardproof.launch.cli import run
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, TpEntry
@@ -182,7 +182,7 @@ def test_a_plan_that_something_else_overrules_is_taken_back(
     file.write_text(source)
     assert run(["suggest", "custom_model.py:ComboForCausalLM", "--write", "--quiet"]) == 2
     out, err = capsys.readouterr()
-    assert "nothing was changed, because with the plan written ComboConfig.base_model_tp_plan is set once more" in err
+    assert "nothing was changed, because with the plan written ComboConfig.base_model_tp_plan is set again" in err
     assert out == ""
     assert file.read_text() == source
     assert run(["undo", "custom_model.py"]) == 2
@@ -195,16 +195,14 @@ def test_a_class_that_carries_a_plan_which_its_instances_do_not(tmp_path: Path) 
     source = EXAMPLE.read_text().replace(PLAIN, f"{PLAIN}        self.base_model_tp_plan = {{}}\n", 1)
     file.write_text(source.replace(told, f'{told}    base_model_tp_plan = {{"tokens": "embedding_rowwise"}}\n'))
     loaded = load(f"{file}:ComboForCausalLM")
-    with pytest.raises(
-        MisuseError, match=r"carry this plan already, but ComboConfig.base_model_tp_plan is set once more"
-    ):
+    with pytest.raises(MisuseError, match=r"carry this plan already, but ComboConfig.base_model_tp_plan is set again"):
         write_plan(loaded, build(loaded), plan)
 
 
 def test_what_does_not_import_any_more_is_taken_back(tmp_path: Path, monkeypatch: Patch, capsys: Captured) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "shardproof.launch.authoring.write.with_attributes",
+        "shardproof.launch.authoring.plan_attributes.with_attributes",
         lambda source, *_, **__: source + b"raise ValueError('gone')\n",
     )
     file = tmp_path / "custom_model.py"

@@ -4,7 +4,6 @@ One finding is one file of `verify.findings`, named by its code: it registers on
 Codes are never reused.
 """
 
-import difflib
 import pkgutil
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from importlib import import_module
 from textwrap import fill, indent
 
 from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.spelling import nearest_names
 
 FAMILIES = {"PL": "plan", "TP": "tensor", "PP": "pipeline", "BE": "backend contract", "DY": "run"}
 
@@ -104,7 +104,7 @@ def find(word: str) -> Rule:
     by_word = {rule.code.lower(): rule for rule in known.values()} | {rule.name: rule for rule in known.values()}
     if (found := by_word.get(word.strip().lower())) is not None:
         return found
-    near = difflib.get_close_matches(word.strip().lower(), by_word, n=1, cutoff=0.5)
+    near = nearest_names(word.strip().lower(), by_word, count=1, cutoff=0.5)
     # Two codes differ by a digit, so the nearest by letters may be any of its family.
     advice = f"did you mean {by_word[near[0]].code} ({by_word[near[0]].name})?" if near else "see `plan explain`."
     raise KeyError(f"there is no finding {word!r}; {advice}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from shardproof.planner.ir.findings import Finding, Fix, Place
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Edit, Plan, generic, join
+from shardproof.planner.ir.spelling import nearest_names
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import base_prefix, reads_config_plan, reads_plans
 from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106
@@ -173,13 +174,13 @@ def _shards_anything(names: _Names, styles: Mapping[str, str]) -> bool:
 
 
 def _near(word: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return nearest_names(word, known)
 
 
 def _near_paths(names: _Names, pattern: str) -> list[str]:
     """Paths similar to `pattern`, nearest first: matches as a glob, the same path from another root, similar names."""
     known = [*names.modules, *names.parameters]
-    near = difflib.get_close_matches(pattern, known, n=20, cutoff=0.75)
+    near = nearest_names(pattern, known, count=20, cutoff=0.75)
     leaf = pattern.rpartition(".")[2]
     near.sort(key=lambda path: -difflib.SequenceMatcher(None, path.rpartition(".")[2], leaf).ratio())
     rooted = [path for path in known if _rooted_elsewhere(path, pattern)]

@@ -1,7 +1,7 @@
-"""A plan written into the source of a class: its attributes set, and every other character kept. Pure text, by libcst.
+"""Set plan attributes in the source of a class and keep every other character. Text to text, by libcst.
 
-An entry that stays is not touched, nor are its comments; what differs is replaced, what is gone is removed, what is new is
-added at the end. The entries of a pipeline plan stand in the order given, since their order is their meaning.
+Entries that stay keep their text and comments; entries that differ are replaced, old ones removed, new ones added at the end. The
+entries of a pipeline plan are written in the order given, since their order is the order of the stages.
 """
 
 import ast
@@ -19,11 +19,11 @@ class NoClassError(LookupError):
 
 
 def with_attributes(source: bytes, class_name: str, attributes: Mapping[str, Mapped], *, fields: bool = False) -> bytes:
-    """The source with the class's attributes set to these mappings; the same bytes where they are so already.
+    """The source with the class's attributes set to these mappings; the same bytes where they have these values already.
 
     `class_name` is qualified (`Outer.Inner`). With `fields` the class is a dataclass: an annotation would make a field of an
     attribute, whose default cannot be a dict, so only `ClassVar` stays. Raises `NoClassError` where the source has no such
-    class, and `libcst.ParserSyntaxError` where it is no Python.
+    class, and `libcst.ParserSyntaxError` where it is not valid Python.
     """
     module = cst.parse_module(source)
     found = _find(module.body, class_name.split("."))

@@ -1,4 +1,4 @@
-"""What the clients that serve a plan make of one and the same plan. Data only."""
+"""The verdict on one plan for each client that serves models. Data only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from shardproof.planner.ir.findings import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """One client: `verdict` and `reasons` (code: message) are of the plan in question.
+    """One client: `verdict` and `reasons` (code: message) are those of the plan.
 
     `nearest`, `losses` (a parent's path -> why it is not as planned) and `share` (of the parameter bytes sharded, 0 to 1) are
     of the plan that `plan suggest --for` gives this client: this same plan where that is right.
@@ -30,7 +30,7 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Everywhere:
-    """The clients, and what a single plan for all of them would come to.
+    """One plan in every serving client, and the share that a single plan for all of them would shard.
 
     `shared` is the share of the parameter bytes that such a plan shards in Transformers; None where no plan is right in all.
     """
@@ -40,5 +40,5 @@ class Everywhere:
 
     @property
     def one(self) -> bool:
-        """Whether the plan in question is right in all."""
+        """Whether the plan is right in every client."""
         return all(reached.verdict is Verdict.PROVED for reached in self.clients)

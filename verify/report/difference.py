@@ -1,11 +1,11 @@
-"""Where two plans of one model differ, as data; `verify.proof.compare_plans` finds it. No torch."""
+"""The differences between two plans of one model, as `verify.proof.compare_plans` computes them. Data only, no torch."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Backed(StrEnum):
-    """Which side of a difference the proof backs."""
+    """Which side of a difference is right according to the proof."""
 
     BOTH = "both are right"
     FIRST = "the first is right, the second refuted"

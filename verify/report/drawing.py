@@ -1,11 +1,13 @@
-"""A plan on a model, as data for a drawing. No torch; `verify.report.picture` makes it."""
+"""A plan on a model as data for the HTML page; `verify.report.picture` computes it. No torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One module: its style, its parameters' placements, bytes of its own parameters in all and on one rank, its collectives."""
+    """One module: its style, the placements of its parameters, `whole` and `local` bytes of its own parameters in all and on
+    one rank, and its collectives; `repeats` is the path of the layer that it repeats.
+    """
 
     path: str
     kind: str
@@ -18,7 +20,7 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class DrawnStage:
     """One pipeline stage: its layers in words, the modules beside them, parameter bytes of one of its ranks."""
 
     layers: str
@@ -31,6 +33,6 @@ class Picture:
     """Modules in the order of the model, and the stages; `tp` ranks share a stage."""
 
     boxes: tuple[Box, ...]
-    stages: tuple[Stage, ...]
+    stages: tuple[DrawnStage, ...]
     tp: int
     pp: int

@@ -1,4 +1,4 @@
-"""What a result was found with: versions, and nothing of the machine."""
+"""The versions of the libraries that a result was computed with; nothing about the machine."""
 
 import platform
 

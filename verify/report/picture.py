@@ -1,4 +1,4 @@
-"""What a plan does to a model, as data to be drawn: every module with its placement, its collectives, and the stages' bytes."""
+"""Compute what the HTML page draws of a plan: every module with its placements and collectives, and the bytes of each stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,14 +15,15 @@ from shardproof.planner.propagation.collectives import collectives
 from shardproof.planner.tracing.programs import local_program, subject_of
 from shardproof.planner.tracing.rank_program import HookError, IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
-from shardproof.verify.report.drawing import Box, Picture, Stage
+from shardproof.verify.report.drawing import Box, DrawnStage, Picture
 
 Cut = Callable[[Sequence[int], int, int], Sequence[int]]
 """Bytes of each layer, of what comes before the layers and of what comes after them -> the first layers of stages 1, 2, ..."""
 
 
 def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None = None) -> Picture:
-    """The plan drawn on a model that is on the meta device; the collectives are missing where a rank's program fails.
+    """The plan drawn on a model that is on the meta device; the collectives are left out where the program of a rank cannot
+    be traced.
 
     `cut` says where the stages begin; without it every stage has equally many layers.
     """
@@ -47,7 +48,7 @@ def picture(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None =
     return Picture(boxes, _stages(graph, plan, prefix, local, pp, cut or partial(_evenly, pp)), tp, pp)
 
 
-def stages_of(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None = None) -> tuple[Stage, ...]:
+def stages_of(model: nn.Module, plan: Plan, *, tp: int, pp: int, cut: Cut | None = None) -> tuple[DrawnStage, ...]:
     """The stages of a plan, with the bytes of parameters that one rank of each holds; `cut` as of `picture`."""
     subject = subject_of(model)
     assigned = assign(subject.graph, plan.styles(subject.prefix), base_prefix=subject.prefix)
@@ -73,7 +74,7 @@ def _issued(model: nn.Module, assigned: Assigned, tp: int) -> Mapping[str, list[
 
 
 def _bytes(graph: Graph, assigned: Assigned, path: str, tp: int) -> tuple[int, int]:
-    """Of a module's own parameters: all, and one rank's. A dim that does not divide counts as the largest part."""
+    """Bytes of a module's own parameters, in all and on one rank; a parameter whose dim does not divide counts in full."""
     whole = local = 0
     for name, number in graph.module_of[path].parameters:
         value = graph.values[number]
@@ -99,13 +100,17 @@ def _placements(graph: Graph, assigned: Assigned, path: str) -> tuple[tuple[str,
     return tuple((name, str(assigned.parameters.get(join(path, name), (R, ""))[0])) for name in names)
 
 
-def _stages(graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp: int, cut: Cut) -> tuple[Stage, ...]:
-    """The layers as they are cut, what the plan lists before them on the first stage and after them on the last."""
+def _stages(
+    graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp: int, cut: Cut
+) -> tuple[DrawnStage, ...]:
+    """The stages: the layers as `cut` says, with the modules that the plan lists before them on the first and after them on
+    the last.
+    """
     paths = [join(prefix, entry.module) for entry in plan.pp] + [entry.module for entry in plan.head_pp]
     members = {path: [p for p in graph.module_of if p.rpartition(".")[0] == path] for path in paths}
     stack = next((path for path in paths if graph.module_of.get(path) and _is_list(graph, path)), None)
     if stack is None or pp == 1:
-        return (Stage("all modules", (), sum(local.values())),)
+        return (DrawnStage("all modules", (), sum(local.values())),)
 
     def below(path: str) -> int:
         return sum(size for name, size in local.items() if name == path or name.startswith(f"{path}."))
@@ -119,7 +124,7 @@ def _stages(graph: Graph, plan: Plan, prefix: str, local: Mapping[str, int], pp:
         ends = (paths[:at] if number == 0 else []) + (paths[at + 1 :] if number == pp - 1 else [])
         held = [*layers[start:end], *ends]
         name = f"{generic(stack)} {start} to {end - 1}" if end > start else "no layer"
-        stages.append(Stage(name, tuple(ends), sum(map(below, held))))
+        stages.append(DrawnStage(name, tuple(ends), sum(map(below, held))))
     return tuple(stages)
 
 

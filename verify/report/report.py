@@ -1,4 +1,4 @@
-"""What verification found, level by level; the verdict is computed from it."""
+"""The results of a verification by level; the verdict is computed from the findings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,9 @@ from shardproof.planner.ir.findings import Finding, Severity, Verdict
 
 @dataclass(frozen=True, slots=True)
 class LevelResult:
-    """One level's outcome: `level` is `proof`, `run` or `client`; `measures` are named numbers such as relative errors."""
+    """One level's outcome: `level` is `proof`, `run`, `client` or `contract with CLIENT`, `measures` are named relative
+    errors.
+    """
 
     level: str
     seconds: float
@@ -29,7 +31,7 @@ class LevelResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All levels of one plan at one layout; `degrees`, where asked for, are all at which the plan is right."""
+    """All levels of one plan at one layout; `degrees` are those at which the plan is legal, if they were computed."""
 
     model: str
     levels: tuple[LevelResult, ...]
@@ -43,7 +45,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst level decides; with all levels right, the strongest word (`confirmed` over `proved`)."""
+        """The worst level decides; with all levels right, `confirmed` if a run confirmed the plan, else `proved`."""
         verdicts = [level.verdict for level in self.levels]
         for verdict in (Verdict.REFUTED, Verdict.NOT_PROVED, Verdict.CONFIRMED, Verdict.PROVED):
             if verdict in verdicts:

@@ -1,4 +1,4 @@
-"""What `plan suggest` shows: a plan, its degrees, and what its proof said. Data only: rendering needs no torch."""
+"""The result of `plan suggest`: a plan, its legal degrees and its proof. Data only: formatting it needs no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ class Suggested:
     parameter bytes sharded.
 
     `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the
-    parts of the plan belong. `differences` are those of the model's own plan (the first) from this one, where asked for.
-    `everywhere` is what the serving clients make of a plan that is for none of them in particular.
+    parts of the plan belong. `differences` are those between the model's own plan (the first) and this one, if they were
+    compared. `everywhere` has the verdict for each serving client, of a plan that was not made for one client.
     """
 
     model: str

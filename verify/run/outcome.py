@@ -15,7 +15,7 @@ from shardproof.planner.ir.findings import Source
 from shardproof.verify.run.compare.localise import Divergence
 from shardproof.verify.run.compare.tensors import Comparison
 
-_ANOTHER = re.compile(r"gloo/|NCCL|Connection (closed|reset|refused)|Timed out waiting|Broken pipe")
+PEER_LOST = re.compile(r"gloo/|NCCL|Connection (closed|reset|refused)|Timed out waiting|Broken pipe")
 _SCHEDULE = re.compile(r"\[Stage \d+\] failed to run (forward|backward)")
 """The message in which torch's schedules wrap an exception of a stage; its cause is reported instead."""
 _MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE)
@@ -50,7 +50,7 @@ class Failure:
     @property
     def heard_of(self) -> bool:
         """Whether this rank only noticed, in a collective, that another one was gone or silent."""
-        return bool(_ANOTHER.search(self.message)) or self.kind in (
+        return bool(PEER_LOST.search(self.message)) or self.kind in (
             "DistBackendError",
             "DistNetworkError",
             "DistStoreError",

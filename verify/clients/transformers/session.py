@@ -1,6 +1,6 @@
 """One rank of a client that runs Transformers' own sharded model: generation, or one training step, against one device.
 
-Run by `launch.clients.stepping` with the client's interpreter, once a rank: `python ranks_session.py JOB.json`, with the
+Run by `launch.clients.client_ranks` with the client's interpreter, once a rank: `session.py JOB.json`, with the
 variables of torchrun set. The job is `{"folder", "client", "plan": {pattern: style}, "degree", "out"}`; rank 0 writes
 `{"differences": {what: largest difference}}` to `out`, a rank that fails `{"error", "rank"}` to `out` with its number.
 

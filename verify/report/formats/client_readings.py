@@ -1,4 +1,4 @@
-"""What the clients make of a plan, in sentences."""
+"""Sentences, and JSON, about the clients in which a plan is right."""
 
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.spelling import listing
@@ -18,7 +18,9 @@ def right_in(found: Everywhere) -> str:
 
 
 def everywhere_lines(found: Everywhere) -> list[str]:
-    """The sentence, and for each client where the plan is not right the least that has to be given up there, and why."""
+    """The sentence, and for each client in which the plan is not right: the smallest part that cannot be sharded there, and
+    why.
+    """
     lines = [right_in(found)]
     for reached in found.clients:
         if reached.verdict is not Verdict.PROVED:
@@ -52,7 +54,7 @@ def _nearest(reached: Reached) -> str:
 
 
 def _given_up(reached: Reached) -> list[str]:
-    """Each parent that is not as planned; of a plan that has the same layout in other words, what was wrong with these."""
+    """Each parent module that is not sharded as planned and why; where all are sharded after rewording, what was wrong before."""
     if not reached.losses:
         return [*reached.reasons[:1]]
     return [f"{parent or 'the base model'} is whole, or gathered: {why}" for parent, why in reached.losses.items()]

@@ -1,11 +1,12 @@
-"""A contract with several clients as text and as a page: a line for each client, and every finding once, with its clients."""
+"""The result of `plan check` as text and as HTML: a line for each client, and every finding once with the clients that it is
+for.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from html import escape
 
 from shardproof.planner.ir.findings import Finding, Place
-from shardproof.verify.report.formats.html import Excerpt, found, page, table, versions
+from shardproof.verify.report.formats.html import Excerpt, finding_blocks, render
 from shardproof.verify.report.formats.text import finding_text
 from shardproof.verify.report.report import LevelResult, Report
 
@@ -19,13 +20,13 @@ def contract_text(report: Report) -> str:
 
 def contract_html(report: Report, *, excerpt: Excerpt) -> str:
     """One self-contained page."""
-    parts = [
-        f"<h1>{escape(report.model)} and its clients</h1>",
-        table(_counts(report)),
-        found(named_once(report).findings, excerpt),
-        versions(report),
-    ]
-    return page(f"{report.model} and its clients", parts)
+    return render(
+        "contract.html.jinja",
+        title=f"{report.model} and its clients",
+        report=report,
+        counts=list(_counts(report)),
+        findings=finding_blocks(named_once(report).findings, excerpt),
+    )
 
 
 def named_once(report: Report) -> Report:
@@ -40,7 +41,7 @@ def named_once(report: Report) -> Report:
 
 
 def _shared(report: Report) -> Iterator[tuple[Finding, list[str]]]:
-    """Findings that say the same of one place are one, though each client has its own reason; the first one's is shown."""
+    """Findings with the same code, message and place are one; clients may have different reasons, and the first is shown."""
     clients: dict[tuple[str, str, Place], tuple[Finding, list[str]]] = {}
     for level in report.levels:
         for finding in level.findings:

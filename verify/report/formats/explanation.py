@@ -1,7 +1,8 @@
-"""An explanation of a plan as text and as JSON: groups, what stays whole, changes of the code that would shard more."""
+"""An explanation of a plan as text and as JSON: groups of dims, what stays whole, code changes that would let more be sharded."""
 
 from collections.abc import Iterable, Sequence
 
+from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation, Group, Left, Patch, Tie
 
 MOST_SHOWN = 8
@@ -31,22 +32,12 @@ def _list(label: str, items: Sequence[str]) -> Iterable[str]:
 
 
 def _left(left: Left) -> str:
-    return f"  {left.pattern}: {size(left.bytes)}, {left.reason}"
+    return f"  {left.pattern}: {format_bytes(left.bytes)}, {left.reason}"
 
 
 def _patch(patch: Patch) -> str:
     tried = "; the proposal was followed through the changed code" if patch.tried else "; not tried"
     return f"patch for {', '.join(patch.unlocks)}{tried}\n  {patch.title}\n{patch.diff.rstrip()}"
-
-
-def size(count: int) -> str:
-    """Bytes in the largest binary unit in which they are at least one."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.4g} {unit}"
-        amount /= 1024
-    return f"{amount:.4g} GiB"
 
 
 def explanation_json(explanation: Explanation) -> dict[str, object]:

@@ -8,7 +8,7 @@ from shardproof.verify.findings.catalogue import name_of
 from shardproof.verify.report.difference import Backed, Difference
 from shardproof.verify.report.formats.client_readings import everywhere_json
 from shardproof.verify.report.formats.explanation import explanation_json
-from shardproof.verify.report.formats.private import public, told
+from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.report import LevelResult, Report
 from shardproof.verify.report.suggestion import Suggested
 
@@ -49,7 +49,7 @@ def suggestion_json(suggested: Suggested) -> str:
 
 def finding_json(finding: Finding) -> dict[str, object]:
     """One finding: `entry`, `module`, `source` and `fix` are null where they are not known."""
-    finding = told(finding)
+    finding = public_finding(finding)
     return {
         "code": finding.code,
         "name": name_of(finding.code),
@@ -114,5 +114,5 @@ def _level(level: LevelResult) -> dict[str, object]:
 
 
 def _text(value: object) -> str:
-    # allow_nan=False: `NaN` is no JSON, and would break the reader instead of us.
+    # allow_nan=False: `NaN` is not JSON, so it is an error here and not in the reader.
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)

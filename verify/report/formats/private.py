@@ -1,6 +1,6 @@
-"""What no report tells: absolute paths, of which the last part is enough, and the values of the environment's secrets.
+"""Remove absolute paths (but for the file name) and the values of secret environment variables from reports.
 
-Findings quote what a model's own code raised, and that may quote anything.
+Findings quote exceptions of a model's own code, and these may contain anything.
 """
 
 import os
@@ -12,19 +12,19 @@ from shardproof.planner.ir.findings import Finding
 _PATH = re.compile(r"""(?<![^\s"'`(\[=>])(?:file://)?/(?:[\w.@+~-]+/)+([\w.@+~-]+)""")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL", re.IGNORECASE)
 _SHORTEST = 8
-"""Characters of a value that is taken for a secret: shorter ones are words and numbers."""
+"""The least length of a value that is treated as a secret: shorter ones are words and numbers."""
 
 
 def public(text: str) -> str:
-    """The text without them. A URL is no path."""
+    """The text without absolute paths and secrets. A URL is not a path."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET.search(name) and not value.startswith("/"):
             text = text.replace(value, "***")
     return _PATH.sub(r"\1", text)
 
 
-def told(finding: Finding) -> Finding:
-    """A finding as reports tell it."""
+def public_finding(finding: Finding) -> Finding:
+    """The finding with all of its texts made public."""
     return replace(
         finding,
         message=public(finding.message),

@@ -1,4 +1,4 @@
-"""A plan as Python to paste: the config's attributes and the head class's, each entry with its reason."""
+"""A plan as Python source to paste: attributes of the config classes and of the head class, each entry with its reason."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,7 +27,7 @@ def suggestion_python(suggested: Suggested) -> str:
 
 
 def _part(plan: Plan, path: str, owners: Iterable[str]) -> list[str]:
-    """The attributes of the config that speaks for this path of the base model, keys relative to it."""
+    """The attributes of the config at this path of the base model; keys are relative to the path."""
 
     def mine(key: str) -> str | None:
         return key.removeprefix(f"{path}.") if owner_of(key, owners) == path else None

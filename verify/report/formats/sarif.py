@@ -1,7 +1,7 @@
 """A report as SARIF 2.1.0 (Static Analysis Results Interchange Format, OASIS), as code-scanning services read it.
 
 A finding's source line is its physical location; its plan entry and module are logical locations. Paths are relative, and
-nothing of the machine is told.
+nothing about the machine is in it.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 _LEVELS = {Severity.ERROR: "error", Severity.UNDECIDED: "warning", Severity.WARNING: "note"}
 
 
-def report_sarif(report: Report, *, located: Callable[[str], str] = str, plan_file: str | None = None) -> str:
+def report_sarif(report: Report, *, relative_path: Callable[[str], str] = str, plan_file: str | None = None) -> str:
     """One run of one tool.
 
-    `located` gives a source file's path relative to the folder that the reader's repository is checked out in; `plan_file` is
-    where a finding without a source line is shown.
+    `relative_path` gives a source file's path relative to the folder of the reader's repository; a finding without a source line
+    is shown in `plan_file`.
     """
     found = report.findings
     codes = list(dict.fromkeys(finding.code for finding in found))
@@ -34,7 +34,7 @@ def report_sarif(report: Report, *, located: Callable[[str], str] = str, plan_fi
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
         "invocations": [{"executionSuccessful": True}],
-        "results": [_result(finding, codes.index(finding.code), located, plan_file) for finding in found],
+        "results": [_result(finding, codes.index(finding.code), relative_path, plan_file) for finding in found],
         "properties": {
             "model": report.model,
             "verdict": report.verdict.value,
@@ -57,12 +57,14 @@ def _rule(rule: Rule) -> dict[str, object]:
     }
 
 
-def _result(finding: Finding, index: int, located: Callable[[str], str], plan_file: str | None) -> dict[str, object]:
+def _result(
+    finding: Finding, index: int, relative_path: Callable[[str], str], plan_file: str | None
+) -> dict[str, object]:
     place = finding.place
     location: dict[str, object] = {}
     if place.source is not None:
         location["physicalLocation"] = {
-            "artifactLocation": {"uri": located(place.source.file)},
+            "artifactLocation": {"uri": relative_path(place.source.file)},
             "region": {"startLine": max(place.source.line, 1)},
         }
     elif plan_file is not None:

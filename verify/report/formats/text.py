@@ -5,7 +5,7 @@ from textwrap import TextWrapper
 
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.verify.findings.catalogue import rules
-from shardproof.verify.report.formats.private import public, told
+from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.report import LevelResult, Report
 
 _WIDTH = 100
@@ -13,7 +13,7 @@ _LABEL = 10
 
 
 def report_text(report: Report, *, layout: str, skipped: str = "") -> str:
-    """The whole report. `layout` says the degrees; `skipped` says why a level that was asked for did not run."""
+    """The whole report. `layout` is the degrees in words, `skipped` a line about a level that did not run."""
     head = f"{report.model} at {layout}: {report.verdict}"
     levels = "\n".join(_level(level) for level in report.levels) + (f"\n  {skipped}" if skipped else "")
     degrees = (
@@ -33,9 +33,9 @@ def _level(level: LevelResult) -> str:
 
 def finding_text(finding: Finding) -> str:
     """What, where, why, found against needed, and the next edit. Parts that a finding does not have are left out."""
-    finding = told(finding)
+    finding = public_finding(finding)
     rule = rules().get(finding.code)
-    # That no rule tells, or that a rank was killed, is nobody's fault.
+    # An undecided finding (an op without a rule, a rank that was killed) is nobody's fault.
     blamed = finding.fault is not Fault.PLAN and finding.severity is not Severity.UNDECIDED
     blame = f", a fault of {_whose(finding.fault)}" if blamed else ""
     head = f"{finding.code}{f' {rule.name}' if rule else ''} ({finding.severity.value}{blame})"
@@ -51,7 +51,7 @@ def finding_text(finding: Finding) -> str:
 
 
 def next_edit(finding: Finding) -> str:
-    """The exact edit that was tried, else what the catalogue says to use instead: of a plan, it knows no other."""
+    """The edit of the plan that was tried; without one, the advice of the catalogue if the plan is at fault."""
     if finding.fix:
         return "; ".join(str(edit) for edit in finding.fix.edits) + f" ({finding.fix.safety})"
     rule = rules().get(finding.code)
@@ -72,7 +72,7 @@ def verdict_sentence(verdict: Verdict) -> str:
 
 
 def share(fraction: float) -> str:
-    """A share in percent, rounded down: what is not all never reads as all."""
+    """A share (0 to 1) in percent, rounded down: only 1 is written as 100 %."""
     return f"{math.floor(fraction * 1000) / 10:g} %"
 
 

@@ -1,4 +1,4 @@
-"""Files changed whole or not at all, with a way back."""
+"""Rewrite source files atomically, all or none, with an undo."""
 
 import difflib
 import hashlib
@@ -16,7 +16,7 @@ def diff(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> str:
     parts = []
     for file in before:
         old, new = (text[file].decode(errors="replace").splitlines(keepends=True) for text in (before, after))
-        name = shown(file)
+        name = display_path(file)
         lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
         parts.append(
             "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
@@ -24,22 +24,23 @@ def diff(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> str:
     return "".join(parts)
 
 
-def shown(file: Path) -> str:
-    """A file as it may be shown: relative to the current folder, else by its name alone."""
+def display_path(file: Path) -> str:
+    """The path of a file relative to the current folder, or only its name: no message has an absolute path."""
     here = Path.cwd()
     return file.relative_to(here).as_posix() if file.is_relative_to(here) else file.name
 
 
 def rewrite(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> None:
-    """Put new content in place of old, in all of these files or in none; `undo` has the way back.
+    """Replace the content of all of these files or of none; `undo` restores it.
 
-    `MisuseError` where a file is no longer what was read, or cannot be written.
+    Raises:
+        MisuseError: a file has changed since it was read, or cannot be written.
     """
     before, after = ({file.resolve(): content for file, content in files.items()} for files in (before, after))
     _unchanged(before)
     for file in before:
         if not file.stat().st_mode & 0o222:  # a rename would pass over it
-            raise MisuseError(f"{shown(file)} is read-only; nothing was changed.")
+            raise MisuseError(f"{display_path(file)} is read-only; nothing was changed.")
     for file, content in before.items():
         _remember(file, content, after[file])
     try:
@@ -51,14 +52,18 @@ def rewrite(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> None:
 
 
 def undo(files: Sequence[Path]) -> Mapping[Path, bytes]:
-    """Each file as it was before its last rewrite; gives what they held. `MisuseError` where one was changed since then."""
+    """Restore each file to what it was before its last rewrite, and return the contents that were replaced.
+
+    Raises:
+        MisuseError: a file has changed since the rewrite, or was never rewritten.
+    """
     past = {file.resolve(): _last(file.resolve()) for file in files}
     now = {file: _read(file) for file in past}
     for file, (_, written) in past.items():
         if _digest(now[file]) != written:
             kept = _record(file)
             raise MisuseError(
-                f"{shown(file)}: it was changed after the plan was written, so undoing would lose that; "
+                f"{display_path(file)}: it was changed after the plan was written, so undoing would lose that; "
                 f"what it held before is kept under {_state_name(kept)}."
             )
     _replace(now, {file: content for file, (content, _) in past.items()})
@@ -71,13 +76,13 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise MisuseError(f"{shown(file)} cannot be read ({type(error).__name__}).") from error
+        raise MisuseError(f"{display_path(file)} cannot be read ({type(error).__name__}).") from error
 
 
 def _unchanged(before: Mapping[Path, bytes]) -> None:
     for file, content in before.items():
         if _read(file) != content:
-            raise MisuseError(f"{shown(file)} changed while its plan was being inferred; run the command again.")
+            raise MisuseError(f"{display_path(file)} changed while its plan was being inferred; run the command again.")
 
 
 def _replace(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> None:
@@ -93,7 +98,9 @@ def _replace(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> None:
     except OSError as error:
         for other in done:
             _beside(other, before[other]).replace(other)
-        raise MisuseError(f"{shown(file)} cannot be written ({type(error).__name__}); nothing was changed.") from error
+        raise MisuseError(
+            f"{display_path(file)} cannot be written ({type(error).__name__}); nothing was changed."
+        ) from error
     finally:
         for new in ready.values():
             new.unlink(missing_ok=True)
@@ -138,14 +145,15 @@ def _remember(file: Path, old: bytes, new: bytes) -> None:
         _beside(record, json.dumps(stack).encode()).replace(record)
     except OSError as error:
         raise MisuseError(
-            f"the way back cannot be kept ({type(error).__name__}), so nothing was written; set XDG_STATE_HOME."
+            f"the old content cannot be saved for `plan undo` ({type(error).__name__}), so nothing was written; "
+            "set XDG_STATE_HOME."
         ) from error
 
 
 def _last(file: Path) -> tuple[bytes, str]:
     stack = _stack(file)
     if not stack:
-        raise MisuseError(f"{shown(file)}: there is nothing to undo; no plan was written into this file.")
+        raise MisuseError(f"{display_path(file)}: there is nothing to undo; no plan was written into this file.")
     return stack[-1]["before"].encode("latin-1"), stack[-1]["after"]
 
 

@@ -1,4 +1,4 @@
-"""Where a plan belongs: which attributes of which classes, in which files, have to change."""
+"""Which class attributes, in which source files, have to change so that a model carries a plan."""
 
 import inspect
 import sysconfig
@@ -9,7 +9,7 @@ from pathlib import Path
 from libcst import ParserSyntaxError
 from torch import nn
 
-from shardproof.launch.authoring.rewrite import diff, rewrite, shown
+from shardproof.launch.authoring.source_files import diff, display_path, rewrite
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, PpEntry, TpEntry, join, owner_of
 from shardproof.planner.loading.carried_plan import base_prefix, plan_owners
@@ -25,7 +25,7 @@ _GENERATED = "This file was automatically generated from"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The attributes of one class, in its file, that are to be other than they are; `fields` says that it is a dataclass."""
+    """New values for attributes of one class in one file; `fields` says that the class is a dataclass."""
 
     file: Path
     class_name: str
@@ -36,9 +36,9 @@ class Change:
 
 
 def changes(loaded: LoadedModel, model: nn.Module, plan: Plan) -> tuple[Change, ...]:
-    """What has to be written so that the model carries the plan; nothing where it does.
+    """The changes after which the model carries the plan; empty where it does already.
 
-    An axis on which the plan says nothing (no tensor-parallel entry, no stage, no expert entry) is left as it is. The parts
+    An axis without entries in the plan (tensor, pipeline, expert) is left as it is. The parts
     of a model made of models get their entries in their own config classes, relative to themselves.
     """
     found = []
@@ -54,9 +54,9 @@ def changes(loaded: LoadedModel, model: nn.Module, plan: Plan) -> tuple[Change, 
 
 
 def not_read(loaded: LoadedModel, model: nn.Module, plan: Plan) -> tuple[str, ...]:
-    """`Class.attribute` of everything that a built model has otherwise than the plan says, which is what a client reads.
+    """`Class.attribute` for every plan attribute of the built model that differs from the plan; clients read the built model.
 
-    A class may have what its instances have not: their `__init__`, a dataclass field or config.json may say another thing.
+    An instance may differ from its class: `__init__`, a dataclass field or config.json may set the attribute again.
     """
     return tuple(
         f"{owner.__qualname__}.{name}"
@@ -67,7 +67,7 @@ def not_read(loaded: LoadedModel, model: nn.Module, plan: Plan) -> tuple[str, ..
 
 
 def _wanted(loaded: LoadedModel, model: nn.Module, plan: Plan) -> Iterator[tuple[type, object, dict[str, Mapped]]]:
-    """A class, what clients read its attributes from, and what these are to be."""
+    """For each class: the class, the object that clients read its attributes from, and the values that they should have."""
     owners, prefix = plan_owners(model), base_prefix(model)
     tensor, pipeline = bool(plan.tp or plan.head_tp), bool(plan.pp or plan.head_pp)
     for path, config_class in owners.items():
@@ -98,7 +98,7 @@ def _pp(entries: tuple[PpEntry, ...], path: str, owners: Mapping[str, type]) -> 
 
 
 def _carries(holder: object, name: str, wanted: Mapped) -> bool:
-    """Whether the class (itself or by inheritance) or config says so; no plan and an empty one are alike."""
+    """Whether the class or config has this value, itself or by inheritance; no plan and an empty plan count as equal."""
     have: object = getattr(holder, name, None) or {}
     if not isinstance(have, Mapping):
         return False
@@ -142,7 +142,7 @@ def _is_installed(file: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: a unified diff (empty where the model carried the plan already), what to know about it, and where."""
+    """What was written: a unified diff (empty where the model carried the plan already), notes for the user, and the files."""
 
     diff: str
     notes: tuple[str, ...]
@@ -152,7 +152,8 @@ class Written:
 def write_plan(loaded: LoadedModel, model: nn.Module, plan: Plan, *, allow_installed: bool = False) -> Written:
     """Write the plan into the files that define the model's classes, all of them or none.
 
-    `MisuseError` where a file belongs to an installed package and that was not allowed, or cannot be changed.
+    Raises:
+        MisuseError: a file belongs to an installed package and `allow_installed` is false, or a file cannot be changed.
     """
     found = changes(loaded, model, plan)
     if not found and (lost := not_read(loaded, model, plan)):
@@ -171,9 +172,11 @@ def write_plan(loaded: LoadedModel, model: nn.Module, plan: Plan, *, allow_insta
         after[change.file] = _edited(change, after[change.file])
     text = diff(before, after)
     rewrite(before, after)
-    names = " ".join(shown(file) for file in before)
+    names = " ".join(display_path(file) for file in before)
     generated = [
-        f"{shown(c.file)} is generated from a modular file; write the plan there too." for c in found if c.generated
+        f"{display_path(c.file)} is generated from a modular file; write the plan there as well."
+        for c in found
+        if c.generated
     ]
     return Written(
         text, (f"wrote {names}; `plan undo {names}` takes it back.", *dict.fromkeys(generated)), tuple(before)
@@ -181,10 +184,10 @@ def write_plan(loaded: LoadedModel, model: nn.Module, plan: Plan, *, allow_insta
 
 
 def overruled(names: tuple[str, ...]) -> str:
-    """The end of a sentence on attributes that something else sets."""
+    """The end of a sentence about attributes that are set again elsewhere."""
     return (
-        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} set once more elsewhere: by a later statement, a property, "
-        "__init__, a dataclass field or config.json. Take that away first."
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} set again elsewhere: by a later statement, a property, "
+        "__init__, a dataclass field or config.json. Remove that first."
     )
 
 
@@ -193,4 +196,4 @@ def _edited(change: Change, source: bytes) -> bytes:
         return with_attributes(source, change.class_name, change.attributes, fields=change.fields)
     except (NoClassError, ParserSyntaxError) as error:
         why = "holds no such class statement" if isinstance(error, NoClassError) else "is not valid Python"
-        raise MisuseError(f"{change.class_name}: {shown(change.file)} {why}; paste the plan by hand.") from error
+        raise MisuseError(f"{change.class_name}: {display_path(change.file)} {why}; paste the plan by hand.") from error

@@ -1,10 +1,10 @@
-"""What `plan verify` is asked: a model, a plan, degrees, levels, machines; and what of that makes no sense together."""
+"""The arguments of `plan verify` as one request, and the combinations of them that are refused."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from shardproof.launch.commands.model import Model
+from shardproof.launch.commands.read_inputs import ModelReference
 from shardproof.launch.ranks.job import Nodes
 from shardproof.launch.result import MisuseError, ReportFormat
 
@@ -16,8 +16,8 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Degrees on the two axes."""
+class RunLayout:
+    """Parallel degrees of one run: tensor, pipeline, expert."""
 
     tp: int = 1
     pp: int = 1
@@ -30,12 +30,14 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
-    """What `plan verify` is asked. No levels means: the proof, then the run unless the proof refutes."""
+class VerifyRequest:
+    """The arguments of `plan verify`. Without `levels`: the proof, then the run unless the proof refutes; `timeout` is in
+    seconds.
+    """
 
-    model: Model
+    model: ModelReference
     plan_file: Path | None = None
-    layout: Layout = Layout(tp=2)
+    layout: RunLayout = RunLayout(tp=2)
     levels: tuple[Level, ...] = ()
     form: ReportFormat = ReportFormat.TEXT
     timeout: float = 300.0
@@ -45,16 +47,20 @@ class Verification:
     nodes: Nodes | None = None
 
 
-def layout(tp: int | None, pp: int | None, *, ranks: int | None, ep: int | None = None) -> Layout:
-    """The degrees: what is given; else 2 tensor-parallel ranks alone, and inside a job of `ranks` all of them.
+def run_layout(tp: int | None, pp: int | None, *, ranks: int | None, ep: int | None = None) -> RunLayout:
+    """The degrees to run at.
 
-    Experts lie on the tensor-parallel ranks, so `ep` alone gives `tp` too.
+    A degree that is not given: tp is 2, or inside a job of `ranks` what uses all of them; pp and ep are 1. Experts lie on the
+    tensor-parallel ranks, so `ep` without `tp` sets `tp` as well.
+
+    Raises:
+        MisuseError: the degrees contradict each other, make one rank, or do not use the ranks of the job.
     """
     tp = tp or ep
     if ranks is None:
-        chosen = Layout(tp or (1 if pp else 2), pp or 1, ep or 1)
+        chosen = RunLayout(tp or (1 if pp else 2), pp or 1, ep or 1)
     else:
-        chosen = Layout(tp or max(ranks // (pp or 1), 1), pp or 1, ep or 1)
+        chosen = RunLayout(tp or max(ranks // (pp or 1), 1), pp or 1, ep or 1)
     if chosen.ep not in (1, chosen.tp) or (chosen.ep > 1 and chosen.pp > 1):
         raise MisuseError(f"experts lie on the tensor-parallel ranks: give --ep {chosen.tp}, without stages, or none.")
     if chosen.tp * chosen.pp == 1:
@@ -67,15 +73,24 @@ def layout(tp: int | None, pp: int | None, *, ranks: int | None, ep: int | None 
     return chosen
 
 
-def machines(count: int, this: int, endpoint: str) -> Nodes | None:
-    """The machines that run this command together; None for this one alone."""
+def nodes_of(count: int, this: int, endpoint: str) -> Nodes | None:
+    """The machines that run this command together; None for this machine alone.
+
+    Args:
+        count: how many machines.
+        this: the number of this one, from 0.
+        endpoint: `host:port` of the rendezvous, on the first machine.
+
+    Raises:
+        MisuseError: there is no endpoint, or `this` is not below `count`.
+    """
     if count == 1:
         return None
     if not endpoint:
-        raise MisuseError("several machines need a place to meet: give --rdzv-endpoint HOST:PORT of the first.")
+        raise MisuseError("several machines need a rendezvous: give --rdzv-endpoint HOST:PORT of the first.")
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdigit():
-        raise MisuseError(f"--rdzv-endpoint {endpoint} is no HOST:PORT, such as first-machine:29500.")
+        raise MisuseError(f"--rdzv-endpoint {endpoint} is not HOST:PORT, such as first-machine:29500.")
     if this >= count:
         raise MisuseError(f"--node-rank {this} is none of {count} machines; they count from 0.")
     return Nodes(count, this, endpoint)

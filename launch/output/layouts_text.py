@@ -2,9 +2,9 @@
 
 import json
 
+from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.layouts.cost import Facts, Load, Machine
 from shardproof.planner.layouts.search import Choice, Search
-from shardproof.verify.report.formats.html import size
 
 SHOWN = 12
 """Layouts in the table; JSON has all of them."""
@@ -30,22 +30,22 @@ def layouts_text(model: str, found: Search, facts: Facts, machine: Machine, load
 
 
 def nothing_legal(found: Search) -> str:
-    """What to do where no layout is left: more room only helps where some layout lacks that alone."""
+    """What to change where no layout is legal: more memory helps only where some layout fails by memory alone."""
     if any(reason.startswith("memory") for _, reason in found.illegal):
         return "no layout is legal: give more devices or memory, or a smaller batch or context"
     return "no layout is legal, whatever the memory: give another number of devices or a larger batch, or mend the plan"
 
 
 def headline(model: str, machine: Machine, load: Load) -> str:
-    """What was asked."""
+    """One line: the model, the machine and the load."""
     return (
-        f"{model} on {machine.devices} devices of {size(machine.memory)}, {load.batch} sequences of {load.context} tokens, "
-        f"{'training with AdamW' if load.train else 'serving'}"
+        f"{model} on {machine.devices} devices of {format_bytes(machine.memory)}, "
+        f"{load.batch} sequences of {load.context} tokens, {'training with AdamW' if load.train else 'serving'}"
     )
 
 
 def gathered(found: Search) -> list[tuple[str, str]]:
-    """Layouts with one reason on one line."""
+    """Layouts that are not legal, grouped by reason: the names of the layouts, and the reason."""
     by: dict[str, list[str]] = {}
     for layout, reason in found.illegal:
         by.setdefault(reason, []).append(str(layout))
@@ -65,18 +65,18 @@ def columns(load: Load) -> tuple[str, ...]:
 def row(choice: Choice, load: Load, *, best: float) -> tuple[str, ...]:
     """One layout; its time is a multiple of the best one's."""
     held = choice.held
-    kept = (size(held.gradients), size(held.optimizer)) if load.train else (size(held.cache),)
+    kept = (format_bytes(held.gradients), format_bytes(held.optimizer)) if load.train else (format_bytes(held.cache),)
     return (
         "*" if choice.pareto else "",
         str(choice.layout),
         _layers(choice.layers),
-        size(held.parameters),
+        format_bytes(held.parameters),
         *kept,
-        size(held.activations),
-        size(held.total),
+        format_bytes(held.activations),
+        format_bytes(held.total),
         str(choice.sent.count),
-        f"{'~ ' if choice.sent.estimated else ''}{size(choice.sent.bytes_per_token)}",
-        size(choice.handed) if choice.handed else "",
+        f"{'~ ' if choice.sent.estimated else ''}{format_bytes(choice.sent.bytes_per_token)}",
+        format_bytes(choice.handed) if choice.handed else "",
         f"{choice.seconds / best:.2f}",
     )
 
@@ -98,7 +98,7 @@ def _layers(layers: tuple[int, ...]) -> str:
 
 
 def commands(model: str, choice: Choice, machine: Machine, load: Load) -> list[str]:
-    """How each client starts a layout. A client that splits layers evenly is told where it takes a split."""
+    """The commands that start a layout, one for each client, with an uneven split of layers where the client takes one."""
     tp, pp, dp, ep = choice.layout.tp, choice.layout.pp, choice.layout.dp, choice.layout.ep
     if load.train:
         return [_training(choice, machine)]
@@ -131,7 +131,7 @@ def _training(choice: Choice, machine: Machine) -> str:
 
 
 def _serving(choice: Choice, machine: Machine) -> str:
-    """One job for each replica."""
+    """The command of one replica; every replica is a job of its own."""
     ranks, dp = choice.layout.tp * choice.layout.pp, choice.layout.dp
     nodes = -(-ranks // machine.per_node)
     job = f"torchrun --nnodes {nodes} --nproc-per-node {ranks // nodes} serve.py"

@@ -1,14 +1,15 @@
-"""A report of a verification in the form that was asked for."""
+"""A verification report as text, JSON, SARIF or HTML."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardproof.launch.output.sources import excerpt, located
+from shardproof.launch.output.source_excerpts import excerpt, relative_path
 from shardproof.launch.result import ReportFormat
+from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
-from shardproof.verify.report.formats.html import report_html, size
+from shardproof.verify.report.formats.html import report_html
 from shardproof.verify.report.formats.json import report_json
 from shardproof.verify.report.formats.sarif import report_sarif
 from shardproof.verify.report.formats.text import report_text, verdict_sentence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What a page draws beside the findings: a plan on a meta model, and the groups, which are found only when asked for."""
+    """What the HTML page draws beside the findings: a plan on a meta model, and its groups of dims, found only for the page."""
 
     model: "nn.Module"
     plan: Plan
@@ -32,7 +33,7 @@ class Drawing:
     groups: Callable[[], Explanation | None]
 
 
-def shown(
+def format_report(
     report: Report,
     form: ReportFormat,
     *,
@@ -46,7 +47,7 @@ def shown(
         case ReportFormat.JSON:
             return report_json(report)
         case ReportFormat.SARIF:
-            return report_sarif(report, located=located, plan_file=plan_file)
+            return report_sarif(report, relative_path=relative_path, plan_file=plan_file)
         case ReportFormat.HTML:
             drawn = _drawn(drawing)
             groups = drawing.groups() if drawn else None
@@ -85,14 +86,18 @@ def _stages(drawing: Drawing) -> str:
     most, otherwise = (max(stage.size for stage in stages) for stages in (found, even))
     width = max(len(stage.layers) for stage in found)
     lines = [
-        f"{'  stages  ' if at == 0 else ' ' * 10}{stage.layers:<{width}}  {size(stage.size)}"
+        f"{'  stages  ' if at == 0 else ' ' * 10}{stage.layers:<{width}}  {format_bytes(stage.size)}"
         for at, stage in enumerate(found)
     ]
-    return "\n".join([*lines, f"{' ' * 10}{'the fullest':<{width}}  {size(most)}; split evenly {size(otherwise)}"])
+    return "\n".join(
+        [*lines, f"{' ' * 10}{'the fullest':<{width}}  {format_bytes(most)}; split evenly {format_bytes(otherwise)}"]
+    )
 
 
 def balanced(stages: int) -> "Cut":
-    """Stages whose fullest rank holds the fewest bytes of parameters; as many layers each where there are too few to choose."""
+    """A cut into stages that minimises the parameter bytes of the largest stage; equal numbers of layers if there are fewer
+    than stages.
+    """
     from shardproof.planner.layouts.balance import Costs, balance
 
     def cut(layers: Sequence[int], before: int, after: int) -> Sequence[int]:

@@ -1,11 +1,11 @@
-"""The levels of `plan verify`, one after the other: the proof, the run on ranks, the client itself."""
+"""The levels of `plan verify`, in order: the proof, the run on ranks, the run in the client."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardproof.launch.commands.model import read_dialect
-from shardproof.launch.commands.verification import Layout, Level, Verification
+from shardproof.launch.commands.read_inputs import read_dialect
+from shardproof.launch.commands.verify_request import Level, RunLayout, VerifyRequest
 from shardproof.launch.output.console import Progress
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict, as_written
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from shardproof.planner.loading.load import LoadedModel
 
 
-def verified(
-    request: Verification, loaded: "LoadedModel", model: "nn.Module", plan: Plan, progress: Progress
+def run_levels(
+    request: VerifyRequest, loaded: "LoadedModel", model: "nn.Module", plan: Plan, progress: Progress
 ) -> tuple[tuple[LevelResult, ...], str]:
-    """The results of every level asked for, and a sentence on one that was not reached."""
+    """The result of every level that was requested, and a line about a level that was skipped (else empty)."""
     if request.client is not None:
         levels, skipped = _for_client(request, loaded, plan, progress), ""
     else:
-        levels, skipped = _levels(request, loaded, model, plan, progress)
-    return _contradiction_named(levels), skipped
+        levels, skipped = _proof_and_run(request, loaded, model, plan, progress)
+    return _with_contradiction(levels), skipped
 
 
 def _for_client(
-    request: Verification, loaded: "LoadedModel", plan: Plan, progress: Progress
+    request: VerifyRequest, loaded: "LoadedModel", plan: Plan, progress: Progress
 ) -> tuple[LevelResult, ...]:
-    """The proof in one client's dialect; a run on ranks here would be Transformers' own."""
+    """The proof in the client's dialect, and the run in the client. `--level run` is Transformers' own runtime."""
     from shardproof.verify.clients.prove import prove_for
 
     client = request.client or ""
@@ -46,14 +46,16 @@ def _for_client(
         with progress.step(f"proving the plan of {loaded.title} at {layout} for {dialect.name}"):
             results.append(prove_for(dialect, loaded, plan, tp=layout.tp, pp=layout.pp))
     if Level.CLIENT in wanted:
-        results.append(_served(request, client.partition("@")[0], loaded, plan, progress))
+        results.append(_client_level(request, client.partition("@")[0], loaded, plan, progress))
     return tuple(results)
 
 
-def _served(request: Verification, client: str, loaded: "LoadedModel", plan: Plan, progress: Progress) -> LevelResult:
-    """The client itself, where it runs without a GPU."""
+def _client_level(
+    request: VerifyRequest, client: str, loaded: "LoadedModel", plan: Plan, progress: Progress
+) -> LevelResult:
+    """Run a twin in the client; only clients that run without a GPU."""
+    from shardproof.launch.clients.client_ranks import CLIENTS
     from shardproof.launch.clients.confirm import confirm_in_ranks, confirm_in_vllm
-    from shardproof.launch.clients.stepping import CLIENTS
 
     layout, python = request.layout, request.client_python
     if client != "vllm" and client not in CLIENTS:
@@ -66,10 +68,10 @@ def _served(request: Verification, client: str, loaded: "LoadedModel", plan: Pla
         return confirm_in_ranks(loaded, plan, client, tp=layout.tp, python=python, timeout=request.timeout)
 
 
-def _levels(
-    request: Verification, loaded: "LoadedModel", model: "nn.Module", plan: Plan, progress: Progress
+def _proof_and_run(
+    request: VerifyRequest, loaded: "LoadedModel", model: "nn.Module", plan: Plan, progress: Progress
 ) -> tuple[tuple[LevelResult, ...], str]:
-    """The results, and a sentence on a level that was not reached."""
+    """The proof and the run on ranks, and a line about a run that was skipped (else empty)."""
     from shardproof.verify.proof.prove import prove
 
     layout, wanted = request.layout, request.levels or (Level.PROOF, Level.RUN)
@@ -89,8 +91,8 @@ def _levels(
     return tuple(results), ""
 
 
-def _malformed(model: "nn.Module", plan: Plan, layout: Layout) -> tuple[Finding, ...]:
-    """Findings that make a run pointless: the plan is none for this model. A run's own rank would only raise."""
+def _malformed(model: "nn.Module", plan: Plan, layout: RunLayout) -> tuple[Finding, ...]:
+    """Findings of a plan whose form is wrong for this model: every rank of a run would only raise."""
     from shardproof.planner.loading.carried_plan import base_prefix
     from shardproof.verify.proof.plan_form import check_plan
 
@@ -102,7 +104,7 @@ def _has_weights(checkpoint: Path) -> bool:
     return checkpoint.is_file() or any(any(checkpoint.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.gguf"))
 
 
-def _run(loaded: "LoadedModel", plan: Plan, request: Verification) -> LevelResult:
+def _run(loaded: "LoadedModel", plan: Plan, request: VerifyRequest) -> LevelResult:
     from shardproof.launch.ranks.confirm import confirm
 
     layout = request.layout
@@ -122,11 +124,11 @@ def _run(loaded: "LoadedModel", plan: Plan, request: Verification) -> LevelResul
     )
 
 
-def _contradiction_named(levels: tuple[LevelResult, ...]) -> tuple[LevelResult, ...]:
-    """DY507 where the proof holds and the run refutes: that is our bug, and is said.
+def _with_contradiction(levels: tuple[LevelResult, ...]) -> tuple[LevelResult, ...]:
+    """Add DY507, a bug in shardproof, where the proof says proved and the run refutes.
 
-    A rank that was killed or ran out of time decides nothing, and so contradicts nothing; nor does a fault of the
-    client's runtime, of which the proof does not speak.
+    A rank that was killed or ran out of time decides nothing, so it contradicts nothing; nor does a fault of the client's
+    runtime, which the proof does not cover.
     """
     if len(levels) != 2 or levels[0].verdict is not Verdict.PROVED:
         return levels

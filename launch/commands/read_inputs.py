@@ -1,4 +1,4 @@
-"""The model and the plan that a command was given, read."""
+"""Read the model, the client and the plan file that a command line names."""
 
 import json
 from collections.abc import Mapping
@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """Which model: the reference and how it is to be read."""
+class ModelReference:
+    """A model as the command line names it; `overrides` are config fields and their values as text."""
 
     reference: str
     overrides: Mapping[str, str]
     trust_remote_code: bool = False
 
 
-def read_model(model: Model, progress: Progress) -> "LoadedModel":
-    """The config and the class; `LoadError` where the reference names none."""
+def read_model(model: ModelReference, progress: Progress) -> "LoadedModel":
+    """Read the config and find the class.
+
+    Raises:
+        LoadError: the reference names no model.
+    """
     with progress.step(f"reading {model.reference}"):
         from shardproof.planner.loading.load import load
 
@@ -33,7 +37,11 @@ def read_model(model: Model, progress: Progress) -> "LoadedModel":
 
 
 def read_dialect(name: str) -> "Dialect":
-    """The dialect of a client. `MisuseError` where there is none of this name."""
+    """The dialect of a client.
+
+    Raises:
+        MisuseError: there is no client of that name.
+    """
     from shardproof.verify.clients.registry import find_dialect
 
     try:
@@ -43,7 +51,11 @@ def read_dialect(name: str) -> "Dialect":
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan of a plan file. `MisuseError` where there is none, or none that can be read."""
+    """The plan in a plan file (JSON).
+
+    Raises:
+        MisuseError: there is no such file, or no plan can be read from it.
+    """
     try:
         return Plan.from_json(json.loads(path.read_text()))
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Tables for a reader, on stderr: what a suggestion covers, and why."""
+"""Tables on stderr about a suggested plan: its entries, what stays whole, and the reasons."""
 
 from collections.abc import Sequence
 

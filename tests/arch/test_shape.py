@@ -1,0 +1,50 @@
+"""The shape of the code: each class name once, small folders, no function with too many branches."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.gate import ROOT
+
+FOLDERS = ("launch", "verify/report")
+MOST_FILES = 13
+"""In one folder: a dozen, and `__init__.py`."""
+MOST_BRANCHES = 20
+CATALOGUES = ("findings", "rules")
+"""Folders of one file a finding or a rule."""
+_BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.comprehension, ast.match_case, ast.ExceptHandler)
+
+
+def modules() -> Iterator[tuple[Path, ast.Module]]:
+    for folder in FOLDERS:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            yield file.relative_to(ROOT), ast.parse(file.read_text())
+
+
+def branches(function: ast.AST) -> int:
+    """Places where the function may go one way or another; of `a and b and c` two."""
+    return sum(
+        len(node.values) - 1 if isinstance(node, ast.BoolOp) else isinstance(node, _BRANCHES)
+        for node in ast.walk(function)
+    )
+
+
+def test_a_class_name_is_used_once() -> None:
+    names = Counter(node.name for _, module in modules() for node in ast.walk(module) if isinstance(node, ast.ClassDef))
+    assert {name: count for name, count in names.items() if count > 1} == {}
+
+
+def test_a_folder_holds_a_dozen_files() -> None:
+    files = Counter(file.parent for file, _ in modules() if file.parent.name not in CATALOGUES)
+    assert {str(folder): count for folder, count in files.items() if count > MOST_FILES} == {}
+
+
+def test_no_function_has_too_many_branches() -> None:
+    functions = {
+        f"{file}:{node.name}": branches(node)
+        for file, module in modules()
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: count for name, count in functions.items() if count > MOST_BRANCHES} == {}
