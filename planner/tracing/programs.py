@@ -1,6 +1,7 @@
 """A model on meta with its programs, the single device's and a rank's: traced once, for all that is asked of them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -70,6 +71,15 @@ def subject_in(model: nn.Module, mode: RunMode) -> Subject | None:
     if isinstance(found, TraceError):
         raise found
     return found
+
+
+def other_modes(model: nn.Module) -> tuple[Subject, ...]:
+    """A model in every mode but evaluation that it has and that can be traced."""
+    found = []
+    for mode in (RunMode.TRAINING, RunMode.DECODING):
+        with suppress(TraceError):
+            found.append(subject_in(model, mode))
+    return tuple(subject for subject in found if subject is not None)
 
 
 def _traced_in(model: nn.Module, base: Subject, mode: RunMode) -> Subject | TraceError | None:

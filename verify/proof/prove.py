@@ -1,5 +1,7 @@
 """Level 1, the proof: seconds, one process, no weights, no process group."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from time import perf_counter
 
 from torch import nn
@@ -9,7 +11,8 @@ from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
-from shardproof.planner.tracing.programs import on_meta, subject_of
+from shardproof.planner.tracing.programs import Subject, on_meta, subject_in, subject_of
+from shardproof.planner.tracing.run_modes import RunMode
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.findings import pl104, tp210
 from shardproof.verify.proof.experts import check_experts
@@ -61,7 +64,27 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Fi
         return (not_traced(error),)
     styles = plan.styles(subject.prefix)
     experts = check_experts(subject.graph, plan, subject.prefix, ep)
-    return (*with_fix(subject, styles, tp, check_tensor(subject, styles, tp)), *experts)
+    found = check_tensor(subject, styles, tp)
+    if found:
+        return (*with_fix(subject, styles, tp, found), *experts)
+    return (*_in_other_modes(subject, styles, tp), *experts)
+
+
+def _in_other_modes(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+    """Findings of training and decoding, of a plan that is right in evaluation."""
+    found: tuple[Finding, ...] = ()
+    for mode in (RunMode.TRAINING, RunMode.DECODING):
+        try:
+            other = subject_in(subject.model, mode)
+        except TraceError as error:
+            place = Place(None, error.module or None, error.source)
+            found += (tp210.mode_not_traced(mode.value, str(error), place),)
+            continue
+        wrong = check_tensor(other, styles, tp) if other is not None else ()
+        if other is not None and wrong:
+            told = tuple(replace(one, message=f"in {mode.value}, {one.message}") for one in wrong)
+            return (*found, *with_fix(other, styles, tp, told))
+    return found
 
 
 def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
