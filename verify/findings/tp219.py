@@ -12,7 +12,7 @@ register(
         "gradient.",
         why="The forward shows nothing of it. The backward was run on a rank's part of the gradient, as autograd would, "
         "and its result does not lie as the value that it belongs to.",
-        use_instead="A backward that works element by element on the sharded dim, or a whole input (a style that gathers before).",
+        use_instead="A backward that works element by element on the sharded dim, or a whole input (a style that gathers).",
         fix_safety="An edit is offered where it was proved.",
         invalid=(
             Example(

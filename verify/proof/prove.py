@@ -7,11 +7,11 @@ from time import perf_counter
 from torch import nn
 
 from shardproof.planner.ir.errors import ArgumentError
-from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
+from shardproof.planner.ir.findings import Finding, Place, Severity, Source, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
-from shardproof.planner.tracing.programs import Subject, on_meta, subject_in, subject_of
+from shardproof.planner.tracing.programs import Subject, on_meta, on_the_other_side, other_modes, subject_in, subject_of
 from shardproof.planner.tracing.run_modes import RunMode
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.findings import pl104, tp210
@@ -67,7 +67,32 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Fi
     found = check_tensor(subject, styles, tp)
     if found:
         return (*with_fix(subject, styles, tp, found), *experts)
-    return (*_in_other_modes(subject, styles, tp), *experts)
+    found = _in_other_modes(subject, styles, tp)
+    return (*(found or _on_other_sides(subject, styles, tp)), *experts)
+
+
+FOLLOWED = 4
+"""Branches on data that are followed to both sides, of each model; of the others one side is an assumption."""
+
+
+def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+    """Findings of the other sides of branches on data, of a plan that is right on the side that is traced."""
+    seen: set[Source] = set()
+    for one in (subject, *other_modes(subject.model)):
+        for line in one.graph.branches:
+            if line in seen or len(seen) == FOLLOWED:
+                continue
+            seen.add(line)
+            try:
+                other = on_the_other_side(subject.model, one, line)
+            except TraceError:
+                continue  # that side raises on a single device, or cannot be run on meta tensors: an assumption
+            if wrong := check_tensor(other, styles, tp):
+                return tuple(
+                    replace(found, message=f"on the other side of the branch at {line}, {found.message}")
+                    for found in wrong
+                )
+    return ()
 
 
 def _in_other_modes(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
