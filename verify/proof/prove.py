@@ -15,6 +15,7 @@ from shardproof.planner.tracing.programs import Subject, on_meta, on_the_other_s
 from shardproof.planner.tracing.run_modes import RunMode
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.findings import pl104, tp210
+from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.fixes import with_fix
 from shardproof.verify.proof.pipeline import check_pp
@@ -50,6 +51,8 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
         findings += (pl104.no_expert_plan(ep),)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += _tensor_findings(built, plan, tp, ep)
+    if ep > 1 and plan.ep and not any(finding.severity is not Severity.WARNING for finding in findings):
+        findings += try_experts(loaded, plan, ep)
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
