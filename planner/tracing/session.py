@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.jit._fuser import optimized_execution
 
-from shardproof.planner.tracing.run_modes import RunMode
+from shardproof.planner.inputs.run_modes import RunMode
 
 T = TypeVar("T")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from shardproof.planner.inputs.example import attempts, caching, example_inputs, take, taken
+from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
@@ -26,7 +27,6 @@ from shardproof.planner.tracing.module_tree import kept_tensors, module_table
 from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
-from shardproof.planner.tracing.run_modes import RunMode, Script
 from shardproof.planner.tracing.session import TRACING, forget, recording, remembered
 
 

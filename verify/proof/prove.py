@@ -6,14 +6,15 @@ from time import perf_counter
 
 from torch import nn
 
+from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Place, Severity, Source, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import Subject, on_meta, on_the_other_side, other_modes, subject_in, subject_of
-from shardproof.planner.tracing.run_modes import RunMode
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.twins.twin import raises_on_one_device
 from shardproof.verify.findings import pl104, tp210
 from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
@@ -50,7 +51,7 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
     if ep > 1 and not plan.ep:
         findings += (pl104.no_expert_plan(ep),)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
-        findings += _tensor_findings(built, plan, tp, ep)
+        findings += _tensor_findings(loaded, built, plan, tp, ep)
     if ep > 1 and plan.ep and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += try_experts(loaded, plan, ep)
     prefix = base_prefix(built)
@@ -60,7 +61,7 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
     return LevelResult("proof", perf_counter() - started, findings)
 
 
-def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
+def _tensor_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
     try:
         subject = subject_of(built)
     except TraceError as error:
@@ -70,7 +71,7 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Fi
     found = check_tensor(subject, styles, tp)
     if found:
         return (*with_fix(subject, styles, tp, found), *experts)
-    found = _in_other_modes(subject, styles, tp)
+    found = _in_other_modes(loaded, subject, styles, tp)
     return (*(found or _on_other_sides(subject, styles, tp)), *experts)
 
 
@@ -98,15 +99,16 @@ def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int) -> tup
     return ()
 
 
-def _in_other_modes(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+def _in_other_modes(loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
     """Findings of training and decoding, of a plan that is right in evaluation."""
     found: tuple[Finding, ...] = ()
     for mode in (RunMode.TRAINING, RunMode.DECODING):
         try:
             other = subject_in(subject.model, mode)
         except TraceError as error:
-            place = Place(None, error.module or None, error.source)
-            found += (tp210.mode_not_traced(mode.value, str(error), place),)
+            if not raises_on_one_device(loaded, mode):
+                place = Place(None, error.module or None, error.source)
+                found += (tp210.mode_not_traced(mode.value, str(error), place),)
             continue
         wrong = check_tensor(other, styles, tp) if other is not None else ()
         if other is not None and wrong:
