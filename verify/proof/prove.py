@@ -52,12 +52,10 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
         findings += (pl104.no_expert_plan(ep),)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += _tensor_findings(loaded, built, plan, tp, ep)
-    if ep > 1 and plan.ep and not any(finding.severity is not Severity.WARNING for finding in findings):
-        findings += try_experts(loaded, plan, ep)
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
-        findings += tuple(found for found in _stage_findings(loaded, built, plan, pp) if found not in findings)
+        findings += tuple(found for found in stage_findings(loaded, built, plan, pp) if found not in findings)
     return LevelResult("proof", perf_counter() - started, findings)
 
 
@@ -67,7 +65,7 @@ def _tensor_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, tp: int,
     except TraceError as error:
         return (not_traced(error),)
     styles = plan.styles(subject.prefix)
-    experts = check_experts(subject.graph, plan, subject.prefix, ep)
+    experts = expert_findings(loaded, subject, plan, ep)
     found = check_tensor(subject, styles, tp)
     if found:
         return (*with_fix(subject, styles, tp, found), *experts)
@@ -117,7 +115,15 @@ def _in_other_modes(loaded: LoadedModel, subject: Subject, styles: Mapping[str, 
     return found
 
 
-def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
+def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) -> tuple[Finding, ...]:
+    """Findings of the expert plan: its form, and at a degree above 1 what the experts give on ranks."""
+    found = check_experts(subject.graph, plan, subject.prefix, ep)
+    if found or ep == 1 or not plan.ep:
+        return found
+    return try_experts(loaded, plan, ep)
+
+
+def stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
     """Findings of the pipeline plan; where it has no errors, findings of the programs of its stages."""
     try:
         found = check_pp(built, subject_of(built).graph, plan)
