@@ -1,5 +1,6 @@
 """Level 1, the proof: seconds, one process, no weights, no process group."""
 
+from dataclasses import replace
 from time import perf_counter
 
 from torch import nn
@@ -11,7 +12,8 @@ from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
-from shardproof.verify.findings import pl104, tp210
+from shardproof.planner.twins.loading import try_loading
+from shardproof.verify.findings import pl104, tp210, tp221
 from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.modes import check_modes
@@ -52,6 +54,12 @@ def prove(
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         more, scope = _tensor_findings(loaded, built, plan, tp, ep)
         findings += more
+    loading = try_loading(loaded)
+    if loading.lost:
+        findings += (tp221.weights_are_lost(loading.lost),)
+    elif loading.untried and scope is not None:
+        told = f"loading gives what a checkpoint holds, which could not be tried ({loading.untried})"
+        scope = replace(scope, assumptions=(*scope.assumptions, told))
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
