@@ -105,7 +105,7 @@ def _unpickled(reference: str, overrides: tuple[tuple[str, str], ...] | None, fi
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers' log, its progress bars and Python warnings held back: what they say of a default config is nobody's concern."""
+    """Transformers' log, its progress bars and Python warnings held back: of a default config they say nothing of use."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(ERROR)
