@@ -27,9 +27,14 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
     cut |= {key: _renumbered(by_layer, kept) for key, by_layer in own.items()}
     cut |= {key: list(range(len(kept))) for key in numbered}
     cut |= {key: min(value, len(kept)) for key, value in counts.items()}
-    last = {key: value for key in _of_role("last layers", roles) if isinstance(value := fields[key], int)}
-    cut |= {key: value * len(kept) // total for key, value in last.items()}
+    cut |= _last_layers(fields, roles, len(kept), total)
     return cut | {name: len(kept)}
+
+
+def _last_layers(fields: Mapping[str, object], roles: Mapping[str, str], kept: int, total: int) -> Fields:
+    """Counts of layers at the end of the stack, in proportion."""
+    last = {key: value for key in _of_role("last layers", roles) if isinstance(value := fields[key], int)}
+    return {key: value * kept // total for key, value in last.items()}
 
 
 def _kinds(
