@@ -70,12 +70,20 @@ class NoCacheError(RuntimeError):
 
 def cache_in(model: nn.Module, output: object) -> dict[str, object]:
     """The cache that an output holds, under the name by which the model's forward takes it; empty where there is none."""
-    names = inspect.signature(type(model).forward).parameters
     for name in CACHE_NAMES:
         held = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if held is not None and name in names:
+        if held is not None and takes(model, name):
             return {name: held}
     return {}
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether a model's forward names this keyword, or hands what it does not name to a base model that names it."""
+    names = inspect.signature(type(model).forward).parameters
+    base = getattr(model, "base_model", model)
+    if name in names or base is model or not isinstance(base, nn.Module):
+        return name in names
+    return any(one.kind is one.VAR_KEYWORD for one in names.values()) and takes(base, name)
 
 
 def scripts(model: nn.Module, mode: RunMode, inputs: Mapping[str, Any] | None = None) -> Iterator[Script]:
@@ -115,10 +123,6 @@ def _fullest_first(*parts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return [one for at, one in enumerate(found) if all(set(one) != set(other) for other in found[:at])]
 
 
-def _names(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(model).forward).parameters
-
-
 def _tokens(given: Mapping[str, Any]) -> Tensor | None:
     """The ids that the model continues."""
     return next((given[name] for name in ("decoder_input_ids", "input_ids") if name in given), None)
@@ -126,19 +130,19 @@ def _tokens(given: Mapping[str, Any]) -> Tensor | None:
 
 def _mask(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tensor]:
     ids = given.get("input_ids")
-    wanted = "attention_mask" in _names(model) and "attention_mask" not in given and ids is not None
+    wanted = takes(model, "attention_mask") and "attention_mask" not in given and ids is not None
     return {"attention_mask": _like(ids, ids.shape)} if wanted and ids is not None else {}
 
 
 def _labels(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tensor]:
     ids = _tokens(given)
-    return {"labels": _like(ids, ids.shape)} if ids is not None and "labels" in _names(model) else {}
+    return {"labels": _like(ids, ids.shape)} if ids is not None and takes(model, "labels") else {}
 
 
 def _one_token(model: nn.Module, given: Mapping[str, Any], more: Mapping[str, Tensor]) -> Call | None:
     """The step that decodes one token after `given`: an encoder is asked again, images are in the cache."""
     ids = _tokens(given)
-    if ids is None or not any(name in _names(model) for name in CACHE_NAMES):
+    if ids is None or not any(takes(model, name) for name in CACHE_NAMES):
         return None
     if "decoder_input_ids" in given:
         return {**given, **more, "decoder_input_ids": _like(ids, (ids.shape[0], 1))}

@@ -245,7 +245,7 @@ def _is_state(name: str, value: object) -> bool:
     if name.startswith("__") or isinstance(value, type | ModuleType | FunctionType | BuiltinFunctionType | str):
         return False
     if isinstance(value, bool | int | float | list | dict | set):
-        return True
+        return not _is_table(value)
     return _is_own_object(value)
 
 
@@ -269,10 +269,27 @@ def _can_change(value: object, inside: set[int]) -> bool:
     return not immutable and not isinstance(value, ModuleType | MethodType)
 
 
+_AS_THEY_ARE = frozenset({bool, int, str, type(None)})
+_FIXED = frozenset({type, type(nn.Module), BuiltinFunctionType, ModuleType})
+
+
+def _is_table(value: object) -> bool:
+    """A table of classes and functions, by names: it is made where its module is imported, and read afterwards."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | set) else ()
+    return bool(entries) and all(
+        isinstance(one, type | FunctionType | BuiltinFunctionType | tuple | str) for one in entries
+    )
+
+
 def _moment(value: object, depth: int = 0) -> Any:
     """A value at this moment, tensors by identity."""
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return (kind, value)
+    if kind in _FIXED:
+        return id(value)
     if isinstance(value, _PLAIN):
-        return (type(value), repr(value) if isinstance(value, float) else value)
+        return (kind, repr(value) if isinstance(value, float) else value)
     if isinstance(value, Tensor) or depth >= _DEPTH:
         return id(value)
     if isinstance(value, nn.Module):

@@ -26,7 +26,14 @@ from shardproof.planner.tracing.module_tree import kept_tensors, module_table
 from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
-from shardproof.planner.tracing.session import TRACING, ModuleState, forget, recording, remembered
+from shardproof.planner.tracing.session import (
+    TRACING,
+    ModuleState,
+    forget,
+    recording,
+    remembered,
+    without_garbage_collection,
+)
 
 
 class TraceError(ShardproofError, RuntimeError):
@@ -128,10 +135,12 @@ class Tracing:
 
     def __init__(self, model: nn.Module, *, keep: bool = False, hooked: bool = False, every: bool = False) -> None:
         self.model, self.keep, self.hooked, self.rebuilds = model, keep, hooked, False
-        self.paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+        modules = remembered(model, "modules", lambda: list(model.named_modules(remove_duplicate=False)))
         self.names: dict[int, list[str]] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
+        for path, module in modules:
             self.names.setdefault(id(module), []).append(path)
+        self.paths = {module: paths[0] for module, paths in self.names.items()}
+        self.modules = list({id(module): module for _, module in modules}.values())
         self.recorder = Recorder(SourceFinder(model))
         self.kinds = {} if every else remembered(model, "layer kinds", lambda: layer_kinds(model))
         self.shared = {} if every else remembered(model, "shared state", self._shared_state)
@@ -141,6 +150,9 @@ class Tracing:
         self.repeats: dict[str, str] = {}
         self.calls: list[ModuleCall | None] = []
         self.left: dict[str, list[Tensor]] = {}
+
+    def _kept(self) -> list[tuple[str, Tensor]]:
+        return remembered(self.model, "kept tensors", lambda: kept_tensors(self.model))
 
     def _shared_state(self) -> dict[int, SharedState]:
         """By stack of layers, what they can leave something in for each other."""
@@ -156,14 +168,14 @@ class Tracing:
 
     def run_script(self, script: Script) -> Graph:
         """Run the forwards of a script and return their one graph."""
-        with TRACING:
+        with TRACING, without_garbage_collection():
             return self._run(script)
 
     def _run(self, script: Script) -> Graph:
         recorder = self.recorder
         recorder.gradients.enabled = script.mode is not RunMode.DECODING
         recorder.other_side = script.other_side
-        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers(), *kept_tensors(self.model)]:
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers(), *self._kept()]:
             number = recorder.number(tensor, name)
             if tensor.requires_grad:
                 recorder.followed.add(number)
@@ -200,8 +212,8 @@ class Tracing:
         )
 
     def _forward(self, script: Script) -> object:
-        recorder, held = self.recorder, [ModuleState.of(module) for module in self.model.modules()]
-        once = (module for module in self.model.modules() if id(module) in self.kinds and "forward" not in vars(module))
+        recorder, held = self.recorder, [ModuleState.of(module) for module in self.modules]
+        once = (module for module in self.modules if id(module) in self.kinds and "forward" not in vars(module))
         restore = [self._run_once_per_kind(module) for module in list(once)]
         try:
             with (

@@ -65,6 +65,7 @@ def _in_other_modes(
                 untraced += (tp210.mode_not_traced(mode.value, str(error), place),)
             continue
         if other is None:
+            asked.assumptions[f"nobody runs the model in {mode.value}: its forward takes or returns no cache"] = None
             continue
         asked.modes.append(mode.value)
         if wrong := check_tensor(other, styles, tp):
