@@ -50,6 +50,15 @@ class Strided:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenOutput:
+    """An in-place op on what a style's hook made of a module's output: autograd refuses it where gradients are on."""
+
+    op: Op
+    module: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
 class NoLookup:
     """A style for tables on a module that computes something else, by the client's distributed tensors."""
 
@@ -65,6 +74,7 @@ Fault: TypeAlias = (
     | Stuck
     | Untraced
     | Strided
+    | WrittenOutput
     | GradientFault
     | Misplaced
     | NoLookup
@@ -113,14 +123,14 @@ def judge(
         styles = {key: style for key, style in styles.items() if not {key, key.rpartition(".")[0]} & hidden}
         assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
     loading = tuple(misplaced(subject.model, assigned, degree))
-    ran, forward = relate(subject, assigned, degree, unfixed=unfixed)
+    ran, forward = related_programs(subject, assigned, degree, unfixed=unfixed)
     if ran is not None and not forward:
-        forward = _untraced(ran.local, assigned)
-    gradients = _backward(subject, ran, assigned) if ran is not None and not forward else ()
+        forward = untraced(ran.local, assigned)
+    gradients = backward_faults(subject, ran, assigned) if ran is not None and not forward else ()
     return Judgement(assigned, ran, forward, gradients, loading, opaque)
 
 
-def relate(
+def related_programs(
     subject: Subject,
     assigned: Assigned,
     degree: int,
@@ -154,13 +164,19 @@ def _rank_fails(graph: Graph, assigned: Assigned, error: TraceError, degree: int
     return RankFails(error, *explain_failure(graph, error.before, error.failed, assigned, degree))
 
 
-def _backward(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Fault, ...]:
+def backward_faults(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Fault, ...]:
+    """What goes wrong in training of two programs that are related: writes that autograd refuses, and wrong gradients."""
     frozen = {name for name, value in subject.model.named_parameters() if not value.requires_grad}
     partial = tuple(fault for fault in gradient_faults(ran, assigned) if fault.parameter not in frozen)
-    return (*(Strided(op, entry) for op, entry in strided(ran.local, assigned)), *nearest(ran, partial))
+    written = ((ran.local.ops[position], path) for position, path in ran.local.written)
+    return (
+        *(Strided(op, entry) for op, entry in strided(ran.local, assigned)),
+        *(WrittenOutput(op, path, assigned.modules[path][1]) for op, path in written),
+        *nearest(ran, partial),
+    )
 
 
-def _untraced(local: Graph, assigned: Assigned) -> tuple[Untraced, ...]:
+def untraced(local: Graph, assigned: Assigned) -> tuple[Untraced, ...]:
     """Sharded parameters under a pattern none of whose modules ran; one for each entry."""
     silent = {e: name for name, (_, e) in assigned.parameters.items() if generic(name) not in local.used_parameters}
     return tuple(Untraced(name, entry) for entry, name in silent.items())

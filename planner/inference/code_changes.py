@@ -39,7 +39,7 @@ def _open_views(subject: Subject, inference: Inference, candidate: Candidate) ->
     views = _views(inference.groups, candidate)
     styles = {entry.pattern: entry.style for entry in (*inference.entries.values(), *candidate.entries)}
     degree = probe_degree([candidate.size, *inference.sizes])
-    if not views or not prober(subject, views)(styles, degree).right:
+    if not views or not prober(subject, unfixed=views)(styles, degree).right:
         return None
     needed = _needed(subject, views, styles, degree)
     diff = unfix_views(needed)
@@ -68,7 +68,7 @@ def _needed(subject: Subject, views: Mapping[Source, int], styles: Mapping[str, 
     needed = dict(views)
     for source in views:
         fewer = {other: dim for other, dim in needed.items() if other != source}
-        if prober(subject, fewer)(styles, degree).right:
+        if prober(subject, unfixed=fewer)(styles, degree).right:
             needed = fewer
     return needed
 

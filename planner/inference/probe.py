@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from shardproof.planner.ir.findings import Source
-from shardproof.planner.judge import Fault, NoLookup, RankFails, Strided, Untraced, judge
+from shardproof.planner.judge import Fault, NoLookup, RankFails, Strided, Untraced, WrittenOutput, judge
 from shardproof.planner.propagation.backward import GradientFault
 from shardproof.planner.propagation.reach import Unreachable
 from shardproof.planner.propagation.relation import Stuck
@@ -33,17 +33,29 @@ Prober: TypeAlias = Callable[[Mapping[str, str], int], Probe]
 """From entries (keys as the head model sees them) and a degree to what they came to."""
 
 
-def prober(subject: Subject, unfixed: Mapping[Source, int] | None = None) -> Prober:
-    """A probe for one model on meta; `unfixed` as `planner.judge.judge` takes it."""
+def prober(subject: Subject, *others: Subject, unfixed: Mapping[Source, int] | None = None) -> Prober:
+    """A probe for one model on meta; `unfixed` as `planner.judge.judge` takes it.
+
+    `others` are the same model in other modes: what is right in the first is tried in these too.
+    """
 
     def probe(styles: Mapping[str, str], degree: int) -> Probe:
-        found = judge(subject, styles, degree, unfixed=unfixed)
-        mendable = tuple(fault for fault in found.gradients if isinstance(fault, GradientFault))
-        others = (fault for fault in found.gradients if not isinstance(fault, GradientFault))
-        first = next(iter((*found.loading, *found.forward, *others, *found.undecided)), None)
-        return Probe(True, gradients=mendable) if first is None else _wrong(first)
+        found = _probe(subject, styles, degree, unfixed)
+        for other in others if found.right and not found.gradients else ():
+            found = _probe(other, styles, degree, unfixed)
+            if not found.right or found.gradients:
+                return found
+        return found
 
     return probe
+
+
+def _probe(subject: Subject, styles: Mapping[str, str], degree: int, unfixed: Mapping[Source, int] | None) -> Probe:
+    found = judge(subject, styles, degree, unfixed=unfixed)
+    mendable = tuple(fault for fault in found.gradients if isinstance(fault, GradientFault))
+    others = (fault for fault in found.gradients if not isinstance(fault, GradientFault))
+    first = next(iter((*found.loading, *found.forward, *others, *found.undecided)), None)
+    return Probe(True, gradients=mendable) if first is None else _wrong(first)
 
 
 def _wrong(fault: Fault) -> Probe:
@@ -66,6 +78,11 @@ def _wrong(fault: Fault) -> Probe:
             return Probe(False, why, op.module, entry)
         case Strided(op, entry):
             why = f"it is given a transposed tensor ({op.source}), which the client cannot view as rows where it trains"
+            return Probe(False, why, op.module, entry)
+        case WrittenOutput(op, module, entry):
+            why = (
+                f"{op.target} writes to the output of {module} in place ({op.source}), which autograd refuses on a rank"
+            )
             return Probe(False, why, op.module, entry)
         case Untraced(parameter, entry):
             return Probe(False, f"{parameter} takes part in no traced op", parameter.rpartition(".")[0], entry)

@@ -20,7 +20,7 @@ from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign, sharded_share
 from shardproof.planner.propagation.limits import limits
 from shardproof.planner.propagation.propagate import propagate
-from shardproof.planner.tracing.programs import Subject, local_program, on_meta, subject_of
+from shardproof.planner.tracing.programs import Subject, local_program, on_meta, other_modes, subject_of
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
 
@@ -57,7 +57,7 @@ def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
     loaded = load(model) if isinstance(model, str) else model
     subject = subject_of(on_meta(loaded))
     built, graph, prefix = subject.model, subject.graph, subject.prefix
-    inference = infer_tp(graph, prober(subject), prefix)
+    inference = _inference(subject, other_modes(subject.model))
     pipeline, head_pipeline = infer_pipeline(built, graph)
     uncut = cut_nowhere(built, graph, pipeline)
     if uncut is not None:
@@ -71,6 +71,17 @@ def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
     explanation = _explanation(subject, inference, plan) if why else None
     notes = graph.notes if uncut is None else (*graph.notes, f"there is no pipeline plan: {uncut}")
     return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, notes, explanation, owners)
+
+
+def _inference(subject: Subject, others: tuple[Subject, ...]) -> Inference:
+    """The tensor-parallel plan, inferred in evaluation; where it turns out wrong in another mode, inferred in all of them."""
+    inference = infer_tp(subject.graph, prober(subject), subject.prefix)
+    styles = {entry.pattern: entry.style for entry in inference.entries.values()}
+    degree = probe_degree(inference.sizes or [2])
+    tried = [prober(other)(styles, degree) for other in others] if styles else []
+    if all(found.right and not found.gradients for found in tried):
+        return inference
+    return infer_tp(subject.graph, prober(subject, *others), subject.prefix)
 
 
 def _with_experts(plan: Plan, ep: tuple[TpEntry, ...], prefix: str) -> Plan:

@@ -147,6 +147,8 @@ class Graph:
     notes: tuple[str, ...] = field(default=())
     written: tuple[tuple[int, str], ...] = ()
     """In-place ops, by position, on what a client's hook made of the output of a module (its path), where gradients are on."""
+    branches: tuple[Source, ...] = ()
+    """Lines that branch on data: one side was traced."""
     calls: tuple[ModuleCall, ...] = ()
 
     def __post_init__(self) -> None:
@@ -296,6 +298,7 @@ class Graph:
             "outputs": [[name, number] for name, number in self.outputs],
             "notes": list(self.notes),
             "written": [list(one) for one in self.written],
+            "branches": [[one.file, one.line] for one in self.branches],
             "calls": [_of_call(call) for call in self.calls],
         }
 
@@ -355,6 +358,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
         outputs=tuple((name, number) for name, number in data["outputs"]),
         notes=tuple(data["notes"]),
         written=tuple((position, path) for position, path in data["written"]),
+        branches=tuple(Source(file, line) for file, line in data["branches"]),
         calls=tuple(_call(*call) for call in data["calls"]),
     )
 

@@ -4,7 +4,7 @@ Layers are single steps here: what a layer gives is named by the layer and by wh
 program of a pipeline stage, with some layers absent, can be held against the whole program.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shardproof.planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref
@@ -71,8 +71,8 @@ def _neutral(op: Op) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _LayerOps:
-    """What runs in a layer: the kinds of its ops with their flags (numbers may count the layers, of which one stands for its
-    kind), and the places of arguments that none of them reads.
+    """What runs in a layer: the kinds of its ops with their numbers and flags, and the places of arguments that none of them
+    reads.
     """
 
     ops: frozenset[Hashable]
@@ -117,7 +117,16 @@ class _OpsByLayer(dict[str, _LayerOps]):
 
 
 def _flags(op: Op) -> tuple[Hashable, ...]:
-    return tuple((name, value) for name, value in op.kwargs if isinstance(value, bool))
+    """The plain arguments of an op, in order, and its flags."""
+    return (*_numbers(op.args), *((name, value) for name, value in op.kwargs if isinstance(value, bool)))
+
+
+def _numbers(args: tuple[Arg, ...]) -> Iterator[Hashable]:
+    for arg in args:
+        if isinstance(arg, tuple):
+            yield from _numbers(arg)
+        elif isinstance(arg, bool | int | float):
+            yield repr(arg)
 
 
 class _Numbering:

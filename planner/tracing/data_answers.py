@@ -124,15 +124,18 @@ READS: Mapping[object, Callable[[Tensor], Any]] = {
 }
 """What is answered where modeling code reads numbers off a meta tensor."""
 
-REPRESENTATIVE = "the branch taken does not depend on data here; one representative path was traced"
+REPRESENTATIVE = "numbers are read off data here; one representative path was traced"
 
 
 def _read(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
         return NotImplemented
     recorder.record(READ, (args[0],), {}, ())
+    answer = READS[func](args[0])
+    if func is Tensor.__bool__:
+        return recorder.branch(answer)
     recorder.note(REPRESENTATIVE)
-    return READS[func](args[0])
+    return answer
 
 
 def _stays(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

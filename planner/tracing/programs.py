@@ -1,6 +1,7 @@
 """A model on meta with its programs, the single device's and a rank's: traced once, for all that is asked of them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -72,6 +73,15 @@ def subject_in(model: nn.Module, mode: RunMode) -> Subject | None:
     return found
 
 
+def other_modes(model: nn.Module) -> tuple[Subject, ...]:
+    """A model in every mode but evaluation that it has and that can be traced."""
+    found = []
+    for mode in (RunMode.TRAINING, RunMode.DECODING):
+        with suppress(TraceError):
+            found.append(subject_in(model, mode))
+    return tuple(subject for subject in found if subject is not None)
+
+
 def _traced_in(model: nn.Module, base: Subject, mode: RunMode) -> Subject | TraceError | None:
     first: TraceError | None = None
     with private_copy(model) as own:
@@ -83,6 +93,18 @@ def _traced_in(model: nn.Module, base: Subject, mode: RunMode) -> Subject | Trac
                     return None
                 first = first or error
     return first
+
+
+def on_the_other_side(model: nn.Module, subject: Subject, line: Source) -> Subject:
+    """A subject whose branch on data at one line takes the other side.
+
+    Raises:
+        TraceError: that side cannot be traced, or raises by itself.
+    """
+    with private_copy(model) as own:
+        script = subject.script or next(scripts(own, RunMode.EVALUATION))
+        script = replace(script, other_side=frozenset({line}))
+        return replace(subject, graph=trace_script(own, script), script=script)
 
 
 def program_for(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
@@ -103,6 +125,7 @@ class _Asked:
     degree: int
     distributed: bool
     mode: RunMode
+    other_side: frozenset[Source]
 
 
 _programs: "WeakKeyDictionary[nn.Module, list[tuple[_Asked, Graph]]]" = WeakKeyDictionary()
@@ -130,7 +153,8 @@ def local_program(
     if unfixed or inputs is not None:
         with private_copy(model) as own:
             return trace_local(own, assigned, degree, inputs, unfixed=unfixed, distributed=distributed)
-    asked = _Asked(assigned, degree, distributed, RunMode.EVALUATION if script is None else script.mode)
+    mode, other_side = (RunMode.EVALUATION, frozenset[Source]()) if script is None else (script.mode, script.other_side)
+    asked = _Asked(assigned, degree, distributed, mode, other_side)
     kept = _programs.setdefault(model, [])
     for known, program in kept:
         if known == asked:

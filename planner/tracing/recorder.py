@@ -50,6 +50,10 @@ class Recorder:
     client_outputs: dict[int, str] = field(default_factory=dict)
     """What a client's hook made of the output of a module: the path of that, by the tensor's id."""
     written: list[tuple[int, str]] = field(default_factory=list)
+    branches: dict[Source, None] = field(default_factory=dict)
+    """Lines that branch on data."""
+    other_side: frozenset[Source] = frozenset()
+    """Lines whose branch takes the other side than it would."""
     constants: int = 0
     failed: Op | None = None
     unfixed: Mapping[Source, int] = field(default_factory=dict)
@@ -84,6 +88,14 @@ class Recorder:
                 self.written.append((len(self.ops), path))
                 return
             base = self.view_of.get(id(base))
+
+    def branch(self, taken: bool) -> bool:
+        """Which side a branch on data takes here."""
+        here = self.sources.here(self.running)
+        if here is None:
+            return taken
+        self.branches[here] = None
+        return taken ^ (here in self.other_side)
 
     def alias(self, tensor: Tensor, other: Tensor) -> None:
         """Two tensors that hold the same value."""

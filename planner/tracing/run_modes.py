@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import caching, example_inputs
+from shardproof.planner.ir.findings import Source
 
 CACHE_NAMES = ("past_key_values", "cache_params", "cache")
 """The arguments and outputs by which Transformers' models hand a cache on (5.23: attention and hybrids the first, state-space
@@ -42,6 +43,8 @@ class Script:
     mode: RunMode
     calls: tuple[Call, ...]
     lacks: tuple[str, ...] = ()
+    other_side: frozenset[Source] = frozenset()
+    """Lines that branch on data, and take the other side than a trace takes by itself."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -162,6 +162,7 @@ class Tracing:
     def _run(self, script: Script) -> Graph:
         recorder = self.recorder
         recorder.gradients.enabled = script.mode is not RunMode.DECODING
+        recorder.other_side = script.other_side
         for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers(), *kept_tensors(self.model)]:
             number = recorder.number(tensor, name)
             if tensor.requires_grad:
@@ -184,6 +185,7 @@ class Tracing:
             outputs=outputs,
             notes=tuple(recorder.notes),
             written=tuple(recorder.written),
+            branches=tuple(recorder.branches),
             calls=tuple(call for call in self.calls if call is not None),
         )
 

@@ -95,6 +95,34 @@ def not_traced(error: str, place: Place) -> Finding:
     )
 
 
+def mode_not_traced(mode: str, error: str, place: Place) -> Finding:
+    """A mode in which clients run the model, whose program could not be recorded."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"the forward in {mode} could not be traced: {error}",
+        place,
+        why="what was not traced is not proved",
+        found=error,
+        needed="a forward that runs on meta tensors",
+        fault=Fault.MODEL,
+    )
+
+
+def experts_not_tried(error: str, place: Place) -> Finding:
+    """Experts of an expert plan, which could not be run on a small copy of the model."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"the experts could not be tried on a small copy of the model: {error}",
+        place,
+        why="what an experts module does with the tokens of a rank depends on data, so it is run",
+        found=error,
+        needed="a small copy that runs on one device",
+        fault=Fault.MODEL,
+    )
+
+
 def attention_not_searched(error: str, place: Place) -> Finding:
     """As `not_traced`, where the trace was wanted to find attention that is written out in the model."""
     message = f"the forward could not be traced, so attention outside the interface is not looked for: {error}"

@@ -7,7 +7,8 @@ from itertools import islice
 from shardproof.planner.ir.findings import Finding, Fix, Severity
 from shardproof.planner.ir.plan import Edit, generic, join
 from shardproof.planner.ir.styles import STYLES
-from shardproof.planner.tracing.programs import Subject
+from shardproof.planner.tracing.programs import Subject, other_modes, subject_of
+from shardproof.planner.tracing.run_modes import RunMode
 from shardproof.verify.proof.tensor import check_tensor
 
 STYLES_TO_TRY = (
@@ -49,12 +50,25 @@ def _fix(
     for edit in islice(edits(subject, styles, finding), max(TRIED_OPS // len(subject.graph.ops), 8)):
         left = check_tensor(subject, edited(styles, edit), degree)
         if not left:
+            left = _in_other_modes(subject, edited(styles, edit), degree)
+        if not left:
             return Fix(str(edit), (edit,), PROVED)
         if (best is None or len(left) < best[0]) and len(left) < len(findings) and not _has(left, finding):
             best = (len(left), edit)
     if best is None:
         return None
     return Fix(str(best[1]), (best[1],), f"the edited plan no longer has this finding; {best[0]} others remain")
+
+
+def _in_other_modes(subject: Subject, styles: Mapping[str, str], degree: int) -> tuple[Finding, ...]:
+    """Findings of a plan that is right in the subject's mode, in the first other mode that has any."""
+    others = (subject_of(subject.model), *other_modes(subject.model))
+    apart = (other for other in others if _mode(other) is not _mode(subject))
+    return next((found for other in apart if (found := check_tensor(other, styles, degree))), ())
+
+
+def _mode(subject: Subject) -> RunMode:
+    return subject.script.mode if subject.script is not None else RunMode.EVALUATION
 
 
 def edits(subject: Subject, styles: Mapping[str, str], finding: Finding) -> tuple[Edit, ...]:
@@ -109,7 +123,7 @@ def _edits(subject: Subject, styles: Mapping[str, str], pattern: str, code: str)
     those of sibling modules, then the other styles, then no entry.
     """
     have = styles.get(pattern)
-    extra = have is not None and (code in EXTRA or have == "all_reduce")
+    extra = have is not None and (code in EXTRA or have in ("all_reduce", "sequence_parallel"))
     if extra:
         yield Edit(pattern, have, None)
     siblings = [style for other, style in styles.items() if other.rpartition(".")[0] == pattern.rpartition(".")[0]]
@@ -145,9 +159,17 @@ def _family(style: str | None) -> str:
     return layout.removeprefix("packed ")
 
 
+def _takes_routing(subject: Subject, pattern: str) -> bool:
+    """Whether modules under a pattern are called as experts are: with hidden states, and with the tensors of their routing."""
+    calls = (call for call in subject.graph.calls if generic(call.module) == pattern)
+    return any(len(call.arguments) > 1 for call in calls)
+
+
 def _applies(subject: Subject, pattern: str, style: str) -> bool:
     """Whether a style can be applied to the modules or parameters that a pattern names."""
     if style == "mla_kv_a_proj" and not hasattr(subject.model.config, "qk_rope_head_dim"):
+        return False
+    if style == "moe_tp_experts" and not _takes_routing(subject, pattern):
         return False
     needs = STYLES[style].needs
     modules = [module for module in subject.graph.modules if generic(module.path) == pattern]

@@ -1,17 +1,21 @@
 """Level 1, the proof: seconds, one process, no weights, no process group."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from time import perf_counter
 
 from torch import nn
 
 from shardproof.planner.ir.errors import ArgumentError
-from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
+from shardproof.planner.ir.findings import Finding, Place, Severity, Source, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
-from shardproof.planner.tracing.programs import on_meta, subject_of
+from shardproof.planner.tracing.programs import Subject, on_meta, on_the_other_side, other_modes, subject_in, subject_of
+from shardproof.planner.tracing.run_modes import RunMode
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.findings import pl104, tp210
+from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.fixes import with_fix
 from shardproof.verify.proof.pipeline import check_pp
@@ -47,6 +51,8 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
         findings += (pl104.no_expert_plan(ep),)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         findings += _tensor_findings(built, plan, tp, ep)
+    if ep > 1 and plan.ep and not any(finding.severity is not Severity.WARNING for finding in findings):
+        findings += try_experts(loaded, plan, ep)
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
@@ -61,7 +67,52 @@ def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Fi
         return (not_traced(error),)
     styles = plan.styles(subject.prefix)
     experts = check_experts(subject.graph, plan, subject.prefix, ep)
-    return (*with_fix(subject, styles, tp, check_tensor(subject, styles, tp)), *experts)
+    found = check_tensor(subject, styles, tp)
+    if found:
+        return (*with_fix(subject, styles, tp, found), *experts)
+    found = _in_other_modes(subject, styles, tp)
+    return (*(found or _on_other_sides(subject, styles, tp)), *experts)
+
+
+FOLLOWED = 4
+"""Branches on data that are followed to both sides, of each model; of the others one side is an assumption."""
+
+
+def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+    """Findings of the other sides of branches on data, of a plan that is right on the side that is traced."""
+    seen: set[Source] = set()
+    for one in (subject, *other_modes(subject.model)):
+        for line in one.graph.branches:
+            if line in seen or len(seen) == FOLLOWED:
+                continue
+            seen.add(line)
+            try:
+                other = on_the_other_side(subject.model, one, line)
+            except TraceError:
+                continue  # that side raises on a single device, or cannot be run on meta tensors: an assumption
+            if wrong := check_tensor(other, styles, tp):
+                return tuple(
+                    replace(found, message=f"on the other side of the branch at {line}, {found.message}")
+                    for found in wrong
+                )
+    return ()
+
+
+def _in_other_modes(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+    """Findings of training and decoding, of a plan that is right in evaluation."""
+    found: tuple[Finding, ...] = ()
+    for mode in (RunMode.TRAINING, RunMode.DECODING):
+        try:
+            other = subject_in(subject.model, mode)
+        except TraceError as error:
+            place = Place(None, error.module or None, error.source)
+            found += (tp210.mode_not_traced(mode.value, str(error), place),)
+            continue
+        wrong = check_tensor(other, styles, tp) if other is not None else ()
+        if other is not None and wrong:
+            told = tuple(replace(one, message=f"in {mode.value}, {one.message}") for one in wrong)
+            return (*found, *with_fix(other, styles, tp, told))
+    return found
 
 
 def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:

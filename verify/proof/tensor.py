@@ -3,47 +3,110 @@
 Nothing here infers: the plan is given, and every finding follows from relating the two programs (`planner.propagation`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import assert_never
 
 from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.propagation.assign import Assigned, assign, looks_up
-from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
-from shardproof.planner.propagation.propagate import Propagation, explain_failure, propagate
-from shardproof.planner.propagation.reach import strided, unreachable
+from shardproof.planner.judge import (
+    Fault,
+    NoLookup,
+    RankFails,
+    Strided,
+    Untraced,
+    WrittenOutput,
+    backward_faults,
+    judge,
+    related_programs,
+    untraced,
+)
+from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.propagation.backward import GradientFault
+from shardproof.planner.propagation.propagate import Propagation
+from shardproof.planner.propagation.reach import Unreachable
 from shardproof.planner.propagation.relation import Stuck
-from shardproof.planner.tracing.programs import Subject, local_program
+from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.tracing.rank_program import HookError, IndivisibleError
-from shardproof.planner.tracing.trace import TraceError
-from shardproof.planner.weights.conversions import Misplaced, misplaced
-from shardproof.planner.weights.init_weights import UnloadableError, check_initial
-from shardproof.verify.findings import tp201, tp202, tp207, tp208, tp210, tp215, tp216, tp217
+from shardproof.planner.weights.conversions import Misplaced
+from shardproof.planner.weights.init_weights import UnloadableError
+from shardproof.verify.findings import tp201, tp202, tp207, tp208, tp210, tp215, tp216, tp217, tp218, tp220
 
 UNDECIDED = {"TP210", "TP211"}
 
 
 def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tuple[Finding, ...]:
-    """Findings TP2xx of one plan at one degree; `styles` has its keys as the head model sees them.
+    """Findings TP2xx of one plan at one degree in the mode of the subject; `styles` has its keys as the head model sees them.
 
-    Forward faults hide backward ones: gradients are looked at once the forward is right.
+    Faults of the forward hide those of the backward.
     """
-    assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
-    opaque = _opaque(subject.graph, assigned)
-    if hidden := {*opaque.values()}:
-        styles = {key: style for key, style in styles.items() if not {key, key.rpartition(".")[0]} & hidden}
-        assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
-    ran = relate(subject, assigned, degree)
-    found = check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
-    accused = {finding.place.entry for finding in found}
-    mixed = [_of_misplaced(one) for one in misplaced(subject.model, assigned, degree) if one.entry not in accused]
-    return (
-        *found,
-        *mixed,
-        *_once(tuple(tp210.embedding_style_elsewhere(path, entry) for path, entry in opaque.items())),
-    )
+    found = judge(subject, styles, degree)
+    local = found.ran.local if found.ran is not None else None
+    accused = _findings(subject, found.assigned, degree, (*found.forward, *found.gradients), local)
+    entries = {finding.place.entry for finding in accused}
+    loading = tuple(_of_misplaced(one) for one in found.loading if one.entry not in entries)
+    undecided = tuple(tp210.embedding_style_elsewhere(one.module, one.entry) for one in found.undecided)
+    return (*accused, *loading, *once(undecided))
+
+
+def relate(
+    subject: Subject, assigned: Assigned, degree: int, *, distributed: bool = True
+) -> Propagation | tuple[Finding, ...]:
+    """Relate the single-device and the per-rank program of a layout at one degree; the findings where they cannot be related.
+
+    `distributed`: the client keeps sharded parameters as distributed tensors, as Transformers does, so that an op may use one
+    only where a style's hook has made it local.
+    """
+    ran, faults = related_programs(subject, assigned, degree, distributed=distributed)
+    if ran is not None and not faults:
+        return ran
+    return _findings(subject, assigned, degree, faults, ran.local if ran is not None else None)
+
+
+def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Finding, ...]:
+    """Findings of two related programs: parameters that no op used, else wrong gradients of trained parameters."""
+    return _findings(subject, assigned, 0, untraced(ran.local, assigned) or backward_faults(subject, ran, assigned))
+
+
+def _findings(
+    subject: Subject, assigned: Assigned, degree: int, faults: Iterable[Fault], local: Graph | None = None
+) -> tuple[Finding, ...]:
+    return once(tuple(_of_fault(subject, assigned, degree, fault, local) for fault in faults))
+
+
+def _of_fault(subject: Subject, assigned: Assigned, degree: int, fault: Fault, local: Graph | None) -> Finding:
+    match fault:
+        case IndivisibleError():
+            shape, placement = fault.shape, fault.placement
+            return tp201.does_not_divide(
+                fault.parameter, fault.entry, shape=shape, placement=placement, degree=fault.degree
+            )
+        case UnloadableError():
+            return tp215.not_initialisable(str(fault), Place(fault.entry, fault.module, fault.source))
+        case RankFails():
+            return _local_failure(subject.graph, assigned, fault, degree)
+        case Unreachable():
+            return tp215.used_out_of_reach(fault.parameter, fault.op, fault.entry)
+        case Stuck():
+            return _of_stuck(local or subject.graph, fault)
+        case Untraced():
+            return tp210.parameter_not_used(fault.parameter, fault.entry)
+        case Strided():
+            return tp217.transposed_input(fault.entry, Place(module=fault.op.module, source=fault.op.source))
+        case WrittenOutput():
+            return tp218.output_written_in_place(
+                fault.module, fault.op.target, Place(fault.entry, fault.op.module, fault.op.source)
+            )
+        case GradientFault():
+            return _of_gradient(fault)
+        case Misplaced():
+            return _of_misplaced(fault)
+        case NoLookup():
+            return tp210.embedding_style_elsewhere(fault.module, fault.entry)
+        case _:
+            assert_never(fault)
 
 
 def _of_misplaced(found: Misplaced) -> Finding:
@@ -54,66 +117,7 @@ def _of_misplaced(found: Misplaced) -> Finding:
     return tp216.part_is_mixed(found.name, place, sources=sources, placement=found.placement, held=found.held)
 
 
-def _opaque(graph: Graph, assigned: Assigned) -> dict[str, str]:
-    """Modules with a style for embeddings that are no lookup, and their entries.
-
-    The client runs these on distributed tensors, whose sharding of results is torch's. A module that is never called, such as the
-    holder of a tied table, is left out.
-    """
-    styled = {path: entry for path, (style, entry) in assigned.modules.items() if looks_up(style)}
-    # A repeated layer has no ops of its own: the first of its kind stands for it.
-    runs = {generic(op.module) for op in graph.ops} if styled else set()
-    searched = {generic(op.module) for op in graph.ops if op.target.endswith("embedding")} if styled else set()
-    return {path: entry for path, entry in styled.items() if generic(path) in runs - searched}
-
-
-def check_relation(subject: Subject, ran: Propagation, assigned: Assigned) -> tuple[Finding, ...]:
-    """Findings of two related programs: parameters that no op used, else wrong gradients of trained parameters."""
-    if unseen := _never_used(ran.local, assigned):
-        return unseen
-    frozen = {name for name, value in subject.model.named_parameters() if not value.requires_grad}
-    faults = (fault for fault in gradient_faults(ran, assigned) if fault.parameter not in frozen)
-    apart = tuple(
-        tp217.transposed_input(entry, Place(module=op.module, source=op.source))
-        for op, entry in strided(ran.local, assigned)
-    )
-    return _once(apart + tuple(_of_gradient(fault) for fault in nearest(ran, tuple(faults))))
-
-
-def relate(
-    subject: Subject, assigned: Assigned, degree: int, *, distributed: bool = True
-) -> Propagation | tuple[Finding, ...]:
-    """Relate the single-device and the per-rank program of one plan at one degree; the findings where they cannot be related.
-
-    `distributed`: the client keeps sharded parameters as distributed tensors, as Transformers does, so that an op may use one
-    only where a style's hook has made it local.
-    """
-    try:
-        if distributed:
-            check_initial(subject.model, assigned)
-        local = local_program(subject.model, assigned, degree, distributed=distributed)
-    except IndivisibleError as error:
-        shape, degree = error.shape, error.degree
-        return (
-            tp201.does_not_divide(error.parameter, error.entry, shape=shape, placement=error.placement, degree=degree),
-        )
-    except UnloadableError as error:
-        return (tp215.not_initialisable(str(error), Place(error.entry, error.module, error.source)),)
-    except TraceError as error:
-        return (_local_failure(subject.graph, assigned, error, degree),)
-    if distributed and (apart := unreachable(local, assigned)):
-        return _once(tuple(tp215.used_out_of_reach(found.parameter, found.op, found.entry) for found in apart))
-    ran = propagate(subject.graph, local, assigned, degree)
-    return _once(tuple(_of_stuck(ran.local, stuck) for stuck in ran.stuck)) if ran.stuck else ran
-
-
-def _never_used(local: Graph, assigned: Assigned) -> tuple[Finding, ...]:
-    """Sharded parameters that no traced op used, in no layer that the pattern matches: nothing is proved of them."""
-    silent = {e: name for name, (_, e) in assigned.parameters.items() if generic(name) not in local.used_parameters}
-    return tuple(tp210.parameter_not_used(name, entry) for entry, name in silent.items())
-
-
-def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+def once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """One finding for each fault: layers of several kinds repeat the same one."""
     kept: dict[tuple[str, str | None, str], Finding] = {}
     for finding in findings:
@@ -122,10 +126,11 @@ def _once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     return tuple(kept.values())
 
 
-def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: int) -> Finding:
+def _local_failure(graph: Graph, assigned: Assigned, fault: RankFails, degree: int) -> Finding:
     """The finding of a rank's forward that raises: because a dim does not divide, parts do not fit together, or the code
     contains a size of the whole model.
     """
+    error = fault.error
     if isinstance(error.__cause__, HookError):
         hooked = Place(assigned.modules[error.module][1], error.module, error.source)
         return tp202.hook_fails(str(error.__cause__), hooked)
@@ -137,11 +142,10 @@ def _local_failure(graph: Graph, assigned: Assigned, error: TraceError, degree: 
     if uneven:
         shape = graph.values[graph.parameters[uneven[0]]].shape
         return tp201.uneven_part_fails(uneven[0], place, shape=shape, degree=degree, error=str(error))
+    if fault.stuck is not None and error.before is not None:
+        return _of_stuck(error.before, fault.stuck)
     if error.before is not None:
-        stuck, behind = explain_failure(graph, error.before, error.failed, assigned, degree)
-        if stuck is not None:
-            return _of_stuck(error.before, stuck)
-        place = replace(place, entry=behind or entry)
+        place = replace(place, entry=fault.entry or entry)
     return tp202.local_forward_fails(str(error), place, sharded=bool(near))
 
 
@@ -205,6 +209,8 @@ def _of_gradient(fault: GradientFault) -> Finding:
     owner = fault.parameter if own else fault.parameter.rpartition(".")[0]
     source = fault.root.source if fault.root is not None else None
     place = Place(fault.entry or generic(owner), owner, source)
+    if fault.code == "TP220":
+        return tp220.own_backward_of_partial_gradient(fault.parameter, place)
     if fault.code == "TP208":
         return tp208.whole_gradient_is_summed(fault.parameter, place)
     return tp207.gradient_stays_partial(fault.parameter, place)
