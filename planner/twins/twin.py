@@ -174,7 +174,7 @@ def _kinds(loaded: LoadedModel) -> frozenset[tuple[str, int]]:
 def _parameters(loaded: LoadedModel) -> int:
     try:
         return sum(parameter.numel() for parameter in build(loaded).parameters())
-    except Exception:  # cannot be built on the meta device: counts as infinitely large, so that it is never built on the CPU
+    except Exception:  # cannot be built on the meta device: counts as too large, and is never built on the CPU
         return LARGEST + 1
 
 
