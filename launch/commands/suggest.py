@@ -260,7 +260,7 @@ def _undone_on_error(files: tuple[Path, ...]) -> Iterator[None]:
 
 
 def _infer(loaded: "LoadedModel", *, why: bool) -> "Suggestion":
-    from shardproof.planner.inference.suggest import suggest as infer
+    from shardproof.launch.proved_suggestion import suggest as infer
     from shardproof.planner.tracing.trace import TraceError
 
     try:

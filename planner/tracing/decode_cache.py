@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
+from shardproof.planner.inputs.run_modes import CACHE_NAMES, RunMode, Script
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
-from shardproof.planner.tracing.run_modes import CACHE_NAMES, RunMode, Script
 from shardproof.planner.tracing.session import private_copy
 from shardproof.planner.tracing.trace import TraceError
 

@@ -29,10 +29,14 @@ def kept_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     found: list[tuple[str, Tensor]] = []
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor | list | tuple | dict) and name not in _TABLES:
+            if value.__class__ not in _NO_TENSORS and name not in INTERNAL and isinstance(value, _MAY_HOLD):
                 leaves = (leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor))
                 found += [(f"{path}.{name}[{at}]", leaf) for at, leaf in enumerate(leaves)]
     return found
+
+
+_NO_TENSORS = frozenset({bool, int, float, str, type(None)})
+_MAY_HOLD = (Tensor, list, tuple, dict)
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")

@@ -9,13 +9,13 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from shardproof.planner.inputs.example import take, taken
+from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script, scripts
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
-from shardproof.planner.tracing.run_modes import NoCacheError, RunMode, Script, scripts
 from shardproof.planner.tracing.session import private_copy, structural_copy
 from shardproof.planner.tracing.trace import TraceError, trace, trace_script
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import example_inputs
+from shardproof.planner.inputs.run_modes import Script
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import STRIDED, Graph
 from shardproof.planner.ir.placement import Placement, R, Shard, local_shape
 from shardproof.planner.ir.styles import After, Before, Reach, Style
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.recorder import Recorder
-from shardproof.planner.tracing.run_modes import Script
 from shardproof.planner.tracing.session import TRACING
 from shardproof.planner.tracing.trace import Tracing
 

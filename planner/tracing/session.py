@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 from torch.distributions import Distribution
 from torch.jit._fuser import optimized_execution
 
-from shardproof.planner.tracing.run_modes import RunMode
+from shardproof.planner.inputs.run_modes import RunMode
+
+T = TypeVar("T")
 
 TRACING = RLock()
 """The lock that is held for the time of a trace: what is patched is patched for all threads."""
@@ -31,6 +33,24 @@ NO_DATA_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 """Transformers' own switch for its checks of data (5.23.0, utils/import_utils.py, `torch_compilable_check`)."""
 
 _copies: "WeakKeyDictionary[nn.Module, nn.Module]" = WeakKeyDictionary()
+_private: "WeakSet[nn.Module]" = WeakSet()
+_found: "WeakKeyDictionary[nn.Module, dict[str, Any]]" = WeakKeyDictionary()
+
+
+def remembered(model: nn.Module, what: str, find: Callable[[], T]) -> T:
+    """What was found of a model before: only of a private copy, for nobody else changes that between two traces."""
+    if model not in _private:
+        return find()
+    known = _found.setdefault(model, {})
+    if what not in known:
+        known[what] = find()
+    found: T = known[what]
+    return found
+
+
+def forget(model: nn.Module) -> None:
+    """The model was changed: what was found of it holds no longer."""
+    _found.pop(model, None)
 
 
 @dataclass
@@ -63,6 +83,7 @@ def private_copy(model: nn.Module) -> Iterator[nn.Module]:
     with TRACING:
         if model not in _copies:
             _copies[model] = structural_copy(model)
+            _private.add(_copies[model])
         yield _copies[model]
 
 

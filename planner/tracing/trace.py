@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from shardproof.planner.inputs.example import attempts, caching, example_inputs, take, taken
+from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
@@ -26,8 +27,7 @@ from shardproof.planner.tracing.module_tree import kept_tensors, module_table
 from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
-from shardproof.planner.tracing.run_modes import RunMode, Script
-from shardproof.planner.tracing.session import TRACING, recording
+from shardproof.planner.tracing.session import TRACING, forget, recording, remembered
 
 
 class TraceError(ShardproofError, RuntimeError):
@@ -114,6 +114,7 @@ def _settled(model: nn.Module, inputs: Mapping[str, Any], *, hooked: bool = Fals
     if not tracing.rebuilds:
         return graph
     Tracing(model, keep=True).run(inputs)
+    forget(model)
     again = Tracing(model, hooked=hooked, every=every).run(inputs)
     note = f"{type(model).__name__}'s first forward changes the model itself; it was traced as it is afterwards"
     return replace(again, notes=(*again.notes, note))
@@ -133,8 +134,8 @@ class Tracing:
         for path, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(id(module), []).append(path)
         self.recorder = Recorder(SourceFinder(model))
-        self.kinds = {} if every else layer_kinds(model)
-        self.shared = self._shared_state()
+        self.kinds = {} if every else remembered(model, "layer kinds", lambda: layer_kinds(model))
+        self.shared = {} if every else remembered(model, "shared state", self._shared_state)
         self.apart: set[object] = set()
         self.seen: dict[object, str] = {}
         self.gave: dict[str, _Gave] = {}
@@ -324,7 +325,9 @@ class Tracing:
             if first == path or first not in self.gave:
                 uses: list[str] = []
                 with numbered(layer, kind, uses):
-                    output = original(*_numbered(args, kind.position, uses), **_numbered(kwargs, kind.position, uses))
+                    given_args = [_numbered(value, kind.position, uses) for value in args]
+                    given_kwargs = {name: _numbered(value, kind.position, uses) for name, value in kwargs.items()}
+                    output = original(*given_args, **given_kwargs)
                 self.gave[path] = _Gave.of(output, given, recorder)
                 if uses or shared.now() != state:
                     self.apart.add(key)
@@ -394,9 +397,9 @@ def _plain(value: object, position: int) -> object:
     return (type(value), value) if plain else (type(value), id(value))
 
 
-def _numbered(given: Any, position: int, uses: list[str]) -> Any:
-    """Arguments in which a layer's own position is a `LayerNumber`."""
-    return tree_map(lambda leaf: LayerNumber(leaf, uses) if type(leaf) is int and leaf == position else leaf, given)
+def _numbered(value: Any, position: int, uses: list[str]) -> Any:
+    """An argument; a layer's own position is a `LayerNumber`. Containers stay themselves: a layer may leave something there."""
+    return LayerNumber(value, uses) if type(value) is int and value == position else value
 
 
 def named_tensors(output: object) -> list[tuple[str, Tensor]]:

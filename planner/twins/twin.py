@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from shardproof.planner.inputs.example import Sizes, caching, token_inputs
 from shardproof.planner.inputs.numbers import real_inputs
+from shardproof.planner.inputs.run_modes import RunMode, scripts
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.field_roles import Fields, role_of
@@ -76,6 +77,32 @@ def runs(loaded: LoadedModel) -> bool:
             return bool(torch.isfinite(model(**real_inputs(model, _SHORT), **caching(model, False))[0]).all())
     except Exception:  # any failure of the model's code only means that this size does not work
         return False
+
+
+def raises_on_one_device(loaded: LoadedModel, mode: RunMode) -> bool:
+    """Whether a small copy of the model raises in a mode by itself, with numbers: then no client runs the model so."""
+    try:
+        small = twin(loaded, tp=1)
+        torch.manual_seed(0)
+        model = build(small, device="cpu")
+        model.load_state_dict(random_state(model))
+        given = real_inputs(model, _SHORT)
+    except Exception:  # not known: the mode may be one that clients run
+        return False
+    tried = False
+    for script in scripts(model, mode, given):
+        tried = True
+        for name, value in script.tensors.items():
+            if name not in given:  # made without numbers: masks, labels, the next token
+                value.fill_(1)
+        model.train(mode is RunMode.TRAINING)
+        try:
+            with torch.set_grad_enabled(mode is RunMode.TRAINING):
+                script.run(model)
+            return False
+        except Exception:  # whatever the model raises: a form with less may run
+            continue
+    return tried
 
 
 def random_state(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:

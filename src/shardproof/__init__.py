@@ -94,7 +94,8 @@ def load(
 def suggest(model: "LoadedModel | str", *, why: bool = False) -> "Suggestion":
     """Infer a plan from the computation of a model, traced once on the meta device.
 
-    The suggestion is tried on one rank's program while it is inferred; `prove` is the independent proof of it.
+    The tensor part is tried on one rank's program in every mode while it is inferred, and a pipeline or expert part that the
+    proof refutes is left out; `prove` is the independent proof of the whole at one degree.
 
     Args:
         model: a loaded model or a reference to one.
@@ -103,9 +104,9 @@ def suggest(model: "LoadedModel | str", *, why: bool = False) -> "Suggestion":
     Raises:
         ShardproofError: the reference names no model, or its forward cannot be traced.
     """
-    from shardproof.planner.inference import suggest as inference
+    from shardproof.launch import proved_suggestion
 
-    return inference.suggest(model, why=why)
+    return proved_suggestion.suggest(model, why=why)
 
 
 def prove(

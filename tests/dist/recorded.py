@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from shardproof.planner.tracing.run_modes import CACHE_NAMES
+from shardproof.planner.inputs.run_modes import CACHE_NAMES
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.loading.load import quiet
 from shardproof.verify.run.pipeline import check as pipeline_check

@@ -53,7 +53,7 @@ def training_refused(place: Place) -> Finding:
     """Autograd refuses an addition in place to the output of a sharded module."""
     return Finding(
         "DY504",
-        Severity.WARNING,
+        Severity.ERROR,
         "training raises: the model adds in place to a sharded module's output, which autograd refuses",
         place,
         why="the client's hook gives a view made by a custom function; gradients were compared on a copy of it instead",

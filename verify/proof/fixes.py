@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
+from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.findings import Finding, Fix, Severity
 from shardproof.planner.ir.plan import Edit, generic, join
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.tracing.programs import Subject, other_modes, subject_of
-from shardproof.planner.tracing.run_modes import RunMode
 from shardproof.verify.proof.tensor import check_tensor
 
 STYLES_TO_TRY = (

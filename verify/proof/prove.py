@@ -6,14 +6,15 @@ from time import perf_counter
 
 from torch import nn
 
+from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Place, Severity, Source, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import Subject, on_meta, on_the_other_side, other_modes, subject_in, subject_of
-from shardproof.planner.tracing.run_modes import RunMode
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.twins.twin import raises_on_one_device
 from shardproof.verify.findings import pl104, tp210
 from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
@@ -50,27 +51,25 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
     if ep > 1 and not plan.ep:
         findings += (pl104.no_expert_plan(ep),)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
-        findings += _tensor_findings(built, plan, tp, ep)
-    if ep > 1 and plan.ep and not any(finding.severity is not Severity.WARNING for finding in findings):
-        findings += try_experts(loaded, plan, ep)
+        findings += _tensor_findings(loaded, built, plan, tp, ep)
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
-        findings += tuple(found for found in _stage_findings(loaded, built, plan, pp) if found not in findings)
+        findings += tuple(found for found in stage_findings(loaded, built, plan, pp) if found not in findings)
     return LevelResult("proof", perf_counter() - started, findings)
 
 
-def _tensor_findings(built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
+def _tensor_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
     try:
         subject = subject_of(built)
     except TraceError as error:
         return (not_traced(error),)
     styles = plan.styles(subject.prefix)
-    experts = check_experts(subject.graph, plan, subject.prefix, ep)
+    experts = expert_findings(loaded, subject, plan, ep)
     found = check_tensor(subject, styles, tp)
     if found:
         return (*with_fix(subject, styles, tp, found), *experts)
-    found = _in_other_modes(subject, styles, tp)
+    found = _in_other_modes(loaded, subject, styles, tp)
     return (*(found or _on_other_sides(subject, styles, tp)), *experts)
 
 
@@ -98,15 +97,16 @@ def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int) -> tup
     return ()
 
 
-def _in_other_modes(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+def _in_other_modes(loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
     """Findings of training and decoding, of a plan that is right in evaluation."""
     found: tuple[Finding, ...] = ()
     for mode in (RunMode.TRAINING, RunMode.DECODING):
         try:
             other = subject_in(subject.model, mode)
         except TraceError as error:
-            place = Place(None, error.module or None, error.source)
-            found += (tp210.mode_not_traced(mode.value, str(error), place),)
+            if not raises_on_one_device(loaded, mode):
+                place = Place(None, error.module or None, error.source)
+                found += (tp210.mode_not_traced(mode.value, str(error), place),)
             continue
         wrong = check_tensor(other, styles, tp) if other is not None else ()
         if other is not None and wrong:
@@ -115,7 +115,15 @@ def _in_other_modes(subject: Subject, styles: Mapping[str, str], tp: int) -> tup
     return found
 
 
-def _stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
+def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) -> tuple[Finding, ...]:
+    """Findings of the expert plan: its form, and at a degree above 1 what the experts give on ranks."""
+    found = check_experts(subject.graph, plan, subject.prefix, ep)
+    if found or ep == 1 or not plan.ep:
+        return found
+    return try_experts(loaded, plan, ep)
+
+
+def stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
     """Findings of the pipeline plan; where it has no errors, findings of the programs of its stages."""
     try:
         found = check_pp(built, subject_of(built).graph, plan)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import TRACED, caching, example_inputs, taken
+from shardproof.planner.inputs.run_modes import CACHE_NAMES
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.tracing.decode_cache import places_matter
-from shardproof.planner.tracing.run_modes import CACHE_NAMES
 from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.verify.findings import pp305
 from shardproof.verify.proof.pipeline import check_chunks

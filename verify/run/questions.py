@@ -216,6 +216,38 @@ def _backward_in_mode(model: PreTrainedModel, inputs: Inputs, into: Observed) ->
         model.train(before)
 
 
+def _train(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
+    """Loss and gradients in training mode, under a padding mask where the forward takes one: code may branch on either.
+
+    A twin has no dropout. A model whose loss is random all the same raises `NotComparableError` on a single device.
+    """
+    before = model.training
+    model.train(True)
+    try:
+        with copied_outputs(model) if into.refused else nullcontext():
+            loss = _loss(model, inputs, _mask_of(model, inputs))
+            if not torch.equal(loss, _loss(model, inputs, _mask_of(model, inputs))):
+                raise NotComparableError("training draws random numbers, which are not compared")
+            model.zero_grad(set_to_none=True)
+            loss.backward()
+        into.values["loss in training"] = loss.detach()
+        into.gradients["gradient in training"] = {
+            name: _gradient(value) for name, value in model.named_parameters() if value.requires_grad
+        }
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(before)
+
+
+class NotComparableError(RuntimeError):
+    """A question whose answer differs from one time to the next on one device."""
+
+
+def _mask_of(model: PreTrainedModel, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """A padding mask that leaves the last tokens of each row, as arguments; none where the forward takes none."""
+    return inputs.masking(inputs.ragged) if inputs.ragged.numel() and accepts(model, "attention_mask") else {}
+
+
 def _backward_out_of_place(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Backward; where autograd refuses the model's `a += b` on a sharded module's output, again on copies of the outputs."""
     try:
@@ -247,17 +279,17 @@ def _gradient(parameter: nn.Parameter) -> torch.Tensor:
     return whole(parameter.grad.detach()).clone()
 
 
-def _loss(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+def _loss(model: PreTrainedModel, inputs: Inputs, more: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
     """The model's own loss where it takes tokens as labels, else the cross entropy of the next token, else the mean square.
 
     A rank that takes another branch than the single-device model has another loss, which the comparison shows.
     """
     if inputs.name and accepts(model, "labels"):
         with suppress(ValueError):  # labels in a form of its own (one for each codebook)
-            loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False)).get("loss")
+            loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False), **(more or {})).get("loss")
             if loss is not None:
                 return whole(loss)
-    given, ids = _answered(model, inputs), inputs.ids
+    given, ids = _answered(model, inputs, **(more or {})), inputs.ids
     if inputs.name and given.ndim == 3 and given.shape[:2] == ids.shape and given.shape[-1] > int(ids.max()):
         return nn.functional.cross_entropy(given[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return given.square().mean()
@@ -288,6 +320,7 @@ _QUESTIONS: Mapping[str, Question] = {
     "cached decode": _decode,
     "generation": _generate,
     "backward": _backward_in_mode,
+    "training": _train,
     "eager attention": _eager,
 }
 _NEEDED = ("forward", "backward")

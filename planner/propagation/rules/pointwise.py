@@ -1,6 +1,6 @@
 """Elementwise ops with broadcasting. What tells them apart is in which inputs they are linear."""
 
-from shardproof.planner.ir.graph import GRADIENT_OF
+from shardproof.planner.ir.graph import GRADIENT_OF, OWN_BACKWARD
 from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
@@ -75,6 +75,17 @@ def lerp(call: Call) -> Einsum:
 def non_linear(call: Call) -> Einsum:
     """Linear in nothing: a partial sum must be reduced first."""
     return elementwise(call)
+
+
+@rule(OWN_BACKWARD)
+def stands_for(call: Call) -> Einsum:
+    """Each result is the value that it stands for; the inputs and gradients beside it are checked by the propagation itself."""
+    count = len(call.results)
+    values: tuple[Letters, ...] = tuple(
+        tuple(f"v{n}d{i}" for i in range(len(shape))) for n, shape in enumerate(call.shapes[:count])
+    )
+    beside: tuple[Letters, ...] = tuple((None,) * len(shape) for shape in call.shapes[count:])
+    return Einsum((*values, *beside), values)
 
 
 @rule("aten.copy")
