@@ -307,8 +307,8 @@ class Graph:
 
 
 class Hidden(dict[str, tuple[int, ...]]):
-    """What a layer reads that is none of its arguments (keys and values that an earlier layer left in a dictionary), by the
-    layer. One that stands in the graph as a `repeat` reads what the layer reads that it repeats.
+    """By layer, the values that it reads without receiving them as arguments, such as keys and values that an earlier layer
+    put into a dictionary. A repeated layer reads what the layer that stands for it reads.
     """
 
     def __init__(self, graph: Graph) -> None:

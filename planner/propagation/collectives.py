@@ -124,7 +124,7 @@ def reached(local: Graph) -> set[int]:
 
 
 def with_gradient(graph: Graph) -> set[int]:
-    """The values that a gradient can flow through to a parameter."""
+    """The values that depend on a parameter, so that autograd gives them a gradient."""
     found = {number for module in graph.modules for _, number in module.parameters}
     for op in graph.ops:
         found |= _trained_by(graph, op, found)

@@ -29,7 +29,7 @@ SMALL = 4_000_000
 NARROW = 20_000_000
 """The most parameters of a twin whose widths are divided by one factor."""
 LARGEST = 50_000_000
-"""The most parameters of a twin; above it, two float64 models with gradients do not fit on a small machine."""
+"""The most parameters of a twin; above it, a float64 model and its gradients do not fit in the memory of a small machine."""
 _NEUTRAL = 1e3
 """A vector with a value of at least this magnitude, or NaN, is memory that its constructor did not initialise."""
 _TRIALS = 80
@@ -80,27 +80,29 @@ def runs(loaded: LoadedModel) -> bool:
 
 
 def raises_on_one_device(loaded: LoadedModel, mode: RunMode) -> bool:
-    """Whether a small copy of the model raises in a mode by itself, with numbers: then no client runs the model so."""
+    """Whether a twin raises in this mode on a single device; then clients do not run the model in this mode. False if
+    unknown.
+    """
     try:
         small = twin(loaded, tp=1)
         torch.manual_seed(0)
         model = build(small, device="cpu")
         model.load_state_dict(random_state(model))
         given = real_inputs(model, _SHORT)
-    except Exception:  # not known: the mode may be one that clients run
+    except Exception:  # unknown: clients may run this mode
         return False
     tried = False
     for script in scripts(model, mode, given):
         tried = True
         for name, value in script.tensors.items():
-            if name not in given:  # made without numbers: masks, labels, the next token
+            if name not in given:  # tensors without data: masks, labels, the next token
                 value.fill_(1)
         model.train(mode is RunMode.TRAINING)
         try:
             with torch.set_grad_enabled(mode is RunMode.TRAINING):
                 script.run(model)
             return False
-        except Exception:  # whatever the model raises: a form with less may run
+        except Exception:  # any exception of the model's code: a form with fewer inputs may run
             continue
     return tried
 

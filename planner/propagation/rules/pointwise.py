@@ -79,7 +79,7 @@ def non_linear(call: Call) -> Einsum:
 
 @rule(OWN_BACKWARD)
 def stands_for(call: Call) -> Einsum:
-    """Each result is the value that it stands for; the inputs and gradients beside it are checked by the propagation itself."""
+    """Each result has the placement of the value that it replaces. The propagation itself checks the inputs and gradients."""
     count = len(call.results)
     values: tuple[Letters, ...] = tuple(
         tuple(f"v{n}d{i}" for i in range(len(shape))) for n, shape in enumerate(call.shapes[:count])
