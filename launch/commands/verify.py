@@ -58,6 +58,9 @@ TimeoutOption = Annotated[
 WeightsOption = Annotated[
     bool, typer.Option("--weights", help="Run the checkpoint's own weights in their dtype, instead of a twin.")
 ]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="An assumption of the proof is undecided (exit code 3), instead of told.")
+]
 NodesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Machines that run this command together.")]
 NodeRankOption = Annotated[int, typer.Option(min=0, metavar="N", help="Which of them this is, from 0.")]
 EndpointOption = Annotated[
@@ -88,6 +91,7 @@ def verify(
     trust_remote_code: TrustOption = False,
     timeout: TimeoutOption = 300.0,
     weights: WeightsOption = False,
+    strict: StrictOption = False,
     ep: EpOption = None,
     nnodes: NodesOption = 1,
     node_rank: NodeRankOption = 0,
@@ -109,6 +113,7 @@ def verify(
             client=for_ if for_ or Level.CLIENT not in (level or ()) else "vllm",
             client_python=str(client_python) if client_python else None,
             weights=weights,
+            strict=strict,
             nodes=nodes_of(nnodes, node_rank, rdzv_endpoint),
         )
         result = verify_plan(request, progress=Progress(quiet or not is_first_rank()))

@@ -79,7 +79,7 @@ def _proof_and_run(
     results: list[LevelResult] = []
     if Level.PROOF in wanted:
         with progress.step(f"proving the plan of {loaded.title} at {layout}"):
-            results.append(prove(loaded, plan, tp=layout.tp, ep=layout.ep, pp=layout.pp))
+            results.append(prove(loaded, plan, tp=layout.tp, ep=layout.ep, pp=layout.pp, strict=request.strict))
     if Level.RUN in wanted:
         if malformed and not results:
             results.append(LevelResult("run", 0.0, malformed))

@@ -44,6 +44,7 @@ class VerifyRequest:
     client: str | None = None
     client_python: str | None = None
     weights: bool = False
+    strict: bool = False
     nodes: Nodes | None = None
 
 

@@ -17,9 +17,10 @@ from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
+from shardproof.planner.twins.loading import try_loading
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.diagnose import diagnosed
-from shardproof.verify.findings import dy504, dy505, pl104
+from shardproof.verify.findings import dy504, dy505, pl104, tp221
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.verdicts import findings_of, measures_of, written
 from shardproof.verify.stages.case import Case
@@ -68,6 +69,8 @@ def confirm(
         return LevelResult("run", time.monotonic() - began, (pl104.nothing_to_run("expert" if ep > 1 else "tensor"),))
     if weights and loaded.checkpoint is None:
         raise ArgumentError(f"{loaded.title} has no checkpoint to run; give a checkpoint folder, or run its twin.")
+    if lost := try_loading(loaded).lost:
+        return LevelResult("run", time.monotonic() - began, (tp221.weights_are_lost(lost),))
     try:
         case = Case(loaded if weights else twin(loaded, tp=tp, pp=pp), plan, tp, pp, ep, weights=weights)
     except TwinError as error:

@@ -112,16 +112,19 @@ def _unpickled(reference: str, overrides: tuple[tuple[str, str], ...] | None, fi
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress Transformers' log and Python warnings, which would be about default configs and twins."""
+    """Suppress Transformers' log, its progress bars and Python warnings, which would be about default configs and twins."""
     logging = transformers.utils.logging
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(ERROR)
+    logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 _Found: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel], Path | None]

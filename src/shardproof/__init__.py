@@ -110,7 +110,13 @@ def suggest(model: "LoadedModel | str", *, why: bool = False) -> "Suggestion":
 
 
 def prove(
-    model: "LoadedModel | str", plan: "Plan | None" = None, *, tp: int = 2, pp: int = 1, ep: int = 1
+    model: "LoadedModel | str",
+    plan: "Plan | None" = None,
+    *,
+    tp: int = 2,
+    pp: int = 1,
+    ep: int = 1,
+    strict: bool = False,
 ) -> "LevelResult":
     """Prove or refute a plan: the program of one rank is related to the single-device program, operator by operator.
 
@@ -122,13 +128,14 @@ def prove(
         tp: the tensor-parallel degree, at least 1.
         pp: the number of pipeline stages; above 1 the pipeline plan and the program of every stage are checked.
         ep: the expert-parallel degree, 1 or `tp`: experts lie on the tensor-parallel ranks.
+        strict: an assumption of the proof is undecided. `scope` of the result says what the proof covers and assumes.
 
     Raises:
         ShardproofError: a degree is below 1, or the reference names no model.
     """
     from shardproof.verify.proof import prove as proof
 
-    return proof.prove(model, plan, tp=tp, pp=pp, ep=ep)
+    return proof.prove(model, plan, tp=tp, pp=pp, ep=ep, strict=strict)
 
 
 def confirm(

@@ -123,6 +123,19 @@ def experts_not_tried(error: str, place: Place) -> Finding:
     )
 
 
+def assumption(text: str) -> Finding:
+    """What a proof takes for granted, where nothing may be."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"the proof assumes: {text}",
+        why="with --strict nothing is taken for granted",
+        found="an assumption",
+        needed="code whose path does not depend on data, or no --strict",
+        fault=Fault.MODEL,
+    )
+
+
 def attention_not_searched(error: str, place: Place) -> Finding:
     """As `not_traced`, where the trace was wanted to find attention that is written out in the model."""
     message = f"the forward could not be traced, so attention outside the interface is not looked for: {error}"

@@ -8,6 +8,7 @@ training (every rank is given the tokens of its own experts, one choice each, an
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,22 @@ class Routing:
 
 def try_experts(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
     """Findings TP214 of every experts module that the plan deals out to `degree` ranks, and TP210 where it cannot be tried."""
+    with _one_thread():
+        return _tried(loaded, plan, degree)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products of small matrices: more threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _tried(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
     try:
         with quiet():
             small = twin(loaded, tp=degree)

@@ -1,31 +1,31 @@
 """Level 1, the proof: seconds, one process, no weights, no process group."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 
 from torch import nn
 
-from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.errors import ArgumentError
-from shardproof.planner.ir.findings import Finding, Place, Severity, Source, as_written
+from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
-from shardproof.planner.tracing.programs import Subject, on_meta, on_the_other_side, other_modes, subject_in, subject_of
+from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
-from shardproof.planner.twins.twin import raises_on_one_device
-from shardproof.verify.findings import pl104, tp210
+from shardproof.planner.twins.loading import try_loading
+from shardproof.verify.findings import pl104, tp210, tp221
 from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
-from shardproof.verify.proof.fixes import with_fix
+from shardproof.verify.proof.modes import check_modes
 from shardproof.verify.proof.pipeline import check_pp
 from shardproof.verify.proof.plan_form import check_plan
-from shardproof.verify.proof.tensor import check_tensor
 from shardproof.verify.report.report import LevelResult
+from shardproof.verify.report.scope import Scope
 
 
-def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp: int = 1, ep: int = 1) -> LevelResult:
+def prove(
+    model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp: int = 1, ep: int = 1, strict: bool = False
+) -> LevelResult:
     """Prove or refute a plan at one degree of each axis: placements for tensor parallelism, stages for pipelines.
 
     Args:
@@ -36,6 +36,7 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
             any degree, and whether the experts divide where it is above 1.
         pp: the number of stages; above 1 the pipeline plan is checked, and every stage's program is compared with the
             whole program.
+        strict: an assumption of the proof (`scope.assumptions` of the result) is undecided.
 
     Raises:
         ArgumentError: a degree is below 1.
@@ -47,72 +48,36 @@ def prove(model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp
     loaded = load(model) if isinstance(model, str) else model
     built = on_meta(loaded)
     plan = plan if plan is not None else carried_plan(loaded, built)
-    findings = check_plan(built, plan, tp)
+    findings, scope = check_plan(built, plan, tp), None
     if ep > 1 and not plan.ep:
         findings += (pl104.no_expert_plan(ep),)
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
-        findings += _tensor_findings(loaded, built, plan, tp, ep)
+        more, scope = _tensor_findings(loaded, built, plan, tp, ep)
+        findings += more
+    loading = try_loading(loaded)
+    if loading.lost:
+        findings += (tp221.weights_are_lost(loading.lost),)
+    elif loading.untried and scope is not None:
+        told = f"loading gives what a checkpoint holds, which could not be tried ({loading.untried})"
+        scope = replace(scope, assumptions=(*scope.assumptions, told))
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
         findings += tuple(found for found in stage_findings(loaded, built, plan, pp) if found not in findings)
-    return LevelResult("proof", perf_counter() - started, findings)
+    if strict and scope is not None:
+        findings += tuple(tp210.assumption(one) for one in scope.assumptions)
+    return LevelResult("proof", perf_counter() - started, findings, scope=scope)
 
 
-def _tensor_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, tp: int, ep: int) -> tuple[Finding, ...]:
+def _tensor_findings(
+    loaded: LoadedModel, built: nn.Module, plan: Plan, tp: int, ep: int
+) -> tuple[tuple[Finding, ...], Scope | None]:
     try:
         subject = subject_of(built)
     except TraceError as error:
-        return (not_traced(error),)
-    styles = plan.styles(subject.prefix)
-    experts = expert_findings(loaded, subject, plan, ep)
-    found = check_tensor(subject, styles, tp)
-    if found:
-        return (*with_fix(subject, styles, tp, found), *experts)
-    found = _in_other_modes(loaded, subject, styles, tp)
-    return (*(found or _on_other_sides(subject, styles, tp)), *experts)
-
-
-FOLLOWED = 4
-"""Branches on data that are followed to both sides, of each model; of the others one side is an assumption."""
-
-
-def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
-    """Findings of the other sides of branches on data, of a plan that is right on the side that is traced."""
-    seen: set[Source] = set()
-    for one in (subject, *other_modes(subject.model)):
-        for line in one.graph.branches:
-            if line in seen or len(seen) == FOLLOWED:
-                continue
-            seen.add(line)
-            try:
-                other = on_the_other_side(subject.model, one, line)
-            except TraceError:
-                continue  # that side raises on a single device, or cannot be run on meta tensors: an assumption
-            if wrong := check_tensor(other, styles, tp):
-                return tuple(
-                    replace(found, message=f"on the other side of the branch at {line}, {found.message}")
-                    for found in wrong
-                )
-    return ()
-
-
-def _in_other_modes(loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
-    """Findings of training and decoding, of a plan that is right in evaluation."""
-    found: tuple[Finding, ...] = ()
-    for mode in (RunMode.TRAINING, RunMode.DECODING):
-        try:
-            other = subject_in(subject.model, mode)
-        except TraceError as error:
-            if not raises_on_one_device(loaded, mode):
-                place = Place(None, error.module or None, error.source)
-                found += (tp210.mode_not_traced(mode.value, str(error), place),)
-            continue
-        wrong = check_tensor(other, styles, tp) if other is not None else ()
-        if other is not None and wrong:
-            told = tuple(replace(one, message=f"in {mode.value}, {one.message}") for one in wrong)
-            return (*found, *with_fix(other, styles, tp, told))
-    return found
+        return (not_traced(error),), None
+    found, scope = check_modes(loaded, subject, plan.styles(subject.prefix), tp)
+    return (*found, *expert_findings(loaded, subject, plan, ep)), scope
 
 
 def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) -> tuple[Finding, ...]:

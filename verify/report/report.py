@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
+from shardproof.verify.report.scope import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class LevelResult:
     seconds: float
     findings: tuple[Finding, ...] = ()
     measures: Mapping[str, float] = field(default_factory=dict)
+    scope: Scope | None = None
+    """What a proof covers; None of other levels, and where nothing was related."""
 
     @property
     def verdict(self) -> Verdict:

@@ -10,7 +10,7 @@ from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation, Group
 from shardproof.planner.ir.findings import Finding, Source
 from shardproof.verify.report.drawing import Box, Picture
-from shardproof.verify.report.formats.private import public_finding
+from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.formats.text import next_edit, verdict_sentence
 from shardproof.verify.report.report import Report
 
@@ -72,6 +72,11 @@ def report_html(
         layout=layout,
         sentence=verdict_sentence(report.verdict),
         levels=[(level.level, level.verdict.value, f"{level.seconds:.1f} s") for level in report.levels],
+        scopes=[
+            (level.scope.sentence(), tuple(map(public, level.scope.assumptions)))
+            for level in report.levels
+            if level.scope
+        ],
         findings=finding_blocks(report.findings, excerpt),
         drawn=drawn,
         stages=list(_stage_bars(drawn)) if drawn else [],

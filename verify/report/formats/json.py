@@ -10,6 +10,7 @@ from shardproof.verify.report.formats.client_readings import everywhere_json
 from shardproof.verify.report.formats.explanation import explanation_json
 from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.report import LevelResult, Report
+from shardproof.verify.report.scope import Scope
 from shardproof.verify.report.suggestion import Suggested
 
 
@@ -110,7 +111,19 @@ def _fix(fix: Fix) -> dict[str, object]:
 
 
 def _level(level: LevelResult) -> dict[str, object]:
-    return {"verdict": level.verdict.value, "seconds": round(level.seconds, 3)}
+    """One level; `scope` is what a proof covers."""
+    found: dict[str, object] = {"verdict": level.verdict.value, "seconds": round(level.seconds, 3)}
+    return found if level.scope is None else found | {"scope": _scope(level.scope)}
+
+
+def _scope(scope: Scope) -> dict[str, object]:
+    return {
+        "modes": list(scope.modes),
+        "branches": list(scope.branches),
+        "layers": len(scope.layers),
+        "same": len(scope.same),
+        "assumptions": [public(one) for one in scope.assumptions],
+    }
 
 
 def _text(value: object) -> str:

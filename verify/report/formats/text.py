@@ -7,6 +7,7 @@ from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.verify.findings.catalogue import rules
 from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.report import LevelResult, Report
+from shardproof.verify.report.scope import Scope
 
 _WIDTH = 100
 _LABEL = 10
@@ -28,7 +29,15 @@ def report_text(report: Report, *, layout: str, skipped: str = "") -> str:
 def _level(level: LevelResult) -> str:
     worst = max(level.measures.items(), key=lambda item: item[1], default=None)
     far = f"   largest relative error {worst[1]:.1e} ({worst[0]})" if worst and math.isfinite(worst[1]) else ""
-    return f"  {level.level:<6} {level.verdict.value:<10} {level.seconds:7.1f} s{far}"
+    line = f"  {level.level:<6} {level.verdict.value:<10} {level.seconds:7.1f} s{far}"
+    return line if level.scope is None else f"{line}\n{_scope(level.scope)}"
+
+
+def _scope(scope: Scope) -> str:
+    """What a proof covers, and its assumptions, one a line."""
+    return "\n".join(
+        f"  {'':<6} {line}" for line in (scope.sentence(), *(f"assumes {one}" for one in scope.assumptions))
+    )
 
 
 def finding_text(finding: Finding) -> str:

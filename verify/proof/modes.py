@@ -1,0 +1,121 @@
+"""The tensor-parallel proof in every mode in which clients run the model, and what it covers.
+
+Evaluation comes first. Where the plan is right there, training and decoding are asked, and the other sides of branches on data. A
+mode that cannot be traced is not proved, unless a small copy of the model raises in it on one device by itself.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from shardproof.planner.inputs.run_modes import RunMode
+from shardproof.planner.ir.findings import Finding, Place, Source
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.tracing.programs import Subject, on_the_other_side, other_modes, subject_in
+from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.twins.twin import raises_on_one_device
+from shardproof.verify.findings import tp210
+from shardproof.verify.proof.fixes import with_fix
+from shardproof.verify.proof.tensor import check_tensor
+from shardproof.verify.report.scope import Scope
+
+FOLLOWED = 4
+"""Branches on data that are followed to both sides, of each model; of the others one side is an assumption."""
+
+
+@dataclass
+class _Asked:
+    """What was asked so far."""
+
+    modes: list[str] = field(default_factory=list)
+    branches: list[str] = field(default_factory=list)
+    assumptions: dict[str, None] = field(default_factory=dict)
+
+
+def check_modes(
+    loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int
+) -> tuple[tuple[Finding, ...], Scope]:
+    """Findings of one plan in every mode, the first mode that has any, and what was looked at.
+
+    Args:
+        loaded: the model.
+        subject: the model on meta in evaluation.
+        styles: the plan; keys as the head model sees them.
+        tp: the number of ranks, at least 2.
+    """
+    asked = _Asked()
+    asked.modes.append(RunMode.EVALUATION.value)
+    found = with_fix(subject, styles, tp, check_tensor(subject, styles, tp))
+    found = found or _in_other_modes(loaded, subject, styles, tp, asked)
+    found = found or _on_other_sides(subject, styles, tp, asked)
+    return found, _scope(subject, asked)
+
+
+def _in_other_modes(
+    loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int, asked: _Asked
+) -> tuple[Finding, ...]:
+    untraced: tuple[Finding, ...] = ()
+    for mode in (RunMode.TRAINING, RunMode.DECODING):
+        try:
+            other = subject_in(subject.model, mode)
+        except TraceError as error:
+            if raises_on_one_device(loaded, mode):
+                asked.assumptions[f"nobody runs the model in {mode.value}: it raises there on one device"] = None
+            else:
+                place = Place(None, error.module or None, error.source)
+                untraced += (tp210.mode_not_traced(mode.value, str(error), place),)
+            continue
+        if other is None:
+            continue
+        asked.modes.append(mode.value)
+        if wrong := check_tensor(other, styles, tp):
+            told = tuple(replace(one, message=f"in {mode.value}, {one.message}") for one in wrong)
+            return (*untraced, *with_fix(other, styles, tp, told))
+    return untraced
+
+
+def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int, asked: _Asked) -> tuple[Finding, ...]:
+    for one, line in _branches(subject):
+        if len(asked.branches) == FOLLOWED:
+            asked.assumptions[f"{line}: the branch on data takes the side that was traced"] = None
+            continue
+        try:
+            other = on_the_other_side(subject.model, one, line)
+        except TraceError:
+            asked.assumptions[f"{line}: the branch on data takes the side that was traced; the other one cannot be"] = (
+                None
+            )
+            continue
+        asked.branches.append(str(line))
+        if wrong := check_tensor(other, styles, tp):
+            where = f"on the other side of the branch at {line}"
+            return tuple(replace(found, message=f"{where}, {found.message}") for found in wrong)
+    return ()
+
+
+def _branches(subject: Subject) -> Iterator[tuple[Subject, Source]]:
+    """Every line that branches on data, with the first mode that runs it."""
+    seen: set[Source] = set()
+    for one in (subject, *other_modes(subject.model)):
+        for line in one.graph.branches:
+            if line not in seen:
+                seen.add(line)
+                yield one, line
+
+
+def _scope(subject: Subject, asked: _Asked) -> Scope:
+    programs = (subject, *other_modes(subject.model))
+    notes = dict.fromkeys(note for program in programs for note in program.graph.notes)
+    for program in programs:
+        if program.script is not None and program.script.lacks:
+            missing = " and ".join(program.script.lacks)
+            notes[f"{program.script.mode.value} is without {missing}, which the forward does not take"] = None
+    ran = {op.module for op in subject.graph.ops}
+    same = tuple(module.path for module in subject.graph.modules if module.repeats is not None)
+    stacks = {path.rpartition(".")[0] for path in same}
+    layers = tuple(
+        module.path
+        for module in subject.graph.modules
+        if module.path.rpartition(".")[0] in stacks and any(f"{one}.".startswith(f"{module.path}.") for one in ran)
+    )
+    traced = tuple(path for path in layers if path not in same)
+    return Scope(tuple(asked.modes), tuple(asked.branches), traced, same, (*notes, *asked.assumptions))
