@@ -131,15 +131,21 @@ def _filled(graph: Graph, layers: list[Tensors]) -> tuple[Tensors, ...] | None:
     outer = min((parent for parent, count in lists.items() if len(layers) % count == 0), key=len, default="")
     each = 1 if stacks or not outer else len(layers) // lists[outer]
     entries = [layers[at : at + each] for at in range(0, len(layers), each)]
-    repeated = [module for module in graph.modules if module.repeats is not None]
-    for module in repeated:
-        parent, _, number = module.path.rpartition(".")
-        first = int((module.repeats or "").rpartition(".")[2])
+    for parent, number, first in _repeats(graph):
         if each > 1 and lists.get(parent) == each and parent.startswith(f"{outer}."):
             own = entries[int(parent.removeprefix(f"{outer}.").partition(".")[0])]
-            own[int(number)] = own[int(number)] or own[first]  # the second attention repeats the first
+            own[number] = own[number] or own[first]  # the second attention repeats the first
         inside = parent in (stacks or ({outer} if each > 1 else lists))
-        if inside and number.isdigit() and int(number) < len(entries):
-            entries[int(number)] = entries[first]
+        if inside and number < len(entries):
+            entries[number] = entries[first]
     found = tuple(tuple(one for entry in entry_of for one in entry) for entry_of in entries)
     return found if any(found) else None
+
+
+def _repeats(graph: Graph) -> Iterator[tuple[str, int, int]]:
+    """Every member of a list that repeats another member: the list, its number, and the number of the other."""
+    for module in graph.modules:
+        parent, _, number = module.path.rpartition(".")
+        first = (module.repeats or "").rpartition(".")[2]
+        if number.isdigit() and first.isdigit():
+            yield parent, int(number), int(first)

@@ -22,12 +22,11 @@ from shardproof.planner.ir.graph import Graph, ModuleCall, Op
 from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.tracing.layer_kinds import LayerNumber, SharedState, layer_kinds, numbered
 from shardproof.planner.tracing.modes import Dispatch, Functions
-from shardproof.planner.tracing.module_state import ModuleState
 from shardproof.planner.tracing.module_tree import kept_tensors, module_table
 from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
-from shardproof.planner.tracing.session import TRACING, forget, recording, remembered
+from shardproof.planner.tracing.session import TRACING, ModuleState, forget, recording, remembered
 
 
 class TraceError(ShardproofError, RuntimeError):

@@ -20,17 +20,29 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
     numbered = {key for key, value in lists.items() if list(value) == list(range(total))}
     own = {key: by_layer for key, value in fields.items() if (by_layer := _by_layer(value, total))}
     counted = {key: pairs for key, value in fields.items() if (pairs := _counted(value, total))}
-    kinds = [value for key, value in lists.items() if key not in numbered]
-    kinds += [[by_layer.get(index) for index in range(total)] for by_layer in own.values()]
-    kept = _kept_layers(list(zip(*kinds, strict=True)), total, _least(fields, roles, total, least, counted))
+    kinds = _kinds([value for key, value in lists.items() if key not in numbered], own, total)
+    kept = _kept_layers(kinds, total, _least(fields, roles, total, least, counted))
     cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
     cut |= {key: [[part, len(kept) // _length(pairs)] for part, _ in pairs] for key, pairs in counted.items()}
     cut |= {key: _renumbered(by_layer, kept) for key, by_layer in own.items()}
     cut |= {key: list(range(len(kept))) for key in numbered}
     cut |= {key: min(value, len(kept)) for key, value in counts.items()}
-    last = {key: value for key in _of_role("last layers", roles) if isinstance(value := fields[key], int)}
-    cut |= {key: value * len(kept) // total for key, value in last.items()}
+    cut |= _last_layers(fields, roles, len(kept), total)
     return cut | {name: len(kept)}
+
+
+def _last_layers(fields: Mapping[str, object], roles: Mapping[str, str], kept: int, total: int) -> Fields:
+    """Counts of layers at the end of the stack, in proportion."""
+    last = {key: value for key in _of_role("last layers", roles) if isinstance(value := fields[key], int)}
+    return {key: value * kept // total for key, value in last.items()}
+
+
+def _kinds(
+    lists: list[list[object] | tuple[object, ...]], own: Mapping[str, Mapping[int, object]], total: int
+) -> list[tuple[object, ...]]:
+    """What the lists, and the mappings from layer numbers, say of each layer."""
+    mapped = [[by_layer.get(index) for index in range(total)] for by_layer in own.values()]
+    return list(zip(*lists, *mapped, strict=True))
 
 
 def _of_role(wanted: str, roles: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.gate import ROOT
 
-FOLDERS = ("launch", "verify/report")
+FOLDERS = ("planner", "verify", "launch")
 MOST_FILES = 13
 """In one folder: a dozen, and `__init__.py`."""
 MOST_BRANCHES = 20

@@ -32,7 +32,7 @@ from shardproof.verify.stages.case import Case
 from shardproof.verify.run.inputs import inputs
 from shardproof.verify.stages.exact import Wide, copied_outputs
 from shardproof.verify.run.reference import from_state, sharded_model, single_device, with_plan
-from shardproof.verify.run.pipeline.schedules import RankSlot
+from shardproof.verify.run.pipeline.schedules import StageSlot
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.collectives.threads import _Group as Group
 
@@ -262,7 +262,7 @@ def staged(case: Case) -> list[OfStage]:
 
     def rank(number: int) -> OfStage:
         mesh = init_device_mesh("cpu", (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
-        slot = RankSlot(case.pp, mesh)
+        slot = StageSlot(case.pp, mesh)
         (stage,) = (pipeline_check._stage(case, before, place, slot) for place in pipeline_check._places(case, before, slot))
         with Wide():
             pipeline_check._gradients((stage,), before, slot, case.staging)

@@ -12,8 +12,8 @@ from torch import nn
 from shardproof.planner.ir.graph import Graph, graph_from_json
 from shardproof.planner.loading.load import build, load
 from shardproof.planner.propagation.assign import assign
+from shardproof.planner.tracing.modes import same_form
 from shardproof.planner.tracing.rank_program import trace_local
-from shardproof.planner.tracing.shape_cache import remembered
 from shardproof.planner.tracing.trace import TraceError, Tracing, trace
 
 
@@ -182,9 +182,9 @@ def test_a_number_that_switches_something_on_is_a_kind() -> None:
 def test_a_remembered_result_is_that_of_the_same_dtype() -> None:
     ids = torch.empty(3, 4, dtype=torch.long, device="meta")
     for _ in range(2):
-        assert remembered(torch.ops.aten.add.Tensor, (ids, 1), {}).dtype is torch.long
-        assert remembered(torch.ops.aten.add.Tensor, (ids, 1.0), {}).dtype is torch.float32
-        assert remembered(torch.ops.aten.add.Tensor, (ids.t(), 1), {}).stride() == ids.t().stride()
+        assert same_form(torch.ops.aten.add.Tensor, (ids, 1), {}).dtype is torch.long
+        assert same_form(torch.ops.aten.add.Tensor, (ids, 1.0), {}).dtype is torch.float32
+        assert same_form(torch.ops.aten.add.Tensor, (ids.t(), 1), {}).stride() == ids.t().stride()
 
 
 def test_a_loop_over_experts_runs_the_last_one_too() -> None:

@@ -23,7 +23,7 @@ FOLLOWED = 4
 
 
 @dataclass
-class _Asked:
+class _Coverage:
     """What was asked so far."""
 
     modes: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ def check_modes(
         styles: the plan; keys as the head model sees them.
         tp: the number of ranks, at least 2.
     """
-    asked = _Asked()
+    asked = _Coverage()
     asked.modes.append(RunMode.EVALUATION.value)
     found = with_fix(subject, styles, tp, check_tensor(subject, styles, tp))
     found = found or _in_other_modes(loaded, subject, styles, tp, asked)
@@ -51,7 +51,7 @@ def check_modes(
 
 
 def _in_other_modes(
-    loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int, asked: _Asked
+    loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int, asked: _Coverage
 ) -> tuple[Finding, ...]:
     untraced: tuple[Finding, ...] = ()
     for mode in (RunMode.TRAINING, RunMode.DECODING):
@@ -73,7 +73,7 @@ def _in_other_modes(
     return untraced
 
 
-def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int, asked: _Asked) -> tuple[Finding, ...]:
+def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int, asked: _Coverage) -> tuple[Finding, ...]:
     for one, line in _branches(subject):
         if len(asked.branches) == FOLLOWED:
             asked.assumptions[f"{line}: the branch on data takes the side that was traced"] = None
@@ -102,7 +102,7 @@ def _branches(subject: Subject) -> Iterator[tuple[Subject, Source]]:
                 yield one, line
 
 
-def _scope(subject: Subject, asked: _Asked) -> Scope:
+def _scope(subject: Subject, asked: _Coverage) -> Scope:
     programs = (subject, *other_modes(subject.model))
     notes = dict.fromkeys(note for program in programs for note in program.graph.notes)
     for program in programs:

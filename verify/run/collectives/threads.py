@@ -162,7 +162,7 @@ def _collective_of(kind: Callable[..., object], *options: object) -> ThreadColle
     return cast(ThreadCollective, kind(*options))
 
 
-class _GroupOptions(Protocol):
+class _ThreadGroupOptions(Protocol):
     """The attributes that are read of the options that torch gives a backend for a new group."""
 
     group_id: str
@@ -170,7 +170,7 @@ class _GroupOptions(Protocol):
     group_size: int
 
 
-def _created(options: _GroupOptions, _: object) -> _Group:
+def _created(options: _ThreadGroupOptions, _: object) -> _Group:
     return _Group(options.group_id, options.group_rank, options.group_size)
 
 

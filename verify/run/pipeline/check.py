@@ -14,7 +14,7 @@ from shardproof.planner.inputs.example import caching
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error
 from shardproof.verify.run.inputs import Inputs
-from shardproof.verify.run.pipeline.schedules import RankSlot, exchange, microbatches, scheduled
+from shardproof.verify.run.pipeline.schedules import StageSlot, exchange, microbatches, scheduled
 from shardproof.verify.run.pipeline.single_device import SingleDeviceOutputs, batch, joined, outputs_of, padded, steps
 from shardproof.verify.run.reference import State, freeze_as, from_state, with_plan
 from shardproof.verify.stages.case import KEPT, Case, Schedule, Staging
@@ -50,7 +50,7 @@ def run_single_device(case: Case, single: PreTrainedModel, cutting: Cutting) -> 
 def check_pipeline(case: Case, before: SingleDevice) -> tuple[Comparison, ...]:
     """What this rank of `tp * pp` compared; every rank must call this."""
     mesh = init_device_mesh(before.single.device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
-    slot = RankSlot(case.pp * case.staging.rounds, mesh)
+    slot = StageSlot(case.pp * case.staging.rounds, mesh)
     own = tuple(_stage(case, before, place, slot) for place in _places(case, before, slot))
     with Wide():
         compared = _padded(own, before, slot)
@@ -59,13 +59,13 @@ def check_pipeline(case: Case, before: SingleDevice) -> tuple[Comparison, ...]:
         return (*compared, *_gradients(own, before, slot, case.staging))
 
 
-def _places(case: Case, before: SingleDevice, slot: RankSlot) -> list[StagePlace]:
+def _places(case: Case, before: SingleDevice, slot: StageSlot) -> list[StagePlace]:
     """The stages that this rank holds."""
     order = case.staging.faults.order(slot.stages)
     return [between(case, before.single, before.cutting, order[place]) for place in slot.own]
 
 
-def _stage(case: Case, before: SingleDevice, place: StagePlace, slot: RankSlot) -> Stage:
+def _stage(case: Case, before: SingleDevice, place: StagePlace, slot: StageSlot) -> Stage:
     """One of this rank's stages, without the weights of other stages, and sharded by the client's own code."""
     layout, device = before.cutting.layout, before.single.device
     model = from_state(with_plan(case.loaded, case.plan), before.state)
@@ -84,7 +84,7 @@ def _stage(case: Case, before: SingleDevice, place: StagePlace, slot: RankSlot) 
     return stage_of(case, model, layout, place, device)
 
 
-def _padded(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
+def _padded(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> list[Comparison]:
     """The logits of the left-padded batch, without gradients."""
     want, asked = before.want, before.asked
     if not want.padded:
@@ -111,7 +111,7 @@ def _by_microbatch(
 
 
 @torch.no_grad()
-def _decoded(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
+def _decoded(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> list[Comparison]:
     """Prefill and decode, each stage with its own cache."""
     want = before.want
     if want.decoded is None:
@@ -131,7 +131,7 @@ def _decoded(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> li
 
 
 @torch.no_grad()
-def _kept(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot) -> list[Comparison]:
+def _kept(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> list[Comparison]:
     """The logits of the last tokens alone (`logits_to_keep`), as a server asks for them."""
     want = before.want
     if want.kept is None:
@@ -167,7 +167,7 @@ class _Sums:
         parameter.grad = None
 
 
-def _gradients(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot, staging: Staging) -> list[Comparison]:
+def _gradients(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot, staging: Staging) -> list[Comparison]:
     """One training step of the schedule over the microbatches: compare logits, loss and gradients."""
     want, asked = before.want, before.asked
     for stage in own:
@@ -186,7 +186,7 @@ def _gradients(own: tuple[Stage, ...], before: SingleDevice, slot: RankSlot, sta
 def _compared_gradients(
     sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]],
     before: SingleDevice,
-    slot: RankSlot,
+    slot: StageSlot,
     not_summed: frozenset[str],
 ) -> list[Comparison]:
     """Compare every gradient that this rank owns, after it was summed over the parameter's names and its stages.

@@ -18,7 +18,7 @@ from shardproof.verify.stages.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
-class RankSlot:
+class StageSlot:
     """This rank's slot in `mesh`, whose dims are pp and tp, for a pipeline of so many `stages`."""
 
     stages: int
@@ -70,7 +70,7 @@ class Scheduled:
 
 
 def scheduled(
-    own: tuple[Stage, ...], ids: torch.Tensor, logits: Sequence[torch.Tensor], slot: RankSlot, schedule: Schedule
+    own: tuple[Stage, ...], ids: torch.Tensor, logits: Sequence[torch.Tensor], slot: StageSlot, schedule: Schedule
 ) -> Scheduled:
     """A schedule over the stages, set up for the shapes of the single-device model's layer inputs and logits.
 
@@ -94,7 +94,7 @@ def scheduled(
 
 
 def _torch_stage(
-    stage: Stage, place: int, ends: tuple[torch.Tensor, torch.Tensor], slot: RankSlot, *, train: bool
+    stage: Stage, place: int, ends: tuple[torch.Tensor, torch.Tensor], slot: StageSlot, *, train: bool
 ) -> PipelineStage:
     """Torch's stage of ours; activations at a stage boundary have the shapes of the single-device model's layer inputs."""
     ids, logits = ends
@@ -125,7 +125,7 @@ def _empty(
     )
 
 
-def exchange(own: tuple[Stage, ...], arguments: Mapping[str, object], slot: RankSlot) -> list[torch.Tensor]:
+def exchange(own: tuple[Stage, ...], arguments: Mapping[str, object], slot: StageSlot) -> list[torch.Tensor]:
     """One forward through all stages, each sending its activations to the next rank.
 
     Returns the last stage's result on the rank that holds it, else an empty list.
