@@ -1,8 +1,8 @@
-"""Where modeling source calls a child module, and what it calls the arguments and the result.
+"""The places in modeling source that call a child module, with the names of the arguments and of the result there.
 
-Read from the class's own source: direct calls, calls of a loop variable over a module list (through slices, `enumerate`,
-`zip`), calls by index, checkpointed calls that pass the module on; results through assignments, tuple unpacking, walrus,
-and keywords of a returned object.
+Recognised are direct calls, calls of a loop variable over a module list (through slices, `enumerate`, `zip`), calls by
+index, and checkpointed calls that take the module as an argument. Results are followed through assignments, tuple
+unpacking, walrus expressions and keywords of a returned object.
 """
 
 import ast
@@ -17,9 +17,9 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One call: what is passed by position and by keyword, by the names at the call, and the names its result is bound to.
+    """One call: the names of its positional and keyword arguments, and the names that its result is bound to.
 
-    `None` stands for an expression without a name of its own.
+    None stands for an expression that is not a name.
     """
 
     positional: tuple[str | None, ...]
@@ -45,7 +45,7 @@ def call_sites(owner: type[nn.Module], child: str) -> tuple[Site, ...]:
 
 
 NOT_MODELS = ("torch.", "transformers.modeling_utils", "transformers.generation", "transformers.utils")
-"""Modules whose classes a model inherits and that know nothing of its children."""
+"""Modules with base classes of models that never call a model's own children."""
 
 
 def _methods(owner: type[nn.Module]) -> tuple[ast.FunctionDef, ...]:
@@ -60,10 +60,10 @@ def _methods(owner: type[nn.Module]) -> tuple[ast.FunctionDef, ...]:
 
 
 def _class_body(kind: type) -> list[ast.stmt]:
-    """The statements of a class; empty where its source is not at hand."""
+    """The statements of a class body; empty if its source is not available."""
     try:
         file = inspect.getsourcefile(kind)
-    except TypeError:  # a class of no file
+    except TypeError:  # the class was not defined in a file
         return []
     if file is None:
         return []
@@ -73,7 +73,7 @@ def _class_body(kind: type) -> list[ast.stmt]:
 
 @lru_cache(maxsize=64)
 def _classes(source: str) -> Mapping[str, list[ast.stmt]]:
-    """The bodies of a file's classes by qualified name. A file is parsed once, not once a class: it may be long."""
+    """The bodies of a file's classes by qualified name. A file is parsed once, not once per class, because it may be long."""
     found: dict[str, list[ast.stmt]] = {}
 
     def visit(body: list[ast.stmt], prefix: str) -> None:
@@ -113,7 +113,7 @@ def _mentions(node: ast.AST, child: str) -> bool:
 
 
 def _aliases(function: ast.FunctionDef, child: str) -> set[str]:
-    """Local names for the child or a member of it: loop variables, and names it was assigned to."""
+    """Local names of the child or of its members: loop variables, and names that they are assigned to."""
     names: set[str] = set()
     for node in ast.walk(function):
         if isinstance(node, ast.For | ast.comprehension) and _mentions(node.iter, child):
@@ -142,7 +142,7 @@ def _loop_names(target: ast.expr, iterated: ast.expr, child: str) -> Iterator[st
 
 
 def _arguments_to(node: ast.Call, child: str, aliases: set[str]) -> list[ast.expr] | None:
-    """The positional arguments that reach the child in this call; None where it is no call of the child."""
+    """The positional arguments that the child receives in this call; None if it is no call of the child."""
 
     def is_it(part: ast.expr) -> bool:
         if isinstance(part, ast.Attribute) and part.attr in ("__call__", "forward"):
@@ -162,7 +162,7 @@ def _arguments_to(node: ast.Call, child: str, aliases: set[str]) -> list[ast.exp
 
 @lru_cache(maxsize=4096)
 def _local_names(function: ast.FunctionDef) -> frozenset[str]:
-    """The names that a method binds: its arguments, and what it assigns."""
+    """The names that a method binds: its arguments, and names that it assigns."""
     bound = (node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
     return frozenset((*bound, *(node.arg for node in ast.walk(function) if isinstance(node, ast.arg)))) - {"self"}
 
@@ -184,7 +184,7 @@ def _name_of(node: ast.expr, local: frozenset[str]) -> str | None:
 
 
 def _result_names(node: ast.AST, parents: dict[ast.AST, ast.AST], function: ast.FunctionDef) -> Iterator[str]:
-    """The names an expression's value is bound to, looking outwards."""
+    """The names that the value of an expression is bound to, found by walking up the syntax tree."""
     while node in parents:
         above = parents[node]
         match above:
@@ -208,7 +208,9 @@ def _is_returned(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
 
 
 def _unpacked(target: ast.expr, function: ast.FunctionDef) -> Iterator[str]:
-    """Names of an assignment's target; a name whose first member is taken right after stands for that member's name."""
+    """The names in the target of an assignment. If the first item of a name is assigned to another name later, that name is
+    given.
+    """
     if isinstance(target, ast.Tuple | ast.List):
         for part in target.elts:
             if isinstance(part, ast.Name) and part.id != "_":

@@ -1,4 +1,4 @@
-"""From groups to proposals: the entries that shard one group, found among the styles by what these lay out."""
+"""From groups to proposals: the entries that shard one group, found by the placements that each style gives."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,16 @@ from shardproof.planner.ir.plan import TpEntry, generic, join
 from shardproof.planner.ir.styles import STYLES, After, Before, Style
 
 PACKED_MOST = 3
-"""Projections are packed out of up to three parts; a shard of more blocks is a group of no interest (a head's own width)."""
+"""The most packed blocks of a projection (query, key and value). A group with more blocks, such as a head dim, is not
+sharded.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One group as a proposal: entries (as the head model sees them), how many parts it has, what it would shard."""
+    """A proposal to shard one group: its entries (keys relative to the head model), its number of parts, the parameters
+    sharded.
+    """
 
     entries: tuple[TpEntry, ...]
     size: int
@@ -31,7 +35,7 @@ class IllegalError(Exception):
 
 @dataclass(frozen=True)
 class _GroupUse:
-    """One parameter that a group runs through, and how it would be sharded."""
+    """One parameter with a dim of the group, and its placement if the group is sharded."""
 
     name: str
     module: Module
@@ -40,7 +44,9 @@ class _GroupUse:
 
 
 def find_candidates(groups: Groups, reasons: dict[str, str]) -> list[Candidate]:
-    """One candidate a legal group, largest first; for the others, the reason by module pattern."""
+    """One candidate for each legal group, the largest first. For the other groups, `reasons` gets the reason by module
+    pattern.
+    """
     found: list[Candidate] = []
     owners = {name: (module, local) for module in groups.graph.modules for name, local in _own(module)}
     classes = sorted(_classes(groups, owners).items(), key=lambda item: max(use.placement.blocks for use in item[1]))
@@ -63,7 +69,7 @@ def _elements(graph: Graph, name: str) -> int:
 
 
 def _classes(groups: Groups, owners: Mapping[str, tuple[Module, str]]) -> dict[Atom, list[_GroupUse]]:
-    """Unlocked atoms that a parameter's shard can follow, with those parameters."""
+    """The atoms that are not locked and along which parameters can be sharded, with these parameters."""
     found: dict[Atom, list[_GroupUse]] = {}
     for name, (module, local) in owners.items():
         if generic(name) not in groups.graph.used_parameters:
@@ -88,7 +94,9 @@ def inner_leaves(dim: Dim) -> list[Atom]:
 
 
 def blocks_of(dim: Dim, wanted: Atom) -> int | None:
-    """How many packed blocks of `dim` a shard along `wanted` has; None where the blocks are unequal or lack it."""
+    """The number of packed blocks that `dim` has if it is sharded along `wanted`; None if blocks are unequal or one lacks
+    the atom.
+    """
     before = 1
     for atom in leaves(dim):
         if root(atom) is wanted:
@@ -103,10 +111,14 @@ def blocks_of(dim: Dim, wanted: Atom) -> int | None:
 
 
 def _candidate(groups: Groups, atom: Atom, uses: list[_GroupUse]) -> Candidate:
-    """The entries that shard one group; `IllegalError` where no styles do.
+    """The entries that shard one group.
 
-    First every module closes by itself, with a style that takes and gives what its surroundings hold. Where one cannot, the
-    closest module around the whole group may: what is inside runs on its local parameters, and one sum is taken at its end.
+    First each module gets a style of its own, whose input and output placements fit its neighbours. If one module has no
+    such style, the closest module around the whole group is tried: the modules inside run on local parameters, and one
+    all-reduce sums the output of the outer module.
+
+    Raises:
+        IllegalError: no styles shard the group.
     """
     _read_by_owners(groups.graph, uses)
     members = _members(groups.graph, atom, uses)
@@ -123,7 +135,7 @@ def _candidate(groups: Groups, atom: Atom, uses: list[_GroupUse]) -> Candidate:
 
 
 class _OpenError(IllegalError):
-    """A module that cannot be closed by a style of its own; a module around it might be."""
+    """A module for which no style of its own fits; a style on a module around it may."""
 
 
 def _refuse(illegal: IllegalError) -> list[TpEntry]:
@@ -132,7 +144,7 @@ def _refuse(illegal: IllegalError) -> list[TpEntry]:
 
 @dataclass(frozen=True)
 class _Member:
-    """One module of a group: its parameters in it, and the op in which it sums over the group, if any."""
+    """One module of a group: its parameters in the group, and the op in which it contracts the group's dim, if any."""
 
     module: Module
     uses: tuple[_GroupUse, ...]
@@ -151,7 +163,7 @@ def _members(graph: Graph, atom: Atom, uses: list[_GroupUse]) -> list[_Member]:
 
 
 def _read_by_owners(graph: Graph, uses: Sequence[_GroupUse]) -> None:
-    """A style makes a parameter this rank's part only while its own module runs."""
+    """Check that no other module reads the parameters: a style makes a parameter local only while its own module runs."""
     owners: dict[int, set[str]] = {}
     for module in graph.modules:
         for _, number in module.parameters:
@@ -181,7 +193,7 @@ def _closed_one_by_one(groups: Groups, atom: Atom, members: list[_Member]) -> li
 
 
 def is_linear(module: Module) -> bool:
-    """Whether the styles of linear layers stand on a module: they ask for these attributes."""
+    """Whether a module has the attributes that the styles of linear layers need."""
     return bool({"out_features", "in_features"} & {name for name, _ in module.numbers})
 
 
@@ -222,7 +234,7 @@ def _lays_out(graph: Graph, style: Style, module: Module, wanted: Mapping[str, P
 
 
 def _layouts(graph: Graph, atom: Atom, member: _Member) -> list[TpEntry]:
-    """An entry a parameter: what a module uses by itself, such as stacked experts, is laid out parameter by parameter."""
+    """One entry per parameter, for a module that uses its parameters without a linear layer, such as stacked experts."""
     _wanted(member)
     entries = []
     for use in member.uses:
@@ -236,14 +248,14 @@ def _layouts(graph: Graph, atom: Atom, member: _Member) -> list[TpEntry]:
 
 
 _LAYOUTS = ("colwise", "packed_colwise", "rowwise", "packed_rowwise", "embedding_rowwise", "embedding_colwise")
-"""Styles by which one parameter can be laid out; of the last two only the layout counts there, not the lookup."""
+"""Styles that can shard a single parameter; of the last two only the placement applies, not the lookup."""
 
 
 def _raw_hook(groups: Groups, atom: Atom, member: _Member) -> TpEntry:
-    """What stands on a module that uses its own parameters by itself, by what it takes and gives.
+    """The entry for a module that uses its own parameters, by the placements of its input and output.
 
-    `moe_tp_experts` takes whole values and sums the output; `packed_colwise` takes whole values and gives a shard;
-    `local_params` takes and gives a shard. None takes a shard and sums.
+    `moe_tp_experts` takes a replicated input and all-reduces the output; `packed_colwise` takes a replicated input and
+    gives a shard; `local_params` takes and gives a shard. No style takes a shard and all-reduces.
     """
     pattern = generic(member.module.path)
     if member.summed is None:
@@ -259,7 +271,7 @@ def _raw_hook(groups: Groups, atom: Atom, member: _Member) -> TpEntry:
 
 
 def _identities(graph: Graph, module: Module) -> list[TpEntry]:
-    """What passes through unchanged inside a module whose output is summed over ranks: a share of it on each."""
+    """Entries for identity modules inside a module whose output is all-reduced: each rank adds its share of the value."""
     inside = {call.module for call in graph.calls if call.module.startswith(f"{module.path}.")}
     passing = dict.fromkeys(generic(path) for path in sorted(inside) if "Identity" in graph.module_of[path].bases)
     return [
@@ -273,7 +285,7 @@ def _sum_because(atom: Atom, summed: Op) -> str:
 
 
 def _closed_together(groups: Groups, atom: Atom, members: list[_Member]) -> list[TpEntry]:
-    """Entries that take the sum at the end of the closest module around all members; none where that is no way."""
+    """Entries that all-reduce the output of the closest module around all members; empty if that is not possible."""
     path = _around([member.module.path for member in members])
     around = groups.graph.module_of.get(path)
     summed = next((member.summed for member in members if member.summed is not None), None)
@@ -300,7 +312,7 @@ def _closed_together(groups: Groups, atom: Atom, members: list[_Member]) -> list
 
 
 def _around(paths: list[str]) -> str:
-    """The closest module around several."""
+    """The path of the closest module that contains all of these modules."""
     parts = [path.split(".") for path in paths]
     common = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
     return ".".join(column[0] for column in common)
@@ -315,7 +327,9 @@ def _carries(groups: Groups, number: int, atom: Atom) -> bool:
 
 
 def _meets_whole_input(groups: Groups, atom: Atom, module: Module) -> bool:
-    """Whether the first argument reaches, by the module's own ops and still whole, an op whose result has the group's dim."""
+    """Whether the module's first argument, still without the group's dim, reaches an op of the module whose result has that
+    dim.
+    """
     graph = groups.graph
     calls = [call for call in graph.calls if call.module == module.path and call.arguments]
     reached = {call.arguments[0][1] for call in calls if not _carries(groups, call.arguments[0][1], atom)}
@@ -338,7 +352,7 @@ def _because(graph: Graph, use: _GroupUse, atom: Atom, *, summed: Op | None) -> 
 
 
 def _chain(graph: Graph, number: int) -> list[str]:
-    """The ops that a parameter's result runs through first, as a short reason."""
+    """The first ops that use a parameter or its result, as a short reason."""
     names: list[str] = []
     while len(names) < 4 and (users := graph.users.get(number)):
         op = graph.ops[users[0]]
@@ -350,7 +364,7 @@ def _chain(graph: Graph, number: int) -> list[str]:
 
 
 def locked(groups: Groups, module: Module) -> str:
-    """What forbids splitting a module's parameters."""
+    """The reason why a module's parameters cannot be sharded."""
     if all(generic(join(module.path, name)) not in groups.graph.used_parameters for name, _ in module.parameters):
         return "it took part in no traced op: nothing is known of it"
     for _, number in module.parameters:

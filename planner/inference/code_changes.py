@@ -1,4 +1,4 @@
-"""Small changes of the modeling code that would let more be sharded; a changed view is tried before it is offered."""
+"""Small changes of the modeling code that would allow more sharding. A changed view is tried before it is offered."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ from shardproof.planner.tracing.programs import Subject
 
 
 def find_patches(subject: Subject, inference: Inference) -> tuple[Patch, ...]:
-    """The changes that would let more be sharded, each once."""
+    """The changes that would allow more sharding, each once."""
     found = [_open_views(subject, inference, candidate) for candidate in inference.refused]
     seen: set[str] = set()
     for module in subject.graph.modules:
@@ -33,7 +33,7 @@ def find_patches(subject: Subject, inference: Inference) -> tuple[Patch, ...]:
 
 
 def _open_views(subject: Subject, inference: Inference, candidate: Candidate) -> Patch | None:
-    """The views of a refused group with its dim's size left open, if the group is right then."""
+    """A change that replaces the size of a refused group's dim in its views by -1, if the group is right with it."""
     if inference.groups is None:
         return None
     views = _views(inference.groups, candidate)
@@ -50,7 +50,7 @@ def _open_views(subject: Subject, inference: Inference, candidate: Candidate) ->
 
 
 def _views(groups: Groups, candidate: Candidate) -> dict[Source, int]:
-    """Where the group's dim is made by a view: the dim, counted from the end."""
+    """The source lines with views that create the group's dim; the value is the dim, counted from the end."""
     graph = groups.graph
     found: dict[Source, int] = {}
     for op in graph.ops:
@@ -64,7 +64,7 @@ def _views(groups: Groups, candidate: Candidate) -> dict[Source, int]:
 
 
 def _needed(subject: Subject, views: Mapping[Source, int], styles: Mapping[str, str], degree: int) -> dict[Source, int]:
-    """The views without which the group would be refused still."""
+    """The views that have to change: without any one of them, the group is still refused."""
     needed = dict(views)
     for source in views:
         fewer = {other: dim for other, dim in needed.items() if other != source}
@@ -74,7 +74,7 @@ def _needed(subject: Subject, views: Mapping[Source, int], styles: Mapping[str, 
 
 
 def _is_apart(graph: Graph, inference: Inference, module: Module) -> bool:
-    """A weight `[in, out]` in a module that no style for linear layers can stand on: whole, or split by itself only."""
+    """Whether a module has an `[in, out]` weight, which no style for linear layers fits, and is not sharded with its group."""
     pattern = generic(module.path)
     entry = inference.entries.get(pattern)
     alone = pattern in inference.unplanned or (entry is not None and entry.style == ALONE)

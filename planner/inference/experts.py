@@ -1,4 +1,4 @@
-"""Expert-parallel plans: whole experts on each rank instead of a slice of every expert."""
+"""Expert-parallel plans: each rank holds whole experts, instead of a slice of every expert."""
 
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import TpEntry, generic, join
@@ -6,7 +6,7 @@ from shardproof.planner.propagation.expert_dispatch import dispatch_fault, stack
 
 
 def infer_ep(graph: Graph, base_prefix: str) -> tuple[TpEntry, ...]:
-    """Entries for every module of stacked experts that tokens can be sent to. Keys are relative to the base model."""
+    """Entries for every module of stacked experts to which tokens can be dispatched. Keys are relative to the base model."""
     entries: dict[str, TpEntry] = {}
     inside = base_prefix + "." if base_prefix else ""
     for module in graph.modules:

@@ -1,4 +1,4 @@
-"""Explain an inference: its groups with the ops that tie and forbid them, and what stays whole."""
+"""Explain an inference: its groups with the ops that tie or forbid them, and the parameters that are not sharded."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from shardproof.planner.propagation.assign import Assigned, assign
 
 
 def explain(inference: Inference, styles: Mapping[str, str], unplanned: Mapping[str, str], prefix: str) -> Explanation:
-    """Groups and leftovers of a plan (`styles`: keys as the head model sees them)."""
+    """The groups of a model and the parameters that a plan does not shard; keys of `styles` are relative to the head model."""
     if inference.groups is None:
         return Explanation()
     groups, graph = inference.groups, inference.groups.graph
@@ -39,7 +39,7 @@ def explain(inference: Inference, styles: Mapping[str, str], unplanned: Mapping[
 
 @dataclass(frozen=True, slots=True)
 class _ParameterUse:
-    """A group's dim in one parameter: dim `dim`, of `size`, in `blocks` packed blocks."""
+    """A group's dim in one parameter: dim number `dim` with `size` elements, in `blocks` packed blocks."""
 
     name: str
     dim: int
@@ -48,7 +48,7 @@ class _ParameterUse:
 
 
 def _is_split(assigned: Assigned, use: _ParameterUse) -> bool:
-    """Whether the group's values stay split behind this parameter: where the output is gathered, they do not."""
+    """Whether activations after this parameter are sharded along the group; they are not if the output is gathered."""
     placement, _ = assigned.parameters.get(use.name, (R, ""))
     style = assigned.modules.get(use.name.rpartition(".")[0])
     gathered = style is not None and style[0].after is After.GATHER
@@ -56,7 +56,7 @@ def _is_split(assigned: Assigned, use: _ParameterUse) -> bool:
 
 
 def _reason(inference: Inference, assigned: Assigned, uses: list[_ParameterUse]) -> str:
-    """Why a group that no op forbids is whole."""
+    """The reason why a group that no op forbids is not sharded."""
     if any(isinstance(assigned.parameters.get(use.name, (R,))[0], Shard) for use in uses):
         default = "its parameters are split along another dim"
     else:
@@ -66,7 +66,7 @@ def _reason(inference: Inference, assigned: Assigned, uses: list[_ParameterUse])
 
 
 def _members(groups: Groups) -> dict[Atom, list[_ParameterUse]]:
-    """Every atom that runs through a parameter used in the trace, with its uses."""
+    """Every atom in a dim of a parameter that the trace uses, with these parameters."""
     graph = groups.graph
     found: dict[Atom, list[_ParameterUse]] = {}
     for module in graph.modules:
@@ -80,7 +80,7 @@ def _members(groups: Groups) -> dict[Atom, list[_ParameterUse]]:
 
 
 def _ties(groups: Groups, wanted: set[Atom]) -> dict[Atom, tuple[Tie, ...]]:
-    """The ops in which an atom appears in two tensors or more, in the order they ran, alike ones once."""
+    """The ops in which an atom is in two or more tensors, in execution order; equal ones once."""
     found: dict[Atom, dict[Tie, None]] = {}
     for op in groups.graph.ops:
         seen: Counter[Atom] = Counter()
@@ -113,7 +113,7 @@ def _elements_by_pattern(graph: Graph) -> Counter[str]:
 
 
 def _left(graph: Graph, assigned: Assigned, unplanned: Mapping[str, str]) -> tuple[Left, ...]:
-    """What the plan leaves whole, a tied parameter once."""
+    """The parameters that the plan does not shard; a tied parameter once."""
     elements, size, seen = Counter[str](), Counter[str](), set[int]()
     for module in graph.modules:
         for local, number in module.parameters:

@@ -1,8 +1,8 @@
-"""Give every tensor dim an identity, and unify identities through every op: dims that must be split together form a group.
+"""Group dims that must be sharded together, by unifying the dims that each op ties.
 
-A dim is a row-major product of atoms. A view regroups atoms and splits them where it must (4096 -> 32 x 128); a slice or a
-concatenation makes an atom a sequence of blocks (gate | up); every other op ties the dims that share a letter in its rule.
-What an op forbids (softmax over the dim, an index into it, a fixed size) is kept as a reason on the atom.
+A dim is a row-major product of atoms. A view regroups atoms and splits them if necessary (4096 -> 32 x 128). A slice or a
+concatenation makes an atom a sequence of blocks (gate | up). Every other op unifies the dims that share a letter in its
+rule. An op that needs a whole dim (a softmax over it, an index into it, a fixed size) locks the dim's atoms, with the reason.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,9 @@ Dim: TypeAlias = "tuple[Atom, ...]"
 
 @dataclass(eq=False)
 class Atom:
-    """A factor of a dim: `size` elements, unified with others by `parent`, refined into `factors` or cut into `blocks`."""
+    """A factor of a dim with `size` elements. `parent` links unified atoms; an atom may be split into `factors` or into
+    `blocks`.
+    """
 
     size: int
     parent: "Atom | None" = None
@@ -32,21 +34,21 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Why an atom must stay whole: the position of the op, and its reason."""
+    """Why an atom cannot be sharded: the position of the op that needs it whole, and the reason."""
 
     position: int
     why: str
 
 
 def root(atom: Atom) -> Atom:
-    """The representative of an atom's class."""
+    """The representative of the atoms that are unified with an atom."""
     while atom.parent is not None:
         atom = atom.parent
     return atom
 
 
 def leaves(dim: Dim) -> Dim:
-    """A dim as its finest factors, outermost first; atoms of size one are left out."""
+    """The finest factors of a dim, the outermost first, without atoms of size one."""
     found: list[Atom] = []
     for atom in dim:
         top = root(atom)
@@ -58,12 +60,12 @@ def leaves(dim: Dim) -> Dim:
 
 
 def size_of(dim: Dim) -> int:
-    """Elements along a dim."""
+    """The number of elements along a dim."""
     return prod(atom.size for atom in dim)
 
 
 def lock(dim: Dim, reason: Lock) -> None:
-    """Forbid splitting any part of a dim."""
+    """Mark all atoms of a dim as not shardable, with the reason."""
     for atom in leaves(dim):
         if reason not in atom.locks:
             atom.locks[reason] = None
@@ -73,25 +75,25 @@ def lock(dim: Dim, reason: Lock) -> None:
 
 @dataclass
 class Groups:
-    """The dims of every value of a graph, after unification. `dims[value][i]` is dim `i`."""
+    """The dims of every value of a graph after unification; `dims[value][i]` is dim `i`."""
 
     graph: Graph
     dims: dict[int, tuple[Dim, ...]] = field(default_factory=dict)
 
     def of(self, number: int) -> tuple[Dim, ...]:
-        """The dims of a value, made fresh where it has none yet."""
+        """The dims of a value; new ones if it has none yet."""
         if number not in self.dims:
             self.dims[number] = fresh(self.graph.values[number].shape)
         return self.dims[number]
 
 
 def fresh(shape: Shape) -> tuple[Dim, ...]:
-    """One new atom a dim."""
+    """New dims for a shape, one new atom each."""
     return tuple((Atom(size),) for size in shape)
 
 
 def infer_groups(graph: Graph) -> Groups:
-    """Unify over all ops of a graph; outputs of the model are locked, for its caller takes them whole."""
+    """Unify dims over all ops of a graph. Dims of the model's outputs are locked, because its caller needs them whole."""
     groups = Groups(graph)
     for position, op in enumerate(graph.ops):
         _unify_op(groups, position, op)
@@ -154,7 +156,7 @@ def _by_letter(meaning: Einsum, inputs: list[tuple[Dim, ...]], outputs: list[tup
 
 
 def unify(one: Dim, other: Dim, position: int) -> None:
-    """Make two dims one. A narrower dim (KV heads against query heads) is the outer factor of the wider."""
+    """Unify two dims. A smaller dim (KV heads) becomes the outer factor of the larger one (query heads)."""
     left, right = list(leaves(one)), list(leaves(other))
     while left and right:
         a, b = left[0], right[0]
@@ -194,7 +196,7 @@ def _merge(a: Atom, b: Atom, position: int) -> None:
         lock((a,), reason)
         lock((b,), reason)
         return
-    added = tuple(b.locks if a.blocks else a.locks)  # the blocks have those of their own atom already
+    added = tuple(b.locks if a.blocks else a.locks)  # the blocks already have the locks of their own atom
     b.parent = a
     a.blocks = blocks
     _inherit(a, b)
@@ -209,7 +211,7 @@ def _inherit(a: Atom, b: Atom) -> None:
 
 
 def _split(atom: Atom, sizes: tuple[int, ...], position: int) -> bool:
-    """Refine an atom into factors, outermost first; an atom already cut into blocks cannot be."""
+    """Split an atom into factors, the outermost first; false if it is already split into blocks."""
     atom = root(atom)
     if atom.blocks:
         reason = Lock(position, "a dim that is cut into blocks is also split into factors")
@@ -220,7 +222,7 @@ def _split(atom: Atom, sizes: tuple[int, ...], position: int) -> bool:
 
 
 def _regroup(dims: tuple[Dim, ...], result: Shape, position: int) -> tuple[Dim, ...]:
-    """A row-major view: the same atoms in other groups, split where a new border falls inside one."""
+    """A row-major view: the same atoms, regrouped into new dims; an atom is split if a border of a new dim is inside it."""
     rest = [atom for dim in dims for atom in leaves(dim)]
     made: list[Dim] = []
     for size in result:
@@ -237,7 +239,9 @@ def _regroup(dims: tuple[Dim, ...], result: Shape, position: int) -> tuple[Dim, 
 
 
 def _fits(atom: Atom, missing: int, rest: list[Atom], position: int) -> bool:
-    """Split an atom so that `missing` elements come first, and put the parts back."""
+    """Split an atom into an outer factor of `missing` elements and the rest, and put both back on `rest`; false if
+    impossible.
+    """
     if atom.size % missing or not _split(atom, (missing, atom.size // missing), position):
         return False
     rest[:0] = leaves((atom,))
@@ -245,7 +249,7 @@ def _fits(atom: Atom, missing: int, rest: list[Atom], position: int) -> bool:
 
 
 def fresh_locked(shape: Shape, position: int) -> tuple[Dim, ...]:
-    """New dims of which nothing is known but that they cannot be split."""
+    """New dims for a shape, all locked."""
     dims = fresh(shape)
     for dim in dims:
         lock(dim, Lock(position, "its origin was lost in a view that cuts across dims"))
@@ -253,7 +257,7 @@ def fresh_locked(shape: Shape, position: int) -> tuple[Dim, ...]:
 
 
 def _cut(meaning: Narrow, dims: tuple[Dim, ...], position: int) -> list[tuple[Dim, ...]]:
-    """Slices of one dim: its outermost atom becomes blocks, where the cuts fit it."""
+    """Slices of one dim: its outermost atom is split into blocks, if the cuts fit."""
     dim = dims[meaning.dim]
     size = size_of(dim)
     parts: list[Dim] = []
@@ -277,7 +281,7 @@ def _cut(meaning: Narrow, dims: tuple[Dim, ...], position: int) -> list[tuple[Di
 
 
 def _into_blocks(atom: Atom, bounds: set[int], position: int) -> bool:
-    """Cut an atom at `bounds` (and where it is cut already); false where a bound falls inside a block that has factors."""
+    """Split an atom into blocks at `bounds` and at its existing bounds; false if a bound is inside a block that has factors."""
     if not atom.blocks:
         borders = sorted({0, atom.size} | bounds)
         if len(borders) == 2:
@@ -316,7 +320,7 @@ def _blocks_between(atom: Atom, start: int, stop: int) -> Dim:
 
 
 def _joined(dim: int, inputs: list[tuple[Dim, ...]], result: Shape, position: int) -> tuple[Dim, ...]:
-    """A concatenation: blocks along `dim`, one identity along the others."""
+    """A concatenation: blocks along `dim`; all other dims are unified."""
     full = [dims for dims in inputs if len(dims) == len(result) and all(size_of(d) for d in dims)]
     made: list[Dim] = []
     for axis in range(len(result)):

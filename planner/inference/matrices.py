@@ -1,4 +1,4 @@
-"""Large matrices on their own: split by row, with the lookups summed or the output gathered."""
+"""Large matrices outside of sharded groups: sharded alone, with an all-reduce of lookups or a gathered output."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -11,22 +11,29 @@ from shardproof.planner.ir.plan import TpEntry, generic, join
 from shardproof.planner.propagation.assign import is_stacked, is_transposed, multiplies
 
 WORTH_SHARE = 0.01
-"""From this share of all parameters on, a matrix is worth a collective of its own, and so is a block of matrices together."""
+"""A matrix, or a block of matrices together, is worth a collective of its own if it has at least this share of all
+parameters.
+"""
 WORTH_ELEMENTS = 1 << 26
-"""So is a matrix of this many elements."""
+"""A matrix with at least this many elements is worth a collective too."""
 FEWEST = 64
-"""A matrix with fewer rows or columns than this, and than the groups have parts, goes whole beside larger ones: its split
-would forbid degrees that they allow."""
+"""A matrix with fewer rows or columns than this, and than the sharded groups have parts, stays whole next to larger ones:
+sharding it would forbid degrees that they allow."""
 ALONE = "embedding_colwise"
-"""The style that gathers the output of a weight kept as `[in, out]`, or of a stack of matrices: it asks for no attribute."""
+"""The style that gathers the output of an `[in, out]` weight or of a stack of matrices; it needs no attribute of the module."""
 
 
 def large_leftovers(
     groups: Groups, planned: Mapping[str, TpEntry], reasons: Mapping[str, str], *, sizes: Iterable[int], tables: bool
 ) -> list[list[TpEntry]]:
-    """Proposals for modules without an entry whose parameters are worth a collective; tied ones go together.
+    """Proposals for modules without an entry whose parameters are worth a collective; tied parameters are in one proposal.
 
-    With `tables`, for those that are looked up by row; else for the others. `sizes` are the parts of the groups that are split.
+    Args:
+        groups: the groups of the graph.
+        planned: the entries that there are, by pattern.
+        reasons: why a module pattern is not sharded with its group.
+        sizes: the numbers of parts of the groups that are sharded.
+        tables: whether to propose tables that are looked up by row, or all other matrices.
     """
     graph = groups.graph
     looked_up = {op.inputs[0] for op in graph.ops if op.target.endswith("embedding") and op.inputs}
@@ -48,7 +55,7 @@ def large_leftovers(
 
 
 def _matrices(graph: Graph, planned: Mapping[str, TpEntry]) -> dict[str, tuple[Module, int]]:
-    """The first linear layer or table of every pattern that has no entry, with its matrix."""
+    """For every pattern without an entry, the first linear layer or table, with the value number of its matrix."""
     found: dict[str, tuple[Module, int]] = {}
     for module in graph.modules:
         pattern = generic(module.path)
@@ -70,7 +77,7 @@ def _block(pattern: str) -> str:
 
 
 def _elements(graph: Graph, patterns: Collection[str]) -> tuple[Counter[str], Counter[str]]:
-    """Elements of all parameters, by pattern and by the block that patterns share."""
+    """The number of elements of all parameters, by pattern and by the block that contains the pattern."""
     weights: Counter[str] = Counter()
     for module in graph.modules:
         if (pattern := generic(module.path)) in patterns:
@@ -82,7 +89,7 @@ def _elements(graph: Graph, patterns: Collection[str]) -> tuple[Counter[str], Co
 
 
 def _tied_biases(graph: Graph, module: Module, weight: int) -> list[TpEntry]:
-    """Entries for the other names of a module's bias: one tensor lies in one way, whatever it is called."""
+    """Entries for the other names of a module's tied bias, because one tensor has one placement."""
     biases = {number for _, number in module.parameters if number != weight}
     names = [name for name, number in graph.parameters.items() if number in biases]
     others = [name for name in names if name.rpartition(".")[0] != module.path]
@@ -94,14 +101,14 @@ def _times_used(graph: Graph, number: int) -> int:
 
 
 def _on_its_own(graph: Graph, module: Module, looked_up: set[int], weight: int, reason: str) -> list[TpEntry]:
-    """The entries that split one matrix without asking anything of its surroundings."""
+    """The entries that shard one matrix and leave its input and output replicated."""
     pattern = generic(module.path)
     if "Embedding" in module.bases and weight in looked_up:
         because = "a table looked up by row: a rank holds some rows, and the lookups are summed"
         return [TpEntry(pattern, "embedding_rowwise", because)]
     shared = [other for other in graph.modules if generic(other.path) == pattern and other.kind != module.kind]
     if shared and not is_transposed(graph, module) and multiplies(graph, module):
-        # A key that stands for other modules too: this style asks nothing of them.
+        # The key matches other modules too: this style needs nothing of them.
         because = f"its rows are split and its output gathered: {reason}"
         return [TpEntry(pattern, "embedding_rowwise", because)]
     if "Linear" in module.bases and "out_features" in dict(module.numbers):

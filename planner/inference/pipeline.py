@@ -1,8 +1,8 @@
-"""Read a pipeline plan off the computation: the children that the hidden states run through, in the order they ran.
+"""Infer a pipeline plan: the children that the hidden states pass through, in execution order.
 
-Which modules, and in which order, comes from the trace; which of their arguments matter, from dataflow (what derives from
-parameters, the hidden states, and from the caller's inputs, ids and masks); what the arguments and results are called, from
-the modeling source at the call.
+The trace gives the modules and their order. Dataflow gives the arguments that matter: those that depend on parameters
+(hidden states) or on the caller's inputs (ids, masks). The modeling source at the call gives the names of arguments and
+results.
 """
 
 from collections.abc import Iterable
@@ -51,7 +51,7 @@ def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...],
 
 
 def cut_nowhere(model: nn.Module, graph: Graph, base: tuple[PpEntry, ...]) -> str | None:
-    """Why no cut between the layers can be made, where that is so: a plan would promise stages that there are not."""
+    """The reason why no cut between layers is possible; None if one is. A plan without a possible cut would be useless."""
     prefix = base_prefix(model)
     paths = [f"{prefix}.{entry.module}" if prefix else entry.module for entry in base]
     stack = layer_stack(model, paths)
@@ -83,26 +83,26 @@ def cut_nowhere(model: nn.Module, graph: Graph, base: tuple[PpEntry, ...]) -> st
 
 @dataclass(frozen=True, slots=True)
 class _Flow:
-    """A graph with what its values derive from: `stream` from parameters, `given` from the caller's inputs."""
+    """A graph with the values that depend on parameters (`stream`) and those that depend on the caller's inputs (`given`)."""
 
     graph: Graph
     stream: frozenset[int]
     given: frozenset[int]
 
     def matters(self, number: int) -> bool:
-        """Whether a stage could not make this value by itself."""
+        """Whether a stage has to receive this value, because it cannot compute it."""
         return number in self.stream or number in self.given
 
 
 def _made_in(graph: Graph, paths: Iterable[str]) -> frozenset[int]:
-    """What these modules give, from parameters or not: a stage without the module cannot make it."""
+    """The results of these modules. A stage without the module cannot compute them, even if they depend on no parameter."""
     listed = set(paths)
     return frozenset(number for call in graph.calls if call.module in listed for number in call.outputs)
 
 
 def _with_mask(model: nn.Module, graph: Graph) -> Graph:
-    """The program with padding masks (a decoder's beside an encoder's), so that what derives from them is seen; the given one
-    where that cannot be traced.
+    """The program with padding masks (for encoder and decoder), so that values that depend on masks are seen; the given
+    program if that cannot be traced.
     """
     names = signature(model.forward).parameters
     if "attention_mask" not in names:
@@ -122,8 +122,8 @@ def _mask_of(ids: torch.Tensor) -> torch.Tensor:
 
 
 def _stack(model: nn.Module, graph: Graph) -> str:
-    """The path of the layers: of the module lists that tokens must pass on their way to the result, the one with the most
-    parameters. A vision tower may hold more, but tokens do not run through it.
+    """The path of the layers: the module list with the most parameters among those that every token passes. A vision tower
+    may have more parameters, but tokens do not pass it.
     """
     ran = {call.module.rpartition(".")[0] for call in graph.calls}
     lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and path in ran]
@@ -135,9 +135,9 @@ def _stack(model: nn.Module, graph: Graph) -> str:
 
 
 def _on_the_path(model: nn.Module, flow: _Flow, stack: str) -> list[str]:
-    """Children of every module from the root down to the layers' owner, in the order they first ran, whose results carry
-    the stream. A module that holds the layers is opened, not listed; one that runs on both sides of the layers is left to
-    every stage.
+    """The children whose results depend on parameters, of every module from the root down to the owner of the layers, in
+    execution order. A module that contains the layers is replaced by its children. A module that runs before and after the
+    layers is left out: every stage has it.
     """
     parts = stack.split(".")[:-1]
     opened = {".".join(parts[:count]) for count in range(len(parts) + 1)}
@@ -155,7 +155,7 @@ def _on_the_path(model: nn.Module, flow: _Flow, stack: str) -> list[str]:
 
 
 def _listed(model: nn.Module, module: str, opened: set[str]) -> str | None:
-    """The child that a call belongs to: the module itself, or the module list whose member it is."""
+    """The child that a call belongs to: the module itself, or the module list that contains it."""
     owner = module.rpartition(".")[0]
     if not module or module in opened:
         return None
@@ -177,12 +177,14 @@ def _entry(model: nn.Module, flow: _Flow, path: str) -> PpEntry:
 
 
 def _results(flow: _Flow, calls: Iterable[ModuleCall]) -> int:
-    """How many results of a child carry the stream, at least one."""
+    """The number of results of a child that depend on parameters, at least one."""
     return max(1, *(sum(number in flow.stream for number in call.outputs) for call in calls))
 
 
 def _inputs(flow: _Flow, module: nn.Module, call: ModuleCall, sites: Iterable[Site]) -> list[str]:
-    """The names of the arguments that matter: at the call where they are passed by position, else the forward's own."""
+    """The names of the arguments that matter: as written at the call if passed by position, else as in the forward's
+    signature.
+    """
     own = list(signature(type(module).forward).parameters)[1:]
     shown: dict[str, str] = {}
     for site in sites:

@@ -1,4 +1,4 @@
-"""Small changes of modeling code as unified diffs. Nothing is written: a diff is a suggestion to the model's author."""
+"""Small changes of modeling code as unified diffs. No file is written: a diff is a suggestion to the model's author."""
 
 import ast
 import difflib
@@ -14,15 +14,15 @@ from shardproof.planner.ir.findings import Source
 from shardproof.planner.loading.source_lines import relative
 
 Change: TypeAlias = tuple[ast.expr, str]
-"""A node of a file, and the text that takes its place."""
+"""A node of a syntax tree, and the text that replaces it."""
 
 _VIEWS = ("view", "reshape")
 
 
 def unfix_views(views: Mapping[Source, int]) -> str:
-    """The diff that leaves one size of each view open: -1 where a count is fixed. `views` gives the dim, counted from the end.
+    """The diff that replaces one fixed size in each view by -1. `views` maps source lines to the dim, counted from the end.
 
-    Empty where a line is not found, or has no such size to change.
+    Empty if a line is not found or has no such size.
     """
     changes: dict[str, list[Change]] = {}
     for source, dim in views.items():
@@ -64,9 +64,9 @@ def _is_open(size: ast.expr) -> bool:
 
 
 def as_linear(owner: nn.Module, child: str) -> str:
-    """The diff that makes a child with a transposed weight, of another class, an `nn.Linear`; empty where it is not plain.
+    """The diff that replaces a child with a transposed weight by an `nn.Linear`; empty if its construction is not simple.
 
-    The sizes are read off the constructor's arguments: those named as the attributes that hold them.
+    The sizes are the constructor's arguments with the names of the attributes that hold these sizes.
     """
     module = owner.get_submodule(child)
     signature = list(inspect.signature(type(module).__init__).parameters)[1:]
@@ -86,7 +86,7 @@ def as_linear(owner: nn.Module, child: str) -> str:
 
 
 def _size_names(owner: nn.Module, kind: type, signature: list[str]) -> tuple[str, str] | None:
-    """The arguments that hold the input and the output size, told apart by a module of the kind that is not square."""
+    """The arguments for the input and the output size, identified with a module of this class that is not square."""
     for module in owner.modules():
         shapes = [tuple(t.shape) for t in module.parameters(recurse=False) if t.dim() == 2]
         if type(module) is kind and len(shapes) == 1 and shapes[0][0] != shapes[0][1]:
@@ -97,7 +97,7 @@ def _size_names(owner: nn.Module, kind: type, signature: list[str]) -> tuple[str
 
 
 def _constructions(tree: ast.AST, owner: str, child: str) -> Iterator[ast.Call]:
-    """Every call that makes the child, in whatever branch of its owner's class."""
+    """Every call that constructs the child, in any branch of its owner's class."""
     for kind in ast.walk(tree):
         if isinstance(kind, ast.ClassDef) and kind.name == owner:
             for node in ast.walk(kind):

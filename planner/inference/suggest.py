@@ -1,4 +1,4 @@
-"""From a model to a plan, in one call."""
+"""Infer the plan of a model, in one call."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,11 +27,12 @@ from shardproof.planner.tracing.trace import TraceError
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A plan, and what is known of it.
+    """An inferred plan.
 
     `degrees` are the tensor-parallel degrees that the sizes allow (`verify.proof.degrees.legal_degrees` says what forbids the
-    others); `sharded_fraction` is the share of parameter bytes that the plan shards; `notes` are the assumptions of the trace.
-    `owners` are the config classes that the entries belong to, by path in the base model.
+    others). `sharded_fraction` is the share of parameter bytes that the plan shards, 0 to 1. `notes` are the assumptions of
+    the trace. `explanation` is there if it was asked for. `owners` maps paths in the base model to the config classes of
+    their entries.
     """
 
     plan: Plan
@@ -48,7 +49,7 @@ def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
 
     Args:
         model: a loaded model, or a reference (a model type, a config.json, a checkpoint folder, a Hub id, `file.py:Class`).
-        why: explain it too: groups, what stays whole, patches of the modeling code that would change that.
+        why: also explain the plan: groups, parameters that are not sharded, changes of the modeling code that would shard more.
 
     Raises:
         LoadError: the reference names no model.
@@ -85,7 +86,7 @@ def _inference(subject: Subject, others: tuple[Subject, ...]) -> Inference:
 
 
 def _with_experts(plan: Plan, ep: tuple[TpEntry, ...], prefix: str) -> Plan:
-    """The plan with its expert plan; what stays whole without that says so."""
+    """The plan with its expert entries; the reason of a module that only the expert plan shards says so."""
     dispatched = {join(prefix, entry.pattern) for entry in ep}
     unplanned = {
         pattern: f"{reason}; the expert plan shards it" if pattern in dispatched else reason
@@ -103,8 +104,8 @@ def _explanation(subject: Subject, inference: Inference, plan: Plan) -> Explanat
 
 
 def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Plan:
-    """Entries below the base model go to its config, relative to it; the others, or all where no config's plan is read, to
-    the head class.
+    """Divide the entries between the base model's config, with keys relative to the base model, and the head class. All
+    entries go to the head class if no plan is read from the config.
     """
     inside = prefix + "." if prefix else ""
     base = [entry for pattern, entry in inference.entries.items() if in_config and pattern.startswith(inside)]
@@ -117,8 +118,8 @@ def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Pl
 
 
 def degrees(built: nn.Module, graph: Graph, plan: Plan, prefix: str, start: int) -> tuple[int, ...]:
-    """Every degree that the sizes allow, read off the plan's per-rank program at the degree `start`; 1 alone where that is
-    not right.
+    """Every degree that the sizes allow, from the plan's per-rank program at degree `start`; only 1 if that program is
+    wrong.
     """
     if not (plan.tp or plan.head_tp):
         return (1,)
@@ -131,5 +132,5 @@ def degrees(built: nn.Module, graph: Graph, plan: Plan, prefix: str, start: int)
 
 
 def sharded_fraction(graph: Graph, plan: Plan, prefix: str) -> float:
-    """Share of parameter bytes that a plan shards in Transformers."""
+    """The share of parameter bytes that a plan shards in Transformers, 0 to 1."""
     return sharded_share(graph, assign(graph, plan.styles(prefix), base_prefix=prefix))

@@ -1,12 +1,13 @@
-"""Read a tensor-parallel plan off the groups, then let the per-rank program dispose of what it cannot bear.
+"""Infer a tensor-parallel plan from the groups, and drop the groups that the per-rank program shows to be wrong.
 
-1. Vocabulary tables, and the heads tied to them, are split over their rows.
-2. Every group that nothing forbids asks for a shard of each parameter that it runs through; the styles are searched (as data)
-   for those that lay the parameters out just so.
-3. The proposal is run as a per-rank program and related to the single-device program. A group in which that gets stuck is
-   given up, with the reason (a head count written into a view, say).
-4. The backward pass tells which replicated parameters need their gradient summed.
-5. Large matrices that are left are split with their output gathered.
+1. Vocabulary tables, and heads tied to them, are sharded along their rows.
+2. Every group that is not forbidden needs a shard of each parameter that it runs through; the style table is searched for
+entries
+   with these placements.
+3. The proposal is traced as a per-rank program and related to the single-device program. A group at fault is dropped, with the
+   reason (such as a head count written into a view).
+4. The backward analysis says which replicated parameters need an all-reduce of their gradient.
+5. Large matrices that are left are sharded alone, with a gathered output.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -24,7 +25,9 @@ from shardproof.planner.propagation.backward import GradientFault
 
 @dataclass
 class Inference:
-    """The outcome: entries as the head model sees them, why the rest stays whole, the sizes that degrees must divide."""
+    """The result: entries (keys relative to the head model), why other modules are not sharded, the sizes that degrees must
+    divide.
+    """
 
     entries: dict[str, TpEntry] = field(default_factory=dict)
     unplanned: dict[str, str] = field(default_factory=dict)
@@ -39,8 +42,8 @@ def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
 
     Args:
         graph: the single-device program.
-        probe: runs a proposal (entry -> style, degree) as a per-rank program and says where it breaks.
-        base_prefix: where the head model holds its base model.
+        probe: judges a proposal (pattern -> style, at a degree) and says what is wrong with it.
+        base_prefix: the attribute in which the head model holds its base model.
     """
     groups = infer_groups(graph)
     result = Inference(groups=groups)
@@ -64,7 +67,7 @@ def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
 
 
 def _without(candidates: list[Candidate], fault: GradientFault, reasons: dict[str, str]) -> list[Candidate]:
-    """Give up the group that leaves a gradient partial for which no style has a sum."""
+    """Drop the group that leaves a partial gradient which no style all-reduces."""
     module = fault.root.module if fault.root is not None else fault.parameter.rpartition(".")[0]
     where = f" ({fault.root.source})" if fault.root is not None else ""
     blamed = _blamed(candidates, Probe(False, module=module))
@@ -74,7 +77,7 @@ def _without(candidates: list[Candidate], fault: GradientFault, reasons: dict[st
 
 
 def _consistent(candidates: list[Candidate], result: Inference, reasons: dict[str, str]) -> list[Candidate]:
-    """One style a pattern: a group that wants another style for a pattern than a larger group gives way."""
+    """Keep one style per pattern: drop a group that needs another style for a pattern than a larger group."""
     kept: list[Candidate] = []
     styles = _styles(result.entries.values())
     for candidate in candidates:
@@ -89,7 +92,7 @@ def _consistent(candidates: list[Candidate], result: Inference, reasons: dict[st
 
 
 def _settle(candidates: list[Candidate], result: Inference, probe: Prober, reasons: dict[str, str]) -> list[Candidate]:
-    """Give up groups until the per-rank program relates to the single-device program."""
+    """Drop groups until the per-rank program relates to the single-device program."""
     chosen = list(candidates)
     while chosen:
         degree = probe_degree([candidate.size for candidate in chosen])
@@ -114,7 +117,7 @@ def _shares(one: Candidate, other: Candidate) -> bool:
 
 
 def _blamed(chosen: list[Candidate], found: Probe) -> Candidate:
-    """The group whose entry is at fault, else the one closest in the module tree, else the smallest."""
+    """The group whose entry is at fault, else the group closest to the fault in the module tree, else the smallest."""
     for candidate in chosen:
         if found.entry in {entry.pattern for entry in candidate.entries}:
             return candidate
@@ -142,8 +145,8 @@ def probe_degree(sizes: Iterable[int]) -> int:
 
 
 def _add_tables(groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str], unasked: Set[str]) -> None:
-    """Split the tables that are looked up by row, and the heads tied to them. Those of `unasked` the client splits without an
-    entry: where that is wrong, they get the entry that keeps them whole.
+    """Shard the tables that are looked up by row, and the heads tied to them. The client shards those in `unasked` even
+    without an entry; if that is wrong, they get an entry that replicates them.
     """
     proposals = large_leftovers(groups, result.entries, reasons, sizes=(), tables=True)
     proposals.sort(key=lambda entries: not any(entry.pattern in unasked for entry in entries))
@@ -151,7 +154,7 @@ def _add_tables(groups: Groups, result: Inference, probe: Prober, reasons: dict[
 
 
 def _add_gathered(groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str]) -> None:
-    """Split the linear layers that are worth it by themselves, their output gathered."""
+    """Shard the linear layers that are large enough on their own, with a gathered output."""
     proposals = large_leftovers(groups, result.entries, reasons, sizes=result.sizes, tables=False)
     _add_agreed(proposals, result, probe, reasons)
 
@@ -163,7 +166,7 @@ def _add_agreed(
     reasons: dict[str, str],
     unasked: Set[str] = frozenset(),
 ) -> None:
-    """All proposals together where the probe agrees, else one at a time."""
+    """Add all proposals together if the probe finds no fault, else add them one at a time."""
     degree = probe_degree(result.sizes or [2])
     together = [entry for entries in proposals for entry in entries]
     if not together or probe(_styles((*result.entries.values(), *together)), degree).right:
@@ -182,7 +185,7 @@ def _add_agreed(
 
 
 def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | None:
-    """Give every parameter whose gradient stays partial the style that sums it; one that no style helps is returned."""
+    """Give every parameter with a partial gradient a style that all-reduces it; return the first one that no style helps."""
     degree = probe_degree(result.sizes or [2])
     found = probe(_styles(result.entries.values()), degree)
     while found.gradients:
@@ -197,7 +200,7 @@ def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | Non
 def _gradient_rule(
     styles: Mapping[str, str], fault: GradientFault, found: Probe, probe: Prober, degree: int
 ) -> tuple[TpEntry | None, Probe]:
-    """A rule for one parameter after which it is no longer at fault, and what is left then."""
+    """An entry with which one parameter is no longer at fault, and the probe's result with that entry."""
     pattern = generic(fault.parameter.rpartition(".")[0])
     if fault.code != "TP207" or pattern in styles:
         return None, found
@@ -213,7 +216,7 @@ def _gradient_rule(
 
 
 def _unplanned(groups: Groups, result: Inference, reasons: Mapping[str, str]) -> dict[str, str]:
-    """Every module pattern with parameters that no entry shards, and why."""
+    """Every module pattern with parameters that no entry shards, and the reason."""
     found: dict[str, str] = {}
     for module in groups.graph.modules:
         pattern = generic(module.path)

@@ -1,9 +1,9 @@
-"""What a model is given: the arguments that its own forward names, as tensors on the meta device.
+"""Example inputs of a model: the arguments in the signature of its forward, as tensors on the meta device.
 
-Which arguments there are is read off the signature, their shapes off the config. Where it can be told how images and sounds go
-in (`planner.inputs.media`), they do, so that towers take part; some models want them in another form, so there is a list of
-attempts, fullest first.
-A trace takes them as they are, in sizes no model's dims are likely to have; `planner.inputs.numbers` fills them for a run.
+Their shapes follow from the config. Images, video and audio are included if their form is known (`planner.inputs.media`),
+so that vision and audio towers run. A signature may fit several forms, so there is a list of attempts, the fullest first. A
+trace uses them as they are, with sizes that the dims of models are unlikely to have; `planner.inputs.numbers` fills in data
+for a run.
 """
 
 import inspect
@@ -21,12 +21,12 @@ from shardproof.planner.inputs.media import media, number
 Inputs: TypeAlias = dict[str, Tensor]
 
 MANY = 12
-"""Rows for a model that folds the batch (codebooks): divisible by all small counts."""
+"""Batch size for a model that folds codebooks into the batch: divisible by all small counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Rows, tokens, and tokens of the decoder of an encoder-decoder."""
+    """The batch size (`rows`), the number of tokens, and the number of decoder tokens of an encoder-decoder."""
 
     rows: int = 3
     length: int = 17
@@ -39,23 +39,23 @@ _taken: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
 def example_inputs(model: nn.Module, sizes: Sizes = TRACED) -> Inputs:
-    """The inputs of a trace, on the meta device: those that `trace` found the model to take, else the fullest."""
+    """The inputs of a trace, on the meta device: the form that `trace` found the model to accept, else the fullest."""
     every = attempts(model, sizes)
     return every[min(_taken.get(model, 0), len(every) - 1)]
 
 
 def take(model: nn.Module, attempt: int) -> None:
-    """Remember the attempt that the model's forward takes."""
+    """Remember the number of the attempt that the model's forward accepts."""
     _taken[model] = attempt
 
 
 def taken(model: nn.Module) -> int | None:
-    """The attempt that the model's forward takes; None where it was not traced yet."""
+    """The number of the attempt that the model's forward accepts; None before its first trace."""
     return _taken.get(model)
 
 
 def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
-    """The arguments that take token ids, each with a length of its own in tokens."""
+    """The arguments that take token ids, with their lengths in tokens."""
     names = inspect.signature(model.forward).parameters
     found = {"input_ids": sizes.length} if "input_ids" in names else {}
     if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
@@ -64,7 +64,7 @@ def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
 
 
 def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
-    """Inputs to try in order; empty for a model that takes neither tokens, nor images or sounds, nor states."""
+    """Inputs to try in order; empty for a model that takes neither tokens, images, audio nor hidden states."""
     names = inspect.signature(model.forward).parameters
     config = model.config
     assert isinstance(config, PreTrainedConfig)
@@ -77,7 +77,7 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
 
 
 def caching(model: nn.Module, wanted: bool) -> dict[str, bool]:
-    """Ask for a cache or for none, where the forward knows of one, or hands what it does not name to a model that does."""
+    """`use_cache` as a keyword argument, if the forward takes it or passes on its keyword arguments; else nothing."""
     names = inspect.signature(type(model).forward).parameters
     known = "use_cache" in names
     if not known and any(one.kind is one.VAR_KEYWORD for one in names.values()):
@@ -94,20 +94,20 @@ def _ids(*shape: int) -> Tensor:
 
 
 def _told_apart(form: Inputs, names: Mapping[str, inspect.Parameter], sizes: Sizes) -> Inputs:
-    """The kind of every token, where images come with a grid and the forward names the kinds."""
+    """Token type ids, if images come with a grid and the forward has an argument for the types."""
     wanted = "mm_token_type_ids" in names and "image_grid_thw" in form
     return {"mm_token_type_ids": _ids(sizes.rows, sizes.length)} if wanted else {}
 
 
 def _placed(config: PreTrainedConfig, names: Mapping[str, inspect.Parameter], form: Inputs) -> Inputs:
-    """Where every token stands on its page, for a model of documents."""
+    """The bounding box of every token on its page, for document models."""
     if "bbox" not in names or "input_ids" not in form:
         return {}
     return {"bbox": _ids(*form["input_ids"].shape, number(config, "dim_bbox") or 4)}
 
 
 def _states(config: PreTrainedConfig, names: Mapping[str, inspect.Parameter], sizes: Sizes) -> Iterator[Inputs]:
-    """What another model saw: for a decoder that attends to it in some layers, or for a model that takes nothing else."""
+    """Hidden states of another model, for a decoder with cross-attention or a model that takes nothing else."""
     width = number(config, "cross_attention_hidden_size", "hidden_size", "d_model")
     if "cross_attention_states" in names and "pixel_values" not in names and width:
         yield {"cross_attention_states": torch.empty((sizes.rows, sizes.targets, width), device="meta")}

@@ -1,8 +1,8 @@
-"""Images, films and sounds as a model takes them: tensors on the meta device, in every form that its forward may mean.
+"""Images, video and audio as inputs of a model: tensors on the meta device, in every form that the forward may expect.
 
-Which there are is read off the signature, in the words of Transformers' API (`pixel_values`, `input_features`, ...), and their
-sizes off the config. What code reads as data (a grid, a mask) is a real tensor. Where a config does not tell a size, or a word
-stands for several forms, each is yielded, fullest first: who asks tries them.
+The signature says which there are, by the argument names of Transformers (`pixel_values`, `input_features`, ...); the
+config says their sizes. Tensors whose values the code reads (a grid, a mask) are real. If the config lacks a size, or a
+name has several forms, each form is yielded, the fullest first; the caller tries them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,17 +15,17 @@ from transformers import PreTrainedConfig
 from shardproof.planner.loading.config_fields import field_of
 
 TILES = 3
-"""Parts of an image that is given whole and cut by the smallest grid there is, of two tiles."""
+"""Tiles of an image that is given as a whole and as the smallest grid, which has two tiles."""
 SIDE = 224
-"""Pixels of a side, where the config does not tell: what the image models of Transformers were trained on."""
+"""Pixels of an image's side if the config has no size: the usual training size of Transformers' image models."""
 FRAMES = 256
-"""Spectra of a sound, where the config does not tell."""
+"""Frames of an audio spectrogram if the config has no number."""
 SAMPLES = 6400
-"""Samples of a sound that is given as a wave: 20 windows of the usual stride of 320."""
+"""Samples of an audio waveform: 20 windows with the usual stride of 320."""
 
 
 def media(config: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
-    """Everything beside tokens that arguments of these names take, for so many rows; first all kinds at once."""
+    """Inputs other than tokens for arguments with these names, for a batch of `rows`; first all kinds together."""
     kinds = [list(kind(config, names, rows)) for kind in (_images, _films, _sounds)]
     present = [forms for forms in kinds if forms]
     if len(present) > 1:
@@ -36,7 +36,7 @@ def media(config: PreTrainedConfig, names: Mapping[str, object], rows: int) -> I
 
 
 def number(config: PreTrainedConfig, *names: str) -> int:
-    """The first of these fields that the config has; of a pair (height, width) the first. 0 where there is none."""
+    """The value of the first of these fields that the config has; the height of a pair (height, width); 0 if there is none."""
     for name in names:
         value = field_of(config, name)
         value = value[0] if isinstance(value, tuple | list) and value else value
@@ -46,7 +46,7 @@ def number(config: PreTrainedConfig, *names: str) -> int:
 
 
 def _images(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
-    """Images, as pixels or as rows of flattened patches with a grid."""
+    """Images, as pixels or as flattened patches with a grid."""
     config = _part(whole, ("patch_size",), ("hidden_size", "embed_dim"))
     if "grid_thw" in names:
         yield from _gridded(
@@ -77,7 +77,7 @@ def _pixels(config: PreTrainedConfig, names: Mapping[str, object], rows: int) ->
 
 
 def _gridded(config: PreTrainedConfig, pixels: str, grid: str, images: int) -> Iterator[dict[str, Tensor]]:
-    """Images as rows of flattened patches, with a grid of patches each."""
+    """Images as flattened patches, each with its grid of patches."""
     side = 2 * (number(config, "spatial_merge_size") or 1)
     deep, patch = number(config, "temporal_patch_size") or 1, number(config, "patch_size") or 1
     count, width = images * side * side, _channels(config) * deep * patch * patch
@@ -85,7 +85,7 @@ def _gridded(config: PreTrainedConfig, pixels: str, grid: str, images: int) -> I
 
 
 def _films(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
-    """Films, for a model that takes no images: several images a row."""
+    """Video, for a model that takes no images: several images per row."""
     if "pixel_values_videos" not in names or "pixel_values" in names:
         return
     config = _part(whole, ("patch_size", "num_frames", "frames_per_clip")) or whole
@@ -94,7 +94,7 @@ def _films(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> I
 
 
 def _sounds(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
-    """Sounds, as spectra (bins by frames, in either order) or as waves."""
+    """Audio, as spectrograms (bins by frames, in either order) or as waveforms."""
     config = _part(whole, _BINS) or whole
     spectra = [name for name in ("input_features", "audio_mel") if name in names]
     bins = number(config, *_BINS)
@@ -118,23 +118,23 @@ _BINS = (
     "input_feat_size",
     "mel_bins",
 )
-"""The fields by which configs of transformers 5.23.0 tell the values of one spectrum."""
+"""The names of config fields of transformers 5.23.0 for the number of bins of a spectrogram."""
 _MASKS = ("input_features_mask", "feature_attention_mask", "audio_mel_mask")
 
 
 def _heard(names: Mapping[str, object], rows: int, frames: int) -> dict[str, Tensor]:
-    """The mask over frames, where the forward names one: all of them are heard."""
+    """A mask of ones over the frames, if the forward takes one."""
     return {name: torch.ones((rows, frames), dtype=torch.long) for name in _MASKS if name in names}
 
 
 def _durations(config: PreTrainedConfig) -> tuple[int, ...]:
-    """Frames to try: some models take sounds of one length alone, twice as long as what is left behind the first stride."""
+    """Numbers of frames to try: some models take one length only, twice the number of positions after the first stride."""
     positions = number(config, "max_source_positions")
     return tuple(dict.fromkeys(filter(None, (2 * positions, positions, number(config, "max_length"), FRAMES))))
 
 
 def _part(config: PreTrainedConfig, fields: tuple[str, ...], more: tuple[str, ...] = ()) -> PreTrainedConfig | None:
-    """The config or the part of it that has one of these fields, and one of those; parts of parts too."""
+    """The config, or the nested part of it, that has one of `fields` and, if given, one of `more`."""
     if number(config, *fields) and (not more or number(config, *more)):
         return config
     parts = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]

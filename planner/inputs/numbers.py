@@ -1,4 +1,4 @@
-"""The arguments of a model's forward with numbers in them, for a model that is run: random tokens and images."""
+"""The arguments of a model's forward with data, for a run: random tokens, images and audio."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,20 +11,22 @@ from transformers import PreTrainedConfig
 from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, take, taken, token_inputs
 
 AHEAD = 4
-"""Tokens of text before the image of a row: more than a mask hides of its beginning."""
+"""Text tokens before the image in a row: more than left padding hides."""
 
 
 def real_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> Inputs:
-    """Arguments on the model's device, those of the first attempt of `planner.inputs.example` that its forward takes.
+    """Arguments on the model's device, in the form of the first attempt of `planner.inputs.example` that its forward accepts.
 
-    A row with an image is longer than `sizes` says by the tokens that stand for the image. Where no attempt can be run, what the
-    last one's failure is shows when the model is asked.
+    A row with an image is longer than `sizes` says, by the placeholder tokens of the image. If no attempt runs, the last one is
+    returned, and its exception shows when the model is run.
     """
     return fullest_inputs(model, sizes, seed=seed)[0]
 
 
 def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[Inputs, Exception | None]:
-    """As `real_inputs`, and why there is nothing but text in them where the model takes more; None where it is complete."""
+    """As `real_inputs`, with the exception for which they are text only although the model takes more; None if they are
+    complete.
+    """
     forms = attempts(model, sizes)
     known, refused = taken(model), None
     for attempt, form in enumerate(forms):
@@ -35,7 +37,7 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
             if known is None:
                 _runs(model, given)
                 take(model, attempt)
-        except Exception as error:  # a form that this model's code does not take: the next one
+        except Exception as error:  # this model's code does not accept this form: try the next one
             refused = refused or error
             continue
         return given, refused if refused and form.keys() == token_inputs(model).keys() else None
@@ -49,7 +51,7 @@ def _runs(model: nn.Module, given: Inputs) -> None:
 
 
 def vocabulary(model: nn.Module) -> int:
-    """The number of tokens the model both reads and writes."""
+    """The number of token ids that are valid both as input and as output."""
     rows = [getattr(_held(model, "get_input_embeddings"), "num_embeddings", None)]
     read = [count for count in rows if count] or [
         module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)
@@ -59,14 +61,14 @@ def vocabulary(model: nn.Module) -> int:
 
 
 def _held(model: nn.Module, getter: str) -> object:
-    """The embedding that a model names; None where it names none."""
+    """The embedding that a model's getter returns; None if there is none."""
     with suppress(NotImplementedError, AttributeError):
         return getattr(model, getter)()
     return None
 
 
 def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
-    """Numbers for the forms: tokens, pixels near 1 in the model's own dtype; what is a real tensor already is data."""
+    """Data for the meta tensors: random tokens, and pixels near 1 in the model's dtype. Real tensors stay as they are."""
     generator = torch.Generator().manual_seed(seed)
     device, dtype = next(model.parameters()).device, _dtype(model)
     tokens = token_inputs(model, sizes)
@@ -89,7 +91,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _tokens(model: nn.Module, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Random tokens, none of those that stand for something else than text."""
+    """Random text tokens, without special tokens such as image placeholders."""
     config = model.config
     assert isinstance(config, PreTrainedConfig)
     placeholders = {getattr(config, f"{kind}_token_{word}", None) for kind in _MEDIA for word in ("id", "index")}
@@ -101,7 +103,7 @@ _MEDIA = ("image", "video", "audio")
 
 
 def _with_placeholders(model: nn.Module, given: Inputs, kind: str) -> Inputs:
-    """The rows with a placeholder for every feature of their image (or sound); as they are where the model has no placeholders.
+    """The rows with one placeholder token for every feature of their image, video or audio; unchanged if the model has none.
 
     Source of the contract: `get_image_features` and `image_token_id`, transformers 5.23.0, docs/source/en/model_doc of every
     vision-language model; the same of `video` and `audio`.
@@ -136,7 +138,7 @@ def _inserted(rows: Tensor, value: int, count: int) -> Tensor:
 
 
 def _rows(features: object) -> int:
-    """Feature vectors in a tensor, or in nested lists of tensors."""
+    """The number of feature vectors in a tensor, or in nested lists of tensors."""
     if isinstance(features, Tensor):
         return features.numel() // features.shape[-1]
     parts = features.values() if isinstance(features, Mapping) else features

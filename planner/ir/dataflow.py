@@ -1,4 +1,4 @@
-"""What values of a graph derive from, and which of them a pipeline cut must carry: dataflow, from a few seeds onwards."""
+"""Which values of a graph depend on given values, and which values the stage after a pipeline cut needs."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from shardproof.planner.ir.graph import OWN_BACKWARD, READ, Graph
 
 
 def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -> frozenset[int]:
-    """The seeds and every value computed from one of them, no op in the module `without` counting."""
+    """The seeds and every value computed from one of them. Ops inside the module `without` are ignored."""
     found = set(seeds)
     for op in graph.ops:
         if not found.isdisjoint(op.inputs) and not (without is not None and _inside(op.module, without)):
@@ -17,7 +17,7 @@ def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -
 
 
 def live_ops(graph: Graph) -> frozenset[int]:
-    """The positions of the ops that count: what they make reaches an output of the model, or is read off as a Python number."""
+    """The positions of the ops whose result reaches an output of the model or is read as a Python number."""
     needed = {number for _, number in graph.outputs}
     live: set[int] = set()
     for position in reversed(range(len(graph.ops))):
@@ -29,12 +29,12 @@ def live_ops(graph: Graph) -> frozenset[int]:
 
 
 def stream(graph: Graph) -> frozenset[int]:
-    """Values that derive from a trained parameter: what a pipeline stage must be sent, for it cannot make it alone."""
+    """Values that depend on a trained parameter. A stage without that parameter must receive them."""
     return derived(graph, (number for module in graph.modules for _, number in module.parameters))
 
 
 def read_behind(graph: Graph, module: str, stack: str) -> bool:
-    """Whether what runs behind the layers of `stack` reads a weight of a module, or of one in it, past that module."""
+    """Does code after the last layer of `stack` read this module's parameters directly, without calling the module?"""
     last = max((at for at, op in enumerate(graph.ops) if _inside(op.module, stack)), default=None)
     if last is None:
         return False
@@ -47,19 +47,19 @@ def read_behind(graph: Graph, module: str, stack: str) -> bool:
 
 
 def given(graph: Graph) -> frozenset[int]:
-    """Values that derive from the caller's inputs."""
+    """Values that depend on the caller's inputs."""
     return derived(graph, (number for _, number in graph.inputs))
 
 
 class Role(Enum):
-    """How the stage after a cut comes by a value that was made before it."""
+    """How the stage after a cut gets a value that is computed before the cut."""
 
     SENT = "sent"
-    """It derives from weights of an earlier stage, and enters a layer as an argument."""
+    """The value depends on weights of an earlier stage, and is an argument of a layer."""
     RECOMPUTED = "recomputed"
-    """It derives from nothing that the stage lacks: the caller's inputs, buffers, modules that every stage has."""
+    """The value depends only on what every stage has: the caller's inputs, buffers, modules on all stages."""
     MISSED = "missed"
-    """It derives from weights of an earlier stage, and meets the results of later layers where nothing received can enter."""
+    """The value depends on weights of an earlier stage, and is used where no argument of a layer can bring it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,11 @@ class Entrance:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """One value that the stage after a cut needs, and that no layer after the cut has a part in.
+    """One value that the stage after a cut needs and that does not depend on a layer after the cut.
 
-    `made` and `used` are positions of ops: the op that made it (None for a parameter or buffer), and the first one after
-    the cut that uses it so. `entrances` are all of its entrances into the layers after the cut, in the order they run.
+    `made` and `used` are positions of ops: the op that computes the value (None for a parameter or buffer), and the first op
+    after the cut that uses it in this role. `entrances` are the arguments of layers after the cut that hold it, in execution
+    order.
     """
 
     value: int
@@ -95,12 +96,12 @@ class Cut:
     before: tuple[str, ...] = ()
 
     def lacks(self, module: str) -> bool:
-        """Whether a module lies on an earlier stage only."""
+        """Whether a module is on an earlier stage only."""
         number = self.number(module)
         return (number is not None and number < self.layer) or any(_inside(module, path) for path in self.before)
 
     def number(self, module: str) -> int | None:
-        """The layer that a module lies in, or is."""
+        """The number of the layer that a module is or belongs to; None outside the layers."""
         if not module.startswith(f"{self.stack}."):
             return None
         head = module[len(self.stack) + 1 :].partition(".")[0]
@@ -108,10 +109,9 @@ class Cut:
 
 
 def live_across(graph: Graph, cut: Cut) -> tuple[Live, ...]:
-    """What the stage after a cut needs from before it, in the order of first use.
+    """The values that the stage after a cut needs from before it, in the order of first use.
 
-    A parameter is such a value only where every module that owns it lies on an earlier stage. Empty where the layer at the
-    cut ran no op.
+    A parameter counts only if every module that owns it is on an earlier stage. Empty if the layer at the cut ran no op.
     """
     start = next((at for at, op in enumerate(graph.ops) if cut.number(op.module) == cut.layer), None)
     if start is None:
@@ -126,10 +126,10 @@ def live_across(graph: Graph, cut: Cut) -> tuple[Live, ...]:
 
 
 def unlisted(values: Iterable[Live], listed: Collection[str], parameters: Collection[str]) -> tuple[Live, ...]:
-    """Of values to be sent, those that a plan's entry for the layers does not list among its inputs.
+    """The values to be sent that the plan's entry for the layers does not list as inputs.
 
-    An entry may call an argument as the caller does, which a trace does not know: each of its names that is no parameter of
-    the layers stands for one argument, in the order they are needed.
+    An entry may use the caller's name of an argument, which a trace does not know. So each listed name that is no parameter of
+    the layers' forward stands for one argument, in the order of first use.
     """
     free = len([name for name in listed if name not in parameters])
     passed, found = set(listed), list[Live]()
@@ -145,14 +145,16 @@ def unlisted(values: Iterable[Live], listed: Collection[str], parameters: Collec
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """`lost`: what derives from weights that the stage after the cut lacks; `after`: what derives from a layer after it."""
+    """`lost`: values that depend on weights that the stage after the cut lacks; `after`: values that depend on a layer
+    after it.
+    """
 
     lost: frozenset[int]
     after: frozenset[int]
 
     @property
     def sendable(self) -> frozenset[int]:
-        """What the stages before the cut can make, and those after it cannot."""
+        """Values that only the stages before the cut can compute."""
         return self.lost - self.after
 
 
@@ -175,13 +177,13 @@ def _absent_weights(graph: Graph, cut: Cut) -> set[int]:
     for module in graph.modules:
         owned = [number for _, number in (*module.parameters, *module.buffers)]
         if not owned:
-            continue  # of a deep model most modules
+            continue  # most modules of a deep model
         (absent if cut.lacks(module.path) else present).update(owned)
     return absent - present
 
 
 def _entrances(graph: Graph, cut: Cut, sides: _Sides) -> dict[int, list[Entrance]]:
-    """Where values to be sent enter the layers; of a layer that is called several times, the first call only."""
+    """The arguments of layers that hold values to be sent; only the first call of each layer counts."""
     wanted, seen = sides.sendable, set[str]()
     found: dict[int, list[Entrance]] = {}
     for call in graph.calls:
@@ -200,12 +202,12 @@ def _entrances(graph: Graph, cut: Cut, sides: _Sides) -> dict[int, list[Entrance
 def _uses(
     graph: Graph, cut: Cut, start: int, sides: _Sides, entrances: Mapping[int, list[Entrance]]
 ) -> Iterator[tuple[int, int, Role]]:
-    """The ops that meet what comes from before the cut: those of the layers after it, and those on their results."""
+    """Ops of the layers after the cut, and ops on their results, with each value from before the cut that they use."""
     entered = {(entry.layer, value) for value, entries in entrances.items() for entry in entries}
     hidden = graph.hidden
     for position, op in enumerate(graph.ops[start:], start):
         layer = cut.number(op.module)
-        if cut.lacks(op.module):  # behind the cut only where it runs again, on what a later layer gave
+        if cut.lacks(op.module):  # counts only if the module runs again, on the result of a later layer
             yield from ((position, value, Role.MISSED) for value in op.outputs if value in sides.after)
             continue
         if layer is None and sides.after.isdisjoint(op.inputs):
@@ -218,7 +220,7 @@ def _uses(
 
 
 def _maker(graph: Graph, value: int) -> str:
-    """The module whose op made a value; the empty path for one that no op made."""
+    """The module whose op computed a value; the empty path for an input, parameter or buffer."""
     return graph.ops[graph.producer[value]].module if value in graph.producer else ""
 
 

@@ -1,4 +1,4 @@
-"""At which tensor-parallel degrees a plan is right, and what forbids the others. No torch here."""
+"""The tensor-parallel degrees at which a plan is right, and what forbids the others. No torch here."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,20 +7,21 @@ from functools import cached_property
 from shardproof.planner.ir.findings import Place
 
 MOST_RANKS = 1024
-"""Degrees are told up to this many ranks."""
+"""The largest degree that is decided."""
 SHOWN = 12
-"""Degrees, or runs of them, in a sentence for a reader; JSON has all."""
+"""The most degrees, or ranges of degrees, in a message; JSON has all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One thing that bounds the degree: a sharded dim, or (with `size` None) a fault that no size explains.
+    """One thing that limits the degree: a sharded dim, or (with `size` None) a fault that no size explains.
 
     Attributes:
-        size: how many elements the ranks share, counted in one packed block.
-        even: whether every rank must hold equally many; else the last may hold fewer, but not none (as torch's `chunk` cuts).
-        what: the size in words, such as `8 parts of 128 (num_key_value_heads)`; of a fault, its message.
-        place: the entry that shards it, and where.
+        size: the elements of the sharded dim; of one block, if the dim is packed.
+        even: whether all ranks must hold equally many elements; else the last may hold fewer, but not none (as
+            `torch.chunk` cuts).
+        what: the size in words, such as `8 parts of 128 (num_key_value_heads)`, or the message of a fault.
+        place: the entry that shards the dim, its module and source line.
     """
 
     size: int | None
@@ -38,7 +39,7 @@ class Limit:
 
     @property
     def reason(self) -> str:
-        """One clause: what, and why it bounds the degree."""
+        """One clause: the size, and why it limits the degree."""
         if self.size is None:
             return self.what
         return f"{self.what}: " + ("every rank needs equally many" if self.even else "every rank needs one at least")
@@ -64,7 +65,7 @@ class Degrees:
         return tuple((limit, tuple(degrees)) for limit, degrees in by.items())
 
     def listed(self) -> str:
-        """The legal degrees for a reader: runs of three and more drawn together, `1-8, 16, 32`, and a long list cut."""
+        """The legal degrees as text: three or more in a row become a range, `1-8, 16, 32`, and a long list is cut."""
         told = [part for first, last in _runs(self.legal) for part in _apart(first, last)]
         left = sum(last - first + 1 for first, last in told[SHOWN:])
         more = [f"... and {left} more"] if left else []
@@ -82,7 +83,7 @@ def _whose(limit: Limit) -> str:
 def degrees_within(limits: tuple[Limit, ...], faults: Mapping[int, Limit] | None = None) -> Degrees:
     """The degrees that every limit allows, less those at which a fault was found.
 
-    Of several limits that forbid a degree, the smallest dim is named: it forbids the most.
+    If several limits forbid a degree, the one with the smallest size is named, because it forbids the most degrees.
     """
     tightest = sorted(limits, key=lambda limit: (limit.size is not None, limit.size or 0, not limit.even))
     forbidden = dict(faults or {})
@@ -94,7 +95,7 @@ def degrees_within(limits: tuple[Limit, ...], faults: Mapping[int, Limit] | None
 
 
 def spans(degrees: tuple[int, ...]) -> str:
-    """Ascending numbers with runs drawn together: `1-3, 5`."""
+    """Ascending numbers, with ranges written as `1-3, 5`."""
     return ", ".join(_span(first, last) for first, last in _runs(degrees))
 
 
@@ -103,7 +104,7 @@ def _span(first: int, last: int) -> str:
 
 
 def _apart(first: int, last: int) -> tuple[tuple[int, int], ...]:
-    """A run; two numbers alone are no shorter drawn together."""
+    """One range; two consecutive numbers stay separate."""
     return ((first, first), (last, last)) if last - first == 1 else ((first, last),)
 
 

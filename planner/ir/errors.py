@@ -1,12 +1,14 @@
-"""The errors that a caller may meet: one base, and a message of one sentence that says what, where, and what to do."""
+"""The errors that a caller may get: one base class, and a message of one sentence that says what is wrong, where, and what
+to do.
+"""
 
 
 class ShardproofError(Exception):
-    """The base of every error that is the caller's, the plan's or the model's. Anything else that is raised is a bug of ours."""
+    """The base of every error that the caller, the plan or the model causes. Any other exception is a bug of shardproof."""
 
 
 class ArgumentError(ShardproofError, ValueError):
-    """An argument that makes no sense by itself or beside the others, such as a degree below 1."""
+    """An argument that is invalid by itself or together with others, such as a degree below 1."""
 
 
 class LoadError(ShardproofError, ValueError):
@@ -14,7 +16,7 @@ class LoadError(ShardproofError, ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """An exception as one line: its innermost cause, without the frames around it."""
+    """The innermost cause of an exception as one line, `TYPE: message`."""
     if isinstance(error.__cause__, Exception):
         return reason(error.__cause__)
     text = " ".join(str(error).split()).rstrip(".")

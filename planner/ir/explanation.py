@@ -1,11 +1,13 @@
-"""Why a plan is as it is: the groups of dims that must be split together, what stays whole, and what would change that."""
+"""Why a plan is as it is: groups of dims that must be sharded together, what is not sharded, and code changes that would
+shard it.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One parameter pattern of a group: dim `dim`, of `size` elements, in `blocks` packed blocks of the group's dim."""
+    """One parameter pattern in a group: its dim `dim` has `size` elements, in `blocks` packed blocks."""
 
     parameter: str
     dim: int
@@ -19,7 +21,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """An op in which a group's dim appears: where two or more tensors share it, or (`why`) where it must be whole."""
+    """An op with a group's dim: either two or more of its tensors share the dim, or it needs the whole dim (`why` says so)."""
 
     op: str
     module: str
@@ -33,7 +35,7 @@ class Tie:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Dims that are one: `size` independent parts. `sharded` by the plan, or whole for the `reason`."""
+    """Dims that must be sharded together, with `size` independent parts; `reason` says why a group is not `sharded`."""
 
     size: int
     members: tuple[Member, ...]
@@ -45,18 +47,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A small change of the modeling code, as a unified diff, and the module patterns that it would let the plan shard."""
+    """A small change of the modeling code as a unified diff, and the module patterns that it allows to shard."""
 
     title: str
     unlocks: tuple[str, ...]
     diff: str
     tried: bool
-    """Whether the proposal was related to the single-device program with the change in effect."""
+    """Whether the change was tried: with it, the rank's program relates to the single-device program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Parameters of one module pattern that stay whole on every rank."""
+    """Parameters of one module pattern that are replicated on every rank."""
 
     pattern: str
     elements: int
@@ -66,7 +68,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All groups, largest first; all that is left whole, largest first; changes of the code that would shard more."""
+    """All groups, largest first; the parameters that are not sharded, largest first; code changes that would shard more."""
 
     groups: tuple[Group, ...] = ()
     left: tuple[Left, ...] = ()

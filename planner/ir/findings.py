@@ -1,4 +1,4 @@
-"""One diagnosed problem, and what mends it. The verdict of a report is computed from these, never stored."""
+"""One diagnosed problem and its fix. The verdict of a report is computed from findings, never stored."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -8,11 +8,11 @@ from shardproof.planner.ir.plan import Edit
 
 class Severity(StrEnum):
     ERROR = "error"
-    """The plan gives a wrong result, or none."""
+    """The plan gives a wrong result, or a rank raises."""
     UNDECIDED = "undecided"
-    """No rule tells: the verdict is `not proved`."""
+    """Something could not be decided: the verdict is `not proved`."""
     WARNING = "warning"
-    """Right, but not what its author will want."""
+    """The plan is right, but probably not what its author intended."""
 
 
 class Verdict(StrEnum):
@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """Edits that were applied and re-checked before they are offered. Their keys are those of the finding's entry."""
+    """Edits that were applied and checked before they are offered. Their keys are written like the finding's entry."""
 
     title: str
     edits: tuple[Edit, ...]
@@ -66,7 +66,9 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`code` names a rule of `verify.findings.catalogue`; `why` is one clause of maths, `found` against `needed`."""
+    """One problem. `code` is in `verify.findings.catalogue`; `why` is the reason in one clause; `found` is what there is,
+    `needed` what is needed instead, often as placements.
+    """
 
     code: str
     severity: Severity
@@ -80,7 +82,7 @@ class Finding:
 
 
 def as_written(finding: Finding, base_prefix: str) -> Finding:
-    """A finding with its keys as the plan's own file has them: those of the base model relative to it."""
+    """A finding with its keys as in a plan file: those of the base model are relative to it."""
     inside = f"{base_prefix}." if base_prefix else ""
     entry = finding.place.entry.removeprefix(inside) if finding.place.entry is not None else None
     fix = finding.fix

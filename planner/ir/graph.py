@@ -1,7 +1,7 @@
-"""The computation of one model call: a module tree, and the ops it ran, as frozen data.
+"""The computation of one model call as frozen data: the module tree and the ops that ran.
 
-A graph prints one op a line, serialises to JSON and back, and checks its invariants on construction. Values are numbered;
-a value that is a parameter or buffer carries its qualified name. No torch here.
+A graph prints one op per line, serialises to JSON and back, and checks its invariants on construction. Values are numbered; a
+parameter or buffer is a value with its qualified name. No torch here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A use of a value inside the arguments of an op."""
+    """A value as an argument of an op."""
 
     value: int
 
@@ -33,11 +33,11 @@ Arg: TypeAlias = "Ref | int | float | str | bool | tuple[Arg, ...] | None"
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One tensor: its shape, its dtype, and its name, if it was there before the forward: a parameter, a buffer, an attribute of
-    a module, or a constant.
+    """One tensor: its shape, its dtype, and its name if it existed before the forward (a parameter, a buffer, an attribute of a
+    module) or is a constant.
 
-    `content` is a digest of a constant's elements. A value that has neither a name of the model's nor a content was made where
-    nobody recorded it: nothing is known of it.
+    `content` is a digest of a constant's elements. A value with neither a name from the model nor a content was computed by
+    code that was not recorded: it is unknown.
     """
 
     shape: Shape
@@ -50,15 +50,15 @@ class Value:
 
 
 CONSTANT, UNRECORDED = "constant:", "unrecorded:"
-"""What names of values begin with that are no parameters: constants, and what was made where nobody recorded it."""
+"""Prefixes of the names of constants, and of values computed by code that was not recorded."""
 
 READ = "read"
-"""The op that reads Python numbers off a tensor (`item`, `tolist`, `float`, a branch on it); it makes no tensor."""
+"""The op that reads Python numbers off a tensor (`item`, `tolist`, `float`, a branch on it); it has no output tensor."""
 
 GRADIENT_OF, OWN_BACKWARD = "gradient_of", "own_backward"
-"""Ops of a backward that the forward does not show: a gradient that lies as its input does; and values that stand for others,
-whose backward gives other gradients than the recorded forward would. The arguments of the second are the values, the inputs that
-get gradients, and these gradients (None: it is not known which).
+"""Ops that record a custom backward. `gradient_of(x)` is a gradient with the placement of `x`. `own_backward` replaces
+values by new ones whose backward differs from that of the recorded forward; its arguments are the values, the inputs that
+get gradients, and these gradients (None if they are unknown).
 """
 
 NO_GRADIENT = (
@@ -75,16 +75,16 @@ NO_GRADIENT = (
     "aten.fill_",
     "aten.sign",
 )
-"""Ops whose result does not depend on their input's value: no gradient flows back."""
+"""Ops through which no gradient flows, because their result does not depend on the values of their inputs."""
 
 STRIDED = "strided"
-"""Marks, among an op's arguments, a tensor of which no view as rows can be made."""
+"""An argument of an op that marks a tensor whose strides allow no view as rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One op that ran: `target` is its name, `module` the module whose forward ran it, `source` the line; `constant` where it
-    ran under `no_grad`, so that its result is one to whatever is trained.
+    """One op that ran: `target` is its name, `module` the module whose forward ran it, `source` the line. `constant` is
+    true if it ran under `no_grad`, so that no gradient flows through it.
     """
 
     target: str
@@ -95,13 +95,13 @@ class Op:
     source: Source | None = None
     constant: bool = False
     inputs: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    """The values used, in argument order, repeats kept."""
+    """The numbers of the values used, in argument order, with repeats."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(refs((*self.args, *(value for _, value in self.kwargs)))))
 
     def arg(self, position: int, name: str, default: Arg = None) -> Arg:
-        """An argument given by position or by name."""
+        """An argument that was passed by position or by name, else `default`."""
         if position < len(self.args):
             return self.args[position]
         return dict(self.kwargs).get(name, default)
@@ -109,9 +109,10 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module: its path, its class, its own parameters and buffers (local name -> value), the path it repeats, if any.
+    """One module: its path, its class, its own parameters and buffers (local name -> value), and the path of the module that
+    stands for it in the trace, if any.
 
-    `numbers` are its integer attributes (`in_features`, `num_heads`, ...), which styles and reasons read.
+    `numbers` are its integer attributes, such as `in_features` and `num_heads`.
     """
 
     path: str
@@ -125,8 +126,8 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class ModuleCall:
-    """One call of a module: its tensor arguments by the forward's own names (a tuple's members share a name), its results, and
-    which ops it ran: from the first position to before the last.
+    """One call of a module: its tensor arguments by the names in its forward (the members of a tuple share a name), its
+    results, and the half-open range of positions of the ops that it ran.
     """
 
     module: str
@@ -137,7 +138,7 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class Graph:
-    """The whole call. `values` are indexed by number; ops and module calls stand in the order they ran."""
+    """One call of a model. `values` are indexed by number; ops and module calls are in execution order."""
 
     modules: tuple[Module, ...]
     values: tuple[Value, ...]
@@ -146,9 +147,9 @@ class Graph:
     outputs: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = field(default=())
     written: tuple[tuple[int, str], ...] = ()
-    """In-place ops, by position, on what a client's hook made of the output of a module (its path), where gradients are on."""
+    """In-place ops on an output that a client's hook made, with gradients on: position of the op, path of the module."""
     branches: tuple[Source, ...] = ()
-    """Lines that branch on data: one side was traced."""
+    """Source lines that branch on the values of a tensor; one side was traced."""
     calls: tuple[ModuleCall, ...] = ()
 
     def __post_init__(self) -> None:
@@ -169,7 +170,7 @@ class Graph:
 
     @cached_property
     def parameters(self) -> Mapping[str, int]:
-        """Every name a parameter or buffer goes by (tied ones have several) -> value."""
+        """Every name of a parameter or buffer (tied ones have several) -> its value number."""
         named = {
             value.name: number
             for number, value in enumerate(self.values)
@@ -196,12 +197,14 @@ class Graph:
 
     @cached_property
     def hidden(self) -> "Hidden":
-        """By the module, what it reads that is none of its arguments."""
+        """For each module, the values that it reads without receiving them as arguments."""
         return Hidden(self)
 
     @cached_property
     def used_parameters(self) -> frozenset[str]:
-        """Patterns of the parameters that some op reads. A module that repeats another uses what that one uses."""
+        """Patterns of the parameters that some op reads. A repeated module uses the parameters of the module that stands
+        for it.
+        """
         first = {module.path: module.repeats for module in self.modules if module.repeats is not None}
         return frozenset(
             generic(name)
@@ -215,7 +218,7 @@ class Graph:
 
     @staticmethod
     def _repeated(name: str, first: Mapping[str, str]) -> str | None:
-        """The parameter that stands for one of a repeated module: of the same name in the module that ran."""
+        """For a parameter of a repeated module, the parameter with the same name in the module that stands for it."""
         around = name
         while around := around.rpartition(".")[0]:
             if around in first:
@@ -304,8 +307,8 @@ class Graph:
 
 
 class Hidden(dict[str, tuple[int, ...]]):
-    """What a layer reads that is none of its arguments (keys and values that an earlier layer left in a dictionary), by the
-    layer. One that stands in the graph as a `repeat` reads what the layer reads that it repeats.
+    """By layer, the values that it reads without receiving them as arguments, such as keys and values that an earlier layer
+    put into a dictionary. A repeated layer reads what the layer that stands for it reads.
     """
 
     def __init__(self, graph: Graph) -> None:

@@ -1,7 +1,7 @@
-"""Value numbering over several graphs: two values have the same number where the same computation made them.
+"""Value numbering over several graphs: two values get the same number if the same computation made them.
 
-Layers are single steps here: what a layer gives is named by the layer and by what it was given, whatever ran inside. So the
-program of a pipeline stage, with some layers absent, can be held against the whole program.
+A layer counts as one step: its output is determined by the layer and its arguments. So the program of a pipeline stage, in
+which some layers are absent, can be compared with the whole program.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
@@ -12,19 +12,19 @@ from shardproof.planner.ir.graph import Arg, Graph, ModuleCall, Op, Ref
 
 @dataclass(slots=True)
 class Numbers:
-    """The numbers given so far, shared by all graphs that are compared; `names` tells what a number stands for."""
+    """The numbers given so far, shared by all graphs that are compared; `names` says what each number stands for."""
 
     of: dict[Hashable, int] = field(default_factory=dict)
 
     def number(self, step: Hashable) -> int:
-        """The number of a step, a new one where it was never seen."""
+        """The number of a step; a new one for a new step."""
         return self.of.setdefault(step, len(self.of))
 
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A graph's values by number. `made` maps a number to the position of the op that first made it, outside of layers; `own`
-    are the layers that were there, where not all were.
+    """A graph with the number of each value. `made` maps a number to the position of the first op outside the layers that
+    computes it; `own` are the layers that were present, if not all were.
     """
 
     graph: Graph
@@ -48,16 +48,16 @@ def numbered(
     Args:
         graph: the program.
         numbers: shared by the programs that are compared.
-        stack: the path of the list of layers; none where the ops in them count one by one.
-        own: the layers that are there; all of them by default. Others are no steps: what they give is what they were given.
-        given: inputs of the graph whose number is known from elsewhere (what a stage received).
-        absent: modules that answer with zeros: what they give has a number of its own.
+        stack: the path of the list of layers; None to number the ops inside layers one by one.
+        own: the layers that are present; by default all. An absent layer is no step: its output is its input.
+        given: inputs of the graph whose number is known, because the stage before sent them.
+        absent: modules that return zeros; their output gets a number of its own.
     """
     return _Numbering(graph, numbers, stack, own, frozenset(absent)).run(given or {})
 
 
 def _neutral(op: Op) -> bool:
-    """Whether an op gives what it was given: a multiplier of one, an addend of zero, a copy."""
+    """Whether an op returns its input unchanged: a multiplication by one, an addition of zero, a copy."""
     match op.target, op.args[1:], op.kwargs:
         case (("aten.mul" | "aten.div"), (float() | int() as factor,), ()):
             return factor == 1
@@ -71,7 +71,7 @@ def _neutral(op: Op) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _LayerOps:
-    """What runs in a layer: the kinds of its ops with their numbers and flags, and the places of arguments that none of them
+    """The ops of a layer, with their numeric arguments and flags, and the positions of the layer's arguments that no op
     reads.
     """
 
@@ -80,7 +80,7 @@ class _LayerOps:
 
 
 class _OpsByLayer(dict[str, _LayerOps]):
-    """By the layer; one that stands in the graph as a `repeat` runs what the layer runs that it repeats."""
+    """The ops by layer. A layer that is an op `repeat` in the graph has the ops of the layer that it repeats."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _OpsByLayer(dict[str, _LayerOps]):
         return self[module]
 
     def _read(self, ops: Iterable[Op]) -> set[int]:
-        """What ops read; a part that stands as a `repeat` reads, of what it is given, what the part reads that it repeats."""
+        """The values that ops read. An op `repeat` reads those of its arguments that the module it repeats reads."""
         read = set[int]()
         for op in ops:
             shown = self.graph.module_of[op.module].repeats if op.target == "repeat" else None
@@ -117,7 +117,7 @@ class _OpsByLayer(dict[str, _LayerOps]):
 
 
 def _flags(op: Op) -> tuple[Hashable, ...]:
-    """The plain arguments of an op, in order, and its flags."""
+    """The numeric arguments of an op, in order, and its flags."""
     return (*_numbers(op.args), *((name, value) for name, value in op.kwargs if isinstance(value, bool)))
 
 
@@ -174,9 +174,7 @@ class _Numbering:
         return Numbered(graph, numbers, self.found, self.made, self.own)
 
     def _same_value(self, op: Op) -> int | None:
-        """The input that an op hands on unchanged, if it does: an identity, one that stands for an absent layer, or a sum with
-        zeros.
-        """
+        """The input that an op returns unchanged, if it does: an identity, an absent layer, or a sum with zeros."""
         if _neutral(op) and isinstance(first := op.args[0], Ref):
             return first.value
         layer = self._layer(op.module)
@@ -195,7 +193,7 @@ class _Numbering:
                 self.made.setdefault(self.found[value], position)
 
     def _kept(self, op: Op) -> int | None:
-        """Of a sum with what an absent module gives, which is zeros, the other summand."""
+        """In a sum with the zeros of an absent module, the other summand."""
         if op.target != "aten.add" or len(op.inputs) != 2 or self.zeros.isdisjoint(op.inputs):
             return None
         (kept,) = [value for value in op.inputs if value not in self.zeros] or op.inputs[:1]
@@ -203,7 +201,7 @@ class _Numbering:
         return kept if shapes[0] == shapes[1] else None
 
     def _lacked(self) -> set[int]:
-        """Weights of absent modules that no other module has too."""
+        """Weights that only absent modules hold."""
         owned: dict[bool, set[int]] = {True: set(), False: set()}
         for module in self.graph.modules if self.absent else ():
             heads = module.path.split(".")
@@ -240,7 +238,7 @@ class _Numbering:
 
 
 def _ancestors(graph: Graph, value: int) -> set[int]:
-    """The positions of the ops that a value comes from."""
+    """The positions of the ops that a value depends on."""
     found, wanted = set[int](), {value}
     for position in range(len(graph.ops) - 1, -1, -1):
         op = graph.ops[position]
@@ -251,6 +249,6 @@ def _ancestors(graph: Graph, value: int) -> set[int]:
 
 
 def first_new(one: Numbered, value: int, other: Numbered) -> Op | None:
-    """The first op outside the layers that one program's value comes from, and that the other program does not run."""
+    """The first op outside the layers on which a value of one program depends and which the other program does not run."""
     known, ancestors = set(other.number.values()), _ancestors(one.graph, value)
     return next((one.graph.ops[at] for number, at in one.made.items() if at in ancestors and number not in known), None)

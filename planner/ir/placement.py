@@ -53,7 +53,7 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No rule tells. It never turns into Replicate."""
+    """The placement is not known, for this reason. It never becomes Replicate."""
 
     reason: str
 
@@ -72,7 +72,11 @@ _UNKNOWN = re.compile(r"\?\((.*)\)", re.DOTALL)
 
 
 def parse(text: str) -> Placement:
-    """Read a placement from its written form; `ValueError` names the forms there are."""
+    """Read a placement from its written form, such as `S(0/2)`.
+
+    Raises:
+        ValueError: the text is none of the forms; names them.
+    """
     if text == "R":
         return R
     if found := _SHARD.fullmatch(text):
@@ -85,10 +89,10 @@ def parse(text: str) -> Placement:
 
 
 def local_shape(shape: tuple[int, ...], placement: Placement, degree: int) -> tuple[int, ...]:
-    """The shape of the first rank's part.
+    """The shape of the first rank's part of a tensor of this shape.
 
-    A shard may be uneven: of every block the first ranks hold `ceil(size / degree)`, the last one the rest, as torch's
-    `chunk` does.
+    A shard may be uneven: of every block, the first ranks hold `ceil(size / degree)` elements and the last one the rest, as
+    `torch.chunk` does.
 
     Raises:
         ValueError: the dim does not divide into equal blocks, or a rank would hold nothing.

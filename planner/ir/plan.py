@@ -1,4 +1,4 @@
-"""A plan: which style each module pattern gets, and which modules make the pipeline.
+"""A plan: the style of each module pattern, and the modules of the pipeline.
 
 The JSON form has the keys that Transformers itself uses, with values exactly as there (tuples as two-element lists):
 `base_model_tp_plan`, `base_model_pp_plan`, `base_model_ep_plan` (config attributes, keys relative to the base model)
@@ -27,12 +27,12 @@ def generic(name: str) -> str:
 
 
 class PlanError(ShardproofError, ValueError):
-    """A plan file that does not have the form of a plan."""
+    """A plan file or object that is not a valid plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class TpEntry:
-    """One key of a tensor-parallel (or expert-parallel) plan, with the reason it was inferred for."""
+    """One key of a tensor-parallel (or expert-parallel) plan, with the reason for which it was inferred."""
 
     pattern: str
     style: str
@@ -41,7 +41,7 @@ class TpEntry:
 
 @dataclass(frozen=True, slots=True)
 class PpEntry:
-    """One key of a pipeline plan: a child module, its input names, its output names."""
+    """One key of a pipeline plan: a child module, the names of its inputs, the names of its outputs."""
 
     module: str
     inputs: tuple[str, ...]
@@ -50,7 +50,7 @@ class PpEntry:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """The only way a plan changes: the style of one pattern, from `old` to `new`; None stands for no entry."""
+    """A change of one pattern's style from `old` to `new`; None means no entry. Plans change only by edits."""
 
     pattern: str
     old: str | None
@@ -68,7 +68,11 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that a model says of how it may be split. `tp`, `pp`, `ep` are relative to the base model."""
+    """All plans of one model: tensor (`tp`), pipeline (`pp`) and expert (`ep`) entries.
+
+    Keys of `tp`, `pp` and `ep` are relative to the base model. `head_tp` and `head_pp` are the entries of the class with
+    the head. `unplanned` says for module patterns why they are not sharded.
+    """
 
     tp: tuple[TpEntry, ...] = ()
     pp: tuple[PpEntry, ...] = ()
@@ -78,12 +82,12 @@ class Plan:
     unplanned: Mapping[str, str] = field(default_factory=dict)
 
     def styles(self, base_prefix: str) -> dict[str, str]:
-        """Every tensor-parallel key as the head model sees it -> style, the head's own keys first."""
+        """Every tensor-parallel key, relative to the head model -> style; the head's own keys first."""
         head = {entry.pattern: entry.style for entry in self.head_tp}
         return head | {join(base_prefix, entry.pattern): entry.style for entry in self.tp}
 
     def to_json(self) -> dict[str, object]:
-        """The plan-file object."""
+        """The plan as the object of a plan file: Transformers' attribute names -> entries."""
         return {
             "base_model_tp_plan": {e.pattern: e.style for e in self.tp},
             "base_model_pp_plan": {e.module: [list(e.inputs), list(e.outputs)] for e in self.pp},
@@ -93,9 +97,10 @@ class Plan:
         }
 
     def edited(self, edit: Edit, base_prefix: str) -> "Plan":
-        """The plan after one edit; the pattern is as the head model sees it.
+        """The plan after one edit, whose pattern is relative to the head model.
 
-        `ValueError` where the edit's `old` is not what the plan has.
+        Raises:
+            ValueError: the plan has another style than the edit's `old` for this pattern.
         """
         have = self.styles(base_prefix).get(edit.pattern)
         if have != edit.old:
@@ -113,7 +118,7 @@ class Plan:
         """Read a plan-file object, or the whole object that `plan suggest --format json` prints.
 
         Raises:
-            PlanError: a key or a value is none of a plan file; says which, and what belongs there.
+            PlanError: a key is unknown or a value has the wrong form; says which one, and what it must be.
         """
         if isinstance(value, Mapping) and isinstance(value.get("plan"), Mapping):
             value = value["plan"]
@@ -140,7 +145,7 @@ def join(prefix: str, name: str) -> str:
 
 
 def owner_of(key: str, owners: Iterable[str]) -> str:
-    """The longest of these paths that a key lies below; the empty path is above all."""
+    """The longest of these paths that is a prefix of the key; the empty path is a prefix of every key."""
     return max((path for path in owners if not path or key.startswith(f"{path}.")), key=len)
 
 

@@ -1,16 +1,16 @@
-"""Names: what a misspelt one was probably meant to be, and lists of them in a sentence."""
+"""Suggestions for misspelt names, and lists of names in a sentence."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 def nearest_names(word: str, known: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """At most `count` of the known names that are like `word`, the likest first; `cutoff` is the least likeness, 0 to 1."""
+    """At most `count` known names similar to `word`, the most similar first; `cutoff` is the least similarity, 0 to 1."""
     return difflib.get_close_matches(word, [str(name) for name in known], n=count, cutoff=cutoff)
 
 
 def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
-    """` Did you mean a or b?`, with a space before it; empty where no known name is like `word`."""
+    """` Did you mean a or b?`, with a space before it; empty if no known name is similar to `word`."""
     found = nearest_names(word, known, count=count)
     return f" Did you mean {' or '.join(found)}?" if found else ""
 

@@ -23,7 +23,7 @@ class ParameterLayout(StrEnum):
     INPUT = "input"
     """`S(ndim - 1)`; a parameter called `bias` R."""
     PACKED_INPUT = "packed input"
-    """`S(ndim - 1 / 2)`; one dim R."""
+    """`S(ndim - 1 / 2)`; a one-dimensional parameter R."""
     FIRST = "first"
     """`S(0)`."""
     SECOND = "second"
@@ -55,19 +55,21 @@ class After(StrEnum):
 
 
 class Reach(StrEnum):
-    """Where a module's own sharded parameters can be computed with; elsewhere they meet tensors of another kind, and raise."""
+    """Where code can use a module's sharded parameters. Elsewhere a distributed tensor meets plain tensors, and torch
+    raises.
+    """
 
     NOWHERE = "nowhere"
-    """They stay distributed tensors, and so do not meet the plain ones that the forward computes with."""
+    """Nowhere: the parameters stay distributed tensors, while the forward computes with plain ones."""
     OWN = "own"
-    """In the module's own operators: the hook makes the first input a distributed tensor too."""
+    """In the module's own operators: the hook makes the first input a distributed tensor as well."""
     BELOW = "below"
-    """In the module's forward, what it calls included: the parameters are local tensors for that time."""
+    """In the module's forward and the modules that it calls: the parameters are local tensors meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """One Transformers style: where the parameters lie, what happens around the forward, and which attribute it needs."""
+    """One Transformers style: the placement of the parameters, the hooks around the forward, the attribute that it needs."""
 
     name: str
     layout: ParameterLayout = ParameterLayout.KEEP
@@ -79,7 +81,7 @@ class Style:
     expert_parallel: bool = False
 
     def placement(self, parameter: str, ndim: int) -> Placement:
-        """Where a parameter with this local name and this many dims lies; `R` where the style leaves it whole."""
+        """The placement of a parameter with this local name and number of dims; `R` if the style does not shard it."""
         match self.layout:
             case ParameterLayout.KEEP:
                 return R

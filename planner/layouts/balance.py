@@ -1,9 +1,9 @@
-"""Where to cut the layers, so that the stage with the most to do has as little as can be.
+"""Stage boundaries that minimise the largest cost of a pipeline rank.
 
-Costs are numbers of any one unit (seconds, operations, bytes) per layer, with what the first stage has before the layers (the
-embedding) and the last behind them (norm, head). With one chunk of layers a rank the answer is exact, by dynamic programming
-over contiguous cuts; with several (interleaved) chunks it is searched for by branch and bound, and `least` says how far from
-the optimum it can be at most.
+Costs have any one unit (seconds, operations, bytes): one per layer, one for the modules before the layers (the embedding)
+on the first stage, one for those after them (norm, head) on the last. With one chunk of layers per rank the result is
+exact, by dynamic programming over contiguous cuts. With several (interleaved) chunks it comes from branch and bound, and
+`least` is a lower bound.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,14 +13,14 @@ from itertools import accumulate, pairwise
 from math import inf, isfinite
 
 STEP = 0.001
-"""Interleaved chunks: the search stops this close, relative, to what it has proved impossible."""
+"""Interleaved chunks: the search stops at this relative distance from its lower bound."""
 NODES = 4_000
-"""Interleaved chunks: tries for one target before it counts as not reached."""
+"""Interleaved chunks: search nodes for one target before the target counts as not reachable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """One cost of each layer, and of what comes before and after the layers; none is negative."""
+    """The cost of each layer, and of the modules before and after the layers; none is negative."""
 
     layers: tuple[float, ...]
     before: float = 0.0
@@ -33,7 +33,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A limit beside the cost: what each layer takes of it (bytes, say), and how much every rank has."""
+    """A limit in addition to the cost: how much each layer uses (such as bytes), and how much every rank has."""
 
     takes: Costs
     size: float
@@ -43,8 +43,8 @@ class Room:
 class Split:
     """A split of the layers over chunks in order; chunk `c` runs on rank `c % stages`.
 
-    `bounds` are the first layers of chunks 1, 2, ...; `loads` each rank's cost; `even` the largest load of the split into
-    equally many layers, the longer chunks last; `least` a largest load that no split can be below.
+    `bounds` are the first layers of chunks 1, 2, ...; `loads` the cost of each rank; `even` the largest load of a split
+    into equally many layers, longer chunks last; `least` a lower bound of the largest load over all splits.
     """
 
     bounds: tuple[int, ...]
@@ -61,17 +61,17 @@ class Split:
 def balance(
     costs: Costs, *, stages: int, rounds: int = 1, cuts: Iterable[int] | None = None, rooms: Sequence[Room] = ()
 ) -> Split:
-    """The split over `stages` ranks, each with `rounds` chunks of layers, whose largest load is least.
+    """The split over `stages` ranks, each with `rounds` chunks of layers, that minimises the largest load.
 
     Args:
-        costs: what is balanced.
+        costs: the costs to balance.
         stages: ranks along the pipeline.
-        rounds: chunks a rank (virtual stages); 1 is no interleaving.
-        cuts: the layers that a chunk may begin with; every one by default.
-        rooms: limits that every rank must keep.
+        rounds: chunks per rank (virtual stages); 1 means no interleaving.
+        cuts: the layers at which a chunk may start; by default all.
+        rooms: limits that hold on every rank.
 
     Raises:
-        ValueError: there are fewer layers (or allowed cuts) than chunks need, or no split keeps the limits.
+        ValueError: there are too few layers (or allowed cuts) for the chunks, or no split is within the limits.
     """
     if stages < 1 or rounds < 1:
         raise ValueError(f"a pipeline has at least one stage and one chunk a stage, not {stages} and {rounds}.")
@@ -104,7 +104,7 @@ def loads(costs: Costs, bounds: Sequence[int], stages: int) -> tuple[float, ...]
 
 
 class _Problem:
-    """Blocks of layers (no cut inside a block allowed), by prefix sums of every cost."""
+    """Blocks of layers (cuts inside a block are not allowed), with prefix sums of every cost."""
 
     def __init__(
         self, costs: Sequence[Costs], sizes: Sequence[float], starts: Sequence[int], stages: int, rounds: int
@@ -117,35 +117,37 @@ class _Problem:
         self.ends = [(cost.before, cost.after) for cost in costs]
 
     def ends_of(self, chunk: int, start: int) -> range:
-        """Where a chunk that begins at a block may end: each chunk, before and after, gets a block."""
+        """The blocks at which a chunk that starts at `start` may end, so that every chunk has at least one block."""
         last = self.blocks - (self.chunks - 1 - chunk)
         return range(last, last + 1) if chunk == self.chunks - 1 else range(start + 1, last + 1)
 
     def cost(self, chunk: int, start: int, end: int, kind: int = 0) -> float:
-        """What a chunk costs; `kind` 0 is what is balanced, the others are limited."""
+        """The cost of a chunk; `kind` 0 is the cost that is balanced, the others are the limited quantities."""
         before, after = self.ends[kind]
         total = self.sums[kind][end] - self.sums[kind][start]
         return total + (before if chunk == 0 else 0.0) + (after if chunk == self.chunks - 1 else 0.0)
 
     def fits(self, chunk: int, start: int, end: int) -> bool:
-        """Whether a chunk alone keeps the limits."""
+        """Whether a chunk alone is within the limits."""
         return all(self.cost(chunk, start, end, kind) <= size for kind, size in enumerate(self.sizes, 1))
 
     @property
     def total(self) -> float:
-        """The cost of everything."""
+        """The total cost of all blocks."""
         return self.sums[0][-1] + sum(self.ends[0])
 
 
 def _one_round(problem: _Problem) -> tuple[list[int] | None, float]:
-    """Exact: the least largest cost, and of the splits that reach it the one with the least sum of squares."""
+    """Exact: the minimal largest cost, and among the splits with that cost the one with the least sum of squares."""
     largest, _ = _programmed(problem, max, most=_even_largest(problem))
     _, bounds = _programmed(problem, lambda so_far, cost: so_far + cost * cost, most=largest)
     return bounds, largest
 
 
 def _even_largest(problem: _Problem) -> float:
-    """The largest cost of the split into equally many blocks, where that keeps the limits: no better one is above it."""
+    """The largest cost of the split into equally many blocks, an upper bound; infinite if that split is not within the
+    limits.
+    """
     edges = [number * problem.blocks // problem.chunks for number in range(problem.chunks + 1)]
     chunks = list(enumerate(pairwise(edges)))
     if not all(problem.fits(chunk, start, end) for chunk, (start, end) in chunks):
@@ -156,7 +158,7 @@ def _even_largest(problem: _Problem) -> float:
 def _programmed(
     problem: _Problem, joined: Callable[[float, float], float], *, most: float
 ) -> tuple[float, list[int] | None]:
-    """Dynamic programming over the end of each chunk: the least joined cost with no chunk above `most`, and its cuts."""
+    """Dynamic programming over the end of each chunk: the minimal joined cost with no chunk above `most`, and its cuts."""
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     for chunk in range(problem.chunks):
         reached: dict[int, tuple[float, list[int]]] = {}
@@ -164,7 +166,7 @@ def _programmed(
             for end in problem.ends_of(chunk, start):
                 cost = problem.cost(chunk, start, end)
                 if cost > most or not problem.fits(chunk, start, end):
-                    break  # costs and what is limited only grow with the end
+                    break  # costs and limited quantities only grow with the end
                 total = joined(so_far, cost)
                 if end not in reached or total < reached[end][0]:
                     reached[end] = (total, [*bounds, end])
@@ -174,7 +176,7 @@ def _programmed(
 
 
 def _several_rounds(problem: _Problem) -> tuple[list[int] | None, float]:
-    """Bisection on the largest load, between what is impossible and what was found."""
+    """Bisection on the largest load, between the lower bound and the best split found."""
     least = problem.total / problem.stages
     below, found = least, _Search(problem, inf).run()
     if found is None:
@@ -199,9 +201,11 @@ def _rank_loads(problem: _Problem, bounds: Sequence[int]) -> list[float]:
 
 
 class _Search:
-    """Branch and bound for one target: chunks of about a fair share first, the last round as long as they can be.
+    """Branch and bound for one target of the largest load. Chunks with about a fair share of the cost are tried first; in
+    the last round only the longest chunk that fits is tried.
 
-    A dead end is remembered by what was spent; a branch is left where the rest fits into no ranks' rest.
+    Dead ends are remembered by the cost that each rank has spent. A branch is cut if the remaining layers exceed the
+    capacity that the ranks have left.
     """
 
     def __init__(self, problem: _Problem, target: float) -> None:
@@ -213,7 +217,7 @@ class _Search:
         self.spent = [[0.0] * problem.stages for _ in self.limits]
 
     def run(self) -> list[int] | None:
-        """The cuts of a split that keeps the target; None where there is none, or none was found in `NODES` tries."""
+        """The cuts of a split within the target; None if there is none, or if none was found in `NODES` nodes."""
         found = self._from(0, 0)
         return None if found is None else found[:-1]
 
@@ -236,7 +240,9 @@ class _Search:
         return None
 
     def _ends(self, chunk: int, start: int) -> Iterator[int]:
-        """In the last round only the longest chunk that keeps the limits: any shorter one leaves more to the others."""
+        """The ends to try for a chunk. In the last round only the longest chunk within the limits: a shorter one leaves
+        more to others.
+        """
         ends = self.problem.ends_of(chunk, start)
         if chunk < self.problem.chunks - self.problem.stages:
             cost = partial(self.problem.cost, chunk, start)

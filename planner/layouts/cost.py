@@ -1,4 +1,6 @@
-"""What one rank holds and sends under a layout: bytes and counts exactly, activations and seconds estimated. No torch."""
+"""The memory and the traffic of one rank under a layout: exact bytes and counts, estimated activations and seconds. No
+torch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +14,14 @@ from shardproof.planner.propagation.collectives import Kind
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter: its shape, where it lies, and the units (0 before the layers, 1.. the layers, last after) that use it.
+    """One parameter: its shape, its placement, and the units that use it (0 is before the layers, 1.. the layers, the last
+    after).
 
-    `active` is the share that one token uses: experts that it is not sent to are held, and not read. In the units of
-    `looked_up` it is a table of rows, and nothing is multiplied. It is `trained` where a gradient reaches it.
+    `active` is the share of it that one token uses: an expert that does not receive the token takes memory but is not read.
+    In the units of `looked_up` rows of it are looked up, without a matrix product. It is `trained` if a gradient reaches it.
 
-    A table that is cut by its rows and only looked up has a whole gradient on every rank (torch 2.13.0's distributed tensors: the
-    backward of an embedding gives a replicated one).
+    A table that is sharded along its rows and only looked up has a whole gradient on every rank (torch 2.13.0, distributed
+    tensors: the backward of an embedding gives a replicated gradient).
     """
 
     shape: tuple[int, ...]
@@ -30,17 +33,17 @@ class Parameter:
     only_looked_up: bool = False
 
     def gradient(self, tp: int) -> int:
-        """Elements of its gradient on the first rank."""
+        """The number of elements of its gradient on the first rank."""
         rows = isinstance(self.placement, Shard) and self.placement.dim == 0
         return 0 if not self.trained else prod(self.shape) if self.only_looked_up and rows else self.elements(tp)
 
     def elements(self, tp: int) -> int:
-        """Of the first rank's part, which is the largest."""
+        """The number of its elements on the first rank, whose part is the largest."""
         return prod(local_shape(self.shape, self.placement, tp))
 
 
 class Per(Enum):
-    """What the elements of a collective grow with."""
+    """What the number of elements of a collective is proportional to."""
 
     TOKEN = auto()
     POSITION = auto()
@@ -49,12 +52,13 @@ class Per(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """One collective per forward (or backward) of a unit: elements that all ranks have together, for one token, and `fixed`
-    ones beside them for each sequence (a pooled state, a learned prompt).
+    """One collective per forward (or backward) of a unit: its elements over all ranks for one token, plus `fixed` elements
+    for each sequence (such as a pooled state or a learned prompt).
 
-    Per position where all sequences of a batch share it (a table of positions), `fixed` then for each step; per step where no
-    token counts (a parameter's gradient, summed). What is gathered is `width` wide (0: all of a token's); where that does not
-    divide, every part is as large as the largest. It is `estimated` where data tells which tokens take part.
+    The elements are per position if all sequences of a batch share them (a position table); `fixed` is then per step. They
+    are per step if they do not depend on tokens (the all-reduce of a parameter's gradient). `width` is the size of the
+    gathered dim (0: all elements of a token); if it does not divide, every part is padded to the largest. It is `estimated`
+    if data decide which tokens take part.
     """
 
     kind: Kind
@@ -67,17 +71,21 @@ class Traffic:
     estimated: bool = False
 
     def per_rank(self, tp: int) -> int:
-        """Elements that a rank puts in: its part of what is gathered, all of what is summed; without the fixed ones."""
+        """Elements that a rank contributes per token: its part of an all-gather, all elements of an all-reduce; without
+        `fixed`.
+        """
         return self._part(self.elements, tp)
 
     def fixed_per_rank(self, tp: int) -> int:
-        """Of the fixed ones, what a rank puts in: they stand for whole tokens where they can."""
+        """The fixed elements that a rank contributes; they count as whole tokens if they are a multiple of a token's
+        elements.
+        """
         tokens, rest = divmod(self.fixed, self.elements) if self.elements else (0, self.fixed)
         return self._part(self.fixed, tp) if rest else tokens * self._part(self.elements, tp)
 
     def of(self, rows: int, length: int, *, tp: int) -> int:
-        """Elements that a rank puts in for so many sequences of that length."""
-        each, fixed = self.per_rank(tp), self.fixed_per_rank(tp)  # what does not divide is padded in every token's
+        """Elements that a rank contributes for `rows` sequences of `length` tokens."""
+        each, fixed = self.per_rank(tp), self.fixed_per_rank(tp)  # uneven parts are padded for every token
         match self.per:
             case Per.TOKEN:
                 return rows * (length * each + fixed)
@@ -95,8 +103,8 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """One tensor that a stage hands to the next, the same from each tensor-parallel rank: its elements for one token (or
-    position, or step), bytes of one where that is no floating-point number, and whether its gradient comes back.
+    """One tensor that a stage sends to the next, the same on each tensor-parallel rank: its elements for one token (or
+    position, or step), the bytes of an element if it is not a floating-point number, and whether its gradient is sent back.
     """
 
     elements: int
@@ -107,8 +115,8 @@ class Handed:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One tensor that a layer keeps between steps, for one sequence on one device: its elements, bytes of one where that is
-    not the model's dtype (states in float32), and whether ranks share it.
+    """One tensor that a layer keeps between decoding steps, for one sequence on one device: its elements, the bytes of an
+    element if its dtype is not the model's (such as float32 states), and whether it is sharded over the ranks.
     """
 
     elements: int
@@ -118,10 +126,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model and its plan. Units: 0 is before the layers, `1..depth` the layers, `depth + 1` after them.
+    """The facts of a model and its plan that costs need. Units: 0 is before the layers, `1..depth` the layers, `depth + 1`
+    after.
 
-    `cache` is what each layer keeps; None where that is not known. `handed` is what passes a cut before the second layer, the
-    third, and so on.
+    `cache` lists the tensors that each layer keeps between steps; None if unknown. `handed` lists the tensors that are sent
+    at a cut before the second layer, the third, and so on.
     """
 
     parameters: tuple[Parameter, ...]
@@ -136,7 +145,7 @@ class Facts:
         return {}
 
     def elements(self, tp: int) -> tuple[int, ...]:
-        """Of each parameter on one rank."""
+        """The number of elements of each parameter on one rank."""
         if tp not in self._elements:
             self._elements[tp] = tuple(one.elements(tp) for one in self.parameters)
         return self._elements[tp]
@@ -146,7 +155,7 @@ class Facts:
         return {}
 
     def gradients(self, tp: int) -> tuple[int, ...]:
-        """Of each parameter's gradient on one rank."""
+        """The number of elements of each parameter's gradient on one rank."""
         if tp not in self._gradients:
             self._gradients[tp] = tuple(one.gradient(tp) for one in self.parameters)
         return self._gradients[tp]
@@ -157,12 +166,12 @@ class Facts:
         return tuple(frozenset(at for at, one in numbered if unit in one.units) for unit in range(self.depth + 2))
 
     def used(self, units: Sequence[int]) -> frozenset[int]:
-        """The numbers of the parameters that these units use, each once."""
+        """The indices of the parameters that these units use."""
         return frozenset().union(*(self._of_unit[unit] for unit in units))
 
     @cached_property
     def flops(self) -> tuple[float, ...]:
-        """Multiply-adds, twice, that one token costs in each unit: every matrix element it uses, once."""
+        """Floating-point operations for one token in each unit: two for every matrix element that the token uses."""
         found = [0.0] * (self.depth + 2)
         for parameter in self.parameters:
             if len(parameter.shape) > 1:
@@ -173,7 +182,9 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Devices and their links: bytes, bytes a second, operations a second. The rates are for ranking only."""
+    """Devices and their links: memory in bytes, link rates in bytes per second, operations per second. Rates only serve
+    ranking.
+    """
 
     devices: int
     memory: float
@@ -191,7 +202,9 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked: sequences and their length in all, bytes of an element, and whether it is trained (with AdamW)."""
+    """The workload: the length and the number of sequences, the bytes of an element, and whether the model is trained (with
+    AdamW).
+    """
 
     context: int
     batch: int
@@ -211,15 +224,16 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return self.parameters + self.gradients + self.optimizer + self.cache + self.activations
 
 
 @dataclass(frozen=True, slots=True)
 class RankTraffic:
-    """Collectives of one rank: how many a forward (and backward, when training) issues, bytes put in for one token, those of a
-    step whatever its tokens, and those of a sequence beside its tokens'. They are `estimated` where data tells which tokens
-    take part in one.
+    """Collectives of one rank: their number in a forward (and backward, in training), and the bytes that the rank
+    contributes: per token, per step independent of tokens, and per sequence in addition to its tokens. They are `estimated`
+        if data decide which
+    tokens take part in one.
     """
 
     count: int
@@ -230,7 +244,7 @@ class RankTraffic:
 
 
 def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> RankMemory:
-    """On a rank of the stage with these units, of `dp` replicas."""
+    """The memory of a rank of the stage with these units, with `dp` replicas."""
     mine = set(units)
     tensors, sizes = facts.used(units), facts.elements(tp)
     elements = sum(sizes[at] for at in tensors)
@@ -253,14 +267,14 @@ def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) ->
 
 
 def _cached(facts: Facts, layer: int, load: Load, tp: int) -> int:
-    """Bytes of one sequence."""
+    """The bytes that a layer keeps between steps for one sequence on a rank."""
     if facts.cache is None or layer >= len(facts.cache):
         return 0
     return sum(one.elements // (tp if one.split else 1) * (one.width or load.width) for one in facts.cache[layer])
 
 
 def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> RankTraffic:
-    """By tensor parallelism, in a stage with these units; nothing at one rank."""
+    """The collectives of tensor parallelism on a rank of the stage with these units; none at degree 1."""
     mine = set(units)
     found = [one for one in facts.traffic if tp > 1 and one.unit in mine and (load.train or not one.backward)]
     token = sum(one.per_rank(tp) for one in found if one.per is not Per.STEP)
@@ -272,8 +286,8 @@ def sent(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> RankTraf
 
 
 def handed(facts: Facts, units: Sequence[int], load: Load) -> int:
-    """Bytes that a rank of the stage with these units sends for one token: results to the next stage, and when training the
-    gradients of what it was given to the one before.
+    """The bytes that a rank of the stage with these units sends for one token: activations to the next stage, and in training
+    gradients to the stage before.
     """
     layers = [unit for unit in units if 0 < unit <= facts.depth]
     into, out = (facts.handed[cut - 1] if 0 < cut <= len(facts.handed) else () for cut in (layers[0] - 1, layers[-1]))
@@ -282,18 +296,19 @@ def handed(facts: Facts, units: Sequence[int], load: Load) -> int:
 
 
 def summed(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> int:
-    """Bytes of gradients that a rank of the stage with these units sums over the replicas in each step: of a table that is cut by
-    its rows only the rank's own (torch 2.13.0, FSDP brings a gradient to the placement of its parameter first).
+    """The bytes of gradients that a rank of the stage with these units all-reduces over the replicas in each step. Of a
+    table that is sharded along its rows only the rank's own rows count (torch 2.13.0: FSDP first converts a gradient to its
+    parameter's placement).
     """
     sizes = facts.elements(tp)
     return sum(sizes[at] for at in facts.used(units) if load.train and facts.parameters[at].trained) * load.width
 
 
 def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: Machine, *, tp: int, dp: int) -> float:
-    """A step (one token of every sequence, or one training step), for ranking only.
+    """Estimated seconds of a step (one token of every sequence, or one training step), for ranking only.
 
-    Every stage reads its weights and computes; collectives are rings over the slower link they cross; sequences follow each
-    other through the stages, so that `m` of them take `m + stages - 1` turns.
+    Every stage reads its weights and computes. Collectives are rings over the slowest link that they use. `m` microbatches take
+    `m + stages - 1` steps of the pipeline.
     """
     sequences = -(-load.batch // dp)
     turns = sequences + len(stages) - 1

@@ -1,4 +1,4 @@
-"""The facts of a model that a search needs, from its trace, one rank's program and the cache it fills."""
+"""The facts of a model that the search for layouts needs, from its trace, one rank's program and the cache that it fills."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -35,11 +35,12 @@ def measure(
     experts: bool = False,
     known: Facts | None = None,
 ) -> Facts:
-    """The facts of a meta-device model under a plan; the rank's program is taken at the least legal degree above 1.
+    """The facts of a meta-device model under a plan. The rank's program is traced at the least legal degree above 1.
 
-    To `train` it, what a gradient reaches is asked of a forward of `context` tokens: some weights only take part in long texts.
-    With `experts` its experts lie whole on the ranks, by the expert plan, and the traffic is that of serving; `known` are the
-    facts without them, whose cache is the same, because experts keep nothing between steps.
+    With `train`, a forward of `context` tokens decides which parameters a gradient reaches, because some weights are only
+    used in long texts. With `experts`, whole experts are distributed over the ranks by the expert plan, and the traffic is
+    that of serving; `known` are then the facts without `experts`, whose cache is reused, because experts keep nothing
+    between steps.
     """
     subject = subject_of(model)
     graph, prefix = subject.graph, subject.prefix
@@ -61,7 +62,7 @@ def measure(
 
 
 def _cache(model: nn.Module, assigned: Assigned, degree: int, context: int) -> tuple[tuple[Kept, ...], ...] | None:
-    """What each layer keeps for one sequence, and which of it ranks share: a tensor that is smaller on one of them."""
+    """The tensors that each layer keeps for one sequence; a tensor that is smaller on one rank is sharded. None if unknown."""
     whole = cache_tensors(model, Assigned({}, {}), 1, context=context)
     part = cache_tensors(model, assigned, degree, context=context) if degree > 1 else whole
     if whole is None or part is None or [len(one) for one in whole] != [len(one) for one in part]:
@@ -73,7 +74,7 @@ def _cache(model: nn.Module, assigned: Assigned, degree: int, context: int) -> t
 
 
 class _Units:
-    """Which unit a module belongs to: by the pipeline plan's order, the layers one by one."""
+    """The unit of each module: by the order of the pipeline plan, with one unit per layer."""
 
     def __init__(self, model: nn.Module, graph: Graph, plan: Plan, prefix: str) -> None:
         self.listed = [join(prefix, entry.module) for entry in plan.pp] + [entry.module for entry in plan.head_pp]
@@ -82,7 +83,9 @@ class _Units:
         self.depth = sum(1 for parent, _, name in names if parent == self.stack and name.isdigit())
 
     def of(self, path: str) -> int:
-        """Layers by their number; what the plan lists after them, or what is not in the base model, is after."""
+        """A layer's own unit; the last unit for modules that the plan lists after the layers or that are outside the base
+        model.
+        """
         if self.stack is not None and path.startswith(f"{self.stack}."):
             return int(path.removeprefix(f"{self.stack}.").partition(".")[0]) + 1
         place = next((at for at, name in enumerate(self.listed) if path == name or path.startswith(f"{name}.")), 0)
@@ -91,7 +94,7 @@ class _Units:
 
 
 def _of_length(model: nn.Module, context: int) -> Graph:
-    """The program for one text of that length; the usual one where the model refuses it."""
+    """The program for one text of `context` tokens; the usual one if the model refuses that length."""
     try:
         return program_for(model, example_inputs(model, Sizes(1, context, context)))
     except TraceError:
@@ -99,7 +102,7 @@ def _of_length(model: nn.Module, context: int) -> Graph:
 
 
 def _parameters(graph: Graph, assigned: Assigned, units: _Units, trained: set[str]) -> tuple[Parameter, ...]:
-    """Tied names are one parameter that several units use."""
+    """The parameters; tied names are one parameter that several units use."""
     users: dict[int, set[int]] = {}
     names: dict[int, list[str]] = {}
     for module in graph.modules:
@@ -129,11 +132,11 @@ def _parameters(graph: Graph, assigned: Assigned, units: _Units, trained: set[st
 
 
 def _trained(model: nn.Module, graph: Graph) -> set[str]:
-    """The names of the parameters that get a gradient: in a repeated layer those that get one in the layer it repeats."""
+    """The names of the parameters that a gradient reaches; a repeated layer is like the layer that stands for it."""
     frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
     found = reached(graph)
     shown: dict[str, str] = {}
-    for module in graph.modules:  # parents come before what is in them
+    for module in graph.modules:  # parents come before their children
         parent, _, name = module.path.rpartition(".")
         first = module.repeats or (join(shown[parent], name) if module.path else "")
         shown[module.path] = shown.get(first, first)  # a repeated layer may have repeated parts
@@ -148,7 +151,9 @@ def _trained(model: nn.Module, graph: Graph) -> set[str]:
 
 
 def _active(graph: Graph, shape: tuple[int, ...]) -> float:
-    """Of stacked experts, the share that the layer's own choice of the best (`topk` over as many) sends a token to."""
+    """The share of stacked experts that a token is sent to, by the layer's `topk` over as many experts; 1 for other
+    parameters.
+    """
     if len(shape) < 3:
         return 1.0
     shares = [
@@ -160,7 +165,7 @@ def _active(graph: Graph, shape: tuple[int, ...]) -> float:
 
 
 def _traffic(model: nn.Module, assigned: Assigned, degree: int, units: "_Units") -> tuple[Traffic, ...]:
-    """What a rank's program issues, and by its program for more and longer sequences how that grows."""
+    """The collectives of a rank's program. A second program with more and longer sequences shows how their sizes grow."""
     first = local_program(model, assigned, degree)
     try:
         second = local_program(model, assigned, degree, example_inputs(model, LONGER))
@@ -179,7 +184,9 @@ def _same(one: Collective) -> tuple[Kind, str, bool]:
 
 
 def _grows(one: Collective, two: Collective, degree: int, unit: int, texts: Sequence["tuple[Text, Text]"]) -> Traffic:
-    """One collective of a program for two sizes. Where data tells how many rows there are, every token is taken for one."""
+    """One collective, from two programs with different input sizes. If data decide the number of rows, every token counts
+    as one.
+    """
     if one.row is not None:
         gathers = one.kind is Kind.ALL_GATHER
         each = one.row * (degree if gathers else 1)
@@ -189,12 +196,12 @@ def _grows(one: Collective, two: Collective, degree: int, unit: int, texts: Sequ
 
 
 def _together(one: Collective) -> int:
-    """The elements that all ranks have together: a gather's are those of the gathered tensor."""
+    """The elements over all ranks; for an all-gather, those of the gathered tensor."""
     return one.made if one.kind is Kind.ALL_GATHER else one.elements
 
 
 LONGER = Sizes(5, 29, 19)
-"""Other numbers of rows and tokens than a trace has, with no common factor."""
+"""Other numbers of rows and tokens than those of the usual trace, without common factors."""
 
 
 Text: TypeAlias = "tuple[int, int]"
@@ -202,7 +209,7 @@ Text: TypeAlias = "tuple[int, int]"
 
 
 def _texts(graph: Graph) -> list[Text]:
-    """Of every input of ids, else of the first input; then of states that another model made of a text of its own."""
+    """Rows and tokens of every input with token ids, else of the first input; then of hidden states from another model."""
     given = [graph.values[number].shape for name, number in graph.inputs if name.endswith("input_ids")]
     states = [graph.values[number].shape for name, number in graph.inputs if name.endswith("_states")]
     shapes = [*(given or [graph.values[graph.inputs[0][1]].shape]), *states]
@@ -210,9 +217,10 @@ def _texts(graph: Graph) -> list[Text]:
 
 
 def _grown(one: int, two: int, texts: Sequence[tuple[Text, Text]]) -> tuple[int, int, Per]:
-    """From the elements for each of two sizes: those of a token (or position, or step), the fixed ones, and which it is.
+    """From the elements at each of two input sizes: the elements per token (or position, or step), the fixed ones, and
+    which it is.
 
-    An encoder and a decoder have a text each. Where nothing else fits, the elements of a token, rounded down.
+    An encoder and a decoder have separate texts. If nothing else fits, the result is the elements per token, rounded down.
     """
     if one == two and any(first != second for first, second in texts):
         return one, 0, Per.STEP
@@ -228,7 +236,7 @@ def _grown(one: int, two: int, texts: Sequence[tuple[Text, Text]]) -> tuple[int,
 
 
 def _line(one: int, two: int, first: Text, second: Text, *, shared: bool) -> tuple[int, int] | None:
-    """Slope and offset in whole numbers, of a row where rows do not share it."""
+    """Integer slope and offset of the elements over tokens (positions if rows share them); None if no integers fit."""
     (rows, length), (more, longer) = ((1 if shared else text[0], text[1]) for text in (first, second))
     if one % rows or two % more:
         return None
@@ -240,7 +248,7 @@ def _line(one: int, two: int, first: Text, second: Text, *, shared: bool) -> tup
 
 
 def _handed(graph: Graph, units: "_Units") -> tuple[tuple[Handed, ...], ...]:
-    """What passes each cut between two layers, all that the next stages cannot make themselves."""
+    """The tensors to send at each cut between two layers: all values that later stages cannot compute themselves."""
     if units.stack is None:
         return ()
     before, trained = tuple(units.listed[: units.listed.index(units.stack)]), with_gradient(graph)
@@ -260,11 +268,11 @@ def _passed(graph: Graph, number: int, *, returned: bool) -> Handed:
 
 
 _WIDTHS = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "int32": 4}
-"""Bytes of an element that is no floating-point number."""
+"""Bytes of an element that is not a floating-point number."""
 
 
 def _gradients(graph: Graph, styles: Mapping[str, str], units: "_Units") -> Iterator[Traffic]:
-    """Whole parameters whose gradient is summed over the ranks: one collective each, in every step."""
+    """One all-reduce per step for each replicated parameter whose gradient is summed over the ranks."""
     for module in graph.modules:
         for local, number in module.parameters:
             keys = map(generic, (join(module.path, local), module.path))
@@ -275,14 +283,14 @@ def _gradients(graph: Graph, styles: Mapping[str, str], units: "_Units") -> Iter
 
 
 def _summed(graph: Graph, plan: Plan, prefix: str, units: "_Units") -> tuple[Traffic, ...]:
-    """Every dispatch sums its output over the ranks."""
+    """The all-reduce of the output of every expert dispatch."""
     hidden = _hidden(graph, units)
     found = dispatches(graph, plan, prefix)
     return tuple(Traffic(Kind.ALL_REDUCE, units.of(module.path), hidden, False) for module in found)
 
 
 def _hidden(graph: Graph, units: _Units) -> int:
-    """The width of what one layer hands to the next."""
+    """The width of the hidden states between layers."""
     layers = [f"{units.stack}.{number}" for number in range(units.depth)]
     outputs = {call.module: call.outputs for call in graph.calls}
     widths = [graph.values[outputs[layer][0]].shape[-1] for layer in layers if outputs.get(layer)]

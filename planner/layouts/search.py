@@ -1,4 +1,6 @@
-"""From facts and a machine to a ranked list of layouts: best first, the Pareto set marked, the illegal ones with their reason."""
+"""From facts and a machine to a ranked list of layouts: the best first, the Pareto set marked, illegal ones with their
+reason.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +26,11 @@ from shardproof.planner.layouts.space import Layout, layouts, why_not
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A legal layout: the layers of each stage, what the fullest rank holds, what the busiest sends, seconds for ranking, what
-    a rank of each stage holds, the bytes for a token that a rank sends to other stages at most, and the bytes of gradients
-    that a rank sums over the replicas in each step.
+    """A legal layout: the layers of each stage, the memory of the fullest rank, the collectives of the busiest rank,
+    seconds for ranking, the memory of a rank of each stage, the most bytes per token that a rank sends to other stages, and
+    the bytes of gradients that a rank all-reduces over the replicas in each step.
 
-    `pareto` says that no other layout is at least as good in memory and in time, and better in one.
+    `pareto` means that no other layout is at least as good in memory and in time and better in one of them.
     """
 
     layout: Layout
@@ -44,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The legal layouts, best first, and why each of the others is none."""
+    """The legal layouts, the best first, and the reason against each of the others."""
 
     choices: tuple[Choice, ...]
     illegal: tuple[tuple[Layout, str], ...]
@@ -53,7 +55,7 @@ class Search:
 def search(
     facts: Facts, degrees: Degrees, machine: Machine, load: Load, *, experts: tuple[Facts, Degrees] | None = None
 ) -> Search:
-    """Every layout of the machine's devices; `experts` are facts and degrees where ranks hold whole experts."""
+    """Every layout of the machine's devices; `experts` are the facts and degrees with whole experts on the ranks, if any."""
     choices, illegal = [], []
     for layout in layouts(machine.devices, experts=experts is not None):
         known, legal = experts if experts and layout.experts else (facts, degrees)
@@ -68,9 +70,9 @@ def search(
 
 
 def _choice(facts: Facts, layout: Layout, machine: Machine, load: Load) -> Choice | str:
-    """The best split of the layers, or why none fits."""
+    """The best split of the layers into stages, or the reason why none fits."""
     alone = [held(facts, (unit,), load, tp=layout.tp, dp=layout.dp) for unit in range(facts.depth + 2)]
-    # Activations are no sum over units; what a stage needs for them is taken off the room.
+    # Activations are no sum over units, so the memory that they need is subtracted from the limit.
     weights = [one.total - one.activations for one in alone]
     free = machine.memory - max(one.activations for one in alone)
     costs = Costs(tuple(facts.flops[1:-1]), facts.flops[0], facts.flops[-1])
@@ -97,7 +99,7 @@ def _too_full(weights: float, activations: float, machine: Machine) -> str:
 
 
 def _stages(bounds: Sequence[int], depth: int) -> list[list[int]]:
-    """Units by stage: what is before the layers with the first, what is after them with the last."""
+    """The units of each stage; the first stage also has the unit before the layers, the last one the unit after them."""
     edges = [0, *bounds, depth]
     stages = [list(range(start + 1, end + 1)) for start, end in pairwise(edges)]
     stages[0].insert(0, 0)
@@ -106,7 +108,7 @@ def _stages(bounds: Sequence[int], depth: int) -> list[list[int]]:
 
 
 def _marked(ranked: Sequence[Choice]) -> list[Choice]:
-    """In order of time a choice is in the Pareto set where it needs less memory than all before it."""
+    """Mark the Pareto set: in order of time, a choice belongs to it if it needs less memory than all before it."""
     least = float("inf")
     marked = []
     for choice in ranked:

@@ -1,4 +1,4 @@
-"""Every layout of so many devices, and for each that is not legal, why. No torch."""
+"""Every layout of a number of devices, and the reason why a layout is not legal. No torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from shardproof.planner.ir.degrees import Degrees
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Ranks on each axis; `tp * pp * dp` devices. With `experts` the tensor-parallel ranks hold whole experts: ep is tp."""
+    """The degree of each axis, for `tp * pp * dp` devices. With `experts` the tensor-parallel ranks hold whole experts: ep
+    is tp.
+    """
 
     tp: int
     pp: int
@@ -17,7 +19,7 @@ class Layout:
 
     @property
     def ep(self) -> int:
-        """Ranks that share the experts, each expert whole on one of them."""
+        """The number of ranks over which whole experts are distributed."""
         return self.tp if self.experts else 1
 
     def __str__(self) -> str:
@@ -25,7 +27,7 @@ class Layout:
 
 
 def layouts(devices: int, *, experts: bool = False) -> Iterator[Layout]:
-    """All of them, the smallest degrees first; with `experts` also those that split the experts."""
+    """All layouts of the devices, the smallest degrees first; with `experts` also those with whole experts on the ranks."""
     for tp in divisors(devices):
         for pp in divisors(devices // tp):
             yield Layout(tp, pp, devices // tp // pp)
@@ -34,7 +36,7 @@ def layouts(devices: int, *, experts: bool = False) -> Iterator[Layout]:
 
 
 def why_not(layout: Layout, *, degrees: Degrees, depth: int, batch: int) -> str | None:
-    """The first reason against a layout; None where there is none."""
+    """The first reason against a layout; None if it is legal."""
     if layout.tp not in degrees.legal:
         limit = degrees.why_not(layout.tp)
         entry = limit.place.entry or limit.place.module if limit else None
@@ -49,5 +51,5 @@ def why_not(layout: Layout, *, degrees: Degrees, depth: int, batch: int) -> str 
 
 
 def divisors(number: int) -> list[int]:
-    """In ascending order."""
+    """The divisors of a number, in ascending order."""
     return [one for one in range(1, number + 1) if number % one == 0]

@@ -1,4 +1,4 @@
-"""Which config class speaks for which part of a model: where the entries of a plan belong."""
+"""The plan that a model carries, and the config class that holds the entries of each part of the model."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,9 +10,9 @@ from shardproof.planner.loading.load import LoadedModel
 
 
 def plan_owners(model: nn.Module) -> dict[str, type]:
-    """Paths in the base model -> the config class that speaks for what lies below them; the empty path is the base model.
+    """Paths in the base model -> the config class whose plan covers the modules below them; the empty path is the base model.
 
-    Transformers composes a model's plan out of those of its children that are models themselves (5.23.0,
+    Transformers composes a model's plan from the plans of its children that are models themselves (5.23.0,
     `distributed/mixin.py`, `init_parallel_plans`).
     """
     prefix = base_prefix(model)
@@ -22,7 +22,7 @@ def plan_owners(model: nn.Module) -> dict[str, type]:
     def descend(part: nn.Module, path: str) -> None:
         for name, child in part.named_children():
             if isinstance(child, PreTrainedModel):
-                # A config that two of them share is read for both; its entries are those of the outer one.
+                # A config that both share is read for both; its entries belong to the outer model.
                 if type(child.config) not in owners.values():
                     owners[join(path, name)] = type(child.config)
                 descend(child, join(path, name))
@@ -32,29 +32,29 @@ def plan_owners(model: nn.Module) -> dict[str, type]:
 
 
 def base_prefix(model: nn.Module) -> str:
-    """The attribute under which a head model holds its base model; empty where it holds none that is a model of its own."""
+    """The attribute in which a head model holds its base model; empty if it has no separate base model."""
     prefix = getattr(model, "base_model_prefix", "")
     return prefix if prefix and isinstance(getattr(model, prefix, None), PreTrainedModel) else ""
 
 
 def reads_plans(model: nn.Module) -> bool:
-    """Whether a plan reaches this model at all: it is read in `post_init`, which the constructor has to call."""
+    """Whether Transformers reads a plan for this model: it does so in `post_init`, which the constructor has to call."""
     return "_tp_plan" in vars(model)
 
 
 def reads_config_plan(model: nn.Module) -> bool:
-    """Whether `base_model_tp_plan` reaches this model: Transformers reads it only in a base model that is a `PreTrainedModel`
-    and calls `post_init` (5.23.0, `distributed/mixin.py`, `init_parallel_plans`).
+    """Whether Transformers reads `base_model_tp_plan` for this model: only a base model that is a `PreTrainedModel` and calls
+    `post_init` reads it (5.23.0, `distributed/mixin.py`, `init_parallel_plans`).
     """
     base = getattr(model, prefix) if (prefix := base_prefix(model)) else model
     return reads_plans(base) and (bool(prefix) or getattr(model, "base_model", model) is model)
 
 
 def carried_plan(loaded: LoadedModel, model: nn.Module) -> Plan:
-    """The plan that the model itself carries: its config's attributes and its head class's.
+    """The model's own plan: the attributes of its config and of its head class.
 
-    A base model made of models (a vision tower, a language model) carries theirs under their names, as Transformers
-    composes them (`distributed/mixin.py`, `init_parallel_plans`).
+    A base model that contains models (a vision tower, a language model) has their entries too, with their names as prefixes, as
+    Transformers composes them (`distributed/mixin.py`, `init_parallel_plans`).
     """
     prefix = base_prefix(model)
     base = getattr(model, prefix) if prefix else model
@@ -74,7 +74,7 @@ def _of(part: nn.Module, axis: str) -> Mapping[str, object]:
 
 
 def _composed(part: nn.Module, own: Callable[[nn.Module], Mapping[str, object]], prefix: str = "") -> dict[str, object]:
-    """The plan of a model and, under their names, of the models that are its children."""
+    """The plan of a model and of the models among its children, with their names as prefixes."""
     plan = {join(prefix, key): value for key, value in own(part).items()}
     for name, child in part.named_children():
         if isinstance(child, PreTrainedModel):

@@ -1,4 +1,4 @@
-"""A config from its class, the fields of a config.json, and the `--set key=value` overrides."""
+"""A config from its class, the fields of a config.json, and `--set key=value` overrides."""
 
 import dataclasses
 import inspect
@@ -17,9 +17,10 @@ Fields: TypeAlias = dict[str, object]
 def configure(
     config_class: type[PreTrainedConfig], fields: Mapping[str, object], overrides: Mapping[str, str], *, name: str
 ) -> PreTrainedConfig:
-    """The config, built with the overrides rather than changed after, so that fields derived from others follow.
+    """The config, constructed with the overrides, so that fields derived from others follow.
 
-    `LoadError` on a key that the config does not have (it names the nearest) and on a value that the config refuses.
+    Raises:
+        LoadError: the config has no such key (the message names the nearest one), or refuses the value.
     """
     if not overrides:
         return _made(config_class, fields, name=name)
@@ -39,7 +40,7 @@ def configure(
 
 
 def parse_value(text: str) -> object:
-    """The value of an override: JSON where it is JSON, else the text itself."""
+    """The value of an override: parsed as JSON if it is valid JSON, else the text itself."""
     try:
         value: object = json.loads(text)
     except ValueError:
@@ -56,7 +57,7 @@ def _made(config_class: type[PreTrainedConfig], fields: Mapping[str, object], *,
 
 
 def _default(config_class: type[PreTrainedConfig], fields: Mapping[str, object]) -> PreTrainedConfig | None:
-    """The config before any override, which knows the names there are; None where it does not build without them."""
+    """The config without overrides, used for its field names; None if it cannot be built without them."""
     try:
         return config_class.from_dict(dict(fields)) if fields else config_class()
     except Exception:
@@ -72,7 +73,7 @@ def _put(
     key: str,
     name: str,
 ) -> None:
-    """Set one dotted key in a tree of fields; `owner` is the config that the tree belongs to."""
+    """Set one dotted key in nested fields; `owner` is the config that the fields belong to."""
     head, *rest = path
     known = field_names(owner)
     if head not in known:
@@ -110,7 +111,7 @@ def _subtree(fields: Fields, key: str, default: Mapping[str, object]) -> Fields:
 
 
 def field_names(owner: PreTrainedConfig | type[PreTrainedConfig]) -> set[str]:
-    """Every name that may be set: attributes, their aliases, dataclass fields, and constructor arguments."""
+    """Every name that can be set: attributes, their aliases, dataclass fields, and constructor arguments."""
     config_class = owner if isinstance(owner, type) else type(owner)
     names = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     names |= set(inspect.signature(config_class.__init__).parameters) - {"self", "args", "kwargs"}
@@ -121,9 +122,8 @@ def field_names(owner: PreTrainedConfig | type[PreTrainedConfig]) -> set[str]:
 
 
 def _follow_depth(fields: Fields, overrides: Mapping[str, str]) -> None:
-    """Shorten a written-out list of layer kinds to the number of layers asked for.
-
-    A config.json spells `layer_types` out for every layer; asking for fewer layers means the first ones.
+    """Shorten lists with one item per layer, such as `layer_types` in a config.json, to the number of layers in the
+    overrides.
     """
     depth, kinds = fields.get("num_hidden_layers"), fields.get("layer_types")
     asked = "num_hidden_layers" in overrides and "layer_types" not in overrides

@@ -1,8 +1,8 @@
-"""Defaults that do not build: some config classes leave a field empty, or unlike what their modeling code reads.
+"""Values for default configs that cannot be built: some config classes leave a field empty that their modeling code needs.
 
-What is missing is found by asking: the fields that the constructor read before it failed and that are None, and the exception.
-What it is filled with follows from the other fields, from the names of both, and from what the exception asks for. Only for a
-config made of defaults alone: in somebody's own config.json such a field is their mistake, and they should hear of it.
+The missing fields are those that are None and that the constructor read before it failed, and those that its exception
+names. Their values follow from the other fields and their names, and from the exception. Only a config made of defaults is
+completed: in a user's config.json such a field is an error that the user should see.
 """
 
 import inspect
@@ -20,18 +20,18 @@ from shardproof.planner.loading.config import parse_value
 from shardproof.planner.loading.field_roles import Fields, role_of
 
 _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
-"""Roles for which the other fields, or any small number, tell a value."""
+"""Roles of fields whose value follows from other fields, or can be any small number."""
 
 
 def repaired(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
-    """A config of defaults alone, with what its class leaves empty and its model needs."""
+    """A config made of defaults, with values for the fields that its class leaves empty and its model needs."""
     return with_fields(config, _missing(config, partial(_made, model_class), kind=model_class))
 
 
 def empty_fields(
     error: Exception, config: PreTrainedConfig, model_class: type[PreTrainedModel], *, most: int = 4
 ) -> str:
-    """Advice where a constructor computed with a field that the config leaves empty."""
+    """Advice for a constructor that failed on a field that the config leaves empty; names at most `most` fields."""
     if "NoneType" not in str(error):
         return ""
     read, _ = _reads(deepcopy(config), partial(_made, model_class))
@@ -48,8 +48,8 @@ _known: dict[str, Fields] = {}
 
 
 def _missing(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object], *, kind: type) -> Fields:
-    """Values, by dotted keys, for the fields that `build` needs; empty where it builds, or where nothing helps. `kind` is the
-    model's class, whose source names the kinds of layers.
+    """Values, by dotted key, for the fields that `build` needs; empty if it succeeds, or if no value helps. `kind` is the
+    model's class; its source names the kinds of layers.
     """
     key = f"{kind.__qualname__} {config.to_json_string()}"
     if key not in _known:
@@ -74,7 +74,7 @@ def _found(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object]
 
 
 def with_fields(config: PreTrainedConfig, filled: Mapping[str, object]) -> PreTrainedConfig:
-    """A copy of a config with fields of it, or of configs in it, set anew."""
+    """A copy of a config with these values; dotted keys reach into sub-configs."""
     made = deepcopy(config)
     for key, value in filled.items():
         *path, name = key.split(".")
@@ -86,7 +86,7 @@ def with_fields(config: PreTrainedConfig, filled: Mapping[str, object]) -> PreTr
 
 
 def _reads(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object]) -> tuple[list[str], Exception | None]:
-    """The empty fields that are read while building, last first, and what it raises."""
+    """The empty fields that are read while the model is built, the last first, and the exception, if any."""
     read: list[str] = []
     kind = type(config)
 
@@ -99,15 +99,13 @@ def _reads(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object]
     config.__class__ = type(kind.__name__, (kind,), {"__getattribute__": watched, "__module__": kind.__module__})
     try:
         build(config)
-    except Exception as error:  # whatever the constructor raises: what it read before is what is asked
+    except Exception as error:  # any exception of the constructor: the fields that it read before are the answer
         return read[::-1], error
     return read[::-1], None
 
 
 def _choice(config: PreTrainedConfig, read: list[str]) -> Fields:
-    """What is not needed before the forward, and missing all the same: how many experts a token goes to, where there are
-    experts; the default among several that are listed.
-    """
+    """Values for fields that only the forward needs: the number of experts per token, or the default among listed choices."""
     fields = config.to_dict()
     experts = any(role_of(name) == "experts" and type(value) is int for name, value in fields.items())
     chosen: Fields = {name: 2 for name in read if experts and role_of(name) == "chosen"}
@@ -119,8 +117,8 @@ def _choice(config: PreTrainedConfig, read: list[str]) -> Fields:
 
 
 def _asked(config: PreTrainedConfig, failure: Exception) -> Iterator[Fields]:
-    """What an exception asks for: a field and its value in so many words, an attribute that another config has, or the
-    rotary parameters of one kind of layer.
+    """Values that an exception asks for: a field with its value, an attribute that another config has, or the rotary parameters
+    of one kind of layer.
     """
     text = str(failure)
     fields = config.to_dict()
@@ -146,7 +144,7 @@ def _asked(config: PreTrainedConfig, failure: Exception) -> Iterator[Fields]:
 
 
 def _fillings(config: PreTrainedConfig, read: list[str], kind: type) -> Iterator[Fields]:
-    """Values for the field that was read last and that the others tell a value for."""
+    """Values for the field that was read last, where they follow from the other fields."""
     by_role = {
         role: value for name, value in config.to_dict().items() if type(value) is int and (role := role_of(name))
     }
@@ -157,7 +155,7 @@ def _fillings(config: PreTrainedConfig, read: list[str], kind: type) -> Iterator
 
 
 def _kinds(config: PreTrainedConfig, kind: type) -> list[str] | None:
-    """The kinds of layers that the modeling source names, in turns; full attention beside what it names."""
+    """A list of layer kinds, one per layer, that alternates between full attention and the kinds that the source names."""
     source, depth = inspect.getsource(inspect.getmodule(kind) or kind), getattr(config, "num_hidden_layers", None)
     named = [name for name in ALLOWED_LAYER_TYPES if f'"{name}"' in source]
     kinds = list(dict.fromkeys((*named, "full_attention")))

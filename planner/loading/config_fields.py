@@ -1,10 +1,10 @@
-"""Fields of a config, where one value holds for the whole model."""
+"""Fields of a config whose one value holds for all layers."""
 
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 
 def field_of(config: object, name: str) -> object:
-    """The value; None where there is none, or where layers have values of their own, of which the config tells none."""
+    """The value of a field; None if there is none, or if each layer has its own value."""
     try:
         return getattr(config, name, None)
     except AmbiguousGlobalPerLayerAttributeError:
@@ -12,7 +12,7 @@ def field_of(config: object, name: str) -> object:
 
 
 def head_width(text: object) -> int:
-    """What an engine takes for the width of a head; 0 for a config that does not say, or says it layer by layer."""
+    """The head dim as an engine reads it; 0 if the config does not have one, or has one per layer."""
     try:
         heads, hidden, given = (
             getattr(text, name, None) for name in ("num_attention_heads", "hidden_size", "head_dim")

@@ -1,4 +1,4 @@
-"""Model classes that come from somebody's own Python: a file, an importable module, or code beside a config.json."""
+"""Model classes from custom Python: a file, an importable module, or code next to a config.json."""
 
 import ast
 import hashlib
@@ -16,7 +16,7 @@ from shardproof.planner.ir.errors import LoadError, reason
 from shardproof.planner.ir.spelling import nearest
 
 FILE_PACKAGE = "shardproof_file_"
-"""How the modules of files begin that were given by path; no import finds them, only loading the reference again."""
+"""Prefix of the module names of files given by path. No import finds these modules; loading the reference again does."""
 
 
 def class_from_file(path: Path, class_name: str) -> type[PreTrainedModel]:
@@ -44,7 +44,7 @@ def class_from_module(module_name: str, class_name: str) -> type[PreTrainedModel
 
 
 def _import_module(name: str) -> ModuleType:
-    """Also from the current folder, which a console script does not have on its path; there last, as for files."""
+    """Import a module, also from the current folder, which is not on the path of a console script. It is searched last."""
     here = str(Path.cwd())
     sys.path.append(here)
     try:
@@ -54,7 +54,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def class_from_checkpoint(reference: str, folder: str) -> type:
-    """A class that an `auto_map` names (`modeling_x.Class`), by Transformers' own machinery and without the network."""
+    """A class that an `auto_map` names (`modeling_x.Class`), loaded by Transformers without the network."""
     file = code_file(reference)
     try:
         made: type = get_class_from_dynamic_module(reference, folder, local_files_only=True)
@@ -77,7 +77,7 @@ def code_file(reference: str) -> str:
 
 
 def _run_file(path: Path) -> ModuleType:
-    """The file as a module of a package made of its folder, once per content."""
+    """Import a file as a module of a package made of its folder; once for each content."""
     path = path.resolve()
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
     package, name = f"{FILE_PACKAGE}{digest}", f"{FILE_PACKAGE}{digest}.{path.stem}"
@@ -89,7 +89,7 @@ def _run_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules |= {package: parent, name: module}
-    # Last on the path, and only for now: a file called like an installed package must not stand in for it.
+    # Last on the path, and only during this import: a file named like an installed package must not shadow it.
     sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
@@ -107,7 +107,7 @@ def _failed(where: str, error: BaseException, *, file: Path | None = None) -> st
 
 
 def _line_in(error: BaseException, file: Path | None) -> int | None:
-    """The line of `file` that the error came through last."""
+    """The line number of the innermost frame of an error in `file`."""
     if isinstance(error, SyntaxError):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
@@ -115,7 +115,7 @@ def _line_in(error: BaseException, file: Path | None) -> int | None:
 
 
 def _classes_of(path: Path) -> list[str]:
-    """The names of the classes that a file defines, read without running it."""
+    """The names of the classes that a file defines, read from its syntax tree."""
     try:
         tree = ast.parse(path.read_text())
     except (SyntaxError, UnicodeDecodeError):
@@ -126,7 +126,7 @@ def _classes_of(path: Path) -> list[str]:
 def _model_class(module: ModuleType, class_name: str, *, where: str) -> type[PreTrainedModel]:
     found = getattr(module, class_name, None)
     if found is None:
-        # By their spelling: asking a lazy package such as transformers for each value would import all of it.
+        # By name only: reading every attribute of a lazy package such as transformers would import all of it.
         classes = [name for name in dir(module) if name[:1].isupper()]
         raise LoadError(f"{where}: there is no class {class_name}.{nearest(class_name, classes)}")
     if isinstance(found, type) and issubclass(found, PreTrainedConfig):
@@ -139,6 +139,6 @@ def _model_class(module: ModuleType, class_name: str, *, where: str) -> type[Pre
 
 
 def config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:
-    """The config class of a model class that has one."""
+    """The config class of a model class, which must have one."""
     assert model_class.config_class is not None
     return model_class.config_class

@@ -1,4 +1,4 @@
-"""What a config field is, by its name: patterns of names, no table per model type."""
+"""The role of a config field, by patterns of field names; there is no table per model type."""
 
 import re
 from typing import TypeAlias
@@ -39,5 +39,5 @@ _COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
 
 
 def role_of(name: str) -> str | None:
-    """What a config field is, by its name; None where the name tells nothing."""
+    """The role of a config field, such as `kv heads`; None if its name matches no pattern."""
     return next((role for role, pattern in _COMPILED if pattern.fullmatch(name)), None)

@@ -1,4 +1,4 @@
-"""From a reference (a model type, a config.json, a checkpoint folder, a Hub id, a class) to a config and a class."""
+"""From a reference (a model type, a config.json, a checkpoint folder, a Hub id, a class) to a config and a model class."""
 
 import json
 import pickle
@@ -49,7 +49,7 @@ Fields: TypeAlias = Mapping[str, object]
 class LoadedModel:
     """A model that can be built: the reference as given, its config, the class with the head, its checkpoint folder.
 
-    `load(name, overrides=dict(overrides), trust_remote_code=trust_remote_code)` gives the same in another process.
+    `load(name, overrides=dict(overrides), trust_remote_code=trust_remote_code)` gives an equal one in another process.
     """
 
     name: str
@@ -61,11 +61,11 @@ class LoadedModel:
 
     @property
     def title(self) -> str:
-        """The name for reports: of a path only its last part, since reports hold no absolute paths."""
+        """The name for reports: only the last part of a path, since reports contain no absolute paths."""
         return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
     def __reduce__(self) -> tuple[Callable[..., "LoadedModel"], tuple[object, ...]]:
-        """Pickles even where the class is of a file given by path: reading the reference again brings its module."""
+        """Pickle the reference. A class from a file given by path has no importable module, so unpickling loads it again."""
         fields = (self.name, self.config, self.model_class, self.checkpoint, self.overrides, self.trust_remote_code)
         again = self.model_class.__module__.startswith(FILE_PACKAGE)
         return _unpickled, (self.name, self.overrides if again else None, pickle.dumps(fields))
@@ -74,10 +74,17 @@ class LoadedModel:
 def load(
     reference: str, *, overrides: Mapping[str, object] | None = None, trust_remote_code: bool = False
 ) -> LoadedModel:
-    """Resolve a reference, without the network; `LoadError` where it names nothing.
+    """Resolve a reference, without the network.
 
-    A path wins over a model type of the same name only if it is written as one (a slash), or holds a config.json.
-    `overrides` are fields of the config: a string is read as JSON where it is JSON, else as text; any other value is itself.
+    A path takes precedence over a model type of the same name only if it contains a slash, or a config.json is in it.
+
+    Args:
+        reference: a model type, a config.json, a checkpoint folder, a GGUF file, a Hub id or a class.
+        overrides: fields of the config. A string is parsed as JSON if it is valid JSON; any other value is used as it is.
+        trust_remote_code: whether code next to a config.json may run.
+
+    Raises:
+        LoadError: the reference names no model, or an override names no field.
     """
     given = {key: _as_written(key, value) for key, value in (overrides or {}).items()}
     with quiet():
@@ -86,7 +93,7 @@ def load(
 
 
 def _as_written(key: str, value: object) -> str:
-    """A value as `--set` would have it: a string as it is, any other as JSON."""
+    """A value in the form of `--set`: a string unchanged, any other value as JSON."""
     if isinstance(value, str):
         return value
     try:
@@ -105,7 +112,7 @@ def _unpickled(reference: str, overrides: tuple[tuple[str, str], ...] | None, fi
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers' log, its progress bars and Python warnings held back: of a default config they say nothing of use."""
+    """Suppress Transformers' log, its progress bars and Python warnings, which would be about default configs and twins."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(ERROR)
@@ -162,19 +169,19 @@ def _from_folder(path: Path, overrides: Mapping[str, str], trusted: bool, *, nam
 
 
 def _from_gguf(path: Path, overrides: Mapping[str, str], *, name: str) -> _Found:
-    """A GGUF file: its metadata hold the config, and it is its own checkpoint."""
+    """A GGUF file: its metadata contain the config, and the file itself is the checkpoint."""
     if not path.is_file():
         raise LoadError(f"{path}: there is no such file; give the path of a GGUF file.")
     try:
         fields: Fields = load_gguf_checkpoint(str(path))["config"]
-    except Exception as error:  # the reader raises whatever a damaged file makes it raise
+    except Exception as error:  # the reader raises anything on a damaged file
         raise LoadError(f"{path}: this GGUF file cannot be read ({reason(error)}).") from error
     config = configure(_config_class(fields, name=name), fields, overrides, name=name)
     return *paired(config, fields, name=name), path
 
 
 def _from_cache(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:
-    """A Hub id, from the local cache alone."""
+    """A Hub id, from the local cache only."""
     if not _HUB_ID.fullmatch(reference) or Path(reference).is_absolute() or reference.startswith("."):
         raise LoadError(f"{reference}: there is no such file or folder; give {_FORMS}.")
     cached = _cached_config(reference)
@@ -199,7 +206,7 @@ def _cached_config(repo: str) -> Path | None:
 def _from_config_file(
     path: Path, overrides: Mapping[str, str], trusted: bool, *, name: str, code_at: str | None = None
 ) -> _Found:
-    """A config.json; custom code lies beside it, or in the repository `code_at`."""
+    """A config.json, with custom code next to it or in the repository `code_at`."""
     fields = _read(path)
     auto_map = fields.get("auto_map")
     if isinstance(auto_map, Mapping) and (trusted or not _native(fields)):
@@ -226,7 +233,7 @@ def _read(path: Path) -> Fields:
 
 
 def _native(fields: Fields) -> bool:
-    """Whether Transformers itself has both the config and the class that a config.json asks for."""
+    """Whether Transformers itself has both the config class and the model class that a config.json names."""
     return fields.get("model_type") in CONFIG_MAPPING and architecture(fields) is not None
 
 
@@ -272,11 +279,15 @@ def _from_auto_map(
 
 
 def build(loaded: LoadedModel, *, device: str = "meta", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The model, in eval mode, its parameters uninitialised on `meta`; `LoadError` where its constructor raises."""
+    """Build the model in evaluation mode; on `meta` its parameters have no data.
+
+    Raises:
+        LoadError: its constructor raises.
+    """
     try:
         with quiet(), torch.device(device):
             make: Callable[..., nn.Module] = loaded.model_class._from_config
-            # A copy: `post_init` deletes an old `gradient_checkpointing`, and the next model would miss it.
+            # A copy: `post_init` deletes an old `gradient_checkpointing` field, which the next model would need.
             model = make(deepcopy(loaded.config), dtype=dtype)
     except Exception as error:
         kind = loaded.model_class
@@ -289,14 +300,16 @@ def build(loaded: LoadedModel, *, device: str = "meta", dtype: torch.dtype = tor
 
 
 def _outdated(kind: type[PreTrainedModel], error: Exception) -> str:
-    """Advice where a class ties weights in the form that Transformers 5 no longer takes."""
+    """Advice for a class that ties weights in a form that Transformers 5 no longer accepts."""
     if not isinstance(kind._tied_weights_keys, list) or "'list' object has no attribute 'keys'" not in str(error):
         return ""
     return " Its _tied_weights_keys is a list; Transformers 5 wants a dictionary from each tied name to its source."
 
 
 def _leave_no_data(model: nn.Module) -> None:
-    """Move to `meta` what a constructor made elsewhere in spite of the default device (`torch.FloatTensor(...)` does)."""
+    """Move tensors to `meta` that a constructor made on another device (`torch.FloatTensor(...)` ignores the default
+    device).
+    """
     moved: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -1,4 +1,4 @@
-"""Which class is built from a config: what `architectures` names, else the model that generates text, else the bare one."""
+"""The model class for a config: the one that `architectures` names, else the one that generates text, else the base model."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ Pair: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel]]
 
 
 def paired(config: PreTrainedConfig, fields: Mapping[str, object], *, name: str) -> Pair:
-    """The config with its class: what `architectures` says, else the model that generates text, else the base model."""
+    """The config with its class: the one that `architectures` names, else the one that generates text, else the base model."""
     whole = [AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq]
     generates: list[Any] = [AutoModelForCausalLM, *whole, AutoModelForImageTextToText, AutoModel]
     if getattr(config, "is_encoder_decoder", False):  # its causal language model is the decoder alone
@@ -39,7 +39,7 @@ def _mapped(config_class: type[PreTrainedConfig], autos: Sequence[Any]) -> type[
     for auto in autos:
         try:
             entry: object = auto._model_mapping.get(config_class, None)
-        except (ImportError, ValueError):  # the mapping names a class that this installation does not have
+        except (ImportError, ValueError):  # the mapping names a class that is not installed
             continue
         found = entry[0] if isinstance(entry, tuple | list) else entry
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
@@ -48,10 +48,12 @@ def _mapped(config_class: type[PreTrainedConfig], autos: Sequence[Any]) -> type[
 
 
 def _own(config_class: type[PreTrainedConfig], *, name: str) -> type[PreTrainedModel]:
-    """The model of a config that no auto class knows, such as a tower's: the class beside it that is built from it alone.
+    """The model class for a config that no auto class knows, such as that of a vision tower: one with this config class.
 
-    Of several, the one named like the config (`XConfig`, `XModel`), or the only one for a task (`XForTask`); `LoadError` names
-    them where that does not tell.
+    Among several, the one named like the config (`XConfig`, `XModel`), or the only one for a task (`XForTask`).
+
+    Raises:
+        LoadError: neither rule leaves one class; names them.
     """
     found = {one.__name__: one for one in _beside(config_class)}
     stem = config_class.__name__.removesuffix("Config")
@@ -65,7 +67,7 @@ def _own(config_class: type[PreTrainedConfig], *, name: str) -> type[PreTrainedM
 
 
 def _beside(config_class: type[PreTrainedConfig]) -> Iterator[type[PreTrainedModel]]:
-    """The models with a forward of their own, in the modeling file that lies beside a configuration file."""
+    """The model classes with a forward of their own in the modeling file next to a configuration file."""
     where = config_class.__module__.replace(".configuration_", ".modeling_")
     try:
         module = importlib.import_module(where)
@@ -78,7 +80,7 @@ def _beside(config_class: type[PreTrainedConfig]) -> Iterator[type[PreTrainedMod
 
 
 def architecture(fields: Mapping[str, object]) -> type[PreTrainedModel] | None:
-    """The class that `architectures` names, where Transformers has it."""
+    """The class that `architectures` names, if Transformers has it."""
     names = fields.get("architectures")
     for name in names if isinstance(names, list) else []:
         found = getattr(transformers, name, None) if isinstance(name, str) else None

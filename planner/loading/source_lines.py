@@ -1,4 +1,4 @@
-"""Where in the modeling code an op was called: a file relative to its package or folder, and a line."""
+"""The line of modeling code that called an op: a file relative to its package or folder, and a line number."""
 
 import inspect
 import sys
@@ -18,14 +18,14 @@ _OURS = f"{Path(__file__).parents[2]}/"
 
 
 class SourceFinder:
-    """Finds the modeling line behind the running op: the innermost frame in the file of the running module's class."""
+    """Finds the modeling line of the running op: the innermost frame in the file of the running module's class."""
 
     def __init__(self, model: nn.Module) -> None:
         self.file_of: dict[type, str | None] = {}
         self.own = _file_of(type(model))
 
     def here(self, module: nn.Module | None) -> Source | None:
-        """The line that is running now, on behalf of `module`."""
+        """The line that runs now in the forward of `module`."""
         wanted = self._file(type(module)) if module is not None else self.own
         frame: FrameType | None = sys._getframe(1)
         fallback: Source | None = None
@@ -50,7 +50,7 @@ class SourceFinder:
 
 
 def line_of(error: BaseException, own: str | None) -> Source | None:
-    """The innermost line that an error came through in the folder of the file `own`, else in any modeling code."""
+    """The innermost line of an error's traceback in the folder of the file `own`, else in any modeling code."""
     entries = [
         entry
         for entry in reversed(traceback.extract_tb(error.__traceback__))
@@ -62,7 +62,7 @@ def line_of(error: BaseException, own: str | None) -> Source | None:
 
 
 def built_at(error: BaseException, kind: type) -> str:
-    """A clause that names the line of the code of `kind` that an error came through; empty where it came through none."""
+    """A clause that names the innermost line of an error's traceback in the code of `kind`; empty if there is none."""
     line = line_of(error, _file_of(kind))
     return f" at {Path(line.file).name}:{line.line}" if line is not None else ""
 
@@ -76,9 +76,9 @@ def _file_of(kind: type) -> str | None:
 
 @cache
 def relative(name: str) -> str:
-    """A file name without anything of this machine: from its package on, or the bare name, as of a checkpoint's own code."""
+    """A file name without machine-specific parts: from its package on, or the bare name, as for code of a checkpoint."""
     path = Path(name)
-    if TRANSFORMERS_DYNAMIC_MODULE_NAME in path.parts:  # Transformers' copy, in a package of its own making
+    if TRANSFORMERS_DYNAMIC_MODULE_NAME in path.parts:  # Transformers' copy of a checkpoint's code
         return path.name
     for parent in path.parents:
         if not (parent / "__init__.py").exists():

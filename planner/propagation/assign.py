@@ -1,4 +1,4 @@
-"""Spread a plan over the modules and parameters of a model, the way a client reads its keys."""
+"""Assign the entries of a plan to the modules and parameters of a model, as a client matches its keys."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,18 +14,18 @@ from shardproof.planner.propagation.semantics import Call, Einsum
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The style and entry of every planned module, the placement and entry of every planned parameter."""
+    """The style and entry of every planned module, and the placement and entry of every planned parameter."""
 
     modules: Mapping[str, tuple[Style, str]]
     parameters: Mapping[str, tuple[Placement, str]]
 
 
 def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") -> Assigned:
-    """Spread `styles` (keys as the head model sees them) as Transformers 5.23 does (`distributed/mixin.py`).
+    """Assign `styles` (keys relative to the head model) as Transformers 5.23 does (`distributed/mixin.py`).
 
-    Layer numbers match `*`; then the key is looked up exactly; a parameter falls back to its own module only; a model's
-    child called `embed_tokens` is split over the vocabulary by itself, where that model has any entry. Unknown styles are left
-    out: the plan check reports them.
+    Layer numbers match `*`; otherwise a key is matched exactly. A parameter without a key takes that of its own module, and
+    of no other. A child called `embed_tokens` is sharded over the vocabulary without an entry, if its model has any entry.
+    Unknown styles are ignored here; the check of the plan's form reports them.
     """
     tables = _tables(graph, base_prefix)
     planned = {owner_of(key, ("", *tables)) for key in styles}
@@ -37,7 +37,7 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     for module in graph.modules:
         key = generic(module.path)
         if (name := styles.get(key)) is not None and name in STYLES:
-            # A repeated layer has no ops of its own: the first of its kind stands for it.
+            # A repeated layer has no ops of its own in the graph: the first layer of its kind stands for it.
             kind = (key, module.kind, module.path.rpartition(".")[2])
             if kind not in standing:
                 standing[kind] = _standing_on(graph, module, styles)
@@ -49,7 +49,9 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
 
 
 def sharded_share(graph: Graph, assigned: Assigned, *, also: Callable[[str], bool] = lambda _: False) -> float:
-    """Share of parameter bytes that is sharded, in a module of `also` without being asked; a tied parameter counts once."""
+    """The share of parameter bytes that is sharded, 0 to 1; a tied parameter counts once. Parameters of modules for which
+    `also` is true count as sharded too: a client shards them without an entry.
+    """
     sharded, total = 0, 0
     seen: set[int] = set()
     for module in graph.modules:
@@ -67,7 +69,7 @@ def sharded_share(graph: Graph, assigned: Assigned, *, also: Callable[[str], boo
 def _placed(
     graph: Graph, module: Module, local: str, number: int, styles: Mapping[str, str]
 ) -> tuple[Placement, str] | None:
-    """Where a parameter lies, and by which key: its own, else its module's."""
+    """The placement of a parameter and the key that gives it: its own key, else its module's. None without a key."""
     entry = next((key for key in map(generic, (join(module.path, local), module.path)) if key in styles), None)
     if entry is None or styles[entry] not in STYLES:
         return None
@@ -75,10 +77,11 @@ def _placed(
 
 
 def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Style:
-    """What a style is on this module. One for tables makes input and parameters distributed tensors: on a module that
-    multiplies by a matrix, one split along its output features makes a shard, which is gathered; one split along its input
-    features takes its part of the input, and the sum is reduced; and a function of whole values stays one
-    (`EmbeddingParallel` in transformers 5.23.0, distributed/tensor_parallel.py).
+    """The style that acts on this module. A style for embeddings makes the input and the parameters distributed tensors, so
+    on other modules it acts as another style. On a matrix product with output features sharded, the result is a shard that
+    is gathered. With input features sharded, each rank takes its part of the input and the result is all-reduced. A
+    pointwise module without parameters keeps replicated values (`EmbeddingParallel` in transformers 5.23.0,
+    distributed/tensor_parallel.py).
     """
     style = STYLES[styles[generic(module.path)]]
     if not looks_up(style) or "Embedding" in module.bases:
@@ -93,7 +96,7 @@ def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Sty
         found = replace(style, before=Before.TAKE_REPLICATED, after=After.GATHER)
     else:
         found = replace(style, before=Before.SPLIT, after=After.REDUCE)
-    # A vector that lies otherwise than the product does is laid out anew by the client; that is not modelled.
+    # If the bias has another placement than the product, the client redistributes it; that is not modelled.
     across = R if gathers else Shard(0)
     vectors = [(local, number) for local, number in module.parameters if len(graph.values[number].shape) == 1]
     placed = [_placed(graph, module, local, number, styles) for local, number in vectors]
@@ -101,14 +104,14 @@ def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Sty
 
 
 def looks_up(style: Style) -> bool:
-    """Whether a style is one for tables, as it acts on a lookup."""
+    """Whether a style is one for embeddings, acting on a lookup."""
     return style.before is Before.TAKE_IDS or (
         style.layout is ParameterLayout.SECOND and style.before is Before.NOTHING
     )
 
 
 def _is_pointwise(graph: Graph, module: Module) -> bool:
-    """Whether a module without parameters computes every element of its result from one of its first argument."""
+    """Whether a module has no parameters and computes each element of its result from one element of its first argument."""
     ops = [op for op in graph.ops if op.module == module.path]
     given = {call.arguments[0][1] for call in graph.calls if call.module == module.path and call.arguments}
     known = given | {made for op in ops for made in op.outputs}
@@ -118,8 +121,8 @@ def _is_pointwise(graph: Graph, module: Module) -> bool:
 
 
 def multiplies(graph: Graph, module: Module) -> bool:
-    """Whether all that a module does is to multiply its first argument by its one matrix, or parts of it by those of a stack,
-    adding a vector perhaps.
+    """Whether a module only multiplies its first argument by its one matrix, or parts of it by the matrices of a stack, and
+    at most adds a bias.
     """
     matrix = _matrix(graph, module)
     ops = [op for op in graph.ops if op.module == module.path]
@@ -134,14 +137,14 @@ def multiplies(graph: Graph, module: Module) -> bool:
 
 
 def is_transposed(graph: Graph, module: Module) -> bool:
-    """Whether a module's one matrix is kept as `[in, out]`: multiplied from the right, as it is."""
+    """Whether a module's one matrix has the shape `[in, out]`, and is the right operand of the product without a transpose."""
     matrix = _matrix(graph, module)
     ops = [graph.ops[position] for position in graph.users.get(matrix, ())] if matrix is not None else []
     return bool(ops) and all(op.target in _PRODUCTS[1:] and op.inputs[-1] == matrix for op in ops)
 
 
 def is_stacked(graph: Graph, module: Module) -> bool:
-    """Whether a module's one parameter is a stack of matrices `[out, in]`, each multiplied by itself."""
+    """Whether a module's one parameter is a stack of matrices `[out, in]` that are multiplied separately."""
     stack = _matrix(graph, module)
     if stack is None or len(graph.values[stack].shape) != 3 or len(module.parameters) > 1:
         return False
@@ -162,12 +165,12 @@ def _matrix(graph: Graph, module: Module) -> int | None:
 
 
 def automatic(graph: Graph, base_prefix: str) -> list[str]:
-    """Patterns of the embeddings that get a style without an entry: `embed_tokens` of every model but the head."""
+    """Patterns of the embeddings that get a style without an entry: `embed_tokens` of every model except the head model."""
     return [table for table in _tables(graph, base_prefix).values() if table]
 
 
 def _tables(graph: Graph, base_prefix: str) -> dict[str, str]:
-    """Every model but the head with the pattern of its embedding; an empty one where it has none."""
+    """The path of every model except the head model -> the pattern of its `embed_tokens`; empty if it has none."""
     found = {}
     for module in graph.modules:
         if "PreTrainedModel" in module.bases and (module.path or not base_prefix):

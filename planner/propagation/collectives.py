@@ -1,7 +1,8 @@
-"""The collectives that one rank issues, read off its program: what, where, and how many elements. No torch.
+"""The collectives that one rank issues, from its program: the kind, the module, and the number of elements. No torch.
 
-A hook of a style is one op `tp.*` (`planner.tracing.rank_program`); what it does on real ranks is `transformers/distributed/
-tensor_parallel.py` (5.23.0): `tp.reduce` sums forward, `tp.gather` gathers forward, `tp.enter`, `tp.rope` sum the gradient.
+Each action of a style's hook is an op `tp.*` (`planner.tracing.rank_program`). On real ranks (transformers 5.23.0,
+distributed/tensor_parallel.py) `tp.reduce` is an all-reduce in the forward, `tp.gather` an all-gather in the forward, and
+`tp.enter` and `tp.rope` are all-reduces of the gradient.
 """
 
 from collections.abc import Iterator
@@ -20,11 +21,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """One call of a collective by one rank: `elements` is what the rank puts in, `made` what it has afterwards, its last
-    dim `width` wide.
+    """One call of a collective by one rank: `elements` is the number of elements that the rank contributes, `made` the
+    number in the result, `width` the size of the result's last dim.
 
-    Where data tells how many rows there are (the tokens that a mask chooses), these are of some representative number, and
-    `row` is what one of them puts in; else it is None.
+    If data decide the number of rows (the tokens that a mask selects), these numbers are for a representative number of
+    rows, and `row` is the number of elements that one row contributes; else `row` is None.
     """
 
     kind: Kind
@@ -38,13 +39,13 @@ class Collective:
 
 
 def collectives(local: Graph) -> tuple[Collective, ...]:
-    """All that one call of the model issues, in order; those of the backward pass after it. Repeated layers count again."""
+    """All collectives of one call of the model, in order, then those of its backward. Repeated layers count again."""
     return tuple(_Issuing(local).within(0, len(local.ops), set()))
 
 
 class _Issuing:
-    """What is asked of each op of a program: its calls by module, the values that a gradient flows back to, and those of which
-    data tells the size.
+    """Facts of a program: its calls by module, the values that a gradient flows back to, and the values whose size data
+    decide.
     """
 
     def __init__(self, local: Graph) -> None:
@@ -55,8 +56,8 @@ class _Issuing:
             self.calls.setdefault(call.module, []).append(call)
 
     def within(self, start: int, stop: int, given: set[int]) -> Iterator[Collective]:
-        """Of some ops, where the values `given` to them have gradients beside the weights. A layer that repeats another issues
-        what the last call of that one would with its own arguments.
+        """The collectives of a range of ops, if the values in `given` have gradients in addition to the weights. A repeated
+        layer issues what the last call of the layer that stands for it would issue with its own arguments.
         """
         trained = self.weights | given
         for position, op in enumerate(self.local.ops[start:stop], start):
@@ -81,24 +82,26 @@ class _Issuing:
             yield replace(found, module=op.module + found.module.removeprefix(first)) if below else found
 
     def _then(self, op: Op, first: str, position: int, trained: set[int]) -> tuple[int, int, set[int]]:
-        """The ops of the last call of a layer's first, and which values that was given have gradients in the layer's own."""
+        """For an op `repeat`: the range of ops of the last call of the layer that stands for it, and the arguments of that
+        call for which the repeated layer's arguments have gradients.
+        """
         mine = [call for call in self.calls.get(op.module, ()) if call.ran[0] <= position < call.ran[1]]
         then = [call for call in self.calls.get(first, ()) if call.ran[1] <= position]
         if mine and then:
             alike = zip(then[-1].arguments, mine[0].arguments, strict=True)
             return *then[-1].ran, {number for (_, number), (_, own) in alike if own in trained}
-        # A layer whose `forward` was called by itself is no call that is noted.
+        # If code calls a layer's `forward` directly, no call is recorded.
         inside = [at for at, one in enumerate(self.local.ops[:position]) if f"{one.module}.".startswith(f"{first}.")]
         start, stop = (inside[0], inside[-1] + 1) if inside else (0, 0)
         return start, stop, {number for one in self.local.ops[start:stop] for number in one.inputs}
 
 
 _PUT = ("aten.nonzero", "aten.masked_select")
-"""Ops whose result is as long as their input has true elements, as an index by a mask is."""
+"""Ops whose result has one row per true element of the input, as indexing by a mask has."""
 
 
 def chosen_by_data(graph: Graph) -> set[int]:
-    """The values whose size data tells: what a mask chose, until it is put back into something of a known size."""
+    """The values whose size data decide: values selected by a mask, until they are written into a tensor of known size."""
     found: set[int] = set()
     for op in graph.ops:
         given = [graph.values[number] for number in op.inputs if number not in found]
@@ -112,7 +115,7 @@ def chosen_by_data(graph: Graph) -> set[int]:
 
 
 def reached(local: Graph) -> set[int]:
-    """The values that a gradient of the outputs flows back to: none goes through indices, nor through what is constant."""
+    """The values that a gradient of the outputs flows back to; it does not flow through indices or constants."""
     found = {number for _, number in local.outputs}
     for op in reversed(local.ops):
         if not _constant(op) and not found.isdisjoint(op.outputs):
@@ -121,7 +124,7 @@ def reached(local: Graph) -> set[int]:
 
 
 def with_gradient(graph: Graph) -> set[int]:
-    """The values that a gradient can flow through to a parameter."""
+    """The values that depend on a parameter, so that autograd gives them a gradient."""
     found = {number for module in graph.modules for _, number in module.parameters}
     for op in graph.ops:
         found |= _trained_by(graph, op, found)
@@ -129,7 +132,7 @@ def with_gradient(graph: Graph) -> set[int]:
 
 
 def _trained_by(graph: Graph, op: Op, trained: set[int]) -> set[int]:
-    """What an op makes that has a gradient; a repeated layer has weights that it does not name."""
+    """The outputs of an op that have a gradient; a repeated layer has weights although the op `repeat` does not list them."""
     if _constant(op) or (op.target != "repeat" and trained.isdisjoint(op.inputs)):
         return set()
     return {number for number in op.outputs if has_gradient(graph.values[number].dtype)}

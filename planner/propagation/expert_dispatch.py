@@ -1,9 +1,9 @@
-"""What expert dispatch asks of a module: the contract of `ep_dispatch_experts`, read off the single-device program.
+"""The contract of expert dispatch (`ep_dispatch_experts`), checked on the single-device program of a module.
 
 Facts from Transformers 5.23.0, `distributed/expert_parallel.py`: the module is called with hidden states, expert ids and
-routing weights, in this order; it has `num_experts`, which becomes the number of a rank's experts; with `all_to_all` its
+routing weights, in this order. Its attribute `num_experts` becomes the number of a rank's experts. With `all_to_all` its
 experts run with weights of one, and the caller multiplies by the routing weights and sums. So the output must be linear in
-those weights, and experts may meet their parameters by number only.
+these weights, and the parameters of an expert may only be selected by its number.
 """
 
 from shardproof.planner.ir.graph import Graph, Module, ModuleCall, Op
@@ -16,7 +16,9 @@ _ZEROS = ("aten.zeros", "aten.zeros_like", "aten.new_zeros")
 
 
 def stacked(graph: Graph, module: Module) -> int | None:
-    """How many experts a module stacks: the first dim that all its parameters share, at least one of them of three dims."""
+    """The number of stacked experts of a module: the size of dim 0, if all its parameters share it and have at least two
+    dims, one of them three; else None.
+    """
     shapes = [graph.values[number].shape for _, number in module.parameters]
     if not shapes or min(map(len, shapes)) < 2 or max(map(len, shapes)) < 3 or len({shape[0] for shape in shapes}) > 1:
         return None
@@ -24,7 +26,7 @@ def stacked(graph: Graph, module: Module) -> int | None:
 
 
 def dispatch_fault(graph: Graph, module: Module) -> str | None:
-    """Why tokens cannot be sent to a module's experts on other ranks; None where they can."""
+    """The reason why tokens cannot be dispatched to a module's experts on other ranks; None if they can."""
     count = stacked(graph, module)
     if count is None:
         return "its parameters are not stacked by expert along their first dim"
@@ -50,7 +52,7 @@ def _signature_fault(graph: Graph, call: ModuleCall, count: int) -> str | None:
 
 
 def _chosen_among(graph: Graph, number: int) -> int | None:
-    """The size of the dim that the ids are picked from, where a top-k is found behind them."""
+    """The size of the dim from which a top-k picked the ids; None if no top-k is found."""
     for _ in range(8):
         position = graph.producer.get(number)
         if position is None:
@@ -77,7 +79,9 @@ def _use_fault(graph: Graph, module: Module) -> str | None:
 
 
 def _weight_fault(graph: Graph, module: Module, call: ModuleCall) -> str | None:
-    """Follow the routing weights as if they were one of several summands: where that is not linear, they are not weights."""
+    """The reason why the output is not linear in the routing weights, found by following them as a partial sum; None if it
+    is.
+    """
     summands, zeros = {call.arguments[2][1]}, set[int]()
     for op in graph.ops:
         if not _inside(op.module, module.path):

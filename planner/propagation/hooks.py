@@ -1,4 +1,4 @@
-"""What a style's hook makes of a value in one rank's program, and what it takes."""
+"""The placements that a style's hook expects and gives, for the ops `tp.*` of one rank's program."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _HOOKS: Mapping[str, _HookRule] = {
 
 
 def hook(state: State, pair: Pair) -> None:
-    """What a style's hook makes of a value, and whether the value is what it takes."""
+    """Set the placement of a hook's result; add to `state.stuck` if its input does not have the placement that it expects."""
     op = pair.local
     source, made = op.inputs[0], op.outputs[0]
     placement = state.placements.get(source, R)
@@ -111,9 +111,7 @@ def _after_hook(state: State, op: Op, placement: Placement, ndim: int) -> Placem
 
 
 def _keeps_second_dim(local: Graph, hook: Op) -> bool:
-    """Whether a module computes every place of dim 1 by itself: then it makes no difference what the client takes that dim
-    for.
-    """
+    """Whether a module computes every position of dim 1 separately. Then sharding that dim inside the module changes nothing."""
     ndim = len(local.values[hook.inputs[0]].shape)
     inside = [op for op in local.ops if op.module == hook.module and not op.target.startswith("tp.")]
     below = any(op.module.startswith(f"{hook.module}.") for op in local.ops)

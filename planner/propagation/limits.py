@@ -1,8 +1,8 @@
-"""What bounds the degree: of one proof at one degree, every step that needs a size to divide.
+"""The limits of the degree: every size in one proof that has to divide.
 
-Placements do not depend on the degree; only sizes do. A proof that holds at one degree therefore holds at every degree at
-which its sharded dims can be cut as its steps need: heads in a view evenly; elsewhere a shard (of every packed block, where
-there are some) may leave the last rank fewer elements, but not none.
+Placements do not depend on the degree; only sizes do. So a proof at one degree holds at every degree at which the sharded
+dims can be divided as its ops need. Heads in a view must divide evenly. Elsewhere the last rank may hold fewer elements of
+a dim (or of every packed block), but not none.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from shardproof.planner.propagation.views import keeps_dim
 
 
 def limits(ran: Propagation, assigned: Assigned) -> tuple[Limit, ...]:
-    """Everything that bounds the degree of a plan whose forward was related without getting stuck; the first of each size."""
+    """All limits of the degree of a plan whose forward was related without a fault; the first one for each size."""
     found: dict[tuple[int | None, bool], Limit] = {}
     for limit in (*_of_ops(ran), *_of_parameters(ran, assigned)):
         found.setdefault((limit.size, limit.even), limit)
@@ -30,7 +30,9 @@ def limits(ran: Propagation, assigned: Assigned) -> tuple[Limit, ...]:
 
 
 def lone_sizes(ran: Propagation) -> frozenset[int]:
-    """Degrees at which a rank's part of some sharded dim is a single element, where programs may behave in another way."""
+    """The degrees at which a rank holds a single element of some sharded dim; a squeeze or a broadcast may behave
+    differently there.
+    """
     return frozenset(
         ran.whole.values[ran.same[number]].shape[placement.dim]
         for number, placement in ran.placements.items()
@@ -58,8 +60,8 @@ def _of_ops(ran: Propagation) -> Iterator[Limit]:
 
 
 def _parts_must_be_even(ran: Propagation, pair: Pair, whole: Op) -> bool:
-    """Whether an op bears no shorter part on the last rank: it regroups the sharded dim, or pairs it with one of
-    another size (grouped heads). Between packed blocks a cut falls alike on every rank.
+    """Whether an op needs equal shards on all ranks: it regroups the sharded dim in a view, or pairs it with a dim of
+    another size (grouped heads). A cut between packed blocks is at the same place on every rank, so it does not need them.
     """
     call = Call(ran.whole, whole)
     given = [ran.placements.get(number, R) for number in pair.local.inputs]

@@ -1,4 +1,4 @@
-"""Where a client can compute with a sharded parameter: a fact about its hooks, not about dims."""
+"""Where code can use a sharded parameter. This depends on the client's hooks, not on placements."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ from shardproof.planner.propagation.assign import Assigned
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """An op that reads a sharded parameter where no hook has made it a tensor of the same kind as the others."""
+    """An op that reads a sharded parameter outside its style's reach: a distributed tensor meets plain tensors there, and
+    torch raises.
+    """
 
     op: Op
     parameter: str
@@ -19,9 +21,9 @@ class Unreachable:
 
 
 def unreachable(local: Graph, assigned: Assigned) -> tuple[Unreachable, ...]:
-    """Every sharded parameter of one rank's program that is read out of reach of its module's style, with its first such op.
+    """Every sharded parameter that is read outside the reach of its module's style, with the first such op.
 
-    A tied parameter is in reach where it is for one of the modules that hold it.
+    For a tied parameter, the reach of any of the modules that hold it is enough.
     """
     holders: dict[int, list[str]] = {}
     for name, number in local.parameters.items():
@@ -31,7 +33,9 @@ def unreachable(local: Graph, assigned: Assigned) -> tuple[Unreachable, ...]:
 
 
 def strided(local: Graph, assigned: Assigned) -> tuple[tuple[Op, str], ...]:
-    """Where a linear layer is given a shard that it cannot view as rows when it is trained: the hook's op, and its entry."""
+    """Linear layers whose sharded input has strides that allow no view as rows, so that training raises: the hook's op and
+    the entry.
+    """
     hooks = (op for op in local.ops if op.target == "tp.sharded" and STRIDED in op.args)
     return tuple((op, assigned.modules[op.module][1]) for op in hooks)
 

@@ -1,7 +1,8 @@
-"""What an op does to the dims of its tensors: the one description that propagation, groups, costs and the truth test read.
+"""What an op does to the dims of its tensors: one description, used by the proof, the groups, the costs and the test of the
+rules.
 
-Most ops are an `Einsum`: every dim carries a letter; a letter shared by tensors is one dim that they have in common. The
-rest rearrange dims (`Reshape`, `Narrow`, `Concat`) or make constants (`Fresh`).
+Most ops are an `Einsum`: every dim has a letter, and dims of several tensors with the same letter are one dim. The other ops
+rearrange dims (`Reshape`, `Narrow`, `Concat`) or make constants (`Fresh`).
 """
 
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ Letters: TypeAlias = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Einsum:
-    """Dims by letter. `None` is a dim that is broadcast, or that has no counterpart.
+    """Dims by letter. None is a dim that is broadcast or has no counterpart.
 
-    A letter of the inputs that is missing in an output is summed over there. `locked` letters mix along the dim (softmax,
-    norms, indices), so it must be whole. `linear` names the sets of inputs in which the op is jointly linear: when exactly
-    those are partial sums, so is the output. `added` inputs are added to the product (a bias).
+    A letter that is missing in an output is summed over there. The op mixes elements along `locked` letters (softmax, norms,
+    indices), so these dims must be whole. `linear` lists the sets of inputs in which the op is jointly linear: if exactly
+    the inputs of one set are partial sums, the output is a partial sum. `added` inputs are added to the product (a bias).
     """
 
     inputs: tuple[Letters, ...]
@@ -31,12 +32,12 @@ class Einsum:
 
 @dataclass(frozen=True, slots=True)
 class Reshape:
-    """Row-major reinterpretation of the first input's dims."""
+    """A row-major reshape of the first input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Narrow:
-    """Output `i` is `lengths[i]` elements of `dim` of the first input from `starts[i]` on."""
+    """Output `i` has `lengths[i]` elements of dim `dim` of the first input, from element `starts[i]` on."""
 
     dim: int
     starts: tuple[int, ...]
@@ -45,26 +46,26 @@ class Narrow:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """The inputs one after the other along `dim`."""
+    """The inputs concatenated along `dim`."""
 
     dim: int
 
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """A constant made on the spot; `uniform` where every element is alike, so that any part of it is right at its size."""
+    """A new constant; `uniform` if all elements are equal, so that a rank's smaller one is right for a shard."""
 
     uniform: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """The first input after one of its views (the second) was written to."""
+    """The first input after a write to one of its views, the second input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """Outputs lie as the op `repeat` of another layer says: whole."""
+    """The op `repeat` of a layer: outputs are replicated, as those of the layer that stands for it."""
 
 
 Semantics: TypeAlias = Einsum | Reshape | Narrow | Concat | Fresh | Write | Same
@@ -72,7 +73,7 @@ Semantics: TypeAlias = Einsum | Reshape | Narrow | Concat | Fresh | Write | Same
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One op of a graph with what a rule asks of it."""
+    """One op of a graph, with the shapes and numbers that a rule needs."""
 
     graph: Graph
     op: Op
@@ -93,7 +94,7 @@ class Call:
         return tuple(self.graph.values[number].shape for number in self.op.outputs)
 
     def shape(self, arg: Arg) -> Shape:
-        """The shape of an argument that is a tensor."""
+        """The shape of a tensor argument."""
         if not isinstance(arg, Ref):
             raise ValueError(f"{self.op.target} was given {arg!r} where a tensor was expected.")
         return self.graph.values[arg.value].shape
@@ -104,7 +105,7 @@ class Call:
         return value if isinstance(value, int) else default
 
     def numbers(self, position: int, name: str) -> tuple[int, ...]:
-        """An argument that is an integer or a list of them; empty where it is missing."""
+        """An argument that is an integer or a list of integers, as a tuple; empty if it is missing."""
         value = self.op.arg(position, name)
         if isinstance(value, tuple):
             return tuple(item for item in value if isinstance(item, int))

@@ -1,4 +1,4 @@
-"""Views and cuts: where a shard lies after one dim became several, or several one, or a part of it was taken."""
+"""The placement of a shard after a view or a cut: one dim became several, several became one, or a part was taken."""
 
 from math import prod
 
@@ -10,13 +10,15 @@ from shardproof.planner.propagation.semantics import Call, Narrow
 
 
 def flat(shape: Shape, placement: Shard) -> tuple[int, int]:
-    """A shard in row-major terms: how many runs there are before the sharded extent repeats, and the run's length."""
+    """A shard in row-major order: the number of sharded runs (the product of the dims before, times blocks) and the run's
+    length.
+    """
     outer = prod(shape[: placement.dim]) * placement.blocks
     return outer, prod(shape) // outer if outer else 0
 
 
 def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shard | None:
-    """Where a shard lies after a row-major reshape; None where a rank's part would not be a part of one dim."""
+    """The placement of a shard after a row-major reshape; None if a rank's part would not be a shard of one dim."""
     outer, _ = flat(shape, placement)
     before = 1
     for dim, size in enumerate(result):
@@ -33,8 +35,8 @@ def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shar
 
 
 def keeps_dim(shape: Shape, result: Shape, before: Placement, after: Placement) -> bool:
-    """Whether a reshape leaves what is sharded as it is, so that the last rank's part may be shorter: the same number of
-    places, each as wide as before.
+    """Whether a reshape keeps the sharded dim, with the same size and the same elements per position, so that an uneven
+    shard stays valid.
     """
     return (
         isinstance(before, Shard)
@@ -60,7 +62,7 @@ def reshape(whole: Call, placement: Placement, degree: int) -> Placements | Prob
 
 
 def cut_inside(whole: Call, local: Call, placements: Placements, degree: int) -> Problem | None:
-    """Why a view fails that takes the number of heads from its tensor: a rank's part holds no whole number of them."""
+    """The problem of a view with an inferred size (-1): a rank's part holds no whole number of heads."""
     placement = placements[0] if placements else None
     if whole.op.target != "aten.view" or not isinstance(placement, Shard):
         return None

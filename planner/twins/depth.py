@@ -1,4 +1,4 @@
-"""How many layers a twin has, and which of the real ones: every kind of layer stays."""
+"""The number of layers of a twin, and which layers of the real model they are: every kind of layer is kept."""
 
 from collections.abc import Mapping
 
@@ -6,9 +6,9 @@ from shardproof.planner.loading.field_roles import Fields
 
 
 def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int) -> Fields:
-    """The number of layers cut so that every kind of layer stays, and every list with one item per layer with it.
+    """A reduced number of layers that keeps every kind of layer, and all lists with one item per layer shortened accordingly.
 
-    A model with fewer layers than `least` becomes deeper, where no list says what each of its layers is.
+    A model with fewer layers than `least` becomes deeper, unless a list describes each layer.
     """
     name = next((name for name, role in roles.items() if role == "layers"), None)
     if name is None or not isinstance(total := fields[name], int):
@@ -56,7 +56,7 @@ def _least(
     least: int,
     counted: Mapping[str, list[tuple[list[object], int]]],
 ) -> int:
-    """The number of layers that holds every period once, and every run of counted kinds as often as it is whole."""
+    """The least number of layers that contains every repeating period once, and complete runs of counted layer kinds."""
     periods = (fields[key] for key in _of_role("period", roles))
     least = max([least, *(value for value in periods if isinstance(value, int) and value <= total)])
     for pairs in counted.values():
@@ -69,7 +69,7 @@ def _renumbered(by_layer: Mapping[int, object], kept: list[int]) -> dict[str, ob
 
 
 def _counted(value: object, total: int) -> list[tuple[list[object], int]]:
-    """Pairs of kinds of layers and how often these are repeated, where such pairs make up all layers; else none."""
+    """Pairs (layer kinds, repetitions) if such pairs describe all layers; else an empty list."""
     pairs: list[tuple[list[object], int]] = []
     for pair in value if isinstance(value, list) else ():
         match pair:
@@ -85,14 +85,14 @@ def _length(pairs: list[tuple[list[object], int]]) -> int:
 
 
 def _by_layer(value: object, total: int) -> dict[int, object]:
-    """What a mapping from layer numbers says, by number; nothing of any other value."""
+    """A mapping with layer numbers as keys, with integer keys; empty for any other value."""
     if not isinstance(value, dict) or not all(str(key).isdecimal() and int(key) < total for key in value):
         return {}
     return {int(key): own for key, own in value.items()}
 
 
 def _kept_layers(kinds: list[tuple[object, ...]], total: int, least: int) -> list[int]:
-    """The first layer of each kind, filled up with the next ones to `least`."""
+    """The first layer of each kind, plus the next layers up to `least`."""
     first = {repr(kind): index for index, kind in reversed(list(enumerate(kinds)))}
     kept = set(first.values())
     rest = (index for index in range(total) if index not in kept)

@@ -1,7 +1,7 @@
-"""Small sizes for the fields of a config, by what their names say; no table per model type.
+"""Small sizes for the fields of a config, by the roles of their names; there is no table per model type.
 
-Every structural dim gets a size of its own, so that two dims cannot be confused; a size has the same common divisors with
-the degree as the real one, so that what does not divide in reality does not divide in the twin either.
+Every structural dim gets a different size, so that two dims cannot be confused. A size has the same common divisors with
+the degree as the real size, so that a size that does not divide in the real model does not divide in the twin either.
 """
 
 import re
@@ -18,7 +18,7 @@ _DROPPED = re.compile(r"\w*(drop|jitter)\w*")
 _MULTIPLIER = re.compile(r"\w*(multiplier|logits?_scal(e|ing)|residual_scale|embed(ding)?_scale|scaling_factor)")
 _TOKEN = re.compile(r"\w*token_(ids?|index)")
 _GRID = re.compile(r"\w*pos(ition)?_shape")
-"""A grid of positions, which some models fill when they train."""
+"""Fields with the shape of a grid of positions."""
 _INNER = re.compile(r"(\w+?)_(?:n|num)_heads")
 HEAD_DIM = 8
 LENGTH = 12
@@ -27,8 +27,8 @@ LENGTH = 12
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One attempt: `apart` gives equal real sizes different small ones, `scaled` makes multipliers of 1.0 differ
-    from 1, `counted` keeps the real numbers of heads, which some code divides by a number of its own."""
+    """One attempt to shrink a config. `apart`: equal real sizes get different small ones. `scaled`: multipliers of 1.0
+    become other than 1. `counted`: the real numbers of heads are kept, which some code divides by a constant."""
 
     apart: bool
     scaled: bool
@@ -43,12 +43,12 @@ RUNGS = (
     Rung(False, True, True),
     Rung(False, False, True),
 )
-"""Tried in this order: some models tie two fields together, and build only where equal sizes stay equal."""
+"""Tried in this order. Some models require two fields to be equal, and build only if equal sizes stay equal."""
 
 
 @dataclass(slots=True)
 class _Picker:
-    """Hands out sizes, none of them twice (unless the same real size is to stay the same)."""
+    """Chooses sizes, each at most once (unless equal real sizes have to stay equal)."""
 
     tp: int
     apart: bool
@@ -56,7 +56,7 @@ class _Picker:
     given: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def size(self, role: str, *, real: int, least: int, step: int = 1) -> int:
-        """A size of at least `least`, of the same divisibility as `real`."""
+        """A size of at least `least` with the same divisibility as `real`."""
         if not self.apart and (role, real) in self.given:
             return self.given[role, real]
         size = fit(least, real=real, tp=self.tp, step=step, taken=self.used)
@@ -66,14 +66,18 @@ class _Picker:
 
 
 def fit(least: int, *, real: int, tp: int, step: int = 1, taken: Iterable[int] = ()) -> int:
-    """The smallest multiple of `step` from `least` on that is not taken and has `real`'s common divisor with `tp`."""
+    """The smallest multiple of `step`, at least `least`, that is not taken and has the same common divisor with `tp` as
+    `real`.
+    """
     start = -(-least // step) * step
     free = [n for n in range(start, start + step * (4 * tp + 32), step) if n not in set(taken)]
     return next((n for n in free if gcd(n, tp) == gcd(real, tp)), free[0])
 
 
 def heads(real: int, real_kv: int | None, *, tp: int) -> tuple[int, int]:
-    """Small head and KV head counts: the ratio kept up to 8, at least 2 KV heads (1 stays 1), more than the degree."""
+    """Small numbers of query and KV heads: the ratio is kept up to 8, there are at least 2 KV heads (1 stays 1), and more query
+    heads than ranks.
+    """
     if real_kv == 1:
         return fit(tp + 1, real=real, tp=tp), 1
     kv = fit(max(2, min(tp + 1, real_kv or real)), real=real_kv or real, tp=tp, taken=(tp,))
@@ -84,7 +88,7 @@ def heads(real: int, real_kv: int | None, *, tp: int) -> tuple[int, int]:
 
 
 def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Rung) -> Fields:
-    """The fields with small sizes; fields whose names tell nothing stay."""
+    """The fields with small sizes; fields whose names have no role stay."""
     numbers = {name: value for name, value in fields.items() if type(value) is int and value > 0}
     roles = {name: role for name in numbers if (role := role_of(name))}
     small: Fields = dict(fields)
@@ -103,12 +107,12 @@ def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Ru
 
 
 def is_config(part: object) -> TypeGuard[Fields]:
-    """Whether a field's value is a config of its own (a text or a vision part), as a mapping."""
+    """Whether a field's value is a nested config (a text or a vision part), as a mapping."""
     return isinstance(part, dict) and "model_type" in part
 
 
 def _rotary(fields: Mapping[str, object], small: Mapping[str, object], roles: Mapping[str, str]) -> Fields:
-    """The rotated part of a head: the same share of it, an even number."""
+    """The size of the rotary part of a head: the same share of the head, rounded to an even number."""
     name = next((name for name, role in roles.items() if role == "head dim"), None)
     real, now = _head_dim(fields, name), _head_dim(small, name)
     return {
@@ -119,13 +123,13 @@ def _rotary(fields: Mapping[str, object], small: Mapping[str, object], roles: Ma
 
 
 _WIDTHS = ("heads", "kv heads", "hidden", "intermediate", None)
-"""Roles of sizes that grow together with a model's width; a size whose name tells nothing is taken for one."""
+"""Roles of sizes that scale with a model's width; a size whose name has no role counts as one."""
 
 
 def narrowed(fields: Mapping[str, object], *, tp: int, least_layers: int, factor: int) -> Fields:
-    """The fields with every width divided by one factor, so that whatever relation holds between them still holds.
+    """The fields with every width divided by one factor, so that the relations between widths still hold.
 
-    A size that the factor does not divide, or that would no longer divide by the degree, stays.
+    A size stays if the factor does not divide it, or if the quotient is no longer divisible by the degree.
     """
     numbers = {name: value for name, value in fields.items() if type(value) is int and value > 0}
     roles = {name: role for name in numbers if (role := role_of(name))}
@@ -149,7 +153,7 @@ def narrowed(fields: Mapping[str, object], *, tp: int, least_layers: int, factor
 
 
 def _shared_widths(fields: Mapping[str, object], small: Mapping[str, object], *, factor: int) -> Fields:
-    """Lists of widths that together make up one that was divided: each is divided too."""
+    """Lists of widths whose sum is a width that was divided: each item is divided too."""
     made = {value for name, value in fields.items() if type(value) is int and small[name] != value}
     return {
         name: [part // factor for part in value]
@@ -188,7 +192,7 @@ def _head_sizes(numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int
 
 
 def _inner_heads(numbers: Mapping[str, int], small: Mapping[str, object], *, tp: int) -> Fields:
-    """Heads of a state-space mixer, whose width is so many times the hidden size: few and narrow, their product kept."""
+    """Heads and head dims of a state-space mixer, small, with their product equal to the mixer's inner width."""
     hidden = next((name for name in numbers if role_of(name) == "hidden"), "")
     narrow, found = small.get(hidden), Fields()
     for name, count in numbers.items():
@@ -207,7 +211,7 @@ def _inner_heads(numbers: Mapping[str, int], small: Mapping[str, object], *, tp:
 
 
 def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
-    """Experts, groups of experts, windows, positions: the structure kept, the numbers small."""
+    """Small numbers of experts, expert groups, windows and positions, with the same structure."""
     limits = {"experts": 8, "chosen": 2, "groups": 2, "chosen groups": 1, "window": 5, "dense layers": 1}
     return {
         name: min(value, limits[role])
@@ -217,7 +221,7 @@ def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
 
 
 def numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Fields:
-    """Dropout off, token ids inside the vocabulary, neutral multipliers made visible."""
+    """No dropout, token ids inside the vocabulary, and multipliers of 1.0 changed so that a lost one shows."""
     vocabulary = next((v for k, v in fields.items() if role_of(k) == "vocabulary" and isinstance(v, int)), None)
     small: Fields = {}
     for name, value in fields.items():
@@ -233,7 +237,7 @@ def numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Field
 
 
 def _scaled_overrides(fields: Mapping[str, object], small: Mapping[str, object]) -> Fields:
-    """A size that single layers have of their own keeps its ratio to the size that the others have."""
+    """Sizes of single layers, with their ratio to the common size kept."""
     found: Fields = {}
     for name, value in small.items():
         if isinstance(value, dict) and value and all(str(key).isdecimal() for key in value):
@@ -243,7 +247,7 @@ def _scaled_overrides(fields: Mapping[str, object], small: Mapping[str, object])
 
 
 def _scaled_layer(own: Fields, fields: Mapping[str, object], small: Mapping[str, object]) -> Fields:
-    """One layer's own sizes; a head dim that is what another one leaves of a third stays that."""
+    """The sizes of one layer; a head dim that is the difference of two others stays the difference."""
     scaled = {field: _in_ratio(size, fields.get(field), small.get(field)) for field, size in own.items()}
     real, now = _head_dims({**fields, **own}), _head_dims({**small, **scaled})
     for rest, whole, part in permutations(real, 3):
@@ -269,7 +273,7 @@ def _inside(token: object, vocabulary: int) -> object:
 
 
 def _scaled_lists(fields: Mapping[str, object], small: Mapping[str, object], roles: Mapping[str, str]) -> Fields:
-    """Rope factors come one per frequency: their lists shrink with the head dim."""
+    """Lists of rope factors, one per frequency, shortened with the head dim."""
     name = next((name for name, role in roles.items() if role == "head dim"), None)
     real, now = _head_dim(fields, name), _head_dim(small, name)
     rope = fields.get("rope_parameters")
@@ -280,7 +284,9 @@ def _scaled_lists(fields: Mapping[str, object], small: Mapping[str, object], rol
 
 
 def _shared_out(values: list[Any], now: int, real: int) -> list[Any]:
-    """A list with one factor a frequency is cut to as many; sections of the frequencies (integers) are made narrower."""
+    """The list for a head dim of `now` instead of `real`: a list with one factor per frequency is shortened; sizes of
+    sections of the frequencies (integers) are scaled down.
+    """
     if not all(type(value) is int for value in values) or sum(values) > real:
         return values[: max(1, len(values) * now // real)]
     total = max(len(values), sum(values) * now // real)

@@ -1,7 +1,6 @@
-"""The twin: a small model with the same structure, and random weights for it.
+"""The twin: a small model with the same structure and random weights.
 
-A real bug shows the same at any size, so it is looked for at a small one, in float64, where it cannot be taken for
-rounding.
+A wrong plan is wrong at any size, so it is tested at a small size in float64, where a fault cannot be confused with rounding.
 """
 
 import dataclasses
@@ -26,13 +25,13 @@ from shardproof.planner.loading.load import LoadedModel, build, quiet
 from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
 
 SMALL = 4_000_000
-"""Parameters; a twin by the names of fields is far below."""
+"""A model with at most this many parameters is small enough; a twin by field names is far smaller."""
 NARROW = 20_000_000
-"""Parameters of a twin whose widths are divided by one factor."""
+"""The most parameters of a twin whose widths are divided by one factor."""
 LARGEST = 50_000_000
-"""Parameters; above it a float64 model and its gradients no longer fit beside each other on a small machine."""
+"""The most parameters of a twin; above it, a float64 model and its gradients do not fit in the memory of a small machine."""
 _NEUTRAL = 1e3
-"""A vector's value that is no number below this is memory that its constructor left as it was."""
+"""A vector with a value of at least this magnitude, or NaN, is memory that its constructor did not initialise."""
 _TRIALS = 80
 _SHORT = Sizes(2, 5, 5)
 
@@ -42,11 +41,13 @@ class TwinError(ShardproofError, ValueError):
 
 
 def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
-    """A small, structurally identical model for `tp` ranks and `pp` stages.
+    """A small model with the same structure, for `tp` ranks and `pp` stages.
 
-    Kept: every kind of layer, the ratio of heads to KV heads, and whether each size divides by `tp`. `TwinError`
-    where the
-    config's fields neither tell their meaning nor can be shrunk by trial, and the model is too large to run as it is.
+    Kept are every kind of layer, the ratio of query to KV heads, and whether each size divides by `tp`.
+
+    Raises:
+        TwinError: the config's fields can be shrunk neither by their names nor by trial, and the model is too large to run
+            as it is.
     """
     with quiet():
         kinds = _kinds(loaded)
@@ -71,45 +72,47 @@ def runs(loaded: LoadedModel) -> bool:
     try:
         torch.manual_seed(0)
         model = build(loaded, device="cpu")
-        model.load_state_dict(random_state(model))  # some constructors leave memory as it is
+        model.load_state_dict(random_state(model))  # some constructors leave memory uninitialised
         with torch.no_grad():
             return bool(torch.isfinite(model(**real_inputs(model, _SHORT), **caching(model, False))[0]).all())
-    except Exception:  # any failure of unknown model code means only that this size is no good
+    except Exception:  # any failure of the model's code only means that this size does not work
         return False
 
 
 def raises_on_one_device(loaded: LoadedModel, mode: RunMode) -> bool:
-    """Whether a small copy of the model raises in a mode by itself, with numbers: then no client runs the model so."""
+    """Whether a twin raises in this mode on a single device; then clients do not run the model in this mode. False if
+    unknown.
+    """
     try:
         small = twin(loaded, tp=1)
         torch.manual_seed(0)
         model = build(small, device="cpu")
         model.load_state_dict(random_state(model))
         given = real_inputs(model, _SHORT)
-    except Exception:  # not known: the mode may be one that clients run
+    except Exception:  # unknown: clients may run this mode
         return False
     tried = False
     for script in scripts(model, mode, given):
         tried = True
         for name, value in script.tensors.items():
-            if name not in given:  # made without numbers: masks, labels, the next token
+            if name not in given:  # tensors without data: masks, labels, the next token
                 value.fill_(1)
         model.train(mode is RunMode.TRAINING)
         try:
             with torch.set_grad_enabled(mode is RunMode.TRAINING):
                 script.run(model)
             return False
-        except Exception:  # whatever the model raises: a form with less may run
+        except Exception:  # any exception of the model's code: a form with fewer inputs may run
             continue
     return tried
 
 
 def random_state(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A float64 state for a model that was built on the CPU: everything differs from its neutral value.
+    """A float64 state dict for a model that was built on the CPU, in which no tensor has its neutral value.
 
-    Matrices are normal with the spread that keeps activations near 1; vectors (norm weights, biases, sinks, per-head
-    constants) are spread around the value that the model initialises them to: a zero bias would hide a bias added per
-    rank, a unit norm weight a gradient that nobody reduces.
+    Matrices are normally distributed and scaled to keep activations near 1. Vectors (norm weights, biases, sinks, per-head
+    constants) vary around the value that the model initialises them with: a zero bias would hide a bias added once per
+    rank, and a unit norm weight a missing all-reduce of its gradient.
     """
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, torch.Tensor] = {}
@@ -132,16 +135,16 @@ def _drawn(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _by_names(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
-    """Configs shrunk by the names of their fields, rung by rung, deeper where a kind of layer was lost."""
+    """Configs shrunk by the names of their fields, one attempt after the other; deeper if a kind of layer was lost."""
     fields = fields_of(config)
     for deeper in (1, 2, 4):
         for rung in RUNGS:
-            with suppress(Exception):  # a config class may refuse sizes: the next rung
+            with suppress(Exception):  # a config class may refuse sizes: try the next attempt
                 yield rebuilt(config, shrunk(fields, tp=tp, least_layers=2 * pp * deeper, rung=rung))
 
 
 def _by_width(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
-    """Configs whose widths are all divided by one factor, the largest first; deeper where a kind of layer was lost."""
+    """Configs whose widths are divided by one factor, the largest factor first; deeper if a kind of layer was lost."""
     fields = fields_of(config)
     for factor in (64, 32, 16, 8, 4, 2):
         for deeper in (1, 2, 4):
@@ -150,9 +153,10 @@ def _by_width(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrai
 
 
 def fields_of(config: PreTrainedConfig) -> Fields:
-    """The arguments that would make this config again: what its constructor names, and what it was given beyond that.
+    """The arguments that would construct this config again: those in its constructor's signature, and other fields it was
+    given.
 
-    A class may write a field under another name than its constructor takes (`attribute_map`).
+    A class may store a field under another name than its constructor takes (`attribute_map`).
     """
     kind = type(config)
     parameters = inspect.signature(kind.__init__).parameters
@@ -165,11 +169,11 @@ def fields_of(config: PreTrainedConfig) -> Fields:
 
 
 _OF_LAYERS = "per_layer_config"
-"""Sizes that single layers have of their own (transformers 5.23.0, integrations/heterogeneity/configuration_utils.py)."""
+"""The field with sizes of single layers (transformers 5.23.0, integrations/heterogeneity/configuration_utils.py)."""
 
 
 def _beyond(config: PreTrainedConfig) -> set[str]:
-    """The fields of a config.json that the class neither names nor derives: Transformers keeps them as they are."""
+    """The fields of a config.json that the class neither takes nor derives; Transformers keeps them unchanged."""
     try:
         return set(vars(config)) - set(vars(type(config)()))
     except Exception:  # a class that has no defaults
@@ -177,9 +181,9 @@ def _beyond(config: PreTrainedConfig) -> set[str]:
 
 
 def rebuilt(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
-    """A config of the same class with these fields; what its class derives is derived anew.
+    """A config of the same class with these fields; derived fields are derived again.
 
-    Experts run one by one: the grouped kernel has no float64.
+    Experts run one by one, because the grouped kernel does not support float64.
     """
     make: Callable[..., PreTrainedConfig] = type(config)
     made = make(**fields)
@@ -188,10 +192,10 @@ def rebuilt(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
 
 
 def _kinds(loaded: LoadedModel) -> frozenset[tuple[str, int]]:
-    """Every parameter name with layer numbers as wildcards, and its number of dims; empty where it does not build."""
+    """Every parameter pattern with its number of dims; empty if the model cannot be built."""
     try:
         model = build(loaded)
-    except Exception:  # unknown model code that cannot run on the meta device
+    except Exception:  # the model's code cannot run on the meta device
         return frozenset()
     return frozenset((generic(name), parameter.ndim) for name, parameter in model.named_parameters())
 
@@ -199,12 +203,12 @@ def _kinds(loaded: LoadedModel) -> frozenset[tuple[str, int]]:
 def _parameters(loaded: LoadedModel) -> int:
     try:
         return sum(parameter.numel() for parameter in build(loaded).parameters())
-    except Exception:  # does not build on the meta device: as large as can be, so that it is never built for real
+    except Exception:  # cannot be built on the meta device: counts as too large, and is never built on the CPU
         return LARGEST + 1
 
 
 def _by_trial(loaded: LoadedModel, *, tp: int, pp: int) -> PreTrainedConfig:
-    """The config with integer fields halved, one or two at a time, as long as the model builds and gets smaller."""
+    """The config with integer fields halved, one or two at a time, while the model still builds and gets smaller."""
     best, size = _beside_sizes(loaded), _parameters(loaded)
     for _ in range(_TRIALS):
         if size <= SMALL:
@@ -220,7 +224,9 @@ def _by_trial(loaded: LoadedModel, *, tp: int, pp: int) -> PreTrainedConfig:
 
 
 def _beside_sizes(loaded: LoadedModel) -> PreTrainedConfig:
-    """The config with what beside its sizes belongs to a twin (no dropout, visible multipliers), where it builds with that."""
+    """The config with a twin's values for fields that are no sizes (no dropout, multipliers other than 1), if it builds
+    with them.
+    """
     with suppress(Exception):  # a config class may refuse values
         fields = fields_of(loaded.config)
         made = rebuilt(loaded.config, fields | numbers_beside_sizes(fields, scaled=True))
@@ -249,12 +255,12 @@ def _halvings(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrai
 
 
 def _forwards(loaded: LoadedModel) -> bool:
-    """Whether the model's forward has shapes that fit, on the meta device."""
+    """Whether the model's forward runs on the meta device."""
     try:
         with torch.no_grad():
             model = build(loaded)
             ids = torch.zeros(2, 5, dtype=torch.long, device="meta")
             model(**dict.fromkeys(token_inputs(model), ids), use_cache=False)
-    except Exception:  # shapes that do not fit, or code that the meta device cannot run
+    except Exception:  # shapes that do not fit, or code that cannot run on the meta device
         return False
     return True

@@ -1,8 +1,8 @@
-"""What the client does to weights between a checkpoint and a model, where it has cut them before.
+"""Does the client's conversion of a checkpoint commute with sharding?
 
-It reads of every checkpoint tensor the part that the parameter's placement says, and converts what it has read: merges it with
-others, cuts it into several, puts it in order. Where that does not commute with the cut, a rank holds another part than the plan
-means. Whether it commutes is tried, with the client's own operations on small tensors whose elements are all different.
+A rank first reads its shard of every checkpoint tensor, according to the parameter's placement. It then converts the shards:
+merges several tensors, splits one, or reorders elements. If the conversion does not commute with sharding, the rank holds other
+elements than the plan says. This is tried with the client's own operations on small tensors whose elements are all different.
 Source: transformers 5.23.0, core_model_loading.py, `convert_and_load_state_dict_in_model`, and distributed/sharding_utils.py,
 `DtensorShardOperation`.
 """
@@ -29,9 +29,10 @@ _Tensors: TypeAlias = dict[str, list[Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Misplaced:
-    """A parameter of which a rank holds another part than its placement says; `held` is what it holds, where that has a name.
+    """A parameter of which a rank holds other elements than its placement says. `held` is the placement that it has
+    instead, if any.
 
-    `known` is false where the conversion could not be tried, so that nobody knows what a rank holds.
+    `known` is false if the conversion could not be tried, so that the rank's elements are unknown.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Misplaced:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One conversion, and how each of its results is to lie."""
+    """One conversion, and the placement wanted for each of its results."""
 
     converter: WeightConverter
     names: tuple[str, ...]
@@ -53,7 +54,7 @@ class _Trial:
 
 
 def misplaced(model: nn.Module, assigned: Assigned, degree: int) -> tuple[Misplaced, ...]:
-    """The sharded parameters that the client's conversion mixes up at this degree, one of every pattern."""
+    """The sharded parameters of which a rank holds wrong elements after the conversion at this degree; one for each pattern."""
     return tuple(_found(model, assigned, degree)) if isinstance(model, PreTrainedModel) else ()
 
 
@@ -83,7 +84,7 @@ def _found(model: PreTrainedModel, assigned: Assigned, degree: int) -> Iterator[
 def _trials(
     model: PreTrainedModel, converters: list[WeightConverter], name: str, assigned: Assigned
 ) -> Iterator[_Trial]:
-    """The conversions that make a parameter, each with its other results."""
+    """The conversions that produce a parameter, each with all of its results."""
     for converter in converters:
         mine = next((target for target in converter.target_patterns if re.search(target, name)), None)
         if mine is None:
@@ -95,12 +96,14 @@ def _trials(
 
 
 MOST_TRIED = 4
-"""Ranks that a conversion is tried at: what cuts and merges tensors does so alike for more, and the tensors grow with the degree
-to the power of their dims. Two are too few alone, since then a rank's part may be one whole half."""
+"""The most ranks at which a conversion is tried. Operations that split and merge tensors behave alike at higher degrees,
+and the size of the tensors grows with the degree to the power of their dims. Two ranks alone are too few: a rank's part may
+be one whole half.
+"""
 
 
 def _held(model: PreTrainedModel, trial: _Trial, degree: int) -> list[Placement | None] | None:
-    """Which part of each result the ranks hold in the end; None where the conversion cannot be tried."""
+    """The placement of each result after the conversion; None if the conversion cannot be tried."""
     degree = degree if degree <= MOST_TRIED else MOST_TRIED - degree % 2
     targets, size = trial.converter.target_patterns, _size(trial, degree)
     most = size ** max(trial.ndims)
@@ -117,7 +120,7 @@ def _held(model: PreTrainedModel, trial: _Trial, degree: int) -> list[Placement 
             _converted(model, trial, _read(trial, sources, rank=rank, degree=degree, size=size))
             for rank in range(degree)
         ]
-    except Exception:  # an operation that asks for more than tensors, such as the sizes of the model
+    except Exception:  # an operation that needs more than tensors, such as the sizes of the model
         return None
     return [
         _placement([rank[target][0] for rank in ranks], whole[target], placement)
@@ -126,13 +129,13 @@ def _held(model: PreTrainedModel, trial: _Trial, degree: int) -> list[Placement 
 
 
 def _size(trial: _Trial, degree: int) -> int:
-    """Of every dim: what all blocks, all sources and all results divide among the ranks, in halves too."""
+    """The size of every dim of the small tensors: divisible by ranks, blocks, sources and results, and by two."""
     blocks = prod(placement.blocks for placement in set(trial.placements) if isinstance(placement, Shard))
     return 2 * degree * blocks * max(len(trial.converter.source_patterns), len(trial.converter.target_patterns))
 
 
 def _undone(model: PreTrainedModel, trial: _Trial, whole: Mapping[str, Tensor]) -> _Tensors:
-    """What a checkpoint would hold: the conversion backwards, as the client does it when it saves."""
+    """The tensors of a checkpoint: the reverse conversion, as the client runs it when it saves."""
     converter = trial.converter
     held: dict[str, Any] = {name: [tensor] for name, tensor in whole.items()}
     for operation in reversed(converter.operations):
@@ -141,7 +144,7 @@ def _undone(model: PreTrainedModel, trial: _Trial, whole: Mapping[str, Tensor]) 
 
 
 def _listed(held: Mapping[str, object], source: str) -> list[Tensor]:
-    """The tensors of one source pattern: one, or one for each number that stands for its `*`."""
+    """The tensors of one source pattern: one, or one for each number that matches its `*`."""
     if source in held:
         return _as_list(held[source])
     numbered = [
@@ -181,7 +184,7 @@ def _applied(
 
 
 def _read(trial: _Trial, sources: _Tensors, *, rank: int, degree: int, size: int) -> _Tensors:
-    """What one rank reads of the checkpoint: by the placement of the first result, whatever the others'."""
+    """The parts of the checkpoint's tensors that one rank reads, which follow the placement of the first result."""
     placement, ndim = trial.placements[0], trial.ndims[0]
     if not isinstance(placement, Shard):
         return sources
@@ -199,8 +202,8 @@ def _read(trial: _Trial, sources: _Tensors, *, rank: int, degree: int, size: int
 def _read_of(
     tensor: Tensor, placement: Shard, ndim: int, number: int, *, rank: int, degree: int, size: int
 ) -> Tensor | None:
-    """A rank's part of one checkpoint tensor. Of one that is a slice of dim 0 (one expert), all or nothing where that dim is
-    sharded, and else a part without packed blocks.
+    """A rank's part of one checkpoint tensor; None if the rank reads none of it. If the tensor is one slice of dim 0 (one
+    expert), a shard of dim 0 takes the whole tensor or nothing, and a shard of another dim takes a part without packed blocks.
     """
     if tensor.ndim == ndim:
         return part_of(tensor, placement, rank=rank, degree=degree)
@@ -210,7 +213,9 @@ def _read_of(
 
 
 def _placement(parts: list[Tensor], whole: Tensor, wanted: Placement) -> Placement | None:
-    """The placement of which these are the parts: the wanted one first."""
+    """The placement that yields these parts of a tensor; the wanted placement is tried first. None if there is no such
+    placement.
+    """
     degree = len(parts)
     blocks = [count for count in range(1, whole.shape[0] // degree + 1) if whole.shape[0] % (count * degree) == 0]
     shards = [Shard(dim, count) for dim in range(whole.ndim) for count in blocks]

@@ -1,7 +1,8 @@
-"""Where a model's own `_init_weights` computes with a parameter: the client calls it after loading, on distributed tensors.
+"""Does a model's `_init_weights` combine a sharded parameter with plain tensors? The client calls it after loading.
 
-What it would write is skipped for weights that were loaded, what it computes is not; a distributed tensor among plain ones raises
-(transformers 5.23.0, `modeling_utils.py`, `_initialize_weights`). Custom code is not called where all its weights were loaded.
+For weights that were loaded, the client skips the writes of `_init_weights` but not its computations. Sharded parameters
+are then distributed tensors, and an op on a distributed and a plain tensor raises (transformers 5.23.0, `modeling_utils.py`,
+`_initialize_weights`). Custom code whose weights were all loaded is not called.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,10 +34,10 @@ class MixedError(RuntimeError):
 
 
 def check_initial(model: nn.Module, assigned: Assigned) -> None:
-    """Call `_init_weights` as the client does for every kind of module that holds sharded parameters by itself.
+    """Call `_init_weights` as the client does, for one module of every pattern that holds sharded parameters itself.
 
     Raises:
-        UnloadableError: it combines one of them with a plain tensor.
+        UnloadableError: `_init_weights` combines a sharded parameter with a plain tensor.
     """
     for path, entry, sharded in _holders(model, assigned):
         module = model.get_submodule(path)
@@ -51,7 +52,7 @@ def check_initial(model: nn.Module, assigned: Assigned) -> None:
 
 
 def _holders(model: nn.Module, assigned: Assigned) -> Iterator[tuple[str, str, list[Tensor]]]:
-    """The first module of every pattern that is no plain layer, an entry of its sharded parameters, and these."""
+    """For the first module of every pattern that is not a plain layer: its path, an entry, and its sharded parameters."""
     found: dict[str, tuple[str, str, list[Tensor]]] = {}
     for name, (placement, entry) in assigned.parameters.items():
         path, _, local = name.rpartition(".")
@@ -63,14 +64,14 @@ def _holders(model: nn.Module, assigned: Assigned) -> Iterator[tuple[str, str, l
 
 
 def _owner(model: nn.Module, path: str) -> PreTrainedModel | None:
-    """The innermost model that a module belongs to, whose `_init_weights` it is given to."""
+    """The innermost model that contains a module, whose `_init_weights` is called with the module."""
     parts = path.split(".") if path else []
     around = (model.get_submodule(".".join(parts[:count])) for count in range(len(parts), -1, -1))
     return next((module for module in around if isinstance(module, PreTrainedModel)), None)
 
 
 class _Loaded:
-    """For a time, a module's parameters carry the client's mark of what was loaded."""
+    """A context in which a module's parameters carry the client's mark for loaded weights."""
 
     def __init__(self, module: nn.Module) -> None:
         self.marked = [p for p in module.parameters() if not hasattr(p, _MARK)]
@@ -88,7 +89,7 @@ _MARK = "_is_hf_initialized"
 
 
 class _Distributed(TorchDispatchMode):
-    """Follows what is computed from distributed tensors, and raises where a plain one joins; a lone number may."""
+    """Follows values computed from distributed tensors, and raises where an op also has a plain tensor, 0-dim ones excepted."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped

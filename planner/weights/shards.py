@@ -1,4 +1,4 @@
-"""What one rank holds of a whole tensor."""
+"""A rank's part of a whole tensor, and back."""
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -7,11 +7,15 @@ from shardproof.planner.ir.placement import Placement, Shard
 
 
 class PartError(ValueError):
-    """A tensor that does not divide into the parts that its placement asks for."""
+    """A tensor that cannot be divided as its placement says."""
 
 
 def part_of(tensor: torch.Tensor, placement: Placement, *, rank: int, degree: int) -> torch.Tensor:
-    """The part of `rank`. `PartError` where the blocks are unequal, or nothing would be left."""
+    """The part of a tensor that `rank` of `degree` ranks holds.
+
+    Raises:
+        PartError: the dim does not divide into equal blocks, or the rank would hold nothing.
+    """
     if not isinstance(placement, Shard):
         return tensor
     size = tensor.shape[placement.dim]
@@ -24,10 +28,10 @@ def part_of(tensor: torch.Tensor, placement: Placement, *, rank: int, degree: in
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor of a sharded one (a collective: every rank must call it); any other as it is."""
+    """The full tensor of a distributed tensor; a plain tensor unchanged. A collective: every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a sharded tensor; any other as it is."""
+    """This rank's part of a distributed tensor; a plain tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

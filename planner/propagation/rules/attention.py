@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: heads and batch are free, everything that the softmax sees is locked."""
+"""Scaled dot-product attention: heads and batch may be sharded; dims that the softmax mixes are locked."""
 
 from shardproof.planner.ir.graph import Ref
 from shardproof.planner.propagation.rules.registry import rule
@@ -7,7 +7,7 @@ from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 @rule("attention")
 def attention(call: Call) -> Einsum:
-    """`softmax(q[b, h, s, d] k[b, h, t, d] + mask[b, h, s, t]) v[b, h, t, e]`; with grouped queries `h` is wider in q."""
+    """`softmax(q[b, h, s, d] k[b, h, t, d] + mask[b, h, s, t]) v[b, h, t, e]`; with grouped queries `h` is larger in q."""
     lead = tuple(f"b{position}" for position in range(len(call.shapes[0]) - 3))
     head = ("h",) if len(call.shapes[0]) > 2 else ()
     query: Letters = (*lead, *head, "s", "d")

@@ -1,4 +1,4 @@
-"""Products: linear, matmul and its kin, einsum, convolution."""
+"""Products: linear, matmul and related ops, einsum, convolution."""
 
 from string import ascii_letters
 
@@ -12,7 +12,7 @@ def _lead(count: int, prefix: str = "b") -> Letters:
 
 
 def _product(inputs: tuple[Letters, ...], output: Letters, *, bias: Letters | None = None) -> Einsum:
-    """`inputs` multiplied, letters missing in the output summed over; a bias is added when there is one."""
+    """The product of `inputs`, summed over letters missing in the output, plus the bias, if any."""
     if bias is None:
         return Einsum(inputs, (output,), linear=tuple(frozenset({i}) for i in range(len(inputs))))
     last = len(inputs)
@@ -72,7 +72,7 @@ def _broadcast(shape: tuple[int, ...], output: Letters, result: tuple[int, ...])
 
 @rule("einsum")
 def einsum(call: Call) -> Einsum | None:
-    """The equation is the rule."""
+    """The op's own equation is the rule."""
     equation = call.op.args[0]
     if not isinstance(equation, str):
         return None
@@ -94,7 +94,7 @@ def _term(term: str, ndim: int) -> Letters:
 
 @rule("aten.linalg_solve_triangular")
 def solve_triangular(call: Call) -> Einsum:
-    """`a[..., n, n] x[..., n, k] = b[..., n, k]` (or `x a = b`): every row hangs on those before it, columns are free."""
+    """`a[..., n, n] x[..., n, k] = b[..., n, k]` (or `x a = b`): rows depend on earlier rows, columns are independent."""
     a, b = call.shapes[0], call.shapes[1]
     lead = _lead(len(call.results[0]) - 2)
     left = call.op.arg(3, "left", True) is not False
@@ -116,7 +116,9 @@ def solve_triangular(call: Call) -> Einsum:
 
 @rule("aten.convolution")
 def convolution(call: Call) -> Einsum | None:
-    """`x[b, c, ...] * w[o, c / groups, ...]`: with one group `c` is summed over; depthwise, `c` and `o` are one dim."""
+    """`x[b, c, ...] * w[o, c / groups, ...]`: with one group, `c` is summed over; in a depthwise convolution `c` and `o`
+    are one dim.
+    """
     shape, weight = call.shapes[0], call.shapes[1]
     groups = call.number(8, "groups", 1)
     space = tuple(f"x{i}" for i in range(len(shape) - 2))
@@ -141,7 +143,7 @@ def convolution(call: Call) -> Einsum | None:
 
 @rule("aten._grouped_mm")
 def grouped_mm(call: Call) -> Einsum | None:
-    """Rows of `x[t, k]` by the expert they belong to, `w[e, k, j]`; the offsets are whole."""
+    """Rows of `x[t, k]` times the matrix of their expert, `w[e, k, j]`; the offsets must be whole."""
     if len(call.shapes[0]) != 2 or len(call.shapes[1]) != 3:
         return None
     rest = tuple((None,) for _ in call.shapes[2:])

@@ -1,4 +1,4 @@
-"""Lookups: the indexed dim must be whole (an index counts over all of it), the others pass."""
+"""Lookups: the indexed dim must be whole, because an index counts from its start; the other dims may be sharded."""
 
 from shardproof.planner.ir.graph import READ, Arg, Ref
 from shardproof.planner.propagation.rules.registry import rule
@@ -9,14 +9,14 @@ _WHY = "an index counts over the whole dim, and a rank holds only its part"
 
 @rule("embedding", "aten.embedding")
 def embedding(call: Call) -> Einsum:
-    """`y[..., h] = w[v, h]` at ids; the vocabulary dim needs a mask and a sum, which only a style's hook brings."""
+    """`y[..., h] = w[ids[...], h]`; a sharded vocabulary dim needs a mask and an all-reduce, which only a style's hook adds."""
     ids: Letters = tuple(f"i{position}" for position in range(len(call.shapes[1])))
     return Einsum((("v", "h"), ids), ((*ids, "h"),), frozenset({"v"}), (frozenset({0}),), why_locked=_WHY)
 
 
 @rule("aten.index")
 def index(call: Call) -> Einsum | None:
-    """Advanced indexing: indexed dims give way to the dims of the indices."""
+    """Advanced indexing: the dims of the indices replace the indexed dims."""
     shape = call.shapes[0]
     given = call.op.arg(1, "indices")
     if not isinstance(given, tuple):
@@ -47,7 +47,7 @@ def _is_mask(call: Call, arg: Arg) -> bool:
 
 
 def _masked(call: Call, given: tuple[Arg, ...], names: Letters) -> Einsum:
-    """Indexing by masks: a mask goes over as many dims as it has, all of which it needs; what it finds is one new dim."""
+    """Indexing by masks: a mask covers as many dims as it has, which must be whole; the selected elements are one new dim."""
     indices: list[Letters] = []
     locked: set[str | None] = set()
     position = 0
@@ -88,7 +88,7 @@ def index_select(call: Call) -> Einsum:
 
 @rule("aten.gather")
 def gather(call: Call) -> Einsum:
-    """Along `dim` by index, elementwise in the other dims."""
+    """Reads along `dim` by index; elementwise in the other dims."""
     ndim = len(call.shapes[0])
     dim = call.number(1, "dim", 0) % ndim
     names: Letters = tuple(f"d{position}" for position in range(ndim))
@@ -98,7 +98,7 @@ def gather(call: Call) -> Einsum:
 
 @rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", "aten.index_add", "aten.index_copy", "aten.index_fill")
 def scatter(call: Call) -> Einsum:
-    """Written along `dim` by index, elementwise in the other dims."""
+    """Writes along `dim` by index; elementwise in the other dims."""
     shape = call.shapes[0]
     dim = call.number(1, "dim", 0) % max(len(shape), 1)
     names: Letters = tuple(f"d{position}" for position in range(len(shape)))
@@ -149,7 +149,7 @@ def _value(arg: Arg) -> int:
 
 @rule("one_hot")
 def one_hot(call: Call) -> Einsum:
-    """A new last dim."""
+    """One-hot encoding: a new last dim, which is whole."""
     names: Letters = tuple(f"d{position}" for position in range(len(call.shapes[0])))
     return Einsum((names,), ((*names, None),))
 
@@ -165,7 +165,7 @@ def one_hot(call: Call) -> Einsum:
     "aten.searchsorted",
 )
 def whole_only(call: Call) -> Einsum:
-    """What comes out depends on all of every input."""
+    """Every output depends on all elements of every input."""
     inputs = tuple(tuple(f"t{n}d{i}" for i in range(len(shape))) for n, shape in enumerate(call.shapes))
     outputs: tuple[Letters, ...] = tuple((None,) * len(result) for result in call.results)
     return Einsum(inputs, outputs, frozenset(name for letters in inputs for name in letters), why_locked=_WHY)

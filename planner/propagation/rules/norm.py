@@ -1,4 +1,4 @@
-"""Normalisations: the dims that they take statistics over are locked."""
+"""Normalisations: the dims over which they take statistics are locked."""
 
 from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
@@ -8,7 +8,7 @@ _WHY = "a norm over a sharded dim sees only this rank's part"
 
 @rule("layer_norm", "rms_norm", "aten.native_layer_norm")
 def layer_norm(call: Call) -> Einsum:
-    """Over the last dims; weight and bias have these dims."""
+    """Statistics over the last dims; weight and bias have these dims."""
     shape = call.shapes[0]
     width = len(call.numbers(1, "normalized_shape")) or 1
     names: Letters = tuple(f"d{position}" for position in range(len(shape)))
@@ -20,7 +20,7 @@ def layer_norm(call: Call) -> Einsum:
 
 @rule("group_norm", "aten.native_group_norm")
 def group_norm(call: Call) -> Einsum:
-    """Over groups of channels and all of space."""
+    """Statistics over groups of channels and all spatial dims."""
     names: Letters = tuple(f"d{position}" for position in range(len(call.shapes[0])))
     extra = tuple((names[1],) for _ in call.shapes[1:])
     rest: tuple[Letters, ...] = tuple((None,) * len(result) for result in call.results[1:])

@@ -1,4 +1,4 @@
-"""Elementwise ops with broadcasting. What tells them apart is in which inputs they are linear."""
+"""Elementwise ops with broadcasting. They differ in the inputs in which they are linear."""
 
 from shardproof.planner.ir.graph import GRADIENT_OF, OWN_BACKWARD
 from shardproof.planner.propagation.rules.registry import rule
@@ -17,7 +17,7 @@ NON_LINEAR = """polar __lshift__ __rshift__ _prelu_kernel abs acos acosh addcdiv
 
 
 def broadcast(shape: tuple[int, ...], result: tuple[int, ...]) -> Letters:
-    """The letters of one operand against the result, aligned at the last dim."""
+    """The letters of one operand, aligned with the result at the last dim; a broadcast dim has none."""
     offset = len(result) - len(shape)
     return tuple(
         f"d{offset + position}" if size == result[offset + position] else None for position, size in enumerate(shape)
@@ -25,7 +25,7 @@ def broadcast(shape: tuple[int, ...], result: tuple[int, ...]) -> Letters:
 
 
 def elementwise(call: Call, *linear: frozenset[int], added: frozenset[int] = frozenset()) -> Einsum:
-    """Every operand broadcast to the result."""
+    """An op whose operands are broadcast to the result; `linear` are the sets of inputs in which it is linear."""
     result = call.results[0]
     letters = tuple(f"d{position}" for position in range(len(result)))
     inputs = tuple(broadcast(shape, result) for shape in call.shapes)
@@ -34,20 +34,20 @@ def elementwise(call: Call, *linear: frozenset[int], added: frozenset[int] = fro
 
 @rule(*SUMS)
 def add(call: Call) -> Einsum:
-    """Linear in all operands together; a sum with a plain number is not linear."""
+    """Linear in all operands together; the sum with a Python number is not linear."""
     tensors = frozenset(range(len(call.shapes)))
     return elementwise(call, tensors, added=tensors) if len(tensors) > 1 else elementwise(call)
 
 
 @rule(*PRODUCTS)
 def multiply(call: Call) -> Einsum:
-    """Linear in each operand on its own."""
+    """Linear in each operand separately."""
     return elementwise(call, *(frozenset({position}) for position in range(len(call.shapes))))
 
 
 @rule(*FIRST_ONLY)
 def first_only(call: Call) -> Einsum:
-    """Linear in the first operand; a masked fill only where it fills with zero."""
+    """Linear in the first operand; a masked fill only if it fills with zero."""
     if call.op.target.startswith("aten.masked_fill") and call.op.arg(2, "value") not in (0, 0.0, False):
         return elementwise(call)
     if call.op.target == "aten._to_copy" and not _is_float(call):
@@ -61,13 +61,13 @@ def _is_float(call: Call) -> bool:
 
 @rule("aten.where")
 def where(call: Call) -> Einsum:
-    """Linear in both branches together, the condition whole."""
+    """Linear in both values together; the condition must be no partial sum."""
     return elementwise(call, frozenset({1, 2})) if len(call.shapes) == 3 else elementwise(call)
 
 
 @rule("aten.lerp")
 def lerp(call: Call) -> Einsum:
-    """Linear in both ends together, where the weight between them is a number."""
+    """Linear in both ends together, if the weight between them is a number."""
     return elementwise(call, frozenset({0, 1})) if len(call.shapes) == 2 else elementwise(call)
 
 
@@ -79,7 +79,7 @@ def non_linear(call: Call) -> Einsum:
 
 @rule(OWN_BACKWARD)
 def stands_for(call: Call) -> Einsum:
-    """Each result is the value that it stands for; the inputs and gradients beside it are checked by the propagation itself."""
+    """Each result has the placement of the value that it replaces. The propagation itself checks the inputs and gradients."""
     count = len(call.results)
     values: tuple[Letters, ...] = tuple(
         tuple(f"v{n}d{i}" for i in range(len(shape))) for n, shape in enumerate(call.shapes[:count])
@@ -90,13 +90,13 @@ def stands_for(call: Call) -> Einsum:
 
 @rule("aten.copy")
 def copy(call: Call) -> Einsum:
-    """The second operand broadcast into the first, whose own value is lost."""
+    """The second operand, broadcast to the first, whose own values are overwritten."""
     return elementwise(call, frozenset({0, 1}), frozenset({1}))
 
 
 @rule("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.zero", "aten.fill")
 def filled_like(call: Call) -> Einsum:
-    """A constant of the first operand's shape: whole or sharded as it is; never a partial sum."""
+    """A constant with the shape and the sharding of the first operand; never a partial sum."""
     return (
         elementwise(call, frozenset({0}))
         if call.op.target.startswith(("aten.zero", "aten.empty"))

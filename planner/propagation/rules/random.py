@@ -1,4 +1,4 @@
-"""Random numbers: what is drawn for a shard is no part of what one device draws."""
+"""Random numbers: the numbers drawn for a shard are not a shard of those that one device draws."""
 
 from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Fresh, Letters, Semantics
@@ -9,7 +9,7 @@ _LIKE = """bernoulli rand_like randn_like randint_like normal uniform random exp
 
 @rule(*(f"aten.{name}" for name in _LIKE))
 def drawn_like(call: Call) -> Semantics:
-    """Drawn for a tensor: that has to be whole in every dim, so that all ranks draw alike."""
+    """Drawn with the shape of a tensor, which must be whole in every dim, so that all ranks draw the same numbers."""
     if not call.shapes:
         return Fresh(uniform=False)
     inputs: tuple[Letters, ...] = tuple(tuple(f"t{n}d{i}" for i in range(len(s))) for n, s in enumerate(call.shapes))
@@ -22,5 +22,7 @@ def drawn_like(call: Call) -> Semantics:
 
 @rule("aten.rand", "aten.randn", "aten.randint", "aten.randperm")
 def drawn(call: Call) -> Semantics:
-    """Drawn for a size: the same on all ranks where the size is the whole one, and they draw with one seed."""
+    """Drawn for a given size: the same on all ranks if the size is that of the whole tensor and the ranks have the same
+    seed.
+    """
     return Fresh(uniform=False)

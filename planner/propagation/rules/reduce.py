@@ -1,4 +1,4 @@
-"""Reductions and ops along one dim: sums are partial when their dim is sharded; everything else needs it whole."""
+"""Reductions and ops along one dim: a sum over a sharded dim is a partial sum; all other ops need the dim whole."""
 
 from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
@@ -8,7 +8,7 @@ ALONG_ONE = """aten._softmax aten._log_softmax aten.cumsum aten.cumprod aten.cum
 
 
 def reduced_dims(call: Call, *, position: int = 1) -> tuple[int, ...]:
-    """The dims an op reduces or runs along; all of them where none is given."""
+    """The dims that an op reduces or runs along; all dims if none is given."""
     ndim = len(call.shapes[0])
     dims = call.numbers(position, "dim") or call.numbers(position, "dims")
     return tuple(dim % ndim for dim in dims) if dims else tuple(range(ndim))
@@ -37,14 +37,16 @@ def total(call: Call) -> Einsum:
 
 @rule("aten.count_nonzero")
 def count(call: Call) -> Einsum:
-    """Parts count their own elements, so a count over a sharded dim is a partial sum; a partial sum cannot be counted."""
+    """Each rank counts its own elements, so a count over a sharded dim is a partial sum; the elements of a partial sum
+    cannot be counted.
+    """
     found = _reduction(call, locked=False)
     return Einsum(found.inputs, found.outputs)
 
 
 @rule("aten.mean")
 def mean(call: Call) -> Einsum:
-    """The mean over a dim must see all of it (a rank would divide by its own count); over others it is linear."""
+    """The mean needs the whole dim (a rank would divide by its own count). It is linear, so a partial sum stays one."""
     found = _reduction(call, locked=True)
     return Einsum(found.inputs, found.outputs, found.locked, (frozenset({0}),), why_locked=found.why_locked)
 
@@ -54,7 +56,7 @@ def mean(call: Call) -> Einsum:
     aten.linalg_vector_norm aten.logsumexp aten.var_mean aten.std_mean aten.median aten._is_all_true""".split()
 )
 def statistic(call: Call) -> Einsum:
-    """Needs the whole dim, and whole values."""
+    """Needs the whole dim, and values that are no partial sums."""
     if call.op.target in ("aten.linalg_vector_norm", "aten.norm"):
         return _statistic_at(call, 2)
     if call.op.target in ("aten.max", "aten.min") and len(call.shapes) == 2:
@@ -84,7 +86,7 @@ def _pairwise(call: Call) -> Einsum:
 
 @rule(*ALONG_ONE)
 def along_one_dim(call: Call) -> Einsum:
-    """Same shape out as in; the dim it runs along must be whole."""
+    """The result has the shape of the input; the dim that the op runs along must be whole."""
     shape = call.shapes[0]
     dims = reduced_dims(call)
     if call.op.target == "aten.roll":
@@ -103,7 +105,7 @@ def along_one_dim(call: Call) -> Einsum:
 
 @rule("aten.topk", "aten.kthvalue")
 def topk(call: Call) -> Einsum:
-    """The best of a dim need all of it; what comes out is a new dim."""
+    """Top-k needs the whole dim; the result has a new dim instead."""
     ndim = len(call.shapes[0])
     dim = call.number(2, "dim", -1) % ndim
     names: Letters = tuple(f"d{position}" for position in range(ndim))

@@ -1,4 +1,4 @@
-"""The rule table: op name -> what the op does to dims. One registry, one decorator."""
+"""The rule table: op name -> what the op does to dims. `rule` registers, `semantics` looks up."""
 
 from collections.abc import Callable
 from functools import cache
@@ -34,18 +34,20 @@ def _load() -> None:
 
 
 def semantics(call: Call) -> Semantics | None:
-    """What this op does to dims; None where no rule tells."""
+    """What this op does to dims; None if there is no rule."""
     target = rule_of(call.op.target)
     return RULES[target](call) if target is not None else None
 
 
 def rule_of(target: str) -> str | None:
-    """The op under whose name an op's rule stands, if it has one: an in-place op follows the rule of its pure form."""
+    """The name under which the rule of an op is registered, if it has one: an in-place op uses the rule of its out-of-place
+    form.
+    """
     _load()
     return next((name for name in (target, target.removesuffix("_")) if name in RULES), None)
 
 
 def ruled() -> frozenset[str]:
-    """Every op that a rule stands under."""
+    """The names of all ops with a registered rule."""
     _load()
     return frozenset(RULES)

@@ -1,4 +1,4 @@
-"""Ops that only rearrange: reshapes, permutations, broadcasts, slices, concatenations."""
+"""Ops that only rearrange elements: reshapes, permutations, broadcasts, slices, concatenations."""
 
 from shardproof.planner.ir.graph import Arg
 from shardproof.planner.propagation.rules.registry import rule
@@ -24,13 +24,13 @@ def _names(count: int) -> Letters:
 
 @rule("aten.view")
 def reshape(call: Call) -> Semantics:
-    """Row-major: only the grouping of dims changes."""
+    """A row-major reshape: only the grouping of dims changes."""
     return Reshape()
 
 
 @rule("aten.permute")
 def permute(call: Call) -> Semantics:
-    """Dims in another order."""
+    """The dims in another order."""
     names = _names(len(call.shapes[0]))
     return Einsum((names,), (tuple(names[dim] for dim in call.numbers(1, "dims")),), linear=_ONE)
 
@@ -49,14 +49,14 @@ def transpose(call: Call) -> Semantics:
 
 @rule("aten.view_as_complex")
 def pairs_as_complex(call: Call) -> Semantics:
-    """The last dim, of two, becomes one complex number."""
+    """The last dim, of size two, becomes the real and imaginary part of a complex number."""
     names = _names(len(call.shapes[0]))
     return Einsum((names,), (names[:-1],), frozenset({names[-1] or ""}), _ONE, why_locked="a pair is one number")
 
 
 @rule("aten.view_as_real")
 def complex_as_pairs(call: Call) -> Semantics:
-    """A complex number becomes a last dim of two."""
+    """Complex numbers become a last dim of size two."""
     names = _names(len(call.shapes[0]))
     return Einsum((names,), ((*names, None),), linear=_ONE)
 
@@ -71,7 +71,7 @@ def unsqueeze(call: Call) -> Semantics:
 
 @rule("aten.squeeze")
 def squeeze(call: Call) -> Semantics:
-    """Dims of size one dropped."""
+    """Dims of size one are removed."""
     shape = call.shapes[0]
     given = call.numbers(1, "dim")
     dims = {dim % len(shape) for dim in given} if given else set(range(len(shape)))
@@ -81,7 +81,7 @@ def squeeze(call: Call) -> Semantics:
 
 @rule("aten.expand")
 def expand(call: Call) -> Semantics:
-    """Dims of size one repeated; a repeated dim is alike all along."""
+    """Dims of size one are repeated; all elements along a repeated dim are equal."""
     shape, result = call.shapes[0], call.results[0]
     offset = len(result) - len(shape)
     names = _names(len(result))
@@ -91,7 +91,7 @@ def expand(call: Call) -> Semantics:
 
 @rule("aten.slice")
 def narrow(call: Call) -> Semantics:
-    """A stretch of one dim; with a step the dim is locked."""
+    """A contiguous part of one dim; with a step the dim is locked."""
     dim, start, stop, step = (call.op.arg(i, name) for i, name in enumerate(("dim", "start", "end", "step"), start=1))
     shape = call.shapes[0]
     axis = (dim if isinstance(dim, int) else 0) % len(shape)
@@ -117,7 +117,7 @@ def _lock(call: Call, dim: int, why: str) -> Einsum:
 
 @rule("aten.split", "aten.split_with_sizes", "aten.unsafe_split")
 def split(call: Call) -> Semantics:
-    """Consecutive stretches of one dim."""
+    """Consecutive parts of one dim."""
     shape = call.shapes[0]
     dim = call.number(2, "dim", 0) % len(shape)
     lengths = tuple(result[dim] for result in call.results)
@@ -127,7 +127,7 @@ def split(call: Call) -> Semantics:
 
 @rule("aten.select", "aten.unbind")
 def select(call: Call) -> Semantics:
-    """One index of a dim, which disappears."""
+    """One index of a dim; the result does not have that dim."""
     names = _names(len(call.shapes[0]))
     dim = call.number(1, "dim", 0) % len(names)
     kept = (*names[:dim], *names[dim + 1 :])
@@ -137,13 +137,13 @@ def select(call: Call) -> Semantics:
 
 @rule("aten.cat")
 def concat(call: Call) -> Semantics:
-    """The inputs one after the other."""
+    """The inputs concatenated along a dim."""
     return Concat(call.number(1, "dim", 0) % len(call.results[0]))
 
 
 @rule("aten.stack")
 def stack(call: Call) -> Semantics:
-    """The inputs side by side along a new dim."""
+    """The inputs stacked along a new dim."""
     names = _names(len(call.shapes[0]))
     dim = call.number(1, "dim", 0) % (len(names) + 1)
     everything = frozenset(range(len(call.shapes)))
@@ -152,7 +152,7 @@ def stack(call: Call) -> Semantics:
 
 @rule("aten.repeat")
 def repeat(call: Call) -> Semantics:
-    """Tiling: dims that are tiled are locked."""
+    """Tiling: tiled dims are locked."""
     shape, times = call.shapes[0], call.numbers(1, "repeats")
     offset = len(times) - len(shape)
     names = _names(len(shape))
@@ -166,11 +166,11 @@ def repeat(call: Call) -> Semantics:
 
 @rule("aten.constant_pad_nd", "aten.unfold", "aten.tril", "aten.triu")
 def border(call: Call) -> Semantics:
-    """Dims whose size or pattern depends on their position in the whole are locked; the others pass."""
+    """Dims whose elements depend on their position in the whole dim are locked; the other dims may be sharded."""
     shape, result = call.shapes[0], call.results[0]
     names = _names(len(shape))
     changed = {i for i, (a, b) in enumerate(zip(shape, result, strict=False)) if a != b}
-    if call.op.target == "aten.constant_pad_nd":  # a border may be added on one side and cut off on the other
+    if call.op.target == "aten.constant_pad_nd":  # padding may be added on one side and removed on the other
         pads = call.numbers(1, "pad")
         changed |= {len(shape) - 1 - i // 2 for i, amount in enumerate(pads) if amount}
     if call.op.target in ("aten.tril", "aten.triu"):
@@ -194,23 +194,23 @@ def border(call: Call) -> Semantics:
     aten.scalar_tensor""".split()
 )
 def constant(call: Call) -> Semantics:
-    """Every element alike."""
+    """A constant whose elements are all equal."""
     return Fresh(uniform=True)
 
 
 @rule("aten.arange", "aten.linspace", "aten.eye", "aten.logspace", "constant")
 def counted(call: Call) -> Semantics:
-    """Elements that count from the start of the whole."""
+    """A constant whose elements count from the start of the whole dim."""
     return Fresh(uniform=False)
 
 
 @rule("view_write")
 def view_write(call: Call) -> Semantics:
-    """A tensor after one of its views was written to."""
+    """A tensor after a write to one of its views."""
     return Write()
 
 
 @rule("repeat")
 def repeated_layer(call: Call) -> Semantics:
-    """A layer of a kind that was traced before."""
+    """A layer for which another layer of the same kind stands in the trace."""
     return Same()
