@@ -1,6 +1,5 @@
 """Random inputs for both models: tokens, masks, and what else the forward takes."""
 
-import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -95,16 +94,7 @@ def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
     ragged[0, -2:] = 0
     ragged[1, -5:] = 0
     ids = given.pop(name, nothing)
-    apart = name == "decoder_input_ids" and accepts(model, "decoder_attention_mask")
+    apart = name == "decoder_input_ids" and takes(model, "decoder_attention_mask")
     target_mask = torch.ones_like(ids) if apart else nothing
     target_mask[1:, 2:5] = 0
     return Inputs(name, ids, given, mask, ragged, target_mask, refused)
-
-
-def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward names this keyword, or passes `**kwargs` to a base model that names it."""
-    names = inspect.signature(type(model).forward).parameters
-    base = getattr(model, "base_model", model)
-    if name in names or base is model:
-        return name in names
-    return any(one.kind is one.VAR_KEYWORD for one in names.values()) and accepts(base, name)

@@ -9,10 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
+from shardproof.planner.inputs.run_modes import takes
 from shardproof.planner.loading.load import quiet
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.module_activations import ActivationRecorder, ModuleActivations
-from shardproof.verify.run.inputs import Inputs, accepts
+from shardproof.verify.run.inputs import Inputs
 from shardproof.verify.stages.exact import Wide, copied_outputs
 
 _REFUSAL = "is a view and is being modified inplace"
@@ -127,7 +128,7 @@ def _forward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 def _masked(model: PreTrainedModel, inputs: Inputs, mask: torch.Tensor) -> torch.Tensor | None:
     """The logits under a mask, at the positions that hold a token."""
-    if not mask.numel() or not accepts(model, "attention_mask"):
+    if not mask.numel() or not takes(model, "attention_mask"):
         return None
     with torch.no_grad():
         given = _answered(model, inputs, **inputs.masking(mask))
@@ -163,7 +164,7 @@ def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 def _kept(model: PreTrainedModel, output: Mapping[str, object]) -> dict[str, object]:
     """What an output gives the next step: values that the forward takes by the same name, such as a KV cache or a state."""
-    return {name: value for name, value in output.items() if value is not None and accepts(model, name)}
+    return {name: value for name, value in output.items() if value is not None and takes(model, name)}
 
 
 def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
@@ -245,7 +246,7 @@ class NotComparableError(RuntimeError):
 
 def _mask_of(model: PreTrainedModel, inputs: Inputs) -> dict[str, torch.Tensor]:
     """A padding mask that leaves the last tokens of each row, as arguments; none where the forward takes none."""
-    return inputs.masking(inputs.ragged) if inputs.ragged.numel() and accepts(model, "attention_mask") else {}
+    return inputs.masking(inputs.ragged) if inputs.ragged.numel() and takes(model, "attention_mask") else {}
 
 
 def _backward_out_of_place(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
@@ -284,7 +285,7 @@ def _loss(model: PreTrainedModel, inputs: Inputs, more: Mapping[str, torch.Tenso
 
     A rank that takes another branch than the single-device model has another loss, which the comparison shows.
     """
-    if inputs.name and accepts(model, "labels"):
+    if inputs.name and takes(model, "labels"):
         with suppress(ValueError):  # labels in a form of its own (one for each codebook)
             loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False), **(more or {})).get("loss")
             if loss is not None:

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
+from shardproof.planner.inputs.run_modes import takes
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
-from shardproof.verify.run.inputs import Inputs, accepts, inputs
+from shardproof.verify.run.inputs import Inputs, inputs
 from shardproof.verify.run.questions import logits
 from shardproof.verify.stages.case import KEPT
 from shardproof.verify.stages.record import Record, recorded
@@ -75,17 +76,17 @@ def outputs_of(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inp
         loss.backward()
         want.logits.append(given.detach())
         want.losses.append(loss.detach())
-        if accepts(single, "attention_mask"):
+        if takes(single, "attention_mask"):
             with torch.no_grad():
                 want.padded.append(_padded(single, part, want, more))
     if not all(given.isfinite().all() for given in want.padded):  # nothing to compare with
         want.padded = []
     for name, value in single.named_parameters():
         want.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad
-    if accepts(single, "logits_to_keep"):
+    if takes(single, "logits_to_keep"):
         with torch.no_grad(), recorded(single, layout.named) as want.kept_record:
             want.kept = logits(single, **joined(parts).whole(), **more, logits_to_keep=KEPT)
-    if accepts(single, "past_key_values") and caching(single, True):
+    if takes(single, "past_key_values") and caching(single, True):
         _decode_alone(single, layout, joined(parts), want)
     return want
 
@@ -93,7 +94,7 @@ def outputs_of(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inp
 def _padded(single: PreTrainedModel, part: Inputs, want: SingleDeviceOutputs, more: dict[str, bool]) -> torch.Tensor:
     """The logits of a left-padded microbatch, with `position_ids` where the model takes them."""
     if want.positions is None:
-        want.positions = accepts(single, "position_ids") and not part.encoded
+        want.positions = takes(single, "position_ids") and not part.encoded
         if want.positions:
             try:
                 return logits(single, **padded(part, positions=True), **more)
