@@ -9,6 +9,7 @@ from torch import nn
 
 from shardproof.planner.inputs.example import Sizes
 from shardproof.planner.inputs.numbers import fullest_inputs
+from shardproof.planner.inputs.run_modes import takes
 from shardproof.planner.twins.sizes import LENGTH
 from shardproof.verify.stages.exact import Wide
 
