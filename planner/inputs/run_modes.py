@@ -37,7 +37,7 @@ Call: TypeAlias = Mapping[str, Any]
 class Script:
     """What is run in one mode: the forwards one after the other, each with its arguments; each hands its cache to the next.
 
-    `lacks` names what the mode should have and the forward does not take, or fails with.
+    `lacks` names arguments of the mode that the forward takes and fails with.
     """
 
     mode: RunMode
@@ -103,13 +103,13 @@ def scripts(model: nn.Module, mode: RunMode, inputs: Mapping[str, Any] | None = 
         labels = _labels(model, given)
         off = caching(model, False)
         for more in _fullest_first(mask, labels):
-            lacks = tuple(name for name in ("attention_mask", "labels") if name not in more and name not in given)
+            lacks = tuple(name for name in (mask | labels) if name not in more)
             yield Script(mode, ({**off, **given, **more},), lacks)
         return
     for more in _fullest_first(mask):
         following = _one_token(model, given, more)
         if following is not None:
-            lacks = () if more or "attention_mask" in given else ("attention_mask",)
+            lacks = tuple(name for name in mask if name not in more)
             on = caching(model, True)
             yield Script(mode, ({**on, **given, **more}, {**on, **following}), lacks)
 

@@ -109,7 +109,7 @@ def _scope(subject: Subject, asked: _Coverage) -> Scope:
     for program in programs:
         if program.script is not None and program.script.lacks:
             missing = " and ".join(program.script.lacks)
-            notes[f"{program.script.mode.value} is without {missing}, which the forward does not take"] = None
+            notes[f"{program.script.mode.value} is without {missing}, with which the forward cannot be traced"] = None
     ran = {op.module for op in subject.graph.ops}
     same = tuple(module.path for module in subject.graph.modules if module.repeats is not None)
     stacks = {path.rpartition(".")[0] for path in same}

@@ -1,0 +1,94 @@
+"""What a proof claims, class by class: code that makes a plan wrong is not proved, and code that only looks so is not accused."""
+
+import pytest
+
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.load import load
+from shardproof.verify.proof.prove import prove
+from shardproof.verify.report.report import LevelResult
+
+PLAN = Plan.from_json(
+    {
+        "base_model_tp_plan": {
+            **{f"layers.*.mix.{name}": "colwise" for name in "qkv"},
+            "layers.*.mix.o": "rowwise",
+            "layers.*.feed.up": "colwise",
+            "layers.*.feed.down": "rowwise",
+        }
+    }
+)
+
+
+def proof(trait: str, *, strict: bool = False) -> LevelResult:
+    model = load("tests.zoo.trait_models:TraitForCausalLM", overrides={"trait": trait})
+    return prove(model, PLAN, tp=2, strict=strict)
+
+
+@pytest.mark.parametrize(
+    ("trait", "code", "module"),
+    [
+        ("index", "TP206", "model.layers.1.feed"),
+        ("private attribute", "TP206", "model.layers.1.feed"),
+        ("tuple", "TP206", "model.layers.1.feed"),
+        ("enum", "TP206", "model.layers.1.feed"),
+        ("closure", "TP206", "model.layers.1.feed"),
+        ("hook of one layer", "TP206", "model.layers.1.feed.up"),
+        ("module state", "TP206", "model.layers.1.feed"),
+        ("training only", "TP206", "model.layers.0.feed"),
+        ("one token only", "TP206", "model.layers.0.feed"),
+        ("branch on data", "TP206", "model.layers.0.feed"),
+        ("loss reads features", "TP206", None),
+        ("number read off", "TP204", "model.layers.0.feed"),
+        ("keyword from a local size", "TP209", "model.layers.0.mix"),
+        ("numpy constant", "TP209", "model.layers.0.feed"),
+        ("typed constant", "TP209", "model.layers.0.feed"),
+        ("moved by a pad", "TP206", "model.layers.0.feed"),
+        ("drawn for a part", "TP206", "model.layers.0.feed"),
+        ("mask over a part", "TP206", "model.layers.0.feed"),
+        ("hook on a gradient", "TP206", "model.layers.0.feed"),
+        ("own backward", "TP206", "model.layers.0.feed"),
+        ("written in place", "TP218", "model.layers.0.feed"),
+    ],
+)
+def test_a_wrong_plan_is_refuted(trait: str, code: str, module: str | None) -> None:
+    result = proof(trait)
+    assert result.verdict is Verdict.REFUTED
+    assert (result.findings[0].code, result.findings[0].place.module) == (code, module)
+
+
+@pytest.mark.parametrize(
+    "trait",
+    [
+        *("plain", "forward directly", "one module in all layers", "own backward, each element", "index as a factor"),
+        *("hook on a gradient, each element", "without gradient", "gradient switched off", "data attribute"),
+        *("logged and not read", "not a number", "straight through"),
+    ],
+)
+def test_a_right_plan_is_not_accused(trait: str) -> None:
+    result = proof(trait)
+    assert result.findings == ()
+    assert result.scope is not None
+    assert result.scope.modes == ("evaluation", "training", "decoding")
+
+
+def test_the_scope_says_what_was_looked_at() -> None:
+    scope = proof("plain").scope
+    assert scope is not None
+    assert scope.sentence().startswith("evaluation, training, decoding; 2 layers traced, 1 run the same program")
+    assert scope.assumptions == ()
+
+
+def test_an_assumption_is_undecided_where_nothing_may_be_assumed() -> None:
+    assumed = proof("number read off, not of a part").scope
+    assert assumed is not None
+    assert "numbers are read off data" in assumed.assumptions[0]
+    strict = proof("number read off, not of a part", strict=True)
+    assert [finding.code for finding in strict.findings] == ["TP210"] * len(assumed.assumptions)
+    assert strict.verdict is Verdict.NOT_PROVED
+
+
+def test_layers_whose_index_is_used_are_all_run() -> None:
+    scope = proof("index as a factor").scope
+    assert scope is not None
+    assert scope.same == ()
