@@ -92,3 +92,54 @@ def test_layers_whose_index_is_used_are_all_run() -> None:
     scope = proof("index as a factor").scope
     assert scope is not None
     assert scope.same == ()
+
+
+EXPERTS = Plan.from_json(
+    {
+        "base_model_ep_plan": {
+            "layers.*.feed.experts": "ep_dispatch_experts",
+            "layers.*.feed.experts.up": "grouped_gemm",
+            "layers.*.feed.experts.down": "grouped_gemm",
+        },
+        "tp_plan": {"head": "colwise_gather_output"},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("trait", "problem"),
+    [
+        ("plain", None),
+        ("scaled by number", "in inference the ranks' output"),
+        ("mean over tokens", "in training the ranks' output"),
+        ("weights without gradient", "gradient of the routing weights"),
+        ("last layer", "model.layers.2.feed.experts"),
+        ("capacity", "the ranks' output"),
+    ],
+)
+def test_experts_are_run_as_ranks_run_them(trait: str, problem: str | None) -> None:
+    model = load("tests.zoo.expert_models:ExpertsForCausalLM", overrides={"trait": trait})
+    found = prove(model, EXPERTS, tp=2, ep=2).findings
+    if problem is None:
+        assert found == ()
+    else:
+        assert found[0].code == "TP214"
+        assert problem in found[0].message or problem == found[0].place.module
+
+
+STAGES = Plan.from_json(
+    {
+        "base_model_pp_plan": {"words": [["input_ids"], ["x"]], "layers": [["x"], ["x"]]},
+        "pp_plan": {"head": [["last_hidden_state"], ["logits"]]},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("trait", "right"),
+    [("plain", True), ("its own index", True), ("a tensor on a shelf", False), ("a count on a shelf", False)],
+)
+def test_stages_are_programs_with_what_layers_share(trait: str, right: bool) -> None:
+    overrides = {"trait": trait, "num_hidden_layers": 4}
+    model = load("tests.zoo.expert_models:LeavingForCausalLM", overrides=overrides)
+    assert (prove(model, STAGES, tp=1, pp=2).verdict is Verdict.PROVED) is right

@@ -1,0 +1,127 @@
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+# Modeling code has Transformers' habits.
+"""A small mixture of experts with one trait at a time, and layers that leave something for each other, for stages."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from tests.zoo.trait_models import Layer, TraitConfig, TraitForCausalLM, TraitModel, TraitPreTrained
+
+
+class ExpertsConfig(TraitConfig):
+    """With experts."""
+
+    model_type = "tests_experts"
+    num_experts: int = 4
+    num_experts_per_tok: int = 2
+
+
+class Experts(nn.Module):
+    """Stacked experts, called with hidden states, expert ids and routing weights."""
+
+    def __init__(self, config: ExpertsConfig, index: int) -> None:
+        super().__init__()
+        self.trait, self.num_experts = config.trait, config.num_experts
+        self.last = index == config.num_hidden_layers - 1
+        self.up = nn.Parameter(torch.empty(config.num_experts, config.intermediate_size, config.hidden_size))
+        self.down = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, config.intermediate_size))
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        if self.trait == "mean over tokens":
+            x = x - x.mean(0, keepdim=True)
+        if self.trait == "weights without gradient":
+            weights = weights.detach()
+        if self.trait == "last layer" and self.last:
+            weights = weights.square()
+        out = torch.zeros_like(x)
+        for number in range(self.num_experts):
+            token, slot = torch.where(ids == number)
+            if self.trait == "capacity":
+                token, slot = token[: len(x) // 2], slot[: len(x) // 2]
+            made = F.linear(F.silu(F.linear(x[token], self.up[number])), self.down[number])
+            if self.trait == "scaled by number":
+                made = made * (1 + number)
+            out = out.index_add(0, token, made * weights[token, slot, None])
+        return out
+
+
+class Mixture(nn.Module):
+    """Router and experts."""
+
+    def __init__(self, config: ExpertsConfig, index: int) -> None:
+        super().__init__()
+        self.chosen = config.num_experts_per_tok
+        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config, index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        weights, ids = self.router(flat).softmax(-1).topk(self.chosen, -1)
+        return self.experts(flat, ids, weights).view(x.shape)
+
+
+class ExpertsModel(TraitModel):
+    """The layers, with experts for their feed-forward."""
+
+    config_class = ExpertsConfig
+
+    def __init__(self, config: ExpertsConfig) -> None:
+        super().__init__(config)
+        for index, layer in enumerate(self.layers):
+            layer.feed = Mixture(config, index)
+
+
+class ExpertsForCausalLM(TraitForCausalLM):
+    """With its head."""
+
+    config_class = ExpertsConfig
+
+    def __init__(self, config: ExpertsConfig) -> None:
+        TraitPreTrained.__init__(self, config)
+        self.model = ExpertsModel(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+class Shelf:
+    """What layers leave for each other, past their arguments."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+        self.count = 0
+
+
+class LeavingLayer(Layer):
+    """A layer that leaves something on a shelf, or reads what another left."""
+
+    def __init__(self, config: TraitConfig, index: int, shelf: Shelf) -> None:
+        super().__init__(config, index, None)
+        self.leaves, self.index, self.shelf = config.trait, index, shelf
+
+    def forward(self, x: Tensor, cache: DynamicCache | None) -> Tensor:
+        match self.leaves:
+            case "a tensor on a shelf":
+                if self.index == 0:
+                    self.shelf.kept = [x]
+                if self.index == 3:
+                    x = x + self.shelf.kept[0]
+            case "a count on a shelf":
+                self.shelf.count = 1 if self.index == 0 else self.shelf.count + 1
+                x = x * (1 + 0.5 * self.shelf.count)
+            case "its own index":
+                x = x * (1 + 0.5 * self.index)
+        return super().forward(x, cache)
+
+
+class LeavingForCausalLM(TraitForCausalLM):
+    """A model of layers that share a shelf."""
+
+    def __init__(self, config: TraitConfig) -> None:
+        super().__init__(config)
+        shelf = Shelf()
+        self.model.layers = nn.ModuleList(
+            LeavingLayer(config, index, shelf) for index in range(config.num_hidden_layers)
+        )
+        self.post_init()
