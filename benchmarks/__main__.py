@@ -10,6 +10,7 @@ from benchmarks import (
     contract,
     drift,
     faults,
+    fuzz,
     layouts,
     localize,
     mutants,
@@ -47,7 +48,7 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    own = ("engines", "localize", "mutants", "pipeline-mutants", "runtime", "zoo")
+    own = ("engines", "fuzz", "localize", "mutants", "pipeline-mutants", "runtime", "zoo")
     parser.add_argument("name", choices=(*BENCHMARKS, *own))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
@@ -63,7 +64,8 @@ def main(arguments: list[str]) -> int:
         help="zoo, engines, mutants, pipeline-mutants, runtime: also write the page of the docs",
     )
     parser.add_argument("--limit", type=int, default=0, help="mutants, localize: at most this many of each plan")
-    parser.add_argument("--seed", type=int, default=0, help="mutants: which ones, under a limit")
+    parser.add_argument("--seed", type=int, default=0, help="mutants, fuzz: which ones")
+    parser.add_argument("--pairs", type=int, default=100, help="fuzz: how many models with a plan")
     parser.add_argument(
         "--time", type=float, default=0.0, help="mutants, engines: start no further type after this many seconds"
     )
@@ -80,6 +82,8 @@ def main(arguments: list[str]) -> int:
         )
     if given.name == "runtime":
         return runtime.main(types, given.out or Path("runtime.json"), page_at=given.page)
+    if given.name == "fuzz":
+        return fuzz.main(given.pairs, given.seed, given.out or Path("fuzz.json"))
     if given.name == "engines":
         plans = tuple(given.plans.split(","))
         path, redo = given.out or Path("engines.jsonl"), given.redo == "all"
