@@ -95,16 +95,34 @@ def _traced_in(model: nn.Module, base: Subject, mode: RunMode) -> Subject | Trac
     return first
 
 
+_other_sides: "WeakKeyDictionary[nn.Module, dict[tuple[RunMode, Source], tuple[Graph, Script] | TraceError]]"
+_other_sides = WeakKeyDictionary()
+
+
 def on_the_other_side(model: nn.Module, subject: Subject, line: Source) -> Subject:
     """A subject whose branch on data at one line takes the other side.
 
     Raises:
         TraceError: that side cannot be traced, or raises by itself.
     """
+    kept = _other_sides.setdefault(model, {})
+    mode = subject.script.mode if subject.script is not None else RunMode.EVALUATION
+    if (mode, line) not in kept:
+        kept[mode, line] = _traced_on_the_other_side(model, subject, line)
+    found = kept[mode, line]
+    if isinstance(found, TraceError):
+        raise found
+    return replace(subject, graph=found[0], script=found[1])
+
+
+def _traced_on_the_other_side(model: nn.Module, subject: Subject, line: Source) -> tuple[Graph, Script] | TraceError:
     with private_copy(model) as own:
         script = subject.script or next(scripts(own, RunMode.EVALUATION))
         script = replace(script, other_side=frozenset({line}))
-        return replace(subject, graph=trace_script(own, script), script=script)
+        try:
+            return trace_script(own, script), script
+        except TraceError as error:
+            return error
 
 
 def program_for(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
