@@ -9,19 +9,25 @@ from shardproof.launch.output.console import print_result
 from shardproof.launch.result import MisuseError
 from shardproof.verify.findings.catalogue import explain as explanation
 from shardproof.verify.findings.catalogue import overview
+from shardproof.verify.findings.proof_scope import TEXT
 
 
 def explain(
     code: Annotated[
         str | None,
         typer.Argument(
-            metavar="CODE", help="A finding, such as TP203; none lists them all.", autocompletion=completion.codes
+            metavar="CODE",
+            help="A finding, such as TP203, or `proof`; none lists them all.",
+            autocompletion=completion.codes,
         ),
     ] = None,
 ) -> None:
     """Explain a finding: what it is, why it matters, an example, what to use instead."""
     if code is None:
         print_result(overview())
+        return
+    if code.strip().lower() in ("proof", "proved"):
+        print_result(TEXT)
         return
     try:
         print_result(explanation(code))
