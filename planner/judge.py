@@ -117,11 +117,11 @@ def judge(
         degree: the number of ranks, at least 2.
         unfixed: views, by source line, that leave one dim open (counted from the end): what a patch suggestion tries.
     """
-    assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
-    opaque = _without_lookup(subject.graph, assigned)
+    assigned = assign(subject.reference, styles, base_prefix=subject.prefix)
+    opaque = _without_lookup(subject.reference, assigned)
     if hidden := {entry.entry for entry in opaque}:
         styles = {key: style for key, style in styles.items() if not {key, key.rpartition(".")[0]} & hidden}
-        assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
+        assigned = assign(subject.reference, styles, base_prefix=subject.prefix)
     loading = tuple(misplaced(subject.model, assigned, degree))
     ran, forward = related_programs(subject, assigned, degree, unfixed=unfixed)
     if ran is not None and not forward:

@@ -17,7 +17,7 @@ from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
 from shardproof.planner.tracing.session import private_copy, structural_copy
-from shardproof.planner.tracing.trace import TraceError, trace, trace_script
+from shardproof.planner.tracing.trace import TraceError, settle, trace, trace_script
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ class Subject:
     graph: Graph
     prefix: str
     script: Script | None = None
+    evaluation: Graph | None = None
+    """The program in evaluation, where this is another: what a plan's entries lie on is read off it in every mode."""
+
+    @property
+    def reference(self) -> Graph:
+        """The program in evaluation."""
+        return self.graph if self.evaluation is None else self.evaluation
 
 
 _graphs: "WeakKeyDictionary[nn.Module, tuple[Graph, nn.Module | None]]" = WeakKeyDictionary()
@@ -87,7 +94,7 @@ def _traced_in(model: nn.Module, base: Subject, mode: RunMode) -> Subject | Trac
     with private_copy(model) as own:
         for script in scripts(own, mode):
             try:
-                return replace(base, graph=trace_script(own, script), script=script)
+                return replace(base, graph=_settled_in(model, own, script), script=script, evaluation=base.graph)
             except TraceError as error:
                 if isinstance(error.__cause__, NoCacheError):
                     return None
@@ -97,6 +104,20 @@ def _traced_in(model: nn.Module, base: Subject, mode: RunMode) -> Subject | Trac
 
 _other_sides: "WeakKeyDictionary[nn.Module, dict[tuple[RunMode, Source], tuple[Graph, Script] | TraceError]]"
 _other_sides = WeakKeyDictionary()
+
+
+_changed: "WeakKeyDictionary[nn.Module, dict[RunMode, nn.Module]]" = WeakKeyDictionary()
+"""Of each model whose first forward in a mode changes it, the model as it is in that mode afterwards."""
+
+
+def _settled_in(model: nn.Module, own: nn.Module, script: Script) -> Graph:
+    graph, changes = trace_script(own, script)
+    if not changes:
+        return graph
+    after = structural_copy(own)
+    settle(after, script)
+    _changed.setdefault(model, {})[script.mode] = after
+    return trace_script(after, script)[0]
 
 
 def on_the_other_side(model: nn.Module, subject: Subject, line: Source) -> Subject:
@@ -112,7 +133,7 @@ def on_the_other_side(model: nn.Module, subject: Subject, line: Source) -> Subje
     found = kept[mode, line]
     if isinstance(found, TraceError):
         raise found
-    return replace(subject, graph=found[0], script=found[1])
+    return replace(subject, graph=found[0], script=found[1], evaluation=subject.reference)
 
 
 def _traced_on_the_other_side(model: nn.Module, subject: Subject, line: Source) -> tuple[Graph, Script] | TraceError:
@@ -120,7 +141,8 @@ def _traced_on_the_other_side(model: nn.Module, subject: Subject, line: Source) 
         script = subject.script or next(scripts(own, RunMode.EVALUATION))
         script = replace(script, other_side=frozenset({line}))
         try:
-            return trace_script(own, script), script
+            runs = _changed.get(model, {}).get(script.mode, own)
+            return trace_script(runs, script)[0], script
         except TraceError as error:
             return error
 
@@ -178,7 +200,8 @@ def local_program(
         if known == asked:
             return program
     with private_copy(model) as own:
-        made = trace_local(own, assigned, degree, script=script, distributed=distributed)
+        runs = _changed.get(model, {}).get(mode, own)
+        made = trace_local(runs, assigned, degree, script=script, distributed=distributed)
     kept[:] = [(asked, made), *kept[: KEPT - 1]]
     return made
 

@@ -88,18 +88,26 @@ def trace(
     raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images, sounds or states", "", None)
 
 
-def trace_script(model: nn.Module, script: Script) -> Graph:
-    """Record the forwards of one script in one graph.
+def trace_script(model: nn.Module, script: Script) -> tuple[Graph, bool]:
+    """Record the forwards of one script in one graph, and say whether they exchange modules or write to parameters.
 
     Raises:
         TraceError: a forward cannot run on meta tensors.
     """
+    tracing = Tracing(model)
     try:
-        return Tracing(model).run_script(script)
+        return tracing.run_script(script), tracing.rebuilds
     except TraceError as error:
         if not _finds_less(model, error):
             raise
-    return Tracing(model).run_script(script)
+    tracing = Tracing(model)
+    return tracing.run_script(script), tracing.rebuilds
+
+
+def settle(model: nn.Module, script: Script) -> None:
+    """Let a script change the model: some rescale their weights the first time in a mode."""
+    Tracing(model, keep=True).run_script(script)
+    forget(model)
 
 
 def _finds_less(model: nn.Module, failed: TraceError) -> bool:

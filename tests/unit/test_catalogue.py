@@ -95,7 +95,7 @@ def test_explained_by_name_and_in_any_case() -> None:
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("TP299", "there is no finding 'TP299'; did you mean TP209 (constant-differs)?"),
+        ("TP299", "there is no finding 'TP299'; did you mean TP219 (own-backward-is-wrong)?"),
         ("reduced-twise", "there is no finding 'reduced-twise'; did you mean TP205 (reduced-twice)?"),
         ("!", "there is no finding '!'; see `plan explain`."),
     ],

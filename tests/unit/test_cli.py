@@ -259,7 +259,7 @@ def test_a_job_that_is_there_already(environment: dict[str, str], rank: Rank | N
         (["layout", "llama", "--devices", "999999999999", "--memory", "1GiB"], "131072"),
         (["verify", "lama"], "Did you mean"),
         (["verify", "llama", "--plan", "none.json"], "none.json: there is no such plan file"),
-        (["explain", "TP299"], "did you mean TP209"),
+        (["explain", "TP299"], "did you mean TP219"),
     ],
 )
 def test_misuse_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str, capsys: Captured) -> None:

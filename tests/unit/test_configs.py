@@ -26,8 +26,10 @@ PUBLISHED = {
 }
 """Parameters as built, and as published (rounded)."""
 
-QUICK = {"llama-3.1-405b": 8, "falcon-180b": 8}
-"""Proved here, with the degree; all of them in `python -m benchmarks configs`."""
+QUICK = {"llama-3.1-405b": (8, 0.99), "falcon-180b": (8, 0.6)}
+"""Proved here, with the degree and the least share of bytes that is sharded; all of them in `python -m benchmarks configs`. Falcon
+adds in place to the output of its feed-forward layer, which autograd refuses on a rank, so that stays whole.
+"""
 
 
 def counted(model: nn.Module) -> int:
@@ -73,6 +75,7 @@ def test_every_config_is_counted_and_has_its_source() -> None:
 def test_is_proved_from_its_config(name: str) -> None:
     loaded = load(str(CONFIGS / f"{name}.json"))
     suggestion = suggest(loaded)
-    assert QUICK[name] in suggestion.degrees
-    assert suggestion.sharded_fraction > 0.99
-    assert prove(loaded, suggestion.plan, tp=QUICK[name]).verdict is Verdict.PROVED
+    degree, share = QUICK[name]
+    assert degree in suggestion.degrees
+    assert suggestion.sharded_fraction > share
+    assert prove(loaded, suggestion.plan, tp=degree).verdict is Verdict.PROVED
