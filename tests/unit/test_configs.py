@@ -27,8 +27,8 @@ PUBLISHED = {
 """Parameters as built, and as published (rounded)."""
 
 QUICK = {"llama-3.1-405b": (8, 0.99), "falcon-180b": (8, 0.6)}
-"""Proved here, with the degree and the least share of bytes that is sharded; all of them in `python -m benchmarks configs`. Falcon
-adds in place to the output of its feed-forward layer, which autograd refuses on a rank, so that stays whole.
+"""Proved here, with the degree and the least share of bytes that is sharded; all in `python -m benchmarks configs`. Falcon adds
+in place to the output of its feed-forward layer, which autograd refuses on a rank, so that stays whole.
 """
 
 
