@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
@@ -158,6 +159,20 @@ def _make(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     return made
 
 
+def _dropout(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """Dropout in training: one op, element by element. Which elements are dropped is a matter of seeds, and an assumption."""
+    names = ("input", "p", "training" if func is F.dropout else "train", "inplace")
+    given = {"p": 0.5, names[2]: True, "inplace": False} | dict(zip(names, args, strict=False)) | kwargs
+    value = given["input"]
+    if not (isinstance(value, Tensor) and value.is_meta and given[names[2]] and given["p"]) or given["inplace"]:
+        return NotImplemented
+    with recorder.silent():
+        made = torch.empty_like(value)
+    recorder.note("dropout: which elements each rank drops is not compared")
+    recorder.record("dropout", (value, given["p"]), {}, made)
+    return made
+
+
 def _requires_grad(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return recorder.has_gradient(args[0]) if args[0].is_meta else NotImplemented
 
@@ -175,6 +190,7 @@ ANSWERS: Mapping[object, Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any
     **dict.fromkeys(MADE, _make),
     Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]  # as torch.overrides has it
     Tensor.register_hook: _register_hook,
+    **dict.fromkeys((F.dropout, torch.dropout), _dropout),
 }
 """Functions that are answered here; `NotImplemented` where the call is an ordinary one after all."""
 

@@ -107,6 +107,8 @@ class Functions(TorchFunctionMode):
             args, kwargs = _to_meta(recorder, args, kwargs)
         with recorder.attempt(target, args, kwargs):
             result = same_form(SHAPED.get(target, func), args, kwargs)
+        if target == "attention" and (kwargs.get("dropout_p") or args[4:5] not in ((), (0.0,), (0,))):
+            recorder.note("dropout: which elements each rank drops is not compared")
         target, args, kwargs = REORDERED[target](args, kwargs) if target in REORDERED else (target, args, kwargs)
         recorder.record(target, args, kwargs, result)
         if target == "detach":

@@ -218,7 +218,7 @@ def layouts(
         train: for training with AdamW, instead of serving.
 
     Raises:
-        ShardproofError: a count is below 1, the devices do not lie evenly in the nodes, the reference names no model, or its
+        ShardproofError: a count is below 1, the devices do not divide evenly over the nodes, the reference names no model, or its
             forward cannot be traced.
     """
     from shardproof.launch.rank_layouts import machine_of, rank_layouts

@@ -237,6 +237,7 @@ UNTESTABLE = {
         [f"aten.{name}" for name in RANDOM], "its values are random: any part is refused, and the whole passes"
     ),
     "aten.native_dropout": "its values are random",
+    "dropout": "its values are random",
     "read": "it gives a number, no tensor: the recorder makes it",
     "gradient_of": "a gradient that lies as its value: the recorder makes it",
     "own_backward": "a value with a backward of its own: the recorder makes it",

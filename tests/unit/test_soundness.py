@@ -79,6 +79,11 @@ def test_the_scope_says_what_was_looked_at() -> None:
     assert scope.assumptions == ()
 
 
+def test_dropout_of_a_part_is_an_assumption() -> None:
+    result = proof("dropped")
+    assert (result.findings, result.scope and len(result.scope.assumptions)) == ((), 1)
+
+
 def test_an_assumption_is_undecided_where_nothing_may_be_assumed() -> None:
     assumed = proof("number read off, not of a part").scope
     assert assumed is not None

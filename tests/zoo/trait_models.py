@@ -168,6 +168,7 @@ TRAITS: dict[str, Callable[[Feed, Tensor, Tensor], Tensor]] = {
     "data attribute": lambda feed, h, x: h * (1 + x.data.mean(-1, keepdim=True)),
     "logged and not read": _logged,
     "not a number": lambda feed, h, x: torch.nan_to_num(h.masked_fill(h < -1e9, float("nan"))),
+    "dropped": lambda feed, h, x: F.dropout(h, 0.1, feed.training),
     "straight through": lambda feed, h, x: h + (h.sign() - h).detach(),
     "index as a factor": lambda feed, h, x: h * (1 + feed.index),
 }

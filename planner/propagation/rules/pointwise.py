@@ -6,7 +6,7 @@ from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 SUMS = ("aten.add", "aten.sub", "aten.rsub")
 PRODUCTS = ("aten.mul",)
-FIRST_ONLY = ("aten.div", "aten.neg", "detach", "aten._to_copy", "aten.masked_fill")
+FIRST_ONLY = ("aten.div", "aten.neg", "detach", "aten._to_copy", "aten.masked_fill", "dropout")
 NON_LINEAR = """polar __lshift__ __rshift__ _prelu_kernel abs acos acosh addcdiv addcmul atan atan2 asin
     bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min cos cosh elu eq erf erfc
     erfinv exp exp2 expm1 floor floor_divide fmod ge gelu gt hardshrink hardsigmoid hardswish hardtanh isinf
