@@ -8,7 +8,7 @@ SEED = 11
 PAIRS = 8
 
 
-@pytest.mark.parametrize("pair", pairs(PAIRS, SEED), ids=lambda pair: "; ".join(pair.steps) or "no step")
+@pytest.mark.parametrize("pair", list(pairs(PAIRS, SEED)), ids=lambda pair: "; ".join(pair.steps) or "no step")
 def test_the_proof_and_the_ranks_do_not_contradict_each_other(pair: Pair) -> None:
     assert not is_failure(judged(pair))
 
