@@ -2,11 +2,11 @@
 
 from math import prod
 
-from shardproof.planner.ir.graph import Shape
+from shardproof.planner.ir.graph import Graph, Ref, Shape
 from shardproof.planner.ir.placement import Placement, Shard
 from shardproof.planner.propagation.relation import Placements, Problem, name
 from shardproof.planner.propagation.rules.registry import semantics
-from shardproof.planner.propagation.semantics import Call, Narrow
+from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Narrow
 
 
 def flat(shape: Shape, placement: Shard) -> tuple[int, int]:
@@ -89,6 +89,14 @@ def narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degr
     if meaning.lengths == (size,):
         return (placement,)
     if any(number % block for number in (*meaning.starts, *meaning.lengths)):
+        if _put_together_again(whole, meaning.dim):
+            return Problem(
+                "TP210",
+                f"{name(whole)} cuts a sharded dim, and the parts are put together again in their order",
+                "the cut cancels out, and no rule tells of a cut and a cat together",
+                str(placement),
+                "the op on the whole dim, without the cut",
+            )
         parts = max(size // max(meaning.lengths[0], 1), 1)
         return Problem(
             "TP213",
@@ -113,3 +121,49 @@ def _offsets(whole: Call, placement: Placement) -> Problem:
         str(placement),
         "offsets taken from the local size",
     )
+
+
+def _put_together_again(whole: Call, dim: int) -> bool:
+    """Whether all parts of a dim go, each through the same ops per element, into one cat in their order."""
+    graph, number = whole.graph, whole.op.outputs[0]
+    while len(users := graph.users.get(number, ())) == 1 and _per_element(user := Call(graph, graph.ops[users[0]])):
+        number = user.op.outputs[0]
+    if len(users) != 1 or semantics(joined := Call(graph, graph.ops[users[0]])) != Concat(dim):
+        return False
+    parts = [_part(graph, number, whole.op.inputs[0], dim) for number in joined.op.inputs]
+    known = [part for part in parts if part is not None]
+    ends = [0, *(start + length for start, length, _ in known)]
+    return (
+        len(known) == len(parts)
+        and [start for start, _, _ in known] == ends[:-1]
+        and ends[-1] == whole.shapes[0][dim]
+        and len({ops for _, _, ops in known}) == 1
+    )
+
+
+def _per_element(call: Call) -> bool:
+    """Whether an op has one tensor, and makes every element of its result from the same element of that."""
+    meaning = semantics(call)
+    return (
+        isinstance(meaning, Einsum)
+        and not meaning.locked
+        and meaning.inputs == meaning.outputs
+        and len(meaning.inputs) == 1
+    )
+
+
+def _part(graph: Graph, number: int, source: int, dim: int) -> tuple[int, int, str] | None:
+    """Start and length of the part of a dim of `source` that a value was made of, and the ops between; None if it was not."""
+    between: list[str] = []
+    while number in graph.producer and len(graph.users[number]) == 1:
+        op = graph.ops[graph.producer[number]]
+        meaning = semantics(call := Call(graph, op))
+        if isinstance(meaning, Narrow):
+            at = op.outputs.index(number)
+            whole_of = op.inputs[0] == source and meaning.dim == dim
+            return (meaning.starts[at], meaning.lengths[at], " ".join(between)) if whole_of else None
+        if not _per_element(call):
+            return None
+        between.append(f"{op.target}{[arg for arg in op.args if not isinstance(arg, Ref)]}")
+        number = op.inputs[0]
+    return None
