@@ -41,10 +41,11 @@ def prober(subject: Subject, *others: Subject, unfixed: Mapping[Source, int] | N
 
     def probe(styles: Mapping[str, str], degree: int) -> Probe:
         found = _probe(subject, styles, degree, unfixed)
-        for other in others if found.right and not found.gradients else ():
-            found = _probe(other, styles, degree, unfixed)
-            if not found.right or found.gradients:
-                return found
+        for other in others if found.right else ():
+            there = _probe(other, styles, degree, unfixed)
+            if not there.right:
+                return there
+            found = found if found.gradients else there
         return found
 
     return probe
