@@ -67,9 +67,9 @@ def judge(name: str, limit: int = 0) -> Iterator[Judged]:
     plans, stages = _some(name, plans, stages, limit)
     depth = len(list(model.get_submodule(stack).children()))
     proofs = [
-        _proved(lambda: check_pp(model, graph, plan) + programs.check(right)),
+        _proved(lambda: check_pp(model, graph, plan) + programs.check(right).findings),
         *(_proof(model, graph, mutant, depth) for mutant in plans),
-        *(_proved(partial(programs.check, _faulty(right, mutant))) for mutant in stages),
+        *(_proved(partial(_of_programs, programs, _faulty(right, mutant))) for mutant in stages),
     ]
     cases = [right, *(_case(small, mutant) for mutant in plans), *(_faulty(right, mutant) for mutant in stages)]
     runs = confirm_cases(tuple(cases), timeout=120.0, engine="inprocess")
@@ -113,6 +113,10 @@ def _proved(check: Callable[[], tuple[Finding, ...]]) -> LevelResult:
     started = perf_counter()
     findings = check()
     return LevelResult("proof", perf_counter() - started, findings)
+
+
+def _of_programs(programs: Programs, case: Case) -> tuple[Finding, ...]:
+    return programs.check(case).findings
 
 
 def _proof(model: nn.Module, graph: Graph, mutant: PipelineMutant, depth: int) -> LevelResult:

@@ -9,7 +9,7 @@ from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.expert_dispatch import stacked
 from shardproof.planner.tracing.programs import on_meta, subject_of
-from shardproof.verify.proof.prove import expert_findings, stage_findings
+from shardproof.verify.proof.prove import expert_findings, prove_stages
 
 STAGES = 2
 """Stages of the proof of a suggested pipeline."""
@@ -36,7 +36,7 @@ def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
 
 def _of_stages(loaded: LoadedModel, plan: Plan) -> tuple[Finding, ...]:
     try:
-        return stage_findings(loaded, on_meta(loaded), plan, STAGES)
+        return prove_stages(loaded, on_meta(loaded), plan, STAGES).findings
     except ValueError:  # too few layers for so many stages: nothing to cut
         return ()
 

@@ -3,8 +3,10 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
+from math import inf
 
-from shardproof.planner.ir.graph import OWN_BACKWARD, READ, Graph
+from shardproof.planner.ir.graph import OWN_BACKWARD, READ, Graph, ModuleCall
 
 
 def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -> frozenset[int]:
@@ -95,34 +97,21 @@ class Cut:
     layer: int
     before: tuple[str, ...] = ()
 
-    def lacks(self, module: str) -> bool:
-        """Whether a module is on an earlier stage only."""
-        number = self.number(module)
-        return (number is not None and number < self.layer) or any(_inside(module, path) for path in self.before)
-
-    def number(self, module: str) -> int | None:
-        """The number of the layer that a module is or belongs to; None outside the layers."""
-        if not module.startswith(f"{self.stack}."):
-            return None
-        head = module[len(self.stack) + 1 :].partition(".")[0]
-        return int(head) if head.isdigit() else None
-
 
 def live_across(graph: Graph, cut: Cut) -> tuple[Live, ...]:
     """The values that the stage after a cut needs from before it, in the order of first use.
 
     A parameter counts only if every module that owns it is on an earlier stage. Empty if the layer at the cut ran no op.
     """
-    start = next((at for at, op in enumerate(graph.ops) if cut.number(op.module) == cut.layer), None)
-    if start is None:
-        return ()
-    sides = _sides(graph, cut)
-    entrances = _entrances(graph, cut, sides)
-    found: dict[tuple[int, Role], Live] = {}
-    for position, value, role in _uses(graph, cut, start, sides, entrances):
-        into = tuple(entrances.get(value, ())) if role is Role.SENT else ()
-        found.setdefault((value, role), Live(value, role, graph.producer.get(value), position, into))
-    return tuple(found.values())
+    return _Layers(graph, cut.stack, cut.before).live_across(cut.layer)
+
+
+def live_across_each(
+    graph: Graph, stack: str, layers: Iterable[int], before: tuple[str, ...]
+) -> dict[int, tuple[Live, ...]]:
+    """`live_across` of the cuts before each of these layers; the graph is read once."""
+    found = _Layers(graph, stack, before)
+    return {layer: found.live_across(layer) for layer in layers}
 
 
 def unlisted(values: Iterable[Live], listed: Collection[str], parameters: Collection[str]) -> tuple[Live, ...]:
@@ -143,85 +132,120 @@ def unlisted(values: Iterable[Live], listed: Collection[str], parameters: Collec
     return tuple(found)
 
 
+class _Layers:
+    """A graph as pipeline cuts see it: the layer that each op, call and weight belongs to."""
+
+    def __init__(self, graph: Graph, stack: str, before: tuple[str, ...]) -> None:
+        self.graph, self.stack, self.before = graph, stack, before
+        self.at = {path: self._place(path) for path in {op.module for op in graph.ops}}
+        self.ops = [self.at[op.module] for op in graph.ops]
+        self.owner: dict[int, float] = {}
+        """Of each parameter and buffer, the last place of a module that owns it."""
+        for module in graph.modules:
+            for _, number in (*module.parameters, *module.buffers):
+                place = self._place(module.path)
+                self.owner[number] = max(self.owner.get(number, place), place)
+
+    def _place(self, module: str) -> float:
+        """The layer that a module is or belongs to; `BEFORE` on the first stage only, `EVERY` on every stage."""
+        if any(_inside(module, path) for path in self.before):
+            return _BEFORE
+        number = layer_number(module, self.stack)
+        return _EVERY if number is None else number
+
+    def live_across(self, layer: int) -> tuple[Live, ...]:
+        """See the function of this name."""
+        start = next((at for at, place in enumerate(self.ops) if place == layer), None)
+        if start is None:
+            return ()
+        sides = self._sides(layer)
+        entrances = self._entrances(layer, sides)
+        found: dict[tuple[int, Role], Live] = {}
+        for position, value, role in self._uses(layer, start, sides, entrances):
+            into = tuple(entrances.get(value, ())) if role is Role.SENT else ()
+            found.setdefault((value, role), Live(value, role, self.graph.producer.get(value), position, into))
+        return tuple(found.values())
+
+    def _sides(self, layer: int) -> "_Sides":
+        lost = {number for number, place in self.owner.items() if place < layer}
+        after = set[int]()
+        for op, place in zip(self.graph.ops, self.ops, strict=True):
+            later = not after.isdisjoint(op.inputs)
+            if place < layer:
+                lost.update(op.outputs)
+                after.update(op.outputs if later else ())
+            elif later or place != _EVERY:
+                after.update(op.outputs)
+            elif not lost.isdisjoint(op.inputs):
+                lost.update(op.outputs)
+        return _Sides(lost, after)
+
+    def _entrances(self, layer: int, sides: "_Sides") -> dict[int, list[Entrance]]:
+        """The arguments of layers that hold values to be sent; only the first call of each layer counts."""
+        found: dict[int, list[Entrance]] = {}
+        wanted = sides.lost - sides.after
+        for number, call in self._first_calls.items() if wanted else ():
+            leaves: dict[str, int] = {}
+            for name, value in call.arguments if number >= layer else ():
+                leaf = leaves[name] = leaves.get(name, -1) + 1
+                if value in wanted:
+                    found.setdefault(value, []).append(Entrance(number, name, leaf))
+        return found
+
+    @cached_property
+    def _first_calls(self) -> dict[int, ModuleCall]:
+        """By layer, its first call, in the order of execution."""
+        found: dict[int, ModuleCall] = {}
+        for call in self.graph.calls:
+            number = layer_number(call.module, self.stack)
+            if number is not None and call.module == f"{self.stack}.{number}":
+                found.setdefault(number, call)
+        return found
+
+    def _uses(
+        self, layer: int, start: int, sides: "_Sides", entrances: Mapping[int, list[Entrance]]
+    ) -> Iterator[tuple[int, int, Role]]:
+        """Ops of the layers after the cut, and ops on their results, with each value from before the cut that they use."""
+        entered = {(entry.layer, value) for value, entries in entrances.items() for entry in entries}
+        graph, hidden = self.graph, self.graph.hidden
+        for position in range(start, len(graph.ops)):
+            op, place = graph.ops[position], self.ops[position]
+            if place < layer:  # counts only if the module runs again, on the result of a later layer
+                yield from ((position, value, Role.MISSED) for value in op.outputs if value in sides.after)
+                continue
+            if place == _EVERY and sides.after.isdisjoint(op.inputs):
+                continue
+            for value in dict.fromkeys((*op.inputs, *(hidden[op.module] if op.target == "repeat" else ()))):
+                if value in sides.lost and not (value in sides.after and self._made_before(value, layer)):
+                    yield position, value, Role.SENT if (place, value) in entered else Role.MISSED
+                elif value in graph.producer and value not in sides.after:
+                    yield position, value, Role.RECOMPUTED
+
+    def _made_before(self, value: int, layer: int) -> bool:
+        """Whether an op of an earlier stage computed a value."""
+        made = self.graph.producer.get(value)
+        return made is not None and self.ops[made] < layer
+
+
+_BEFORE, _EVERY = -1, inf
+
+
 @dataclass(frozen=True, slots=True)
 class _Sides:
     """`lost`: values that depend on weights that the stage after the cut lacks; `after`: values that depend on a layer
     after it.
     """
 
-    lost: frozenset[int]
-    after: frozenset[int]
-
-    @property
-    def sendable(self) -> frozenset[int]:
-        """Values that only the stages before the cut can compute."""
-        return self.lost - self.after
+    lost: set[int]
+    after: set[int]
 
 
-def _sides(graph: Graph, cut: Cut) -> _Sides:
-    lost, after = _absent_weights(graph, cut), set[int]()
-    for op in graph.ops:
-        later = not after.isdisjoint(op.inputs)
-        if cut.lacks(op.module):
-            lost.update(op.outputs)
-            after.update(op.outputs if later else ())
-        elif later or cut.number(op.module) is not None:
-            after.update(op.outputs)
-        elif not lost.isdisjoint(op.inputs):
-            lost.update(op.outputs)
-    return _Sides(frozenset(lost), frozenset(after))
-
-
-def _absent_weights(graph: Graph, cut: Cut) -> set[int]:
-    absent, present = set[int](), set[int]()
-    for module in graph.modules:
-        owned = [number for _, number in (*module.parameters, *module.buffers)]
-        if not owned:
-            continue  # most modules of a deep model
-        (absent if cut.lacks(module.path) else present).update(owned)
-    return absent - present
-
-
-def _entrances(graph: Graph, cut: Cut, sides: _Sides) -> dict[int, list[Entrance]]:
-    """The arguments of layers that hold values to be sent; only the first call of each layer counts."""
-    wanted, seen = sides.sendable, set[str]()
-    found: dict[int, list[Entrance]] = {}
-    for call in graph.calls:
-        number = cut.number(call.module)
-        if number is None or number < cut.layer or call.module != f"{cut.stack}.{number}" or call.module in seen:
-            continue
-        seen.add(call.module)
-        leaves: dict[str, int] = {}
-        for name, value in call.arguments:
-            leaf = leaves[name] = leaves.get(name, -1) + 1
-            if value in wanted:
-                found.setdefault(value, []).append(Entrance(number, name, leaf))
-    return found
-
-
-def _uses(
-    graph: Graph, cut: Cut, start: int, sides: _Sides, entrances: Mapping[int, list[Entrance]]
-) -> Iterator[tuple[int, int, Role]]:
-    """Ops of the layers after the cut, and ops on their results, with each value from before the cut that they use."""
-    entered = {(entry.layer, value) for value, entries in entrances.items() for entry in entries}
-    hidden = graph.hidden
-    for position, op in enumerate(graph.ops[start:], start):
-        layer = cut.number(op.module)
-        if cut.lacks(op.module):  # counts only if the module runs again, on the result of a later layer
-            yield from ((position, value, Role.MISSED) for value in op.outputs if value in sides.after)
-            continue
-        if layer is None and sides.after.isdisjoint(op.inputs):
-            continue
-        for value in dict.fromkeys((*op.inputs, *(hidden[op.module] if op.target == "repeat" else ()))):
-            if value in sides.lost and not (value in sides.after and cut.lacks(_maker(graph, value))):
-                yield position, value, Role.SENT if (layer, value) in entered else Role.MISSED
-            elif value in graph.producer and value not in sides.after:
-                yield position, value, Role.RECOMPUTED
-
-
-def _maker(graph: Graph, value: int) -> str:
-    """The module whose op computed a value; the empty path for an input, parameter or buffer."""
-    return graph.ops[graph.producer[value]].module if value in graph.producer else ""
+def layer_number(module: str, stack: str) -> int | None:
+    """The number of the layer of a list that a module is or belongs to; None outside the layers."""
+    if not module.startswith(f"{stack}."):
+        return None
+    head = module[len(stack) + 1 :].partition(".")[0]
+    return int(head) if head.isdigit() else None
 
 
 def _inside(module: str, path: str) -> bool:

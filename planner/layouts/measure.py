@@ -8,7 +8,7 @@ from typing import TypeAlias
 from torch import nn
 
 from shardproof.planner.inputs.example import Sizes, example_inputs
-from shardproof.planner.ir.dataflow import Cut, Role, live_across
+from shardproof.planner.ir.dataflow import Role, live_across_each
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import R
@@ -252,8 +252,8 @@ def _handed(graph: Graph, units: "_Units") -> tuple[tuple[Handed, ...], ...]:
     if units.stack is None:
         return ()
     before, trained = tuple(units.listed[: units.listed.index(units.stack)]), with_gradient(graph)
-    cuts = (live_across(graph, Cut(units.stack, layer, before)) for layer in range(1, units.depth))
-    carried = ([one.value for one in cut if one.role is Role.SENT] for cut in cuts)
+    cuts = live_across_each(graph, units.stack, range(1, units.depth), before)
+    carried = ([one.value for one in cut if one.role is Role.SENT] for cut in cuts.values())
     return tuple(tuple(_passed(graph, value, returned=value in trained) for value in values) for values in carried)
 
 

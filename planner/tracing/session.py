@@ -49,6 +49,12 @@ def remembered(model: nn.Module, what: str, find: Callable[[], T]) -> T:
     return found
 
 
+def only_traced(model: nn.Module) -> nn.Module:
+    """A model that nobody changes between traces, so that what a trace found of it may be remembered."""
+    _private.add(model)
+    return model
+
+
 def forget(model: nn.Module) -> None:
     """The model was changed: what was found of it holds no longer."""
     _found.pop(model, None)
@@ -113,7 +119,7 @@ def recording(
 
     Args:
         model: the model that runs; fields of its configs are held at `EAGER`.
-        mode: in training all modules are in training mode, in decoding the configs ask for a cache.
+        mode: in training all modules are in training mode; beside decoding no config asks for a cache.
         call: takes the place of `nn.Module.__call__`, with the original as its first argument.
         apply: takes the place of `torch.autograd.Function.apply`; its first arguments are the original, bound, and the class.
         gradients: answers and hears torch's gradient mode in place of torch: a trace builds no gradients itself.
@@ -129,7 +135,7 @@ def recording(
         _patch(undo, torch.autograd.Function, "apply", lambda original: classmethod(_applied(original, apply)))
         configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c is not None}
         for config in configs.values():
-            for name, value in (EAGER | {"use_cache": mode is RunMode.DECODING}).items():
+            for name, value in (EAGER if mode is RunMode.DECODING else EAGER | {"use_cache": False}).items():
                 if hasattr(config, name):
                     undo.callback(setattr, config, name, getattr(config, name))
                     setattr(config, name, value)

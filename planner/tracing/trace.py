@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -49,29 +50,19 @@ class TraceError(ShardproofError, RuntimeError):
         self.failed = failed
 
 
-def trace(
-    model: nn.Module, inputs: Mapping[str, Any] | None = None, *, hooked: bool = False, every: bool = False
-) -> Graph:
+def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     """Record one forward of a meta-device model.
 
     Args:
         model: every parameter on the meta device, in eval mode.
         inputs: keyword arguments of the forward, tensors on meta; by default the fullest of `planner.inputs.example` that the
             model takes.
-        hooked: what a module is noted to be given is what its own hooks made of that.
-        every: layers run also where they repeat another.
 
     Raises:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
     if inputs is not None or taken(model) is not None:
-        given = inputs if inputs is not None else example_inputs(model)
-        try:
-            return _settled(model, given, hooked=hooked, every=every)
-        except TraceError as error:
-            if _finds_less(model, error):
-                return _settled(model, given, hooked=hooked, every=every)
-            raise
+        return _settled(model, inputs if inputs is not None else example_inputs(model))
     failed: TraceError | None = None
     first: TraceError | None = None
     for attempt, form in enumerate(attempts(model)):
@@ -83,8 +74,6 @@ def trace(
         else:
             take(model, attempt)
             return graph if first is None else replace(graph, notes=(*graph.notes, _left_out(first)))
-    if failed is not None and _finds_less(model, failed):
-        return trace(model)
     raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images, sounds or states", "", None)
 
 
@@ -94,14 +83,20 @@ def trace_script(model: nn.Module, script: Script) -> tuple[Graph, bool]:
     Raises:
         TraceError: a forward cannot run on meta tensors.
     """
-    tracing = Tracing(model)
-    try:
-        return tracing.run_script(script), tracing.rebuilds
-    except TraceError as error:
-        if not _finds_less(model, error):
-            raise
-    tracing = Tracing(model)
-    return tracing.run_script(script), tracing.rebuilds
+    tracing, graph = _run_script(model, script)
+    return graph, tracing.rebuilds
+
+
+def _run_script(
+    model: nn.Module, script: Script, *, hooked: bool = False, every: bool = False
+) -> tuple["Tracing", Graph]:
+    while True:  # each other way is tried once
+        tracing = Tracing(model, hooked=hooked, every=every)
+        try:
+            return tracing, tracing.run_script(script)
+        except TraceError as error:
+            if not _finds_less(model, error) and not _reads_other_caches(tracing, script):
+                raise
 
 
 def settle(model: nn.Module, script: Script) -> None:
@@ -115,21 +110,51 @@ def _finds_less(model: nn.Module, failed: TraceError) -> bool:
     return isinstance(failed.__cause__, IndexError) and search_first_only(model)
 
 
+_every: "WeakSet[nn.Module]" = WeakSet()
+"""Models of which every layer runs in a trace."""
+
+
+def _reads_other_caches(tracing: "Tracing", script: Script) -> bool:
+    """Whether what failed may run where every layer runs, and was not tried so: a layer that stood for another in one forward
+    left the other's cache empty, which the next forward may read.
+    """
+    again = len(script.calls) > 1 and bool(tracing.repeats) and tracing.model not in _every
+    if again:
+        _every.add(tracing.model)
+    return again
+
+
 def _left_out(failed: TraceError) -> str:
     """What was asked of the model first, and why it was not traced so."""
     where = f" ({failed.source})" if failed.source is not None else ""
     return f"traced on fewer inputs, for with all that it takes it fails in {failed.module or 'the model'}{where}: {failed}"
 
 
-def _settled(model: nn.Module, inputs: Mapping[str, Any], *, hooked: bool = False, every: bool = False) -> Graph:
-    """The forward of a model that no longer changes itself: some rescale their weights, or exchange modules, the first time."""
-    tracing = Tracing(model, hooked=hooked, every=every)
-    graph = tracing.run(inputs)
+def _settled(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
+    return trace_settled(model, _forward_of(model, inputs))
+
+
+def _forward_of(model: nn.Module, inputs: Mapping[str, Any]) -> Script:
+    return Script(RunMode.EVALUATION, (caching(model, False) | dict(inputs),))
+
+
+def trace_settled(model: nn.Module, script: Script, *, hooked: bool = False, every: bool = False) -> Graph:
+    """Record a script of a model that no longer changes itself: some rescale their weights, or exchange modules, the first time.
+
+    Args:
+        model: as in `trace`; left as its first run makes it.
+        script: what is run.
+        hooked: what a module is noted to be given is what its own hooks made of that.
+        every: layers run also where they repeat another.
+
+    Raises:
+        TraceError: as in `trace`.
+    """
+    tracing, graph = _run_script(model, script, hooked=hooked, every=every)
     if not tracing.rebuilds:
         return graph
-    Tracing(model, keep=True).run(inputs)
-    forget(model)
-    again = Tracing(model, hooked=hooked, every=every).run(inputs)
+    settle(model, script)
+    again = _run_script(model, script, hooked=hooked, every=every)[1]
     note = f"{type(model).__name__}'s first forward changes the model itself; it was traced as it is afterwards"
     return replace(again, notes=(*again.notes, note))
 
@@ -150,6 +175,7 @@ class Tracing:
         self.paths = {module: paths[0] for module, paths in self.names.items()}
         self.modules = list({id(module): module for _, module in modules}.values())
         self.recorder = Recorder(SourceFinder(model))
+        every = every or model in _every
         self.kinds = {} if every else remembered(model, "layer kinds", lambda: layer_kinds(model))
         self.shared = {} if every else remembered(model, "shared state", self._shared_state)
         self.apart: set[object] = set()
@@ -172,7 +198,7 @@ class Tracing:
 
     def run(self, inputs: Mapping[str, Any]) -> Graph:
         """Run one forward, as in evaluation, and return its graph."""
-        return self.run_script(Script(RunMode.EVALUATION, (caching(self.model, False) | dict(inputs),)))
+        return self.run_script(_forward_of(self.model, inputs))
 
     def run_script(self, script: Script) -> Graph:
         """Run the forwards of a script and return their one graph."""

@@ -34,7 +34,7 @@ def said(name: str, *faults: InjectedFault, rounds: int = 1) -> list[str]:
     """The messages about a stage program with these mistakes."""
     programs, case = subject(name)
     schedule = Schedule.GPIPE if rounds == 1 else Schedule.INTERLEAVED
-    found = programs.check(replace(case, staging=Staging(schedule, rounds, faults=InjectedFaults(faults))))
+    found = programs.check(replace(case, staging=Staging(schedule, rounds, faults=InjectedFaults(faults)))).findings
     assert all(finding.code == "PP305" for finding in found)
     return [finding.message for finding in found]
 
@@ -49,14 +49,14 @@ def test_right_stages_of_full_size_are_parts_of_the_whole_program(name: str) -> 
     """What is handed through, found in data, shared or given twice."""
     loaded = load(name)
     base, head = infer_pipeline(model := build(loaded), trace(model))
-    assert Programs(loaded).check(Case(loaded, Plan(pp=base, head_pp=head), 1, 2)) == ()
+    assert Programs(loaded).check(Case(loaded, Plan(pp=base, head_pp=head), 1, 2)).findings == ()
 
 
 def test_what_a_layer_leaves_in_a_dictionary_is_put_there() -> None:
     loaded = load("tests.zoo.stream_models:StreamForCausalLM", overrides={"mix": "shelf"})
     base, head = infer_pipeline(model := build(loaded), trace(model))
     assert base[1].inputs == ("w", "shelf")
-    assert Programs(loaded).check(Case(loaded, Plan(pp=base, head_pp=head), 1, 3)) == ()
+    assert Programs(loaded).check(Case(loaded, Plan(pp=base, head_pp=head), 1, 3)).findings == ()
 
 
 @pytest.mark.parametrize(

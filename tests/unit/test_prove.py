@@ -1,6 +1,7 @@
 """Right plans are proved; wrong ones are refuted at the right entry, with an edit that was tried."""
 
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 
@@ -98,6 +99,35 @@ def test_a_fix_was_tried() -> None:
     assert finding.fix is not None
     assert str(finding.fix.edits[0]) == 'add "layers.*.self_attn.o_proj": "rowwise"'
     assert finding.fix.safety == "the edited plan was proved"
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("layers.*.self_attn.q_norm", "layers.*.self_attn.k_norm"),
+        ("layers.*.self_attn.k_proj", "layers.*.self_attn.v_proj"),
+        ("layers.*.self_attn.o_proj", "layers.*.mlp.down_proj"),
+    ],
+)
+def test_a_fix_may_be_several_edits(missing: tuple[str, ...]) -> None:
+    right = plan_of("qwen3")
+    plan = reduce(lambda plan, pattern: mutated(plan, pattern, None), missing, right)
+    fix = prove("qwen3", plan, tp=2).findings[0].fix
+    assert fix is not None
+    assert fix.safety == "the edited plan was proved"
+    assert {(edit.pattern, edit.new) for edit in fix.edits} == {(p, right.styles("")[p]) for p in missing}
+
+
+def test_a_fix_may_take_entries_away() -> None:
+    """Without q, k and v, the rest of the attention's entries has to go."""
+    plan = reduce(lambda plan, name: mutated(plan, f"layers.*.self_attn.{name}_proj", None), "qkv", plan_of("qwen3"))
+    fix = prove("qwen3", plan, tp=2).findings[0].fix
+    assert fix is not None
+    assert [str(edit) for edit in fix.edits] == [
+        'remove "layers.*.self_attn.o_proj": "rowwise"',
+        'remove "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce"',
+        'remove "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce"',
+    ]
 
 
 def test_tied_weights_placed_apart() -> None:

@@ -141,10 +141,24 @@ STAGES = Plan.from_json(
 
 
 @pytest.mark.parametrize(
-    ("trait", "right"),
-    [("plain", True), ("its own index", True), ("a tensor on a shelf", False), ("a count on a shelf", False)],
+    ("trait", "wrong"),
+    [
+        ("plain", ""),
+        ("its own index", ""),
+        ("its own keys", ""),
+        ("a tensor on a shelf", '"model.layers" cannot be cut'),
+        ("a count on a shelf", "stage 1 "),
+        ("a tensor on a shelf in training", "in training, stage 1 raises"),
+        ("a tensor on a shelf for one token", "in decoding, stage 1 raises"),
+        ("keys of the first layer", "in decoding, stage 1 runs linear of head"),
+        ("loss reads features", "in training, stage 1 "),
+    ],
 )
-def test_stages_are_programs_with_what_layers_share(trait: str, right: bool) -> None:
+def test_stages_are_programs_with_what_layers_share(trait: str, wrong: str) -> None:
     overrides = {"trait": trait, "num_hidden_layers": 4}
     model = load("tests.zoo.expert_models:LeavingForCausalLM", overrides=overrides)
-    assert (prove(model, STAGES, tp=1, pp=2).verdict is Verdict.PROVED) is right
+    result = prove(model, STAGES, tp=1, pp=2)
+    assert result.verdict is (Verdict.REFUTED if wrong else Verdict.PROVED)
+    assert all(finding.message.startswith(wrong) for finding in result.findings)
+    if not wrong:
+        assert result.scope is not None and result.scope.stages == ("evaluation", "training", "decoding")

@@ -5,7 +5,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, DynamicLayer
 
 from tests.zoo.trait_models import Layer, TraitConfig, TraitForCausalLM, TraitModel, TraitPreTrained
 
@@ -101,18 +101,31 @@ class LeavingLayer(Layer):
         self.leaves, self.index, self.shelf = config.trait, index, shelf
 
     def forward(self, x: Tensor, cache: DynamicCache | None) -> Tensor:
+        one_token = cache is not None and x.shape[1] == 1
         match self.leaves:
             case "a tensor on a shelf":
-                if self.index == 0:
-                    self.shelf.kept = [x]
-                if self.index == 3:
-                    x = x + self.shelf.kept[0]
+                x = self._left(x)
+            case "a tensor on a shelf in training" if self.training:
+                x = self._left(x)
+            case "a tensor on a shelf for one token" if one_token:
+                x = self._left(x)
+            case "keys of the first layer" | "its own keys" if one_token:
+                assert cache is not None
+                entry = cache.layers[0 if self.leaves == "keys of the first layer" else self.index]
+                assert isinstance(entry, DynamicLayer) and entry.keys is not None
+                keys = entry.keys
+                x = x + keys.mean((1, 2, 3))[:, None, None]
             case "a count on a shelf":
                 self.shelf.count = 1 if self.index == 0 else self.shelf.count + 1
                 x = x * (1 + 0.5 * self.shelf.count)
             case "its own index":
                 x = x * (1 + 0.5 * self.index)
         return super().forward(x, cache)
+
+    def _left(self, x: Tensor) -> Tensor:
+        if self.index == 0:
+            self.shelf.kept = [x]
+        return x + self.shelf.kept[0] if self.index == 3 else x
 
 
 class LeavingForCausalLM(TraitForCausalLM):

@@ -1,8 +1,9 @@
-"""Search for an edit that fixes a finding. An edit is offered only after the edited plan was proved again."""
+"""Search for the fewest edits that fix a finding. They are offered only after the edited plan was proved again."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import combinations
 
 from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.findings import Finding, Fix, Severity
@@ -30,7 +31,7 @@ TRIED_OPS = 30_000
 def with_fix(
     subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...]
 ) -> tuple[Finding, ...]:
-    """The findings, with a fix for the first error where a single edit fixes it; the finding then names the edited entry."""
+    """The findings, with a fix for the first error where a few edits fix it; the finding then names the first edited entry."""
     for position, finding in enumerate(findings):
         if finding.severity is Severity.ERROR:
             fix = _fix(subject, styles, degree, findings, finding)
@@ -43,21 +44,90 @@ def with_fix(
 PROVED = "the edited plan was proved"
 
 
+MOST_EDITS = 4
+"""Edits of one fix: a norm of queries and one of keys are often left out together."""
+
+
 def _fix(
     subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...], finding: Finding
 ) -> Fix | None:
-    best: tuple[int, Edit] | None = None
-    for edit in islice(edits(subject, styles, finding), max(TRIED_OPS // len(subject.graph.ops), 8)):
-        left = check_tensor(subject, edited(styles, edit), degree)
-        if not left:
-            left = _in_other_modes(subject, edited(styles, edit), degree)
-        if not left:
-            return Fix(str(edit), (edit,), PROVED)
-        if (best is None or len(left) < best[0]) and len(left) < len(findings) and not _has(left, finding):
-            best = (len(left), edit)
-    if best is None:
+    """The edit after which the plan is proved; else a chain of edits that each take the first finding away."""
+    search = _Search(subject, degree, max(TRIED_OPS // len(subject.graph.ops), 8))
+    chain: list[_Edited] = []
+    while len(chain) < MOST_EDITS:
+        step = search.best(chain[-1] if chain else _Edited((), dict(styles), findings), finding)
+        if step is None:
+            break
+        chain.append(step)
+        if not step.left:
+            made = tuple(edit for one in chain for edit in one.edits)
+            return Fix("; ".join(map(str, made)), made, PROVED)
+        finding = next((one for one in step.left if one.severity is Severity.ERROR), step.left[0])
+    if not chain or len(chain[0].left) >= len(findings):
         return None
-    return Fix(str(best[1]), (best[1],), f"the edited plan no longer has this finding; {best[0]} others remain")
+    left = f"the edited plan no longer has this finding; {len(chain[0].left)} others remain"
+    return Fix("; ".join(map(str, chain[0].edits)), chain[0].edits, left)
+
+
+@dataclass(frozen=True, slots=True)
+class _Edited:
+    """A plan after more edits, and the findings that are left."""
+
+    edits: tuple[Edit, ...]
+    styles: dict[str, str]
+    left: tuple[Finding, ...]
+
+
+@dataclass(slots=True)
+class _Search:
+    """Tries edits of plans, up to `budget` of them."""
+
+    subject: Subject
+    degree: int
+    budget: int
+
+    def best(self, before: _Edited, finding: Finding) -> _Edited | None:
+        """The plan after the edit that gets furthest, of those that take this finding away and get further than before; or
+        after two alike edits of two entries, where they get to the end.
+        """
+        single = edits(self.subject, before.styles, finding)
+        one = self._furthest(before, finding, [(edit,) for edit in single])
+        if one is not None and not one.left:
+            return one
+        two = self._furthest(before, finding, [pair for pair in combinations(single, 2) if _alike(*pair)])
+        return two if two is not None and (one is None or not two.left) else one
+
+    def _furthest(self, before: _Edited, finding: Finding, tried: Sequence[tuple[Edit, ...]]) -> _Edited | None:
+        best, furthest = None, self._reached(before.left)
+        for changes in tried:
+            if self.budget == 0:
+                break
+            self.budget -= 1
+            after = reduce(edited, changes, before.styles)
+            left = check_tensor(self.subject, after, self.degree) or _in_other_modes(self.subject, after, self.degree)
+            if not left:
+                return _Edited(changes, after, ())
+            reached = self._reached(left)
+            if reached > furthest and not _has(left, finding):
+                best, furthest = _Edited(changes, after, left), reached
+        return best
+
+    def _reached(self, left: tuple[Finding, ...]) -> tuple[bool, int, int]:
+        """How far a proof got: to the backward, to which module, and how few findings it has there."""
+        errors = [one for one in left if one.severity is Severity.ERROR]
+        ran = {call.module: at for at, call in reversed(list(enumerate(self.subject.graph.calls)))}
+        places = [ran.get(one.place.module or "", -1) for one in errors]
+        backward = all(one.code in BACKWARD for one in errors)
+        return backward, 0 if backward else min(places, default=0), -len(left)
+
+
+def _alike(one: Edit, other: Edit) -> bool:
+    """Whether two edits make the same of two entries."""
+    return one.pattern != other.pattern and (one.old, one.new) == (other.old, other.new)
+
+
+BACKWARD = frozenset({"TP207", "TP208"})
+"""Codes of gradients: the forward of such a plan is right."""
 
 
 def _in_other_modes(subject: Subject, styles: Mapping[str, str], degree: int) -> tuple[Finding, ...]:

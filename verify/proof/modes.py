@@ -50,6 +50,16 @@ def check_modes(
     return found, _scope(subject, asked)
 
 
+NO_CACHE = "nobody runs the model in decoding: its forward takes or returns no cache"
+
+
+def not_asked(loaded: LoadedModel, mode: RunMode, error: TraceError) -> Finding | str:
+    """What a mode that cannot be traced means: undecided, or an assumption where the model raises in it on one device too."""
+    if raises_on_one_device(loaded, mode):
+        return f"nobody runs the model in {mode.value}: it raises there on one device"
+    return tp210.mode_not_traced(mode.value, str(error), Place(None, error.module or None, error.source))
+
+
 def _in_other_modes(
     loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int, asked: _Coverage
 ) -> tuple[Finding, ...]:
@@ -58,14 +68,14 @@ def _in_other_modes(
         try:
             other = subject_in(subject.model, mode)
         except TraceError as error:
-            if raises_on_one_device(loaded, mode):
-                asked.assumptions[f"nobody runs the model in {mode.value}: it raises there on one device"] = None
-            else:
-                place = Place(None, error.module or None, error.source)
-                untraced += (tp210.mode_not_traced(mode.value, str(error), place),)
+            match not_asked(loaded, mode, error):
+                case str() as assumption:
+                    asked.assumptions[assumption] = None
+                case finding:
+                    untraced += (finding,)
             continue
         if other is None:
-            asked.assumptions[f"nobody runs the model in {mode.value}: its forward takes or returns no cache"] = None
+            asked.assumptions[NO_CACHE] = None
             continue
         asked.modes.append(mode.value)
         if wrong := check_tensor(other, styles, tp):

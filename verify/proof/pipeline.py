@@ -10,7 +10,7 @@ from inspect import signature
 
 from torch import nn
 
-from shardproof.planner.ir.dataflow import Cut, Live, Role, live_across, read_behind, stream, unlisted
+from shardproof.planner.ir.dataflow import Live, Role, layer_number, live_across_each, read_behind, stream, unlisted
 from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, PpEntry, join
@@ -151,7 +151,7 @@ def _of_the_cuts(
     assert stack is not None
     at, layers = keys.index(stack), model.get_submodule(stack)
     assert isinstance(layers, nn.ModuleList)
-    live = {number: live_across(graph, Cut(stack, number, tuple(keys[:at]))) for number in range(1, len(layers))}
+    live = live_across_each(graph, stack, range(1, len(layers)), tuple(keys[:at]))
     missed = {number: first for number, values in live.items() if (first := _first_missed(values))}
     yield from _forbidden(graph, stack, missed, bounds, free=len(missed) < len(live))
     parameters = list(signature(type(layers[0]).forward).parameters)[1:] if len(layers) else []
@@ -204,7 +204,7 @@ def _miss(graph: Graph, live: Live, stack: str, number: str) -> Finding:
     used = graph.ops[live.used]
     module = used.module
     if live.made == live.used:
-        layer = Cut(stack, 0).number(module)
+        layer = layer_number(module, stack)
         module = module if layer is None else f"{stack}.{layer}"
         what, found = f"{module} runs again behind it", "a module of an earlier stage"
     else:

@@ -19,8 +19,10 @@ from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.modes import check_modes
 from shardproof.verify.proof.pipeline import check_pp
 from shardproof.verify.proof.plan_form import check_plan
+from shardproof.verify.proof.stages import Programs, StagesVerdict
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.report.scope import Scope
+from shardproof.verify.stages.case import Case
 
 
 def prove(
@@ -63,7 +65,11 @@ def prove(
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
-        findings += tuple(found for found in stage_findings(loaded, built, plan, pp) if found not in findings)
+        stages = prove_stages(loaded, built, plan, pp)
+        findings += tuple(found for found in stages.findings if found not in findings)
+        scope = scope if scope is not None else Scope()
+        assumed = (*scope.assumptions, *(one for one in stages.assumptions if one not in scope.assumptions))
+        scope = replace(scope, stages=stages.modes, assumptions=assumed)
     if strict and scope is not None:
         findings += tuple(tp210.assumption(one) for one in scope.assumptions)
     return LevelResult("proof", perf_counter() - started, findings, scope=scope)
@@ -88,18 +94,20 @@ def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) 
     return try_experts(loaded, plan, ep)
 
 
-def stage_findings(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> tuple[Finding, ...]:
-    """Findings of the pipeline plan; where it has no errors, findings of the programs of its stages."""
+def prove_stages(loaded: LoadedModel, built: nn.Module, plan: Plan, pp: int) -> StagesVerdict:
+    """The verdict on a pipeline plan; where it has no errors, on the programs of its stages.
+
+    Raises:
+        ValueError: the model has too few layers for so many stages.
+    """
     try:
         found = check_pp(built, subject_of(built).graph, plan)
         if any(finding.severity is not Severity.WARNING for finding in found):
-            return found
-        from shardproof.verify.proof.stages import check_programs
-        from shardproof.verify.stages.case import Case
-
-        return (*found, *check_programs(Case(loaded, plan, pp=pp)))
+            return StagesVerdict(found)
+        verdict = Programs(loaded).check(Case(loaded, plan, pp=pp))
+        return replace(verdict, findings=(*found, *verdict.findings))
     except TraceError as error:
-        return (not_traced(error),)
+        return StagesVerdict((not_traced(error),))
 
 
 def not_traced(error: TraceError) -> Finding:

@@ -1,149 +1,123 @@
-"""Is the program of each pipeline stage its part of the whole program, every op of it once?
+"""Is the program of each pipeline stage its part of the whole program, every op of it once, in every mode?
 
-A stage is traced as it would run: the model's own forward, in which absent modules answer with zeros and received activations
-replace the arguments of the stage's first layers. `verify.stages.compare` compares the traced stages with the whole program.
+`verify.stages.traced_stages` traces the programs, `verify.stages.compare` compares them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from inspect import signature
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from shardproof.planner.inputs.example import TRACED, caching, example_inputs, taken
-from shardproof.planner.inputs.run_modes import CACHE_NAMES
+from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.findings import Finding, Place
-from shardproof.planner.ir.graph import Graph, Module
-from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
-from shardproof.planner.loading.load import LoadedModel, build
-from shardproof.planner.tracing.decode_cache import places_matter
-from shardproof.planner.tracing.trace import TraceError, trace
-from shardproof.verify.findings import pp305
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.numbering import Numbered, first_new
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.tracing.trace import TraceError
+from shardproof.verify.findings import pp305, tp210
+from shardproof.verify.proof.modes import NO_CACHE, not_asked
 from shardproof.verify.proof.pipeline import check_chunks
-from shardproof.verify.stages.case import KEPT, Case
-from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram, entering
-from shardproof.verify.stages.cutting import Cutting, between, laid_out, stage_of
+from shardproof.verify.stages.case import Case
+from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram
+from shardproof.verify.stages.cutting import Cutting, between, laid_out
 from shardproof.verify.stages.layer_index import numbered_parts
-from shardproof.verify.stages.record import Record, recorded
-from shardproof.verify.stages.stage import Stage, StagePlace, absent
-from shardproof.verify.stages.stage_layout import StageLayout
-
-
-def check_programs(case: Case) -> tuple[Finding, ...]:
-    """Findings PP304 and PP305 of the stages of a case; empty where each is the whole program's part.
-
-    Raises:
-        TraceError: the whole model cannot be traced.
-        ValueError: the plan makes no such stages.
-    """
-    return Programs(case.loaded).check(case)
-
-
-class _StageWithNamedInputs(nn.Module):
-    """A stage that takes its received tensors as keyword arguments, as the inputs of a trace are given."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self.stage = stage
-
-    def forward(self, **given: Tensor) -> object:
-        received = [given.pop(_received(at)) for at in range(len(self.stage.receives.values))]
-        return self.stage(*received, **given)
-
-
-def _received(at: int) -> str:
-    return f"received_{at}"
+from shardproof.verify.stages.stage import StagePlace, absent
+from shardproof.verify.stages.traced_stages import StageModels, TracedStage, TracedStages, received
 
 
 @dataclass(frozen=True, slots=True)
-class _TracedStage:
-    """One stage, traced; its names as the whole model has them."""
+class StagesVerdict:
+    """Findings PP304 and PP305 of the stages of a case, TP210 where a mode was not asked, and the modes in which their programs
+    were compared.
+    """
 
-    place: StagePlace
-    graph: Graph
-    model: nn.Module
+    findings: tuple[Finding, ...] = ()
+    modes: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 class Programs:
-    """The whole program of a model, with which the stages of several cases can be compared."""
+    """The programs of a model, with which the stages of several cases can be compared; each is traced once.
+
+    Raises:
+        TraceError: the whole model cannot be traced in evaluation.
+    """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded, self.model = loaded, build(loaded)
-        self.inputs, self.graph = fullest_trace(self.model)
-        self.numbers = Numbers()
-        self._programs: dict[object, _TracedStage | TraceError] = {}
-        self._records: dict[tuple[str, ...], Record] = {}
+        self.loaded, self._models = loaded, StageModels(loaded)
+        self.evaluation = TracedStages(self._models)
+        self._traced: dict[RunMode, TracedStages | Finding | str] = {RunMode.EVALUATION: self.evaluation}
 
-    def check(self, case: Case) -> tuple[Finding, ...]:
-        """As `check_programs`, of a case of this model."""
-        cutting = laid_out(case, self.model)
-        found = check_chunks(cutting.layout.chunks, cutting.layout.depth)
-        return found or tuple(_StagesCheck(case, self, cutting).findings())
+    @property
+    def model(self) -> nn.Module:
+        """The whole model, on meta."""
+        return self.evaluation.model
 
-    @cached_property
-    def caches(self) -> bool:
-        """Whether layers need their own number to find their place in a KV cache; assumed where a cache cannot be traced."""
-        names = [name for name in CACHE_NAMES if name in signature(type(self.model).forward).parameters]
-        given: list[object] = []
-        handle = self.model.register_forward_hook(lambda _, __, output: given.append(output))
-        try:
-            trace(self.model, {**example_inputs(self.model), **caching(self.model, True)})
-        except TraceError:
-            return bool(names)
-        finally:
-            handle.remove()
-        return any(places_matter(getattr(output, name, None), TRACED.length) for output in given for name in names)
+    @property
+    def graph(self) -> Graph:
+        """The whole program in evaluation."""
+        return self.evaluation.whole.graph
 
-    def record(self, layout: StageLayout) -> Record:
-        """The recorded calls of the single-device model, for absent modules to answer with."""
-        if layout.named not in self._records:
-            with recorded(self.model, layout.named) as record:
-                trace(self.model, self.inputs)
-            self._records[layout.named] = record
-        return self._records[layout.named]
-
-    @cached_property
-    def opened(self) -> Numbered:
-        """The whole program traced with every layer, each op numbered; in numbers of its own."""
-        return numbered(trace(self.model, self.inputs, every=True), Numbers())
-
-    def program(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool = False) -> "_TracedStage":
-        """One traced stage (with `every` layer traced, none repeated), or the same from an earlier case."""
-        key = (layout, place, case.staging.faults.of_stage(place.stage), every)
-        if key not in self._programs:
+    def in_mode(self, mode: RunMode) -> TracedStages | Finding | str:
+        """The programs in a mode; a finding where it cannot be traced, an assumption where nobody can run the model in it."""
+        if mode not in self._traced:
             try:
-                self._programs[key] = self._traced(case, layout, place, every=every)
+                self._traced[mode] = TracedStages(self._models, mode)
             except TraceError as error:
-                self._programs[key] = error
-        found = self._programs[key]
-        if isinstance(found, TraceError):
-            raise found
-        return found
+                self._traced[mode] = not_asked(self.loaded, mode, error)
+            except ValueError:
+                self._traced[mode] = NO_CACHE
+        return self._traced[mode]
 
-    def _traced(self, case: Case, layout: StageLayout, place: StagePlace, *, every: bool) -> "_TracedStage":
-        model = build(self.loaded)
-        stage = stage_of(case, model, layout, place, torch.device("meta"))
-        stage.record = self.record(layout)
-        forms = stage.forms(stage.receives)
-        received = {_received(at): torch.empty_like(form, device="meta") for at, form in enumerate(forms)}
-        graph = trace(_StageWithNamedInputs(stage), self.inputs | received, hooked=True, every=every)
-        return _TracedStage(place, _inside(graph, "stage.model"), model)
+    def check(self, case: Case) -> StagesVerdict:
+        """The verdict on the stages of a case of this model, up to the first mode in which they differ.
+
+        Raises:
+            ValueError: the plan makes no such stages.
+        """
+        cutting = laid_out(case, self.model)
+        if wrong := check_chunks(cutting.layout.chunks, cutting.layout.depth):
+            return StagesVerdict(wrong)
+        asked, assumed, undecided = list[str](), list[str](), list[Finding]()
+        for mode in RunMode:
+            match self.in_mode(mode):
+                case str() as assumption:
+                    assumed.append(assumption)
+                case Finding() as finding:
+                    undecided.append(finding)
+                case traced:
+                    check = _StagesCheck(case, traced, cutting)
+                    asked.append(mode.value)
+                    if wrong := _in_mode(mode, check):
+                        return StagesVerdict(wrong, tuple(asked), tuple(assumed))
+                    if check.renumbered:
+                        break  # absent layers of our stages write where the renumbered ones do
+        return StagesVerdict(tuple(undecided), tuple(asked), tuple(assumed))
+
+
+def _in_mode(mode: RunMode, check: "_StagesCheck") -> tuple[Finding, ...]:
+    try:
+        found = tuple(check.findings())
+    except TraceError as error:
+        return (tp210.mode_not_traced(mode.value, str(error), Place(None, error.module or None, error.source)),)
+    if mode is RunMode.EVALUATION:
+        return found
+    return tuple(replace(one, message=f"in {mode.value}, {one.message}") for one in found)
 
 
 class _StagesCheck:
-    """The stages of one case, as `verify.stages.compare` compares them with the whole program."""
+    """The stages of one case in one mode, as `verify.stages.compare` compares them with the whole program."""
 
-    def __init__(self, case: Case, programs: Programs, cutting: Cutting) -> None:
-        self.case, self.programs, self.cutting = case, programs, cutting
-        self.model, self.graph, self.layout = programs.model, programs.graph, cutting.layout
-        self.comparison = StageComparison.of(self.graph, self.layout.layers, programs.numbers)
+    def __init__(self, case: Case, traced: TracedStages, cutting: Cutting) -> None:
+        self.case, self.traced, self.cutting = case, traced, cutting
+        self.model, self.whole, self.layout = traced.model, traced.whole, cutting.layout
+        self.graph, self.renumbered = self.whole.graph, False
+        self.comparison = StageComparison.of(self.graph, self.layout.layers, self.whole.numbers)
 
     def findings(self) -> Iterator[Finding]:
         """The finding of the first stage that differs; where none does, those of what the stages do together."""
-        stages = list[_TracedStage]()
+        stages = list[TracedStage]()
         for number in self.case.staging.faults.order(len(self.layout.chunks)):
             place = between(self.case, self.model, self.cutting, number)
             needed = self.comparison.numbers_of(self._received_by(place, self.graph))
@@ -152,7 +126,7 @@ class _StagesCheck:
                 yield pp305.stage_differs(f"stage {number} receives what another stage needs", first)
                 return
             try:
-                stage = self.programs.program(self.case, self.layout, place)
+                stage = self.traced.stage(self.case, self.layout, place)
             except TraceError as error:
                 yield _raises(number, error)
                 return
@@ -166,13 +140,13 @@ class _StagesCheck:
             stages.append(stage)
         yield from self._together(stages)
 
-    def _program(self, stage: _TracedStage, *, own: bool = True) -> StageProgram:
-        place = stage.place
+    def _program(self, stage: TracedStage, *, own: bool = True) -> StageProgram:
+        place, forwards = stage.place, range(len(self.whole.script.calls))
         return StageProgram(
             stage.graph,
             self.layout.chunks[place.stage] if own else None,
-            received=tuple(_received(at) for at in range(len(place.receives.values))),
-            sent=tuple(value for _, value in stage.graph.outputs),
+            received=tuple(received(at, turn) for turn in forwards for at in range(len(place.receives.values))),
+            sent=stage.sent,
             absent=absent(self.layout, place),
         )
 
@@ -181,27 +155,29 @@ class _StagesCheck:
 
         A layer that is not given a value may compute the value itself.
         """
-        whole = self.programs.opened
+        whole = self.traced.opened
         try:
-            stage = self.programs.program(self.case, self.layout, place, every=True)
+            stage = self.traced.stage(self.case, self.layout, place, every=True)
         except TraceError:
             return False
-        received = [whole.number[value] for value in self._received_by(place, whole.graph)]
-        comparison = StageComparison(whole, stack=None, carried=received)
+        carried = [whole.number[value] for value in self._received_by(place, whole.graph)]
+        comparison = StageComparison(whole, stack=None, carried=carried)
         return comparison.mismatch(self._program(stage, own=False), self._sent_by(place, whole.graph)) is None
 
     def _received_by(self, place: StagePlace, graph: Graph) -> list[int]:
-        """The values of the whole program that a stage should receive."""
-        return [self._entering(live.entrances[0], graph) for live in place.receives.values]
+        """The values of the whole program that a stage should receive, of each forward in turn."""
+        return self._passing([live.entrances[0] for live in place.receives.values], graph)
 
     def _sent_by(self, place: StagePlace, graph: Graph) -> list[int]:
         """The values of the whole program that a stage should send; for the last stage, the model's first output."""
         if place.stage == len(self.layout.chunks) - 1:
-            return [graph.outputs[0][1]]
-        return [self._entering(live.entrances[0], graph) for live in place.sends.values]
+            return self.whole.given(graph)
+        return self._passing([live.entrances[0] for live in place.sends.values], graph)
 
-    def _entering(self, entrance: Entrance, graph: Graph) -> int:
-        return entering(graph, self.layout.layer(entrance.layer), entrance)
+    def _passing(self, entrances: list[Entrance], graph: Graph) -> list[int]:
+        """The values of the whole program at entrances of layers, of each forward in turn."""
+        entering = [self.whole.entering(self.layout.layer(one.layer), one, graph) for one in entrances]
+        return [value for forward in zip(*entering, strict=True) for value in forward]
 
     def _differs(self, stage: int, mismatch: Mismatch) -> Finding:
         """Explained by the first wrong argument of an own layer, where there is one, else by an op outside the layers."""
@@ -234,12 +210,12 @@ class _StagesCheck:
                     return path, name, got, value
         return None
 
-    def _together(self, programs: list[_TracedStage]) -> Iterator[Finding]:
+    def _together(self, programs: list[TracedStage]) -> Iterator[Finding]:
         yield from self._indices(programs)
         yield from self._trained(programs)
         yield from self._summed(programs)
 
-    def _indices(self, programs: list[_TracedStage]) -> Iterator[Finding]:
+    def _indices(self, programs: list[TracedStage]) -> Iterator[Finding]:
         """Where the model has a KV cache, layers have to keep their number in the whole model, for it is their place in the
         cache.
         """
@@ -248,12 +224,13 @@ class _StagesCheck:
             for path, name in numbered_parts(layers, self.layout.chunks[program.place.stage]):
                 part = f"{self.layout.layers}.{path}"
                 mine, right = (getattr(m.get_submodule(part), name) for m in (program.model, self.model))
-                if mine != right and self.programs.caches:
+                self.renumbered = self.renumbered or mine != right
+                if mine != right and self.traced.caches:
                     what = f"stage {program.place.stage} numbers {part} {mine} in the cache"
                     yield pp305.stage_differs(what, part, None, found=str(mine), needed=str(right))
                     return
 
-    def _trained(self, programs: list[_TracedStage]) -> Iterator[Finding]:
+    def _trained(self, programs: list[TracedStage]) -> Iterator[Finding]:
         """Every parameter that is trained on one device has to be trained on its stage."""
         trained = {name for name, value in self.model.named_parameters(remove_duplicate=False) if value.requires_grad}
         for program in programs:
@@ -264,7 +241,7 @@ class _StagesCheck:
                     )
                     return
 
-    def _summed(self, programs: list[_TracedStage]) -> Iterator[Finding]:
+    def _summed(self, programs: list[TracedStage]) -> Iterator[Finding]:
         """The gradient of a weight that several stages read has to be summed over these stages."""
         not_summed = self.case.staging.faults.not_summed()
         readers: dict[str, list[int]] = {}
@@ -288,47 +265,6 @@ def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
                 (name, leaf): value for (name, value), leaf in zip(call.arguments, leaves, strict=True)
             }
     return found
-
-
-def fullest_trace(model: nn.Module) -> tuple[dict[str, object], Graph]:
-    """The inputs with the most arguments that the model takes (mask, positions, `logits_to_keep`), and its trace with them."""
-    if taken(model) is None:
-        trace(model)  # which of the forms of inputs it takes
-    inputs: dict[str, object] = dict(example_inputs(model))
-    names = signature(model.forward).parameters
-    ids = inputs.get("input_ids")
-    form = ids if isinstance(ids, Tensor) else next(value for value in inputs.values() if isinstance(value, Tensor))
-    mask = {"attention_mask": torch.empty(form.shape[:2], dtype=torch.long, device="meta")}
-    positions = {"position_ids": torch.empty(form.shape[:2], dtype=torch.long, device="meta")}
-    encoded = "decoder_input_ids" in inputs
-    more: list[dict[str, object]] = [{**mask, **positions, "logits_to_keep": KEPT}, {**mask, "logits_to_keep": KEPT}]
-    more = [{}] if encoded and "attention_mask" not in names else [*more, dict(mask), {}]
-    for extra in more:
-        given = inputs | {name: value for name, value in extra.items() if name in names}
-        try:
-            return given, trace(model, given)
-        except TraceError:
-            if not extra:
-                raise
-    raise AssertionError("the last attempt has no extra argument, and returns or raises")
-
-
-def _inside(graph: Graph, prefix: str) -> Graph:
-    """A graph with module paths and value names relative to `prefix`."""
-
-    def name(path: str) -> str:
-        return path.removeprefix(prefix).removeprefix(".")
-
-    def module(one: Module) -> Module:
-        return replace(one, path=name(one.path), repeats=None if one.repeats is None else name(one.repeats))
-
-    return replace(
-        graph,
-        modules=tuple(module(one) for one in graph.modules if one.path.startswith(prefix)),
-        values=tuple(v if v.name is None else replace(v, name=name(v.name)) for v in graph.values),
-        ops=tuple(replace(op, module=name(op.module)) for op in graph.ops),
-        calls=tuple(replace(call, module=name(call.module)) for call in graph.calls),
-    )
 
 
 def _read(graph: Graph) -> list[str]:

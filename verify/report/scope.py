@@ -13,6 +13,7 @@ class Scope:
         layers: layers that ran in the trace, by path; `same` names those that run the same program as one of them.
         same: layers that one of `layers` stands for.
         assumptions: what was taken for granted, each a sentence with its file and line where it has one.
+        stages: the modes in which the programs of pipeline stages were compared with the whole program.
     """
 
     modes: tuple[str, ...] = ()
@@ -20,10 +21,13 @@ class Scope:
     layers: tuple[str, ...] = ()
     same: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """The scope in one line."""
         parts = [", ".join(self.modes)]
+        if self.stages:
+            parts.append(f"stages in {', '.join(self.stages)}")
         if self.branches:
             parts.append(f"{_count(len(self.branches), 'branch', 'branches')} on data, both sides")
         if self.same:

@@ -8,7 +8,6 @@ stages, a client's runtime) is the caller's knowledge, and so is the finding.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
 
@@ -81,12 +80,6 @@ class StageComparison:
         """The first op that makes a value another one, and whether the stage runs it besides (else: does not run it)."""
         extra = first_new(mismatch.ran, mismatch.got, self.whole)
         return extra or first_new(self.whole, mismatch.wanted, mismatch.ran), extra is not None
-
-
-def entering(graph: Graph, layer: str, entrance: Entrance) -> int:
-    """The value that enters the layer at this path in its first call."""
-    call = next(call for call in graph.calls if call.module == layer)
-    return [value for name, value in call.arguments if name == entrance.argument][entrance.leaf]
 
 
 def hidden_states_into(graph: Graph, layer: str) -> int:

@@ -10,7 +10,7 @@ from shardproof.planner.ir.plan import join
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.verify.stages.case import Case
 from shardproof.verify.stages.stage import Stage, StagePlace
-from shardproof.verify.stages.stage_boundary import StageBoundary, boundary, possible, sent, traced
+from shardproof.verify.stages.stage_boundary import StageBoundary, boundary, possible, program_of, sent
 from shardproof.verify.stages.stage_layout import StageLayout, dealt, layout_of, moved
 
 
@@ -27,7 +27,7 @@ def laid_out(case: Case, single: nn.Module) -> Cutting:
     plan, staging = case.plan, case.staging
     stages = case.pp * staging.rounds
     layout = layout_of(single, plan.pp, plan.head_pp, base_prefix=base_prefix(single), stages=stages)
-    graph = traced(case.loaded)
+    graph = program_of(case.loaded)
     if staging.bounds:
         chunks = dealt(layout.depth, stages, bounds=staging.bounds)
     else:

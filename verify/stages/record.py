@@ -5,7 +5,7 @@ An absent module of a stage answers with zeros in the recorded shapes, and repea
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -14,9 +14,13 @@ from transformers import Cache, EncoderDecoderCache
 from transformers.utils.generic import ModelOutput
 
 from shardproof.planner.ir.dataflow import Entrance
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.tracing.layer_kinds import LayerKind, LayerNumber, layer_kinds
 from shardproof.verify.stages.stage_boundary import taken
 
-_WRITES = ("update", "update_conv_state", "update_recurrent_state")
+STATES = ("update_conv_state", "update_recurrent_state")
+"""Methods of Transformers' cache that replace the state of a layer; `update` adds keys and values."""
+_WRITES = ("update", *STATES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +58,60 @@ class Record:
 @contextmanager
 def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[Record]:
     """Record the calls of these modules."""
-    record = Record()
+    with recorded_forwards(model, names) as records:
+        records.append(Record({name: [] for name in names}))
+        yield records[0]
+
+
+@contextmanager
+def recorded_forwards(model: nn.Module, names: Sequence[str], *, apart: bool = False) -> Iterator[list[Record]]:
+    """Record the calls of these modules; with `apart`, of each forward of the model in a record of its own."""
+    paths: dict[int, list[str]] = {}
+    for name in names:
+        paths.setdefault(id(model.get_submodule(name)), []).append(name)
+    watcher = _Watcher(paths)
     with ExitStack() as hooks:
-        for name in names:
-            for handle in _watch(model.get_submodule(name), record.calls.setdefault(name, [])):
-                hooks.callback(handle.remove)
-        yield record
+        if apart:
+            hooks.callback(model.register_forward_pre_hook(watcher.begin).remove)
+        for module in map(model.get_submodule, (known[0] for known in paths.values())):
+            hooks.callback(module.register_forward_pre_hook(watcher.before, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(watcher.after, with_kwargs=True).remove)
+        yield watcher.records
 
 
-def _watch(module: nn.Module, calls: list[RecordedCall]) -> tuple[torch.utils.hooks.RemovableHandle, ...]:
-    writes: list[CacheWrite] = []
-    given: list[tuple[tuple[object, ...], dict[str, object]]] = []
+@dataclass
+class _Watcher:
+    """Notes the calls of modules, under every name of each. One object watches all, so that a layer that is watched is still
+    like its siblings, and may stand for them in a trace.
+    """
 
-    def before(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        given.append((tuple(map(_given_form, args)), {name: _given_form(value) for name, value in kwargs.items()}))
+    names: Mapping[int, list[str]]
+    records: list[Record] = field(default_factory=list)
+    open: list[tuple[tuple[object, ...], dict[str, object], list[CacheWrite]]] = field(default_factory=list)
+
+    def begin(self, *_: object) -> None:
+        """A forward of the model begins."""
+        self.records.append(Record({name: [] for names in self.names.values() for name in names}))
+
+    def before(self, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """A module is called."""
+        writes: list[CacheWrite] = []
+        given = {name: _given_form(value) for name, value in kwargs.items()}
+        self.open.append((tuple(map(_given_form, args)), given, writes))
         for part, cache in enumerate(caches_in(args, kwargs)):
             for method in _WRITES:
                 if hasattr(cache, method):
                     vars(cache)[method] = _noted(getattr(cache, method), (part, method), writes)
 
-    def after(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+    def after(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        """A module has given its output."""
         for cache in caches_in(args, kwargs):
             for method in _WRITES:
                 vars(cache).pop(method, None)
-        calls.append(RecordedCall(mapped(output, _form), tuple(writes), *given.pop()))
-        writes.clear()
-
-    return (
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, with_kwargs=True),
-    )
+        given, named, writes = self.open.pop()
+        call = RecordedCall(mapped(output, _form), tuple(writes), given, named)
+        for name in self.names[id(module)]:
+            self.records[-1].calls[name].append(call)
 
 
 def _noted(write: Callable[..., object], where: tuple[int, str], writes: list[CacheWrite]) -> Callable[..., object]:
@@ -93,6 +121,51 @@ def _noted(write: Callable[..., object], where: tuple[int, str], writes: list[Ca
         return write(*args, **kwargs)
 
     return noted
+
+
+def with_writes_of_repeated_layers(record: Record, model: nn.Module, graph: Graph) -> Record | None:
+    """A traced record in which layers that were not run, for they repeat another, write what that one wrote, at their own place.
+
+    None where their own place cannot be told.
+    """
+    kinds, calls = layer_kinds(model), dict(record.calls)
+    for name, own in record.calls.items():
+        first = graph.module_of[name].repeats if name in graph.module_of else None
+        if first is None or first not in record.calls:
+            continue
+        places = _places(model, kinds, first, name)
+        made = list[RecordedCall]()
+        for mine, shown in zip(own, record.calls[first], strict=False):
+            placed = [_placed(write, places) for write in (() if mine.writes else shown.writes)]
+            known = [write for write in placed if write is not None]
+            if len(known) < len(placed):
+                return None
+            made.append(replace(mine, writes=(*mine.writes, *known)))
+        calls[name] = [*made, *own[len(made) :]]
+    return Record(calls)
+
+
+def _places(model: nn.Module, kinds: Mapping[int, LayerKind], first: str, name: str) -> dict[int, set[int]]:
+    """What the numbers that count the layers are in one layer, by what they are in another of its kind."""
+    shown, mine = model.get_submodule(first), model.get_submodule(name)
+    places = {kinds[id(shown)].position: {kinds[id(mine)].position}} if id(shown) in kinds else {}
+    for path, attribute in kinds[id(shown)].counters if id(shown) in kinds else ():
+        old, new = (vars(layer.get_submodule(path)).get(attribute) for layer in (shown, mine))
+        if isinstance(old, int) and isinstance(new, int):
+            places.setdefault(old, set()).add(new)
+    return places
+
+
+def _placed(write: CacheWrite, places: Mapping[int, set[int]]) -> CacheWrite | None:
+    """A write at another layer's place; None where that is not one place."""
+    marked = [value for value in (*write.args, *write.kwargs.values()) if type(value) is LayerNumber]
+    if any(len(places.get(one.value, ())) != 1 for one in marked):
+        return None
+
+    def mine(value: object) -> object:
+        return next(iter(places[value.value])) if type(value) is LayerNumber else value
+
+    return replace(write, args=tuple(map(mine, write.args)), kwargs={key: mine(v) for key, v in write.kwargs.items()})
 
 
 def caches_in(args: Sequence[object], kwargs: Mapping[str, object]) -> list[Cache]:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import Cache
 
+from shardproof.planner.inputs.run_modes import cache_in
 from shardproof.planner.ir.dataflow import Entrance, Live
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.stages.exact import copied_outputs
-from shardproof.verify.stages.record import Record, RecordedCall, caches_in, mapped
+from shardproof.verify.stages.record import STATES, Record, RecordedCall, caches_in, mapped
 from shardproof.verify.stages.stage_boundary import ReceivedTensor, StageBoundary, argument, put, taken
 from shardproof.verify.stages.stage_layout import StageLayout
 
@@ -61,6 +62,7 @@ class Stage(nn.Module):
         self.first, self.last = place.stage == 0, place.stage == len(layout.chunks) - 1
         self.record = Record()
         self.inputs: Mapping[str, object] = {}
+        self.output: object = None
         self.cache: Cache | None = None
         self.device = device
         self.held: dict[int, torch.Tensor] = {}
@@ -68,6 +70,7 @@ class Stage(nn.Module):
         self._sent: dict[int, torch.Tensor] = {}
         self._entered: set[int] = set()
         self._calls: dict[str, Iterator[RecordedCall]] = {}
+        self._filled: list[Cache] = []
         self.own = layout.chunks[place.stage]
         for number in range(self.own.start, layout.depth):
             self._watch_entrances(number)
@@ -103,8 +106,9 @@ class Stage(nn.Module):
     def _run(self, inputs: Mapping[str, object]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         self._calls = {name: iter(calls) for name, calls in self.record.calls.items()}
         self._entered, self._sent = set(), {}
+        self._filled = caches_in((), cache_in(self.model, self.output))
         output = self.model(**self.inputs, **inputs)
-        self.cache = output.get("past_key_values")
+        self.output, self.cache = output, output.get("past_key_values")
         if self.last:
             return whole(output[0])
         return tuple(self._sent[number].contiguous() for number in self.sends.numbers)
@@ -114,6 +118,8 @@ class Stage(nn.Module):
         module = self.model.get_submodule(self.layout.layer(number))
         receive = _into(self.receives, number) if number in self.own else []
         send = [] if number in self.own else _into(self.sends, number)
+        if not receive and not send:
+            return  # a hook would make this layer unlike its siblings, and a trace would run each of them
 
         def enter(
             _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
@@ -137,6 +143,8 @@ class Stage(nn.Module):
         def answer(*args: object, **kwargs: object) -> object:
             call, caches = next(self._calls[name]), caches_in(args, kwargs)
             for write in call.writes if caches else ():
+                if write.method in STATES and caches[write.part] in self._filled:
+                    continue  # a state does not grow, and another layer may keep its own there
                 getattr(caches[write.part], write.method)(
                     *(self._zeros(value) for value in write.args),
                     **{key: self._zeros(value) for key, value in write.kwargs.items()},

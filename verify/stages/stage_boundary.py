@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from shardproof.planner.ir.dataflow import Cut, Entrance, Live, Role, live_across, unlisted
+from shardproof.planner.ir.dataflow import Cut, Entrance, Live, Role, live_across, live_across_each, unlisted
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.loading.load import LoadedModel, build
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.tracing.programs import on_meta, subject_of
+from shardproof.planner.tracing.trace import TraceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,10 @@ class StageBoundary:
         return tuple(live.value for live in self.values)
 
 
-def traced(loaded: LoadedModel) -> Graph | None:
+def program_of(loaded: LoadedModel) -> Graph | None:
     """The program of a model; None where its forward cannot be traced."""
     try:
-        return trace(build(loaded))
+        return subject_of(on_meta(loaded)).graph
     except TraceError:
         return None
 
@@ -41,8 +42,8 @@ def possible(graph: Graph | None, stack: str, depth: int, before: tuple[str, ...
     every = tuple(range(1, depth))
     if graph is None:
         return every
-    roles = {cut: {live.role for live in live_across(graph, Cut(stack, cut, before))} for cut in every}
-    return tuple(cut for cut in every if Role.MISSED not in roles[cut]) or every
+    live = live_across_each(graph, stack, every, before)
+    return tuple(cut for cut in every if all(one.role is not Role.MISSED for one in live[cut])) or every
 
 
 def boundary(graph: Graph | None, cut: Cut, model: nn.Module) -> StageBoundary:

@@ -119,6 +119,7 @@ def _level(level: LevelResult) -> dict[str, object]:
 def _scope(scope: Scope) -> dict[str, object]:
     return {
         "modes": list(scope.modes),
+        "stages": list(scope.stages),
         "branches": list(scope.branches),
         "layers": len(scope.layers),
         "same": len(scope.same),
