@@ -92,7 +92,9 @@ def _weight_fault(graph: Graph, module: Module, call: ModuleCall) -> str | None:
             if not _linear(graph, op, summands, zeros):
                 return f"its output is not linear in the routing weights ({op.source})"
             summands.update(op.outputs)
-    return None if call.outputs[0] in summands else "its output does not depend on the routing weights"
+    if call.outputs[0] not in summands:
+        return "its output does not depend on the routing weights"
+    return None
 
 
 def _inside(path: str, module: str) -> bool:

@@ -15,6 +15,7 @@ from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate,
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.ir.styles import Before
 from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.propagation.doubts.coincidence import doubted
 from shardproof.planner.propagation.follow import follow, related
 from shardproof.planner.propagation.hooks import hook
 from shardproof.planner.propagation.relation import Pair, Problem, State, Stuck, entry_behind, settle
@@ -50,7 +51,8 @@ def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Pr
     else:
         # A loop over a sharded dim is shorter on a rank: which element a turn should have had is not to be told.
         state.stuck = [stuck for stuck in state.stuck if stuck.op is None or stuck.op.target != "aten.select"]
-    return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, tuple(state.stuck))
+    stuck = tuple(doubted(whole, one) for one in state.stuck)
+    return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, stuck)
 
 
 def explain_failure(
