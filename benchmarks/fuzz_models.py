@@ -125,7 +125,7 @@ def models(draw: st.DrawFn, *, experts: bool = False, staged: bool = False) -> t
 
     parts = {"steps": ";".join(draw(st.lists(_steps(), max_size=3)))}
     parts["mixer"] = seldom(MIXERS, 2)
-    parts["frame"] = draw(st.sampled_from(FRAMES)) if staged else seldom(FRAMES[:5] + FRAMES[-1:], 4)
+    parts["frame"] = draw(st.sampled_from(FRAMES[:-1])) if staged else seldom(FRAMES[:5] + FRAMES[-1:], 4)
     if experts:
         parts["experts"] = draw(st.sampled_from(EXPERTS[1:]))
         del parts["steps"]

@@ -19,14 +19,17 @@ from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
 from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.propagation.rules.random import draws
 from shardproof.planner.tracing.decode_cache import places_matter
+from shardproof.planner.tracing.programs import on_meta, other_modes
 from shardproof.planner.tracing.trace import TraceError, trace
-from shardproof.verify.findings import pp305
+from shardproof.verify.findings import pp305, tp210
 from shardproof.verify.proof.pipeline import check_chunks
 from shardproof.verify.stages.case import KEPT, Case
 from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram, entering
 from shardproof.verify.stages.cutting import Cutting, between, laid_out, stage_of
 from shardproof.verify.stages.layer_index import numbered_parts
+from shardproof.verify.stages.left_state import left_values
 from shardproof.verify.stages.record import Record, recorded
 from shardproof.verify.stages.stage import Stage, StagePlace, absent
 from shardproof.verify.stages.stage_layout import StageLayout
@@ -81,7 +84,23 @@ class Programs:
         """As `check_programs`, of a case of this model."""
         cutting = laid_out(case, self.model)
         found = check_chunks(cutting.layout.chunks, cutting.layout.depth)
-        return found or tuple(_StagesCheck(case, self, cutting).findings())
+        found = found or tuple(_StagesCheck(case, self, cutting).findings())
+        return found or (*self._left_in_other_modes(case, cutting.layout), *self._drawn())
+
+    def _left_in_other_modes(self, case: Case, layout: StageLayout) -> tuple[Finding, ...]:
+        """What layers of one stage leave for those of another in training or decoding; the first such read."""
+        listed = next(entry.inputs for entry in case.plan.pp if layout.layers.endswith(entry.module))
+        for subject in other_modes(on_meta(self.loaded)):
+            for left in left_values(subject.graph, layout, listed):
+                mode = subject.script.mode.value if subject.script is not None else ""
+                what = f"in {mode}, {left.reader} reads what {left.writer} of another stage made"
+                return (pp305.stage_differs(what, left.op.module, left.op),)
+        return ()
+
+    def _drawn(self) -> tuple[Finding, ...]:
+        """Random numbers that the forward draws in evaluation: the stages draw others than one device."""
+        drawn = next((op for op in self.graph.ops if draws(op.target)), None)
+        return () if drawn is None else (tp210.drawn_in_stages(drawn.target, Place(None, drawn.module, drawn.source)),)
 
     @cached_property
     def caches(self) -> bool:

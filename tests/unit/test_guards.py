@@ -1,0 +1,174 @@
+"""For every guard of the proof a smallest program that it refuses, with the code and the words of its own finding.
+
+`python -m benchmarks guards` takes the guards out one by one; a test here, or another fast one, has to notice.
+"""
+
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shardproof.planner.inputs.run_modes import RunMode, Script
+from shardproof.planner.ir.findings import Finding
+from shardproof.planner.tracing.programs import Subject
+from shardproof.planner.tracing.trace import trace_script
+from shardproof.verify.proof.tensor import check_tensor
+
+WIDTH, FEATURES = 16, 24
+SHARDED = {"up": "colwise", "down": "rowwise"}
+Step = Callable[[Any, Tensor, Tensor], Any]
+
+
+class Flat(torch.autograd.Function):
+    """The identity. Its backward gives every element the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return grads[0].sum(-1, keepdim=True).expand_as(grads[0])
+
+
+class Unseen(torch.autograd.Function):
+    """The identity. Its backward cannot run on meta tensors."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        raise NotImplementedError("no backward without data")
+
+
+class Doubled(torch.autograd.Function):
+    """The identity. Its backward doubles the gradient."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return grads[0] * 2
+
+
+class Pair(nn.Module):
+    """A module that gives two tensors."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+class Own(nn.Module):
+    """A module whose parameters are used in its own code."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
+        self.weight, self.bias = nn.Parameter(torch.empty(WIDTH, FEATURES)), nn.Parameter(torch.empty(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(self, x, x)
+
+
+class Tiny(nn.Module):
+    """`step` on the features of `up`, then `down`; other modules are there for the step to use."""
+
+    def __init__(self, step: Step, *, closed: bool = True, inside: Step = lambda me, h, x: h) -> None:
+        super().__init__()
+        self.step, self.closed = step, closed
+        self.up, self.down = nn.Linear(WIDTH, FEATURES), nn.Linear(FEATURES, WIDTH)
+        self.whole, self.pack = nn.Linear(WIDTH, FEATURES), nn.Linear(WIDTH, 2 * FEATURES)
+        self.thin, self.norm, self.pair, self.act = nn.Linear(WIDTH, 1), nn.RMSNorm(WIDTH), Pair(), nn.Tanh()
+        self.gain, self.shift = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(FEATURES))
+        self.own = Own(inside)
+        self.layers = nn.ModuleList(nn.Sequential(nn.SiLU()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.step(self, self.up(x), x)
+        return self.down(h) if self.closed else h
+
+
+def findings(model: nn.Module, styles: dict[str, str], degree: int = 2) -> tuple[Finding, ...]:
+    script = Script(RunMode.TRAINING, ({"x": torch.empty(2, 8, WIDTH, device="meta")},))
+    graph, _ = trace_script(model, script)
+    return check_tensor(Subject(model, graph, "", script), styles, degree)
+
+
+def whole_size(h: Tensor) -> bool:
+    """Whether all features are here, as a forward may ask that branches on a size."""
+    return h.shape[-1] == FEATURES
+
+
+def _tied(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
+    return h * F.linear(x, me.up.weight)
+
+
+def _partly_written(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
+    whole = me.whole(x) * 1.0
+    whole[:, 0].mul_(h.sum(-1)[:, :1])
+    return whole
+
+
+def _in_layers(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
+    for layer in me.layers:
+        h = layer(h)
+    return h
+
+
+def _repeated_of_part(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
+    return h * torch.from_numpy(np.full(1, 1.0 / h.shape[-1], dtype=np.float32)).to(h)
+
+
+STEPS: list[tuple[str, Step, str, str]] = [
+    ("parts of a fixed size", lambda me, h, x: torch.cat(h.split(8, -1), -1), "TP202", "2 tensors on a rank and 3"),
+    ("two sharded dims", lambda me, h, x: (h.unsqueeze(-1) * h.unsqueeze(-2)).sum(-1), "TP203", "do not belong"),
+    ("softmax", lambda me, h, x: h.softmax(-1), "TP206", "_softmax needs all of a dim"),
+    ("a whole addend", lambda me, h, x: h + me.shift, "TP203", "a part of one operand with the whole of another"),
+    ("a sum and a shard", lambda me, h, x: h * h.sum(-1, keepdim=True), "TP204", "mul is given a partial sum"),
+    ("a function of a sum", lambda me, h, x: me.whole(x) * h.sum(-1, keepdim=True).tanh(), "TP204", "tanh is given"),
+    ("more arguments", lambda me, h, x: h * x.flip([0, 1][: h.shape[-1] // 12])[..., :1], "TP209", "plain arguments"),
+    ("a factor from a size", lambda me, h, x: torch.add(h, h, alpha=h.shape[-1]), "TP209", "alpha=12"),
+    ("a fixed head count", lambda me, h, x: h.view(2, 8, 6, -1).flatten(2), "TP202", "makes [2, 8, 6, 2] on a rank"),
+    ("a head that is cut", lambda me, h, x: h.unflatten(-1, (-1, 8)).flatten(2), "TP201", "a view cuts"),
+    ("no rule", lambda me, h, x: torch.hypot(h, h), "TP210", "no rule tells what aten.hypot"),
+    ("another dtype", lambda me, h, x: h.to(torch.float64 if whole_size(h) else torch.float16).float(), "TP209", "16"),
+    ("cat of part and whole", lambda me, h, x: torch.cat([h, me.whole(x)], -1), "TP203", "concatenation lie differently"),
+    ("counted", lambda me, h, x: h * torch.arange(h.shape[-1], device=h.device), "TP203", "arange makes [12] on a rank"),
+    ("written to as a sum", _partly_written, "TP203", "written to with another placement"),
+    ("layers of a part", _in_layers, "TP206", "a layer is given S(2)"),
+    ("a backward that mixes", lambda me, h, x: Flat.apply(h), "TP219", "no part of the whole one"),
+    ("a backward without data", lambda me, h, x: Unseen.apply(h), "TP210", "could not be traced"),
+    ("first places", lambda me, h, x: h * me.whole(x)[..., : h.shape[-1]], "TP203", "slice takes the first part"),
+    ("other ops", lambda me, h, x: h.tanh() if whole_size(h) else h.sin(), "TP211", "one rank runs other ops"),
+    ("other operands", lambda me, h, x: h * [x.tanh(), x.sin()][whole_size(h)][..., :1], "TP211", "fed another value"),
+    ("a numpy constant", _repeated_of_part, "TP209", "a constant that is another one on a rank"),
+    ("out of reach", _tied, "TP215", "up.weight"),
+    ("first half", lambda me, h, x: torch.cat([h[..., :12]] * 2, -1), "TP213", "cuts a sharded dim of 24"),
+    ("halves put together", lambda me, h, x: torch.cat([p.tanh() for p in h.chunk(2, -1)], -1), "TP210", "put together"),
+    ("an error on a rank", lambda me, h, x: h / int(whole_size(h)), "TP202", "division by zero"),
+    ("a branch on a part", lambda me, h, x: h.tanh() if h.mean() > 0 else h, "TP210", "mean needs all"),
+    ("rows that are no view", lambda me, h, x: h.permute(1, 2, 0).unflatten(1, (-1, 4))[:, :, 0].permute(0, 2, 1), "", ""),
+    ("written in place", lambda me, h, x: h.relu_(), "TP218", "relu_"),
+    ("a gain of shards", lambda me, h, x: h * me.gain, "TP207", "gain"),
+    ("a backward of a part", lambda me, h, x: h * Doubled.apply(x * me.gain)[..., :1], "TP220", ""),
+    ("a number of a part", lambda me, h, x: h / (1 + h.abs().sum().item()), "TP204", "read is given a partial sum"),
+]
+"""Steps on sharded features, with the code of the first finding and words of its message."""
+
+
+@pytest.mark.parametrize(("step", "code", "words"), [one[1:] for one in STEPS], ids=[one[0] for one in STEPS])
+def test_a_step_is_refused(step: Step, code: str, words: str) -> None:
+    with torch.device("meta"):
+        model = Tiny(step)
+    found = findings(model, SHARDED)
+    assert [(one.code, one.message) for one in found[:1] if one.code == code and words in one.message], found
