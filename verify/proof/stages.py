@@ -26,7 +26,7 @@ from shardproof.planner.tracing.trace import TraceError, trace
 from shardproof.verify.findings import pp305, tp210
 from shardproof.verify.proof.pipeline import check_chunks
 from shardproof.verify.stages.case import KEPT, Case
-from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram, entering
+from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram, entering, layer_code
 from shardproof.verify.stages.cutting import Cutting, between, laid_out, stage_of
 from shardproof.verify.stages.layer_index import numbered_parts
 from shardproof.verify.stages.left_state import left_values
@@ -182,6 +182,9 @@ class _StagesCheck:
                     yield self._differs(number, mismatch)
                     return
                 self.comparison.carried = self.comparison.numbers_of(wanted)
+            elif (layer := self._other_code(stage)) is not None and not self._alike_inside(place):
+                yield pp305.stage_differs(f"stage {number} runs another program in {layer} than the whole model", layer)
+                return
             stages.append(stage)
         yield from self._together(stages)
 
@@ -208,6 +211,11 @@ class _StagesCheck:
         received = [whole.number[value] for value in self._received_by(place, whole.graph)]
         comparison = StageComparison(whole, stack=None, carried=received)
         return comparison.mismatch(self._program(stage, own=False), self._sent_by(place, whole.graph)) is None
+
+    def _other_code(self, stage: _TracedStage) -> str | None:
+        """The first own layer of a stage that runs other ops than in the whole program, such as one that counts calls."""
+        paths = map(self.layout.layer, self.layout.chunks[stage.place.stage])
+        return next((path for path in paths if layer_code(stage.graph, path) != layer_code(self.graph, path)), None)
 
     def _received_by(self, place: StagePlace, graph: Graph) -> list[int]:
         """The values of the whole program that a stage should receive."""

@@ -152,13 +152,17 @@ class _Sums:
 
     def __init__(self, stage: Stage) -> None:
         self.sums: dict[nn.Parameter, torch.Tensor] = {}
-        self._handle = stage.register_forward_hook(self._register)
+        self._handles = [stage.register_forward_hook(self._register)]
 
     def _register(self, stage: nn.Module, *_: object) -> None:
-        self._handle.remove()
-        for parameter in stage.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._take)
+        self.remove()
+        trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        self._handles = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in trained]
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
 
     def _take(self, parameter: torch.Tensor) -> None:
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
@@ -196,6 +200,8 @@ def _one_step(
         compared += _by_microbatch("logits", given, want.logits)
         error = relative_error(torch.stack(losses).sum(), torch.stack(want.losses).sum())
         compared.append(Comparison("loss", error, LIMIT))
+    for kept in taken.values():
+        kept.remove()
     sums = {stage: kept.sums for stage, kept in taken.items()}
     return compared + _compared_gradients(sums, before, want, slot, staging.faults.not_summed())
 
