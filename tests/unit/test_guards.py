@@ -25,16 +25,17 @@ SHARDED = {"up": "colwise", "down": "rowwise"}
 Step = Callable[[Any, Tensor, Tensor], Any]
 
 
-class Flat(torch.autograd.Function):
-    """The identity. Its backward gives every element the sum of all gradients."""
+class Exchanged(torch.autograd.Function):
+    """The identity of the first tensor, whose gradient is the second one."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, other: Tensor) -> Tensor:
+        ctx.save_for_backward(other)
         return x.clone()
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:
-        return grads[0].sum(-1, keepdim=True).expand_as(grads[0])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None
 
 
 class Unseen(torch.autograd.Function):
@@ -87,7 +88,7 @@ class Tiny(nn.Module):
         super().__init__()
         self.step, self.closed = step, closed
         self.up, self.down = nn.Linear(WIDTH, FEATURES), nn.Linear(FEATURES, WIDTH)
-        self.whole, self.pack = nn.Linear(WIDTH, FEATURES), nn.Linear(WIDTH, 2 * FEATURES)
+        self.whole, self.pack = nn.Linear(WIDTH, FEATURES), nn.Linear(WIDTH, 2 * FEATURES, bias=False)
         self.thin, self.norm, self.pair, self.act = nn.Linear(WIDTH, 1), nn.RMSNorm(WIDTH), Pair(), nn.Tanh()
         self.gain, self.shift = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(FEATURES))
         self.own = Own(inside)
@@ -139,28 +140,28 @@ STEPS: list[tuple[str, Step, str, str]] = [
     ("more arguments", lambda me, h, x: h * x.flip([0, 1][: h.shape[-1] // 12])[..., :1], "TP209", "plain arguments"),
     ("a factor from a size", lambda me, h, x: torch.add(h, h, alpha=h.shape[-1]), "TP209", "alpha=12"),
     ("a fixed head count", lambda me, h, x: h.view(2, 8, 6, -1).flatten(2), "TP202", "makes [2, 8, 6, 2] on a rank"),
-    ("a head that is cut", lambda me, h, x: h.unflatten(-1, (-1, 8)).flatten(2), "TP201", "a view cuts"),
+    ("a head that is cut", lambda me, h, x: h.view(2, 8, -1, 8).flatten(2), "TP201", "a view cuts"),
     ("no rule", lambda me, h, x: torch.hypot(h, h), "TP210", "no rule tells what aten.hypot"),
     ("another dtype", lambda me, h, x: h.to(torch.float64 if whole_size(h) else torch.float16).float(), "TP209", "16"),
-    ("cat of part and whole", lambda me, h, x: torch.cat([h, me.whole(x)], -1), "TP203", "concatenation lie differently"),
+    ("cat of part and whole", lambda me, h, x: h * torch.cat([h, me.whole(x)], -1)[..., :1], "TP203", "parts of a concatenation"),
     ("counted", lambda me, h, x: h * torch.arange(h.shape[-1], device=h.device), "TP203", "arange makes [12] on a rank"),
     ("written to as a sum", _partly_written, "TP203", "written to with another placement"),
     ("layers of a part", _in_layers, "TP206", "a layer is given S(2)"),
-    ("a backward that mixes", lambda me, h, x: Flat.apply(h), "TP219", "no part of the whole one"),
+    ("a backward that mixes", lambda me, h, x: h * Exchanged.apply(x * me.gain, h)[..., :1], "TP219", "no part of the whole one"),
     ("a backward without data", lambda me, h, x: Unseen.apply(h), "TP210", "could not be traced"),
     ("first places", lambda me, h, x: h * me.whole(x)[..., : h.shape[-1]], "TP203", "slice takes the first part"),
     ("other ops", lambda me, h, x: h.tanh() if whole_size(h) else h.sin(), "TP211", "one rank runs other ops"),
     ("other operands", lambda me, h, x: h * [x.tanh(), x.sin()][whole_size(h)][..., :1], "TP211", "fed another value"),
     ("a numpy constant", _repeated_of_part, "TP209", "a constant that is another one on a rank"),
     ("out of reach", _tied, "TP215", "up.weight"),
-    ("first half", lambda me, h, x: torch.cat([h[..., :12]] * 2, -1), "TP213", "cuts a sharded dim of 24"),
+    ("a middle part", lambda me, h, x: torch.cat([h[..., 6:18]] * 2, -1), "TP213", "cuts a sharded dim of 24"),
     ("halves put together", lambda me, h, x: torch.cat([p.tanh() for p in h.chunk(2, -1)], -1), "TP210", "put together"),
-    ("an error on a rank", lambda me, h, x: h / int(whole_size(h)), "TP202", "division by zero"),
+    ("an error on a rank", lambda me, h, x: h * (1 / int(whole_size(h))), "TP202", "division by zero"),
     ("a branch on a part", lambda me, h, x: h.tanh() if h.mean() > 0 else h, "TP210", "mean needs all"),
-    ("rows that are no view", lambda me, h, x: h.permute(1, 2, 0).unflatten(1, (-1, 4))[:, :, 0].permute(0, 2, 1), "", ""),
+    ("rows that are no view", lambda me, h, x: h.transpose(0, 1), "TP217", ""),
     ("written in place", lambda me, h, x: h.relu_(), "TP218", "relu_"),
     ("a gain of shards", lambda me, h, x: h * me.gain, "TP207", "gain"),
-    ("a backward of a part", lambda me, h, x: h * Doubled.apply(x * me.gain)[..., :1], "TP220", ""),
+    ("a backward of a part", lambda me, h, x: h * Doubled.apply(x.detach() * 2 + me.gain)[..., :1], "TP207", "gain"),
     ("a number of a part", lambda me, h, x: h / (1 + h.abs().sum().item()), "TP204", "read is given a partial sum"),
 ]
 """Steps on sharded features, with the code of the first finding and words of its message."""
@@ -170,5 +171,100 @@ STEPS: list[tuple[str, Step, str, str]] = [
 def test_a_step_is_refused(step: Step, code: str, words: str) -> None:
     with torch.device("meta"):
         model = Tiny(step)
-    found = findings(model, SHARDED)
+    expect(findings(model, SHARDED), code, words)
+
+
+def expect(found: tuple[Finding, ...], code: str, words: str) -> None:
     assert [(one.code, one.message) for one in found[:1] if one.code == code and words in one.message], found
+
+
+def _gather_pack(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
+    return h * me.pack(x)[..., FEATURES:]
+
+
+def _own_linear(me: Own, h: Tensor, x: Tensor) -> Tensor:
+    return F.linear(h, me.weight, me.bias)
+
+
+def _twice(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
+    y = me.down(h)
+    return h * y.mean(-1, keepdim=True)
+
+
+PLANS: list[tuple[str, Step, dict[str, str], int, str, str]] = [
+    ("no entry for down", lambda me, h, x: h.tanh(), {"down": ""}, 2, "TP203", "a part of one operand with the whole"),
+    ("a style that is given a part", lambda me, h, x: h, {"down": "colwise"}, 2, "TP206", "takes a whole input"),
+    ("a shard that is whole", lambda me, h, x: h, {"up": ""}, 2, "TP203", "takes a shard"),
+    ("a sum of what is whole", lambda me, h, x: h + me.norm(x)[..., :1], {"norm": "all_reduce"}, 2, "TP205", "partial"),
+    ("a split shard", lambda me, h, x: h, {"down": "rowwise_split_input"}, 2, "TP206", "splits its input itself"),
+    ("offsets of the whole", _gather_pack, {"pack": "packed_colwise"}, 2, "TP203", "global offsets"),
+    ("one element", lambda me, h, x: h * me.thin(x), {"thin": "colwise_gather_output"}, 2, "TP201", "thin.weight"),
+    ("nothing ran", lambda me, h, x: h, {"pack": "colwise"}, 2, "TP210", "pack.weight is read by no"),
+    ("a tuple", lambda me, h, x: h * me.pair(x)[0][..., :1], {"pair": "all_reduce"}, 2, "TP202", "gives a tuple"),
+    ("a keyword", lambda me, h, x: h * me.whole(input=x), {"whole": "colwise"}, 2, "TP202", "no positional argument"),
+    ("divided twice", lambda me, h, x: me.act(h), {"act": "moe_identity_expert"}, 2, "TP210", "no rule for tp.divide"),
+    ("lost behind a sum", _twice, {}, 2, "TP207", "down"),
+    ("three ranks", lambda me, h, x: h.view(2, 8, -1, 12).flatten(2), {}, 3, "TP201", "a view cuts"),
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "more", "degree", "code", "words"), [one[1:] for one in PLANS], ids=[one[0] for one in PLANS]
+)
+def test_a_plan_is_refused(step: Step, more: dict[str, str], degree: int, code: str, words: str) -> None:
+    with torch.device("meta"):
+        model = Tiny(step)
+    styles = {pattern: style for pattern, style in {**SHARDED, **more}.items() if style}
+    expect(findings(model, styles, degree), code, words)
+
+
+def test_the_right_plan_is_not_refused() -> None:
+    with torch.device("meta"):
+        model = Tiny(lambda me, h, x: F.silu(h) * me.up(x))
+    assert findings(model, SHARDED) == ()
+    assert findings(model, SHARDED, 3) == ()
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "words"),
+    [
+        (lambda me, h, x: h, "TP206", "the model's output output is S(2)"),
+        (lambda me, h, x: h.sum(-1), "TP204", "the model's output output is P(sum)"),
+        (lambda me, h, x: (h.sum(-1) > 0).float(), "TP204", "gt is given a partial sum"),
+        (lambda me, h, x: [x, x.tanh()][whole_size(h)], "TP211", "gives another value"),
+        (lambda me, h, x: (x, x)[: h.shape[-1] // 12], "TP211", "gives other outputs"),
+    ],
+)
+def test_an_output_is_refused(step: Step, code: str, words: str) -> None:
+    with torch.device("meta"):
+        model = Tiny(step, closed=False)
+    expect(findings(model, {"up": "colwise"}), code, words)
+
+
+BESIDE: list[tuple[str, Step, dict[str, str], str, str]] = [
+    ("no lookup", lambda me, h, x: me.norm(x), {"norm": "embedding_rowwise"}, "TP210", "norm"),
+    ("summed and whole", lambda me, h, x: me.norm(x), {"norm": "replicated_with_grad_allreduce"}, "TP208", "norm"),
+    ("entered for nothing", lambda me, h, x: me.act(x), {"act": "colwise"}, "TP208", "act"),
+    ("a mixed sequence", lambda me, h, x: me.own(x), {"own": "sequence_parallel"}, "TP210", "no rule for tp.sequence"),
+]
+
+
+@pytest.mark.parametrize(("step", "more", "code", "words"), [one[1:] for one in BESIDE], ids=[one[0] for one in BESIDE])
+def test_what_is_added_to_the_output_is_refused(step: Step, more: dict[str, str], code: str, words: str) -> None:
+    with torch.device("meta"):
+        model = Tiny(lambda me, h, x: me.down(h) + step(me, h, x), closed=False, inside=lambda me, h, x: x.cumsum(1))
+    expect(findings(model, {**SHARDED, **more}), code, words)
+
+
+def test_a_tied_parameter_that_is_placed_apart_is_refused() -> None:
+    with torch.device("meta"):
+        model = Tiny(lambda me, h, x: h * me.whole(x)[..., :1])
+        model.whole.weight = model.up.weight
+    expect(findings(model, SHARDED), "TP212", "one tied parameter, placed differently")
+
+
+def test_a_bias_that_is_added_on_every_rank_is_refused() -> None:
+    with torch.device("meta"):
+        model = Tiny(lambda me, h, x: me.own(h), closed=False, inside=_own_linear)
+    styles = {"up": "colwise", "own": "local_params", "own.weight": "rowwise"}
+    expect(findings(model, styles), "TP204", "linear is given a partial sum")
