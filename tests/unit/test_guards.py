@@ -120,6 +120,10 @@ def _partly_written(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
     return whole
 
 
+def _typed(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
+    return h * torch.full((1,), 1.0 if whole_size(h) else 1, device=h.device)
+
+
 def _in_layers(me: Tiny, h: Tensor, x: Tensor) -> Tensor:
     for layer in me.layers:
         h = layer(h)
@@ -143,6 +147,7 @@ STEPS: list[tuple[str, Step, str, str]] = [
     ("a head that is cut", lambda me, h, x: h.view(2, 8, -1, 8).flatten(2), "TP201", "a view cuts"),
     ("no rule", lambda me, h, x: torch.hypot(h, h), "TP210", "no rule tells what aten.hypot"),
     ("another dtype", lambda me, h, x: h.to(torch.float64 if whole_size(h) else torch.float16).float(), "TP209", "16"),
+    ("a dtype from a size", _typed, "TP209", "full uses int64"),
     ("cat of part and whole", lambda me, h, x: h * torch.cat([h, me.whole(x)], -1)[..., :1], "TP203", "parts of a concatenation"),
     ("counted", lambda me, h, x: h * torch.arange(h.shape[-1], device=h.device), "TP203", "arange makes [12] on a rank"),
     ("written to as a sum", _partly_written, "TP203", "written to with another placement"),
@@ -268,3 +273,30 @@ def test_a_bias_that_is_added_on_every_rank_is_refused() -> None:
         model = Tiny(lambda me, h, x: me.own(h), closed=False, inside=_own_linear)
     styles = {"up": "colwise", "own": "local_params", "own.weight": "rowwise"}
     expect(findings(model, styles), "TP204", "linear is given a partial sum")
+
+
+def test_a_backward_of_the_models_own_that_is_given_a_share_is_refused() -> None:
+    with torch.device("meta"):
+        model = Tiny(lambda me, h, x: h * Doubled.apply(x * me.gain)[..., :1])
+    assert [one.code for one in findings(model, SHARDED)] == ["TP207", "TP220"]
+
+
+class Grouped(nn.Module):
+    """Six query heads and three key heads, sharded by head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Parameter(torch.empty(1, 5, 6, 4)), nn.Parameter(torch.empty(1, 5, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = self.query.transpose(1, 2), self.key.transpose(1, 2)
+        return x * F.scaled_dot_product_attention(query, key, key, enable_gqa=True).sum()
+
+
+def test_groups_that_do_not_divide_are_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Module()
+        model.inner = Grouped()
+        model.forward = lambda x: model.inner(x)
+    styles = {"inner": "local_params", "inner.query": "colwise", "inner.key": "colwise"}
+    expect(findings(model, styles), "TP201", "pairs groups that do not divide over 2 ranks")
