@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from benchmarks.fuzz_models import DISPATCH, MODEL
 from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.findings import Finding
-from shardproof.planner.ir.placement import Shard
+from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.expert_dispatch import dispatch_fault
 from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.planner.tracing.trace import trace_script
+from shardproof.planner.weights.conversions import misplaced
+from shardproof.planner.weights.init_weights import UnloadableError, check_initial
 from shardproof.planner.weights.shards import PartError, part_of
 from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
@@ -281,3 +284,16 @@ def test_experts_that_break_the_contract_are_refused(
     graph, _ = trace_script(routed, script)
     fault = dispatch_fault(graph, graph.module_of["experts"])
     assert fault is None if words is None else fault is not None and words in fault
+
+
+def test_a_conversion_that_mixes_the_parts_is_refused() -> None:
+    built = on_meta(load("hrm_text", overrides={"num_hidden_layers": "2"}))
+    name = "model.L_module.layers.0.self_attn.q_proj.weight"
+    assert [one.held for one in misplaced(built, Assigned({}, {name: (Shard(0), "q_proj")}), 2)] == [R]
+
+
+def test_initial_weights_that_mix_distributed_and_plain_tensors_are_refused() -> None:
+    built = on_meta(load("rwkv", overrides={"num_hidden_layers": "2"}))
+    sharded = {"rwkv.blocks.0.attention.time_first": (Shard(0), "time_first")}
+    with pytest.raises(UnloadableError, match="_init_weights combines"):
+        check_initial(built, Assigned({}, sharded))

@@ -5,6 +5,7 @@
 
 # mypy: disable-error-code="no-any-return, no-untyped-call"
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -99,8 +100,10 @@ class Tiny(nn.Module):
         return self.down(h) if self.closed else h
 
 
-def findings(model: nn.Module, styles: dict[str, str], degree: int = 2) -> tuple[Finding, ...]:
-    script = Script(RunMode.TRAINING, ({"x": torch.empty(2, 8, WIDTH, device="meta")},))
+def findings(
+    model: nn.Module, styles: dict[str, str], degree: int = 2, *, argument: str = "x"
+) -> tuple[Finding, ...]:
+    script = Script(RunMode.TRAINING, ({argument: torch.empty(2, 8, WIDTH, device="meta")},))
     graph, _ = trace_script(model, script)
     return check_tensor(Subject(model, graph, "", script), styles, degree)
 
@@ -203,7 +206,6 @@ PLANS: list[tuple[str, Step, dict[str, str], int, str, str]] = [
     ("a sum of what is whole", lambda me, h, x: h + me.norm(x)[..., :1], {"norm": "all_reduce"}, 2, "TP205", "partial"),
     ("a split shard", lambda me, h, x: h, {"down": "rowwise_split_input"}, 2, "TP206", "splits its input itself"),
     ("offsets of the whole", _gather_pack, {"pack": "packed_colwise"}, 2, "TP203", "global offsets"),
-    ("one element", lambda me, h, x: h * me.thin(x), {"thin": "colwise_gather_output"}, 2, "TP201", "thin.weight"),
     ("nothing ran", lambda me, h, x: h, {"pack": "colwise"}, 2, "TP210", "pack.weight is read by no"),
     ("a tuple", lambda me, h, x: h * me.pair(x)[0][..., :1], {"pair": "all_reduce"}, 2, "TP202", "gives a tuple"),
     ("a keyword", lambda me, h, x: h * me.whole(input=x), {"whole": "colwise"}, 2, "TP202", "no positional argument"),
@@ -282,21 +284,26 @@ def test_a_backward_of_the_models_own_that_is_given_a_share_is_refused() -> None
 
 
 class Grouped(nn.Module):
-    """Six query heads and three key heads, sharded by head."""
+    """Twelve query heads and three key heads, sharded by head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.query, self.key = nn.Parameter(torch.empty(1, 5, 6, 4)), nn.Parameter(torch.empty(1, 5, 3, 4))
+        self.query, self.key = nn.Parameter(torch.empty(1, 5, 12, 4)), nn.Parameter(torch.empty(1, 5, 3, 4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         query, key = self.query.transpose(1, 2), self.key.transpose(1, 2)
-        return x * F.scaled_dot_product_attention(query, key, key, enable_gqa=True).sum()
+        return input * F.scaled_dot_product_attention(query, key, key, enable_gqa=True).sum()
 
 
 def test_groups_that_do_not_divide_are_refused() -> None:
     with torch.device("meta"):
-        model = nn.Module()
-        model.inner = Grouped()
-        model.forward = lambda x: model.inner(x)
+        model = nn.Sequential(OrderedDict(inner=Grouped()))
     styles = {"inner": "local_params", "inner.query": "colwise", "inner.key": "colwise"}
-    expect(findings(model, styles), "TP201", "pairs groups that do not divide over 2 ranks")
+    expect(findings(model, styles, argument="input"), "TP201", "pairs groups that do not divide over 2 ranks")
+
+
+def test_a_parameter_of_one_element_is_refused() -> None:
+    with torch.device("meta"):
+        model = Tiny(lambda me, h, x: h * me.thin(x))
+    (finding,) = findings(model, {**SHARDED, "thin": "colwise_gather_output"})
+    assert (finding.code, finding.why) == ("TP201", "every rank holds an equal part of each block")
