@@ -11,6 +11,7 @@ from benchmarks import (
     drift,
     faults,
     fuzz,
+    guards,
     layouts,
     localize,
     mutants,
@@ -48,7 +49,7 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    own = ("engines", "fuzz", "localize", "mutants", "pipeline-mutants", "runtime", "zoo")
+    own = ("engines", "fuzz", "guards", "localize", "mutants", "pipeline-mutants", "runtime", "zoo")
     parser.add_argument("name", choices=(*BENCHMARKS, *own))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
         "--time", type=float, default=0.0, help="mutants, engines: start no further type after this many seconds"
     )
     parser.add_argument("--plans", default="ours,shipped", help="engines: whose plans are served")
-    parser.add_argument("--only", default="", help="mutants: those whose name contains this, again")
+    parser.add_argument("--only", default="", help="mutants: those whose name contains this, again; guards: these")
     given = parser.parse_args(arguments)
     types = tuple(filter(None, given.types.split(",")))
     if given.name == "zoo":
@@ -84,6 +85,8 @@ def main(arguments: list[str]) -> int:
         return runtime.main(types, given.out or Path("runtime.json"), page_at=given.page)
     if given.name == "fuzz":
         return fuzz.main(given.pairs, given.seed, given.out or Path("fuzz.json"))
+    if given.name == "guards":
+        return guards.main(given.only, given.out or Path("guards.json"))
     if given.name == "engines":
         plans = tuple(given.plans.split(","))
         path, redo = given.out or Path("engines.jsonl"), given.redo == "all"

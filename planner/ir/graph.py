@@ -52,6 +52,9 @@ class Value:
 CONSTANT, UNRECORDED = "constant:", "unrecorded:"
 """Prefixes of the names of constants, and of values computed by code that was not recorded."""
 
+BRANCH = "branch"
+"""The second argument of a `read` whose number only decides a branch (`if mask.any()`)."""
+
 READ = "read"
 """The op that reads Python numbers off a tensor (`item`, `tolist`, `float`, a branch on it); it has no output tensor."""
 

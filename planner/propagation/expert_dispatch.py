@@ -6,7 +6,7 @@ experts run with weights of one, and the caller multiplies by the routing weight
 these weights, and the parameters of an expert may only be selected by its number.
 """
 
-from shardproof.planner.ir.graph import Graph, Module, ModuleCall, Op
+from shardproof.planner.ir.graph import BRANCH, READ, Graph, Module, ModuleCall, Op
 from shardproof.planner.ir.plan import join
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum, Fresh, Write
@@ -92,7 +92,10 @@ def _weight_fault(graph: Graph, module: Module, call: ModuleCall) -> str | None:
             if not _linear(graph, op, summands, zeros):
                 return f"its output is not linear in the routing weights ({op.source})"
             summands.update(op.outputs)
-    return None if call.outputs[0] in summands else "its output does not depend on the routing weights"
+    branches = any(op.target == READ and BRANCH in op.args and _inside(op.module, module.path) for op in graph.ops)
+    if call.outputs[0] not in summands and not branches:  # the branch that adds the experts' outputs may not have run
+        return "its output does not depend on the routing weights"
+    return None
 
 
 def _inside(path: str, module: str) -> bool:

@@ -243,8 +243,9 @@ def _fresh(whole: Call, local: Call, degree: int, *, uniform: bool) -> Placement
     for dim in range(len(shape)):
         if uniform and len(part) == len(shape) and local_shape_or_none(shape, Shard(dim), degree) == part:
             return (Shard(dim),)
+    # A rank's identity matrix is a block of the diagonal: right in a product with a shard, for which there is no rule.
     return Problem(
-        "TP203",
+        "TP210" if whole.op.target == "aten.eye" else "TP203",
         f"{name(whole)} makes {list(part)} on a rank and {list(shape)} on a single device",
         "counting from zero on every rank gives every rank the first part",
         str(list(part)),

@@ -39,6 +39,8 @@ def hook(state: State, pair: Pair) -> None:
     rule = _HOOKS.get(op.target)
     if isinstance(placement, Unknown):
         result: Placement = placement
+    elif rule is not None and rule.wants == "P" and source in state.zeros:
+        result = R  # the sum of zeros is zero: a loop whose body did not run
     elif rule is not None and not _wanted(rule.wants, placement, ndim):
         code = "TP206" if op.target == "tp.reduce" and isinstance(placement, Shard) else rule.code
         code = "TP204" if isinstance(placement, Partial) else code

@@ -15,6 +15,7 @@ from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate,
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.ir.styles import Before
 from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.propagation.doubts.coincidence import doubted
 from shardproof.planner.propagation.follow import follow, related
 from shardproof.planner.propagation.hooks import hook
 from shardproof.planner.propagation.relation import Pair, Problem, State, Stuck, entry_behind, settle
@@ -50,7 +51,8 @@ def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Pr
     else:
         # A loop over a sharded dim is shorter on a rank: which element a turn should have had is not to be told.
         state.stuck = [stuck for stuck in state.stuck if stuck.op is None or stuck.op.target != "aten.select"]
-    return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, tuple(state.stuck))
+    stuck = tuple(doubted(whole, one) for one in state.stuck)
+    return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, stuck)
 
 
 def explain_failure(
@@ -170,6 +172,24 @@ def _crossed(local: Op, whole: Op) -> Stuck:
         needed=f"the operands of {whole.target} on a single device",
         module=local.module,
         op=local,
+    )
+
+
+def _other_outputs(state: State, name: str = "", local: int | None = None) -> Stuck:
+    """The outputs are others than on a single device, or the one called `name` is another value."""
+    made = state.local.producer.get(local) if local is not None else None
+    op = state.local.ops[made] if made is not None else None
+    ours, wanted = (", ".join(name for name, _ in graph.outputs) for graph in (state.local, state.whole))
+    return Stuck(
+        "TP211",
+        f"a rank gives another value as the output {name}"
+        if name
+        else "a rank gives other outputs than a single device",
+        why="the forward branches on a size that the plan changes",
+        found=f"another value for {name}" if name else ours,
+        needed=f"{name} of the single device" if name else wanted,
+        module=op.module if op else "",
+        op=op,
     )
 
 
@@ -345,14 +365,10 @@ def _place_constant(state: State, local: Op, number: int, expected: int) -> None
     """
     here, there = state.local.values[number], state.whole.values[expected]
     state.same[number] = expected
-    known = here.name is not None and not here.name.startswith(UNRECORDED) and expected not in state.whole.producer
-    if (
-        known
-        and there.name is not None
-        and (here.shape, here.dtype, here.content) == (there.shape, there.dtype, there.content)
-    ):
+    if _same_constant(state, number, expected):
         state.placements[number] = R
         return
+    known = _is_constant(state, number, expected)
     constant = known and bool(here.content and there.content)
     reason = (
         "a constant that is another one on a rank"
@@ -373,6 +389,19 @@ def _place_constant(state: State, local: Op, number: int, expected: int) -> None
     )
 
 
+def _is_constant(state: State, number: int, expected: int) -> bool:
+    """Whether a value, and the one that it stands for, were there before the forward, or are constants."""
+    here = state.local.values[number]
+    return here.name is not None and not here.name.startswith(UNRECORDED) and expected not in state.whole.producer
+
+
+def _same_constant(state: State, number: int, expected: int) -> bool:
+    """Whether two constants have the same elements, as far as these are known, in the same form."""
+    here, there = state.local.values[number], state.whole.values[expected]
+    alike = (here.shape, here.dtype, here.content) == (there.shape, there.dtype, there.content)
+    return alike and there.name is not None and _is_constant(state, number, expected)
+
+
 def _looks_up_own_rows(state: State, op: Op) -> bool:
     """Whether the ids of a lookup are those that the style's hook has masked."""
     ids = op.inputs[1]
@@ -381,7 +410,13 @@ def _looks_up_own_rows(state: State, op: Op) -> bool:
 
 
 def _check_outputs(state: State) -> None:
+    if [name for name, _ in state.local.outputs] != [name for name, _ in state.whole.outputs]:
+        state.stuck.append(_other_outputs(state))
     for (name, local), (_, whole) in zip(state.local.outputs, state.whole.outputs, strict=False):
+        if state.same.get(local, whole) != whole or (
+            local not in state.same and not _same_constant(state, local, whole)
+        ):
+            state.stuck.append(_other_outputs(state, name, local))
         placement = state.placements.get(local, R)
         assert state.stuck or not isinstance(placement, Unknown), "a value became unknown, and nothing said so"
         if isinstance(placement, Replicate | Unknown):

@@ -6,7 +6,7 @@ from shardproof.planner.ir.graph import Graph, Ref, Shape
 from shardproof.planner.ir.placement import Placement, Shard
 from shardproof.planner.propagation.relation import Placements, Problem, name
 from shardproof.planner.propagation.rules.registry import semantics
-from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Narrow
+from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Narrow, Semantics
 
 
 def flat(shape: Shape, placement: Shard) -> tuple[int, int]:
@@ -89,11 +89,11 @@ def narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degr
     if meaning.lengths == (size,):
         return (placement,)
     if any(number % block for number in (*meaning.starts, *meaning.lengths)):
-        if _put_together_again(whole, meaning.dim):
+        if _put_together_again(whole, meaning.dim) or _written_back(whole, meaning):
             return Problem(
                 "TP210",
                 f"{name(whole)} cuts a sharded dim, and the parts are put together again in their order",
-                "the cut cancels out, and no rule tells of a cut and a cat together",
+                "the cut may cancel out, and no rule tells of a cut and a cat (or a write) together",
                 str(placement),
                 "the op on the whole dim, without the cut",
             )
@@ -139,6 +139,26 @@ def _put_together_again(whole: Call, dim: int) -> bool:
         and ends[-1] == whole.shapes[0][dim]
         and len({ops for _, _, ops in known}) == 1
     )
+
+
+def _written_back(whole: Call, meaning: Narrow) -> bool:
+    """Whether one part of a dim goes, through ops per element, into the same part of another tensor; or is that other part."""
+    graph, number = whole.graph, whole.op.outputs[0]
+    while len(users := graph.users.get(number, ())) == 1 and _per_element(user := Call(graph, graph.ops[users[0]])):
+        number = user.op.outputs[0]
+    if len(users) != 1 or (write := graph.ops[users[0]]).target != "aten.copy_":
+        return False
+    return all(_narrowed(graph, one) == meaning for one in write.inputs)
+
+
+def _narrowed(graph: Graph, number: int) -> Semantics | None:
+    """The cut that a value comes from, through ops per element; else the semantics of another op."""
+    while number in graph.producer:
+        call = Call(graph, graph.ops[graph.producer[number]])
+        if not _per_element(call):
+            return semantics(call)
+        number = call.op.inputs[0]
+    return None
 
 
 def _per_element(call: Call) -> bool:

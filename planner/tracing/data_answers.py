@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from shardproof.planner.ir.graph import READ
+from shardproof.planner.ir.graph import BRANCH, READ
 from shardproof.planner.tracing.own_backward import hooked
 from shardproof.planner.tracing.placeholders import FOUND, equal_parts, place_of
 from shardproof.planner.tracing.recorder import Recorder
@@ -131,9 +131,10 @@ REPRESENTATIVE = "numbers are read off data here; one representative path was tr
 def _read(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
         return NotImplemented
-    recorder.record(READ, (args[0],), {}, ())
+    branches = func is Tensor.__bool__
+    recorder.record(READ, (args[0], *((BRANCH,) if branches else ())), {}, ())
     answer = READS[func](args[0])
-    if func is Tensor.__bool__:
+    if branches:
         return recorder.branch(answer)
     recorder.note(REPRESENTATIVE)
     return answer

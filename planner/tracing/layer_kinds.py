@@ -8,8 +8,9 @@ both, and a layer that changes it stands for no other.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -217,7 +218,8 @@ class SharedState:
         kinds = {kind for layer in layers for part in layer.modules() for kind in type(part).__mro__}
         for kind in (one for one in kinds if issubclass(one, nn.Module) and not one.__module__.startswith("torch.")):
             state._add_table(vars(kind), seen)
-            state._add_table(vars(sys.modules.get(kind.__module__, object)), seen)
+            for module in _modules_of(kind):
+                state._add_table(vars(module), seen)
         inside = {id(part) for layer in layers for part in layer.modules()}
         for layer in layers:
             for part in layer.modules():
@@ -234,10 +236,47 @@ class SharedState:
             if names:
                 self.tables.append((table, names))
 
+    def keep(self) -> Callable[[], None]:
+        """Remember the numbers and containers among globals and in shared objects; what is returned puts them back."""
+        tables = [(table, name) for table, names in self.tables for name in names]
+        own = (vars(one) for one in self.objects if _is_own_object(one) and not isinstance(one, nn.Module))
+        tables += [(table, name) for table in own for name in list(table)]
+        held = [
+            (table, name, value, copy(value))
+            for table, name in tables
+            if isinstance(value := table.get(name), bool | int | float | list | dict | set)
+        ]
+
+        def put_back() -> None:
+            for table, name, value, before in held:
+                if isinstance(value, list):
+                    value[:] = before
+                elif isinstance(value, dict | set) and value != before:
+                    value.clear()
+                    value.update(before)
+                if isinstance(table, dict) and table.get(name) is not value:
+                    table[name] = value
+
+        return put_back
+
     def now(self) -> object:
         """The state at this moment: equal to that of another moment where nothing changed."""
         tables = tuple(tuple(_moment(table.get(name)) for name in names) for table, names in self.tables)
         return tables, tuple(_moment(one) for one in self.objects)
+
+
+def _modules_of(kind: type) -> Iterator[ModuleType]:
+    """The Python module of a class, and those of the functions that it has imported."""
+    own = sys.modules.get(kind.__module__)
+    if own is None:
+        return
+    yield own
+    for value in list(vars(own).values()):
+        listed = value.values() if isinstance(value, dict) else (value,)
+        names = {one.__module__ for one in listed if isinstance(one, FunctionType)} - {own.__name__}
+        for name in names:
+            if name and name.partition(".")[0] not in _LIBRARIES and name in sys.modules:
+                yield sys.modules[name]
 
 
 def _is_state(name: str, value: object) -> bool:

@@ -59,9 +59,8 @@ def trace_local(
         IndivisibleError: a parameter does not divide; see its fields.
         TraceError: the local program fails by itself, for example in a view with the global head count in it.
     """
-    given = (
-        inputs if script is None and inputs is not None else example_inputs(model)
-    )  # before a hook hides the forward
+    # Asked before a hook hides the forward.
+    given = example_inputs(model) if script is None and inputs is None else inputs or {}
     with TRACING, ExitStack() as undo:
         held = {module: dict(module._parameters) for module in model.modules()}
         undo.callback(_put_back, held)

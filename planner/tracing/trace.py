@@ -176,8 +176,9 @@ class Tracing:
         self.modules = list({id(module): module for _, module in modules}.values())
         self.recorder = Recorder(SourceFinder(model))
         every = every or model in _every
-        self.kinds = {} if every else remembered(model, "layer kinds", lambda: layer_kinds(model))
-        self.shared = {} if every else remembered(model, "shared state", self._shared_state)
+        self.kinds = remembered(model, "layer kinds", lambda: layer_kinds(model))
+        self.state = remembered(model, "shared state", self._shared_state)
+        self.kinds, self.shared = ({}, {}) if every else (self.kinds, self.state)
         self.apart: set[object] = set()
         self.seen: dict[object, str] = {}
         self.gave: dict[str, _Gave] = {}
@@ -247,6 +248,7 @@ class Tracing:
 
     def _forward(self, script: Script) -> object:
         recorder, held = self.recorder, [ModuleState.of(module) for module in self.modules]
+        put_back = [state.keep() for state in self.state.values()]
         once = (module for module in self.modules if id(module) in self.kinds and "forward" not in vars(module))
         restore = [self._run_once_per_kind(module) for module in list(once)]
         try:
@@ -270,6 +272,8 @@ class Tracing:
             self.left = {self.paths[id(each.module)]: tensors for each in held if (tensors := each.added())}
             for each in () if self.keep else held:
                 each.restore()
+            for globals_before in put_back:
+                globals_before()
 
     def _rebuilt(self) -> bool:
         numbers = self.recorder.number_of

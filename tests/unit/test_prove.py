@@ -58,7 +58,7 @@ MUTANTS = [
     ("llama", "layers.*.self_attn.k_proj", None, "TP203"),
     ("llama", "layers.*.self_attn.o_proj", None, "TP203"),
     ("llama", "layers.*.self_attn.o_proj", "all_reduce", "TP203"),
-    ("llama", "layers.*.mlp.down_proj", "colwise", "TP203"),
+    ("llama", "layers.*.mlp.down_proj", "colwise", "TP206"),
     ("llama", "layers.*.mlp.gate_proj", "rowwise", "TP203"),
     ("llama", "layers.*.mlp.up_proj", "packed_colwise", "TP203"),
     ("llama", "layers.*.mlp", "all_reduce", "TP205"),
@@ -73,7 +73,7 @@ MUTANTS = [
     ("phi3", "layers.*.mlp.gate_up_proj", "colwise", "TP213"),
     ("gpt_neox", "layers.*.attention.query_key_value", "packed_colwise", "TP203"),
     ("granite_swa", "layers.*.self_attn", None, "TP215"),
-    ("mixtral", "layers.*.mlp.experts", None, "TP204"),
+    ("mixtral", "layers.*.mlp.experts", None, "TP215"),
     ("mixtral", "layers.*.mlp.experts.gate_up_proj", "colwise", "TP213"),
     ("mixtral", "layers.*.mlp.gate", "local_params", None),
     ("deepseek_v3", "layers.*.mlp.shared_experts.down_proj", None, "TP203"),
@@ -88,6 +88,7 @@ def test_mutants(name: str, pattern: str, style: str | None, code: str | None) -
         return
     assert result.verdict is Verdict.REFUTED
     first = next(finding for finding in result.findings if finding.severity is Severity.ERROR)
+    assert first.code == code
     assert first.place.entry == pattern
     assert first.why
     assert first.found

@@ -1,102 +1,189 @@
 # mypy: disable-error-code="no-any-return, no-untyped-call, has-type"
 # Modeling code has Transformers' habits.
-"""A decoder whose feed-forward layer is a list of steps from a table, for random models."""
-
-from collections.abc import Callable
+"""A small decoder that is put together from the parts that its config names, for random models."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-Step = Callable[["FuzzFeed", Tensor, Tensor], Tensor]
+from tests.zoo.fuzz_parts import FuzzFeed, FuzzMixer, FuzzMixture
 
-STEPS: dict[str, Step] = {
-    "silu": lambda me, h, x: F.silu(h),
-    "gate": lambda me, h, x: h * me.gate(x).sigmoid(),
-    "scale": lambda me, h, x: h * 0.5,
-    "scale by width": lambda me, h, x: h * (8.0 / h.shape[-1]),
-    "bias": lambda me, h, x: h + me.bias,
-    "weight": lambda me, h, x: h * me.weight,
-    "softmax": lambda me, h, x: h.softmax(-1),
-    "mean": lambda me, h, x: h - h.mean(-1, keepdim=True),
-    "norm": lambda me, h, x: F.rms_norm(h, h.shape[-1:]),
-    "mean of input": lambda me, h, x: h * (1 + x.mean(-1, keepdim=True)),
-    "mean of input without gradient": lambda me, h, x: h * (1 + x.detach().mean(-1, keepdim=True)),
-    "heads": lambda me, h, x: h.unflatten(-1, (-1, 4)).softmax(-1).flatten(-2),
-    "heads by number": lambda me, h, x: h.view(*h.shape[:-1], 12, 4).tanh().flatten(-2),
-    "halves": lambda me, h, x: torch.cat([part.tanh() for part in h.chunk(2, -1)], -1),
-    "halves product": lambda me, h, x: torch.cat([h.chunk(2, -1)[0] * h.chunk(2, -1)[1]] * 2, -1),
-    "flip": lambda me, h, x: h.flip(-1),
-    "roll tokens": lambda me, h, x: h.roll(1, 1),
-    "first feature": lambda me, h, x: h * h[..., :1],
-    "sum of tokens": lambda me, h, x: h + h.mean(1, keepdim=True),
-    "second layer only": lambda me, h, x: h.softmax(-1) if me.index == 1 else h,
-    "training only": lambda me, h, x: h.softmax(-1) if me.training else h,
-    "number": lambda me, h, x: h / (1 + h.detach().abs().max().item()),
-    "number of input": lambda me, h, x: h / (1 + x.detach().abs().max().item()),
-    "pad": lambda me, h, x: F.pad(h, (1, -1)),
-    "cumsum": lambda me, h, x: h.cumsum(-1),
-    "cumsum of tokens": lambda me, h, x: h.cumsum(1),
-    "clamp": lambda me, h, x: h.clamp(-1, 1),
-    "straight through": lambda me, h, x: h + (h.round() - h).detach(),
-    "in place": lambda me, h, x: h.mul(1.0).relu_(),
-}
-"""What a step makes of the features `h` `[rows, tokens, features]` of the input `x` `[rows, tokens, width]`."""
+FRAMES = (
+    "plain",
+    "normed",
+    "normed after",
+    "side by side",
+    "scaled by index",
+    "leaves a tensor",
+    "leaves a number",
+    "leaves a tensor in decoding",
+    "leaves a tensor in training",
+    "shared norm",
+)
+"""What a layer does around its parts, and what it leaves for later layers."""
+LOSSES = ("", "reads features", "mean of features", "of the part")
 
 
 class FuzzConfig(PreTrainedConfig):
-    """The steps, separated by semicolons."""
+    """The parts; `steps` are separated by semicolons."""
 
     model_type = "tests_fuzz"
+    keys_to_ignore_at_inference = ["past_key_values"]
     steps: str = ""
-    vocab_size: int = 64
-    hidden_size: int = 32
+    source: str = "up"
+    end: str = "down"
+    hooks: str = ""
+    mixer: str = ""
+    experts: str = ""
+    frame: str = "plain"
+    loss: str = ""
+    shared: bool = False
+    masked_mean: bool = False
+    vocab_size: int = 36
+    hidden_size: int = 24
     intermediate_size: int = 48
     num_hidden_layers: int = 2
+    num_experts: int = 6
+    use_cache: bool = True
 
 
-class FuzzFeed(nn.Module):
-    """Up, the steps, down."""
+class FuzzShelf:
+    """What layers leave for each other, past their arguments."""
 
-    def __init__(self, config: FuzzConfig, index: int) -> None:
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+        self.count = 0
+
+
+class FuzzLayer(nn.Module):
+    """Attention, if there is one, and a feed-forward or experts."""
+
+    def __init__(self, config: FuzzConfig, index: int, feed: nn.Module | None, shelf: FuzzShelf) -> None:
         super().__init__()
-        self.index, self.steps = index, tuple(filter(None, config.steps.split(";")))
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.weight = nn.Parameter(torch.ones(config.intermediate_size))
-        self.bias = nn.Parameter(torch.zeros(config.intermediate_size))
+        self.frame, self.index, self.shelf = config.frame, index, shelf
+        if config.mixer:
+            self.mix = FuzzMixer(config, index)
+        if config.experts:
+            self.feed: nn.Module = FuzzMixture(config, index)
+        else:
+            self.feed = feed if feed is not None else FuzzFeed(config, index)
+        if config.frame in ("normed", "normed after"):
+            self.norm = nn.RMSNorm(config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)
-        for step in self.steps:
-            h = STEPS[step](self, h, x)
-        return self.down(h)
+    def forward(self, x: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
+        x = self.left(x)
+        y = self.norm(x) if self.frame == "normed" else x
+        mixed = self.mix(y, mask, cache) if hasattr(self, "mix") else 0.0
+        if self.frame == "side by side":
+            return x + mixed + self.feed(y)
+        x = x + mixed
+        made = self.feed(self.norm(x) if self.frame == "normed" else x)
+        return x + (self.norm(made) if self.frame == "normed after" else made)
+
+    def left(self, x: Tensor) -> Tensor:
+        """What earlier layers left changes the hidden states."""
+        shelf, frame = self.shelf, self.frame
+        active = frame == "leaves a tensor"
+        active |= frame == "leaves a tensor in decoding" and x.shape[1] == 1
+        active |= frame == "leaves a tensor in training" and self.training
+        if active:
+            if self.index == 0:
+                shelf.kept = [x]
+            elif shelf.kept:
+                x = x + 0.5 * shelf.kept[0]
+        if frame == "leaves a number":
+            shelf.count = 1 if self.index == 0 else shelf.count + 1
+            x = x * (1 + 0.1 * shelf.count)
+        return x * (1 + 0.1 * self.index) if frame == "scaled by index" else x
 
 
-class FuzzForCausalLM(PreTrainedModel):
-    """Embedding, layers, head."""
+class FuzzPreTrained(PreTrainedModel):
+    """What both classes share."""
 
     config_class = FuzzConfig
-    base_model_prefix = ""
+    base_model_prefix = "model"
+
+
+class FuzzModel(FuzzPreTrained):
+    """Embedding and layers."""
 
     def __init__(self, config: FuzzConfig) -> None:
         super().__init__(config)
+        shelf = FuzzShelf()
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(FuzzFeed(config, index) for index in range(config.num_hidden_layers))
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        feed = FuzzFeed(config, 0) if config.shared else None
+        self.layers = nn.ModuleList(FuzzLayer(config, i, feed, shelf) for i in range(config.num_hidden_layers))
+        if config.frame == "shared norm":
+            self.last = nn.RMSNorm(config.hidden_size)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.words
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        cache = past_key_values
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache) and self.config.mixer:
+            cache = DynamicCache()
         x = self.words(input_ids)
+        before = cache.get_seq_length() if cache is not None else 0
+        mask = self.bias(x, before, attention_mask)
+        if self.config.masked_mean and attention_mask is not None:
+            seen = attention_mask[:, -x.shape[1] :, None].to(x)
+            x = x - (x * seen).sum(-1, keepdim=True) / x.shape[-1]
         for layer in self.layers:
-            x = x + layer(x)
-        logits, loss = self.head(x), None
+            x = layer(x, mask, cache)
+            x = self.last(x) if hasattr(self, "last") else x
+        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=cache)
+
+    def bias(self, x: Tensor, before: int, padding: Tensor | None) -> Tensor:
+        """What is added to the scores, `[rows, 1, queries, keys]`."""
+        length = x.shape[1]
+        mask = torch.full((length, before + length), -1e4, dtype=x.dtype, device=x.device).triu(1 + before)[None, None]
+        if padding is not None and padding.shape[-1] == before + length:
+            mask = mask + (1 - padding[:, None, None, :].to(x)) * -1e4
+        return mask
+
+
+class FuzzForCausalLM(FuzzPreTrained, GenerationMixin):
+    """The model and its head."""
+
+    def __init__(self, config: FuzzConfig) -> None:
+        super().__init__(config)
+        self.model = FuzzModel(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+    ) -> CausalLMOutputWithPast:
+        out = self.model(input_ids, attention_mask, past_key_values, use_cache)
+        logits, loss = self.head(out.last_hidden_state), None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits)
+            loss = loss + self.beside(out.last_hidden_state)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+
+    def beside(self, hidden: Tensor) -> Tensor | float:
+        """What is added to the loss."""
+        up = getattr(self.model.layers[0].feed, "up", None)
+        match self.config.loss:
+            case "reads features" if up is not None:
+                return up(hidden).softmax(-1).square().mean()
+            case "mean of features" if up is not None:
+                return up(hidden).square().mean()
+            case "of the part" if up is not None:
+                return up(hidden).sum(-1).square().mean()
+        return 0.0

@@ -123,6 +123,20 @@ def experts_not_tried(error: str, place: Place) -> Finding:
     )
 
 
+def drawn_in_stages(target: str, place: Place) -> Finding:
+    """Random numbers in evaluation, of which pipeline stages draw others than one device."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"{target.rpartition('.')[2]} draws random numbers, and stages draw others than one device",
+        place,
+        why="two forwards with other random numbers cannot be compared",
+        found=target,
+        needed="a forward that draws nothing in evaluation",
+        fault=Fault.MODEL,
+    )
+
+
 def assumption(text: str) -> Finding:
     """What a proof takes for granted, where nothing may be."""
     return Finding(

@@ -14,12 +14,13 @@ from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.numbering import Numbered, first_new
 from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.propagation.rules.random import draws
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.verify.findings import pp305, tp210
 from shardproof.verify.proof.modes import NO_CACHE, not_asked
 from shardproof.verify.proof.pipeline import check_chunks
 from shardproof.verify.stages.case import Case
-from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram
+from shardproof.verify.stages.compare import Mismatch, StageComparison, StageProgram, layer_code
 from shardproof.verify.stages.cutting import Cutting, between, laid_out
 from shardproof.verify.stages.layer_index import numbered_parts
 from shardproof.verify.stages.stage import StagePlace, absent
@@ -53,6 +54,11 @@ class Programs:
     def model(self) -> nn.Module:
         """The whole model, on meta."""
         return self.evaluation.model
+
+    def _drawn(self) -> tuple[Finding, ...]:
+        """Random numbers that the forward draws in evaluation: the stages draw others than one device."""
+        drawn = next((op for op in self.graph.ops if draws(op.target)), None)
+        return () if drawn is None else (tp210.drawn_in_stages(drawn.target, Place(None, drawn.module, drawn.source)),)
 
     @property
     def graph(self) -> Graph:
@@ -93,7 +99,7 @@ class Programs:
                         return StagesVerdict(wrong, tuple(asked), tuple(assumed))
                     if check.renumbered:
                         break  # absent layers of our stages write where the renumbered ones do
-        return StagesVerdict(tuple(undecided), tuple(asked), tuple(assumed))
+        return StagesVerdict((*undecided, *self._drawn()), tuple(asked), tuple(assumed))
 
 
 def _in_mode(mode: RunMode, check: "_StagesCheck") -> tuple[Finding, ...]:
@@ -137,6 +143,9 @@ class _StagesCheck:
                     yield self._differs(number, mismatch)
                     return
                 self.comparison.carried = self.comparison.numbers_of(wanted)
+            elif (layer := self._other_code(stage)) is not None and not self._alike_inside(place):
+                yield pp305.stage_differs(f"stage {number} runs another program in {layer} than the whole model", layer)
+                return
             stages.append(stage)
         yield from self._together(stages)
 
@@ -163,6 +172,11 @@ class _StagesCheck:
         carried = [whole.number[value] for value in self._received_by(place, whole.graph)]
         comparison = StageComparison(whole, stack=None, carried=carried)
         return comparison.mismatch(self._program(stage, own=False), self._sent_by(place, whole.graph)) is None
+
+    def _other_code(self, stage: TracedStage) -> str | None:
+        """The first own layer of a stage that runs other ops than in the whole program, such as one that counts calls."""
+        paths = map(self.layout.layer, self.layout.chunks[stage.place.stage])
+        return next((path for path in paths if layer_code(stage.graph, path) != layer_code(self.graph, path)), None)
 
     def _received_by(self, place: StagePlace, graph: Graph) -> list[int]:
         """The values of the whole program that a stage should receive, of each forward in turn."""

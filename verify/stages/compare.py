@@ -8,7 +8,7 @@ stages, a client's runtime) is the caller's knowledge, and so is the finding.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardproof.planner.ir.graph import Graph, Op
+from shardproof.planner.ir.graph import Graph, Op, Ref
 from shardproof.planner.ir.numbering import Numbered, Numbers, first_new, numbered
 
 
@@ -80,6 +80,24 @@ class StageComparison:
         """The first op that makes a value another one, and whether the stage runs it besides (else: does not run it)."""
         extra = first_new(mismatch.ran, mismatch.got, self.whole)
         return extra or first_new(self.whole, mismatch.wanted, mismatch.ran), extra is not None
+
+
+def layer_code(graph: Graph, layer: str) -> list[tuple[str, str, object]]:
+    """The ops of one layer, as (module inside it, target, plain arguments); those of the layer that stands for it."""
+    while (module := graph.module_of.get(layer)) is not None and module.repeats is not None:
+        layer = module.repeats
+    return [
+        (op.module.removeprefix(layer), op.target, (_plain(op.args), _plain(op.kwargs)))
+        for op in graph.ops
+        if f"{op.module}.".startswith(f"{layer}.")
+    ]
+
+
+def _plain(arg: object) -> object:
+    """An argument with every tensor left blank."""
+    if isinstance(arg, Ref):
+        return "tensor"
+    return tuple(map(_plain, arg)) if isinstance(arg, tuple) else str(arg)
 
 
 def hidden_states_into(graph: Graph, layer: str) -> int:

@@ -7,6 +7,12 @@ _LIKE = """bernoulli rand_like randn_like randint_like normal uniform random exp
     multinomial binomial""".split()
 
 
+def draws(target: str) -> bool:
+    """Whether an op draws random numbers."""
+    name = target.removeprefix("aten.").rstrip("_")
+    return target.startswith("aten.") and name in (*_LIKE, "rand", "randn", "randint", "randperm")
+
+
 @rule(*(f"aten.{name}" for name in _LIKE))
 def drawn_like(call: Call) -> Semantics:
     """Drawn with the shape of a tensor, which must be whole in every dim, so that all ranks draw the same numbers."""

@@ -1,7 +1,7 @@
 """Run the stages of a pipeline plan on ranks, and compare logits, loss, gradients and cached decoding with one device."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -152,13 +152,17 @@ class _Sums:
 
     def __init__(self, stage: Stage) -> None:
         self.sums: dict[nn.Parameter, torch.Tensor] = {}
-        self._handle = stage.register_forward_hook(self._register)
+        self._handles = [stage.register_forward_hook(self._register)]
 
     def _register(self, stage: nn.Module, *_: object) -> None:
-        self._handle.remove()
-        for parameter in stage.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._take)
+        self.remove()
+        trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        self._handles = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in trained]
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
 
     def _take(self, parameter: torch.Tensor) -> None:
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
@@ -168,8 +172,25 @@ class _Sums:
 
 
 def _gradients(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot, staging: Staging) -> list[Comparison]:
-    """One training step of the schedule over the microbatches: compare logits, loss and gradients."""
-    want, asked = before.want, before.asked
+    """One step of the schedule over the microbatches: compare logits, loss and gradients; another one in training mode, where
+    the model takes another path there.
+    """
+    compared = _one_step(own, before, before.want, slot, staging)
+    if before.want.training is None:
+        return compared
+    modes = [(stage.model, stage.model.training) for stage in own]
+    for model, _ in modes:
+        model.train()
+    training = _one_step(own, before, before.want.training, slot, staging)
+    for model, mode in modes:
+        model.train(mode)
+    return compared + [replace(one, what=f"{one.what} in training") for one in training]
+
+
+def _one_step(
+    own: tuple[Stage, ...], before: SingleDevice, want: SingleDeviceOutputs, slot: StageSlot, staging: Staging
+) -> list[Comparison]:
+    asked = before.asked
     for stage in own:
         stage.record, stage.inputs = want.record, caching(stage.model, False)
     taken, losses = {stage: _Sums(stage) for stage in own}, list[torch.Tensor]()
@@ -179,13 +200,16 @@ def _gradients(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot, st
         compared += _by_microbatch("logits", given, want.logits)
         error = relative_error(torch.stack(losses).sum(), torch.stack(want.losses).sum())
         compared.append(Comparison("loss", error, LIMIT))
+    for kept in taken.values():
+        kept.remove()
     sums = {stage: kept.sums for stage, kept in taken.items()}
-    return compared + _compared_gradients(sums, before, slot, staging.faults.not_summed())
+    return compared + _compared_gradients(sums, before, want, slot, staging.faults.not_summed())
 
 
 def _compared_gradients(
     sums: Mapping[Stage, Mapping[nn.Parameter, torch.Tensor]],
     before: SingleDevice,
+    want: SingleDeviceOutputs,
     slot: StageSlot,
     not_summed: frozenset[str],
 ) -> list[Comparison]:
@@ -193,7 +217,7 @@ def _compared_gradients(
 
     Gradients of parameters in `not_summed` are not summed over the stages: a fault that the comparison has to find.
     """
-    want, single = before.want, before.single
+    single = before.single
     named = {id(value): name for name, value in single.named_parameters()}
     canonical = {name: named[id(value)] for name, value in single.named_parameters(remove_duplicate=False)}
     own: dict[str, torch.Tensor] = {}

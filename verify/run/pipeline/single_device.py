@@ -38,6 +38,8 @@ class SingleDeviceOutputs:
     """Whether left-padded rows are given `position_ids`; None before that was tried."""
     kept: torch.Tensor | None = None
     kept_record: Record = field(default_factory=Record)
+    training: "SingleDeviceOutputs | None" = None
+    """Logits, losses and gradients in training mode, where they differ from those in evaluation."""
 
 
 def batch(model: nn.Module, microbatches: int) -> tuple[Inputs, ...]:
@@ -70,25 +72,59 @@ def outputs_of(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inp
     want = SingleDeviceOutputs()
     more = caching(single, False)
     for part in parts:
-        with recorded(single, layout.named) as want.record:
-            given = logits(single, **part.whole(), **more)
-        loss = loss_of(given, part.ids)
-        loss.backward()
-        want.logits.append(given.detach())
-        want.losses.append(loss.detach())
+        _step(single, layout, part, want)
         if takes(single, "attention_mask"):
             with torch.no_grad():
                 want.padded.append(_padded(single, part, want, more))
     if not all(given.isfinite().all() for given in want.padded):  # nothing to compare with
         want.padded = []
-    for name, value in single.named_parameters():
-        want.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad
+    _take_gradients(single, want)
+    want.training = _in_training(single, layout, parts, want)
     if takes(single, "logits_to_keep"):
         with torch.no_grad(), recorded(single, layout.named) as want.kept_record:
             want.kept = logits(single, **joined(parts).whole(), **more, logits_to_keep=KEPT)
     if takes(single, "past_key_values") and caching(single, True):
         _decode_alone(single, layout, joined(parts), want)
     return want
+
+
+def _step(single: PreTrainedModel, layout: StageLayout, part: Inputs, want: SingleDeviceOutputs) -> None:
+    """One microbatch, forward and backward."""
+    with recorded(single, layout.named) as want.record:
+        given = logits(single, **part.whole(), **caching(single, False))
+    loss = loss_of(given, part.ids)
+    loss.backward()
+    want.logits.append(given.detach())
+    want.losses.append(loss.detach())
+
+
+def _take_gradients(single: PreTrainedModel, want: SingleDeviceOutputs) -> None:
+    for name, value in single.named_parameters():
+        want.gradients[name] = torch.zeros_like(value) if value.grad is None else value.grad
+    single.zero_grad(set_to_none=True)
+
+
+def _in_training(
+    single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inputs], want: SingleDeviceOutputs
+) -> SingleDeviceOutputs | None:
+    """The outputs in training mode, where code takes another path there; None where it does not, or draws random numbers."""
+    before = single.training
+    single.train()
+    try:
+        with torch.no_grad():
+            one, other = (logits(single, **parts[0].whole(), **caching(single, False)) for _ in range(2))
+        if not torch.equal(one, other) or relative_error(one, want.logits[0]) <= LIMIT:
+            return None
+        found = SingleDeviceOutputs()
+        for part in parts:
+            _step(single, layout, part, found)
+        _take_gradients(single, found)
+        return found
+    except Exception:  # a model that does not run in training mode: nothing to compare with
+        single.zero_grad(set_to_none=True)
+        return None
+    finally:
+        single.train(before)
 
 
 def _padded(single: PreTrainedModel, part: Inputs, want: SingleDeviceOutputs, more: dict[str, bool]) -> torch.Tensor:
