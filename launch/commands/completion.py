@@ -2,23 +2,47 @@
 it.
 """
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from shardproof.planner.ir.spelling import visible
 from shardproof.verify.clients.registry import DIALECTS, clients
 from shardproof.verify.findings.catalogue import rules
 
 
 def models(incomplete: str) -> list[str]:
-    """Model types of the installed Transformers; the shell completes files by itself."""
+    """Model types of the installed Transformers, and the files and folders that begin so."""
     found = find_spec("transformers")
     folders = (Path(place) / "models" for place in (found.submodule_search_locations if found else None) or ())
-    return sorted(
+    types = (
         each.name
         for folder in folders
-        for each in folder.glob(f"{incomplete}*")
-        if (each / f"modeling_{each.name}.py").exists()
+        if folder.is_dir()
+        for each in folder.iterdir()
+        if each.name.startswith(incomplete) and (each / f"modeling_{each.name}.py").exists()
     )
+    return [*sorted(types), *paths(incomplete)]
+
+
+def paths(incomplete: str) -> list[str]:
+    """Files and folders that begin so, folders with a slash; `~` stays as it is written."""
+    written, slash, begin = incomplete.rpartition("/")
+    written += slash
+    with suppress(OSError, RuntimeError, ValueError):  # cannot be read, a `~name` that nobody has, a NUL
+        folder = Path(written).expanduser()
+        inside = sorted(each for each in folder.iterdir() if each.name.startswith(begin))
+        return [
+            f"{written}{each.name}{'/' if each.is_dir() else ''}"
+            for each in inside
+            if _shown(each.name, begin) and each.name == visible(each.name)
+        ]
+    return []
+
+
+def _shown(name: str, begin: str) -> bool:
+    """Hidden files only where a dot was typed."""
+    return begin.startswith(".") or not name.startswith(".")
 
 
 def codes(incomplete: str) -> list[tuple[str, str]]:

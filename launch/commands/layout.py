@@ -14,8 +14,10 @@ from shardproof.launch.output.console import Progress, only_results_on_stdout, p
 from shardproof.launch.result import CommandResult, UndecidedError
 
 if TYPE_CHECKING:
+    from shardproof.launch.output.layouts_text import Served
     from shardproof.planner.layouts.cost import Facts, Load, Machine
     from shardproof.planner.layouts.search import Search
+    from shardproof.planner.loading.load import LoadedModel
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B(?:/s)?")
@@ -115,10 +117,18 @@ def rank_model(
                 f"{loaded.title}: the forward cannot be traced, so nothing is known: {error}."
             ) from error
     found = ranked.search
-    return CommandResult(_format_of(form)(loaded.title, found, ranked.facts, machine, load), 0 if found.choices else 1)
+    return CommandResult(
+        _format_of(form)(_served(model, loaded), found, ranked.facts, machine, load), 0 if found.choices else 1
+    )
 
 
-def _format_of(form: TableFormat) -> "Callable[[str, Search, Facts, Machine, Load], str]":
+def _served(model: ModelReference, loaded: "LoadedModel") -> "Served":
+    from shardproof.launch.output.layouts_text import Served
+
+    return Served(loaded.title, model.reference if loaded.checkpoint is not None else None, model.trust_remote_code)
+
+
+def _format_of(form: TableFormat) -> "Callable[[Served, Search, Facts, Machine, Load], str]":
     from shardproof.launch.output.layouts_page import layouts_html
     from shardproof.launch.output.layouts_text import layouts_json, layouts_text
 

@@ -8,12 +8,13 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 
 from shardproof.launch.result import UndecidedError
+from shardproof.planner.ir.spelling import visible
 
 
 def say(sentence: str) -> None:
     """Print one line on stderr; a stderr that is closed is no error."""
     with suppress(OSError, ValueError, AttributeError):
-        print(f"plan: {sentence}", file=sys.stderr, flush=True)
+        print(f"plan: {visible(sentence)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def print_result(text: str) -> None:
     if sys.stdout is None:
         raise UndecidedError("the result could not be written: stdout is closed.")
     try:
-        print(text)
+        print(visible(text))
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes stdout once more at exit; that must not fail either.
@@ -94,5 +95,5 @@ def _spinner(text: str) -> Iterator[None]:
     with Bar(
         *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
     ) as bar:
-        bar.add_task(text, total=None)
+        bar.add_task(visible(text), total=None)
         yield

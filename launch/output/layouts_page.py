@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shardproof.launch.output.layouts_text import NOTE, columns, commands, gathered, headline, nothing_legal, row
+from shardproof.launch.output.layouts_text import (
+    NOTE,
+    Served,
+    columns,
+    commands,
+    gathered,
+    headline,
+    nothing_legal,
+    row,
+)
 from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.layouts.cost import Facts, Load, Machine, RankMemory
 from shardproof.planner.layouts.search import Choice, Search
@@ -31,12 +40,12 @@ class StageMemory:
     parts: tuple[BarPart, ...]
 
 
-def layouts_html(model: str, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
+def layouts_html(model: Served, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
     """Everything that the text has, of every legal layout."""
     first = found.choices[0] if found.choices else None
     return render(
         "layouts.html.jinja",
-        title=headline(model, machine, load),
+        title=headline(model.title, machine, load),
         rows=[row(choice, load, best=first.seconds) for choice in found.choices] if first else [],
         columns=columns(load),
         note=NOTE,

@@ -1,6 +1,8 @@
 """Ranked layouts as a table for a reader, or as JSON; with the commands that start the best one."""
 
 import json
+import shlex
+from dataclasses import dataclass
 
 from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.layouts.cost import Facts, Load, Machine
@@ -12,9 +14,22 @@ SHOWN = 12
 NOTE = "* no other is better in memory and time; ~ estimated, the rest is exact, of the fullest and the busiest rank"
 
 
-def layouts_text(model: str, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the commands serve: a checkpoint as the user named it (None of a bare architecture), and whether its own code runs."""
+
+    title: str
+    checkpoint: str | None = None
+    custom_code: bool = False
+
+
+CHECKPOINT = "CHECKPOINT"
+"""Stands in commands for a checkpoint that the user has yet to name."""
+
+
+def layouts_text(model: Served, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
     """The table, the reasons against the others, and the commands of the first."""
-    parts = [headline(model, machine, load), _table(found, load)]
+    parts = [headline(model.title, machine, load), _table(found, load)]
     if not load.train and facts.cache is None:
         parts.append("cache: not known for this model, and not counted")
     if found.illegal:
@@ -24,6 +39,8 @@ def layouts_text(model: str, found: Search, facts: Facts, machine: Machine, load
             "start the first with:\n"
             + "\n".join(f"  {line}" for line in commands(model, found.choices[0], machine, load))
         )
+        if model.checkpoint is None and not load.train:
+            parts.append(f"{CHECKPOINT} stands for the folder or the Hub name of your checkpoint")
     else:
         parts.append(nothing_legal(found))
     return "\n\n".join(parts)
@@ -97,21 +114,27 @@ def _layers(layers: tuple[int, ...]) -> str:
     return str(most) if least == most else f"{least}-{most}"
 
 
-def commands(model: str, choice: Choice, machine: Machine, load: Load) -> list[str]:
-    """The commands that start a layout, one for each client, with an uneven split of layers where the client takes one."""
+def commands(model: Served, choice: Choice, machine: Machine, load: Load) -> list[str]:
+    """The commands that start a layout, one for each client, with an uneven split of layers where the client takes one.
+
+    They are quoted for a POSIX shell. A bare architecture has no checkpoint to serve: `CHECKPOINT` stands for it.
+    """
     tp, pp, dp, ep = choice.layout.tp, choice.layout.pp, choice.layout.dp, choice.layout.ep
     if load.train:
         return [_training(choice, machine)]
     partition = ",".join(map(str, choice.layers)) if len(set(choice.layers)) > 1 else ""
-    vllm = f"vllm serve {model} --model-impl transformers --tensor-parallel-size {tp} --pipeline-parallel-size {pp}"
+    served = shlex.quote(model.checkpoint or CHECKPOINT)
+    vllm = f"vllm serve {served} --model-impl transformers --tensor-parallel-size {tp} --pipeline-parallel-size {pp}"
     vllm += f" --data-parallel-size {dp}" if dp > 1 else ""
     vllm += " --enable-expert-parallel" if ep > 1 else ""
     vllm += " --distributed-executor-backend ray" if machine.nodes > 1 else ""
     sglang = (
-        f"python -m sglang.launch_server --model-path {model} --model-impl transformers --tp-size {tp} --pp-size {pp}"
+        f"python -m sglang.launch_server --model-path {served} --model-impl transformers --tp-size {tp} --pp-size {pp}"
     )
     sglang += f" --dp-size {dp}" if dp > 1 else ""
     sglang += f" --ep-size {ep}" if ep > 1 else ""
+    for_code = " --trust-remote-code" if model.custom_code else ""
+    vllm, sglang = vllm + for_code, sglang + for_code
     sglang += f" --nnodes {machine.nodes} --node-rank $RANK --dist-init-addr $HEAD:5000" if machine.nodes > 1 else ""
     return [
         (f"VLLM_PP_LAYER_PARTITION={partition} " if partition else "") + vllm,
@@ -144,11 +167,11 @@ def _distributed(choice: Choice, more: str = "") -> str:
     return f"from_pretrained(..., distributed_config=DistributedConfig({degrees}))"
 
 
-def layouts_json(model: str, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
+def layouts_json(model: Served, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
     """Everything: sizes in bytes."""
     return json.dumps(
         {
-            "model": model,
+            "model": model.title,
             "cache_known": facts.cache is not None,
             "layouts": [_choice(model, choice, machine, load) for choice in found.choices],
             "illegal": [
@@ -161,7 +184,7 @@ def layouts_json(model: str, found: Search, facts: Facts, machine: Machine, load
     )
 
 
-def _choice(model: str, choice: Choice, machine: Machine, load: Load) -> dict[str, object]:
+def _choice(model: Served, choice: Choice, machine: Machine, load: Load) -> dict[str, object]:
     held, layout = choice.held, choice.layout
     return {
         "tp": layout.tp,

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shardproof.planner.ir.spelling import one_line, visible
 from shardproof.verify.report.difference import Backed, Difference
 from shardproof.verify.report.formats.client_readings import everywhere_lines
 from shardproof.verify.report.formats.explanation import explanation_text
@@ -24,18 +25,22 @@ def show_suggestion(suggested: Suggested, *, why: bool = False) -> None:
     if entries:
         console.print(_table(("entry", "style", *(["because"] if why else [])), entries))
     if suggested.explanation is not None:
-        console.print(explanation_text(suggested.explanation) + "\n", markup=False, soft_wrap=True)
+        _print(console, explanation_text(suggested.explanation) + "\n")
     elif plan.unplanned:
         console.print(_table(("left whole", "because"), list(plan.unplanned.items())))
     if suggested.differences is not None:
         _show_differences(console, suggested.differences)
     for note in suggested.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {one_line(note)}", markup=False)
     if suggested.everywhere is not None:
-        console.print("\n".join(everywhere_lines(suggested.everywhere)) + "\n", markup=False, soft_wrap=True)
+        _print(console, "\n".join(everywhere_lines(suggested.everywhere)) + "\n")
     for finding in suggested.report.findings:
-        console.print(finding_text(finding) + "\n", markup=False, soft_wrap=True)
-    console.print(_last_line(suggested), markup=False, soft_wrap=True)
+        _print(console, finding_text(finding) + "\n")
+    _print(console, _last_line(suggested))
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(visible(text), markup=False, soft_wrap=True)
 
 
 def _show_differences(console: Console, differences: Sequence[Difference]) -> None:
@@ -77,5 +82,5 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row[: len(columns)]))
+        table.add_row(*(escape(visible(cell)) for cell in row[: len(columns)]))
     return table

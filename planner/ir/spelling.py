@@ -1,6 +1,7 @@
-"""Suggestions for misspelt names, and lists of names in a sentence."""
+"""Names in sentences, and names as data: suggestions for misspelt ones, and text that no reader takes for anything but text."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -18,3 +19,26 @@ def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
 def listing(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+"""Characters that steer a terminal, change the direction or the order of text, cannot be seen, or cannot be encoded. Lines and tabs
+stay."""
+
+
+def visible(text: str) -> str:
+    """Text for a reader: characters that a terminal obeys, or that nobody sees, as `\\uXXXX`, which JSON and Python read back."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """`visible` text in one line."""
+    return " ".join(visible(text).split())
+
+
+def python_string(text: str) -> str:
+    """A Python literal of any text, in double quotes as formatters write it."""
+    plain = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{visible(plain)}"'

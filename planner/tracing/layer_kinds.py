@@ -241,7 +241,7 @@ class SharedState:
         tables = [(table, name) for table, names in self.tables for name in names]
         own = (vars(one) for one in self.objects if _is_own_object(one) and not isinstance(one, nn.Module))
         tables += [(table, name) for table in own for name in list(table)]
-        held = [
+        held: list[tuple[Mapping[str, Any], str, Any, Any]] = [
             (table, name, value, copy(value))
             for table, name in tables
             if isinstance(value := table.get(name), bool | int | float | list | dict | set)
@@ -251,7 +251,7 @@ class SharedState:
             for table, name, value, before in held:
                 if isinstance(value, list):
                     value[:] = before
-                elif isinstance(value, dict | set) and value != before:
+                elif isinstance(value, dict | set):
                     value.clear()
                     value.update(before)
                 if isinstance(table, dict) and table.get(name) is not value:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from shardproof.planner.inputs.example import attempts, caching, example_inputs, take, taken
-from shardproof.planner.inputs.run_modes import RunMode, Script
+from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
@@ -95,7 +95,7 @@ def _run_script(
         try:
             return tracing, tracing.run_script(script)
         except TraceError as error:
-            if not _finds_less(model, error) and not _reads_other_caches(tracing, script):
+            if not _finds_less(model, error) and not _reads_other_caches(tracing, script, error):
                 raise
 
 
@@ -110,17 +110,19 @@ def _finds_less(model: nn.Module, failed: TraceError) -> bool:
     return isinstance(failed.__cause__, IndexError) and search_first_only(model)
 
 
-_every: "WeakSet[nn.Module]" = WeakSet()
-"""Models of which every layer runs in a trace."""
+_every: "WeakKeyDictionary[nn.Module, set[RunMode]]" = WeakKeyDictionary()
+"""Of each model the modes in which a trace runs every layer."""
 
 
-def _reads_other_caches(tracing: "Tracing", script: Script) -> bool:
+def _reads_other_caches(tracing: "Tracing", script: Script, failed: TraceError) -> bool:
     """Whether what failed may run where every layer runs, and was not tried so: a layer that stood for another in one forward
     left the other's cache empty, which the next forward may read.
     """
-    again = len(script.calls) > 1 and bool(tracing.repeats) and tracing.model not in _every
-    if again:
-        _every.add(tracing.model)
+    if len(script.calls) < 2 or not tracing.repeats or isinstance(failed.__cause__, NoCacheError):
+        return False
+    known = _every.setdefault(tracing.model, set())
+    again = script.mode not in known
+    known.add(script.mode)
     return again
 
 
@@ -175,7 +177,6 @@ class Tracing:
         self.paths = {module: paths[0] for module, paths in self.names.items()}
         self.modules = list({id(module): module for _, module in modules}.values())
         self.recorder = Recorder(SourceFinder(model))
-        every = every or model in _every
         self.kinds = remembered(model, "layer kinds", lambda: layer_kinds(model))
         self.state = remembered(model, "shared state", self._shared_state)
         self.kinds, self.shared = ({}, {}) if every else (self.kinds, self.state)
@@ -203,6 +204,8 @@ class Tracing:
 
     def run_script(self, script: Script) -> Graph:
         """Run the forwards of a script and return their one graph."""
+        if script.mode in _every.get(self.model, ()):
+            self.kinds, self.shared = {}, {}
         with TRACING, without_garbage_collection():
             return self._run(script)
 

@@ -29,6 +29,9 @@ def completed(words: str) -> list[str]:
         ("plan check llama --backend vllm,sg", ["vllm,sglang"]),
         ("plan explain TP20", [f"TP20{digit}" for digit in range(1, 10)]),
         ("plan verify llama --format s", ["sarif"]),
+        ("plan verify /dev/nul", ["/dev/null"]),
+        ("plan verify [*", []),
+        ("plan verify ~nobody-is-called-so/", []),
     ],
 )
 def test_what_a_shell_is_told(words: str, found: list[str]) -> None:

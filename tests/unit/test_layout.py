@@ -1,5 +1,6 @@
 """`plan layout`: legal and illegal layouts, exact bytes, the cache, the Pareto set, and what the command prints."""
 
+import shlex
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from transformers import PreTrainedConfig
 
 from shardproof.launch.cli import run
-from shardproof.launch.output.layouts_text import commands
+from shardproof.launch.output.layouts_text import Served, commands
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.layouts.cost import Facts, Kept, Load, Machine, Parameter, Per, RankTraffic, Traffic, held, sent
@@ -215,9 +216,25 @@ def _choice(layout: Layout) -> Choice:
     ],
 )
 def test_transformers_is_told_of_the_replicas(layout: Layout, nodes: int, train: bool, text: str) -> None:
-    *_, told = commands("llama", _choice(layout), Machine(4, 1e9, nodes), Load(10, 4, train=train))
+    *_, told = commands(Served("llama"), _choice(layout), Machine(4, 1e9, nodes), Load(10, 4, train=train))
     for part in text.split("|"):
         assert part in told
+
+
+@pytest.mark.parametrize(
+    ("served", "words"),
+    [
+        (Served("llama"), ["vllm", "serve", "CHECKPOINT"]),
+        (Served("b", "a b; touch X"), ["vllm", "serve", "a b; touch X"]),
+        (Served("b", "$(id)/b`id`"), ["vllm", "serve", "$(id)/b`id`"]),
+        (Served("b", "/models/b", custom_code=True), ["vllm", "serve", "/models/b"]),
+    ],
+)
+def test_commands_are_quoted_and_complete(served: Served, words: list[str]) -> None:
+    vllm, sglang, _ = commands(served, _choice(Layout(2, 1, 1)), Machine(2, 1e9, 1), Load(10, 4))
+    assert shlex.split(vllm)[:3] == words
+    assert shlex.split(sglang)[:5] == ["python", "-m", "sglang.launch_server", "--model-path", words[2]]
+    assert all(("--trust-remote-code" in shlex.split(line)) is served.custom_code for line in (vllm, sglang))
 
 
 def test_bytes_that_data_decides_are_told_as_estimated(capsys: Captured) -> None:

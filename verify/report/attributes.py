@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 import libcst as cst
 
+from shardproof.planner.ir.spelling import python_string
+
 Names: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
 Mapped: TypeAlias = Mapping[str, str] | Mapping[str, Names]
 
@@ -302,6 +304,6 @@ def _expression(value: str | Names) -> cst.BaseExpression:
 def _code(value: str | Names) -> str:
     """With double quotes, as formatters write it; the names of a stage as lists, as Transformers writes them."""
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return python_string(value)
     inputs, outputs = ("[" + ", ".join(map(_code, names)) + "]" for names in value)
     return f"({inputs}, {outputs})"

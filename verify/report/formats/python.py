@@ -6,6 +6,7 @@ from itertools import groupby
 from textwrap import wrap
 
 from shardproof.planner.ir.plan import Plan, PpEntry, TpEntry, owner_of
+from shardproof.planner.ir.spelling import one_line, python_string
 from shardproof.verify.report.formats.client_readings import right_in
 from shardproof.verify.report.formats.text import share
 from shardproof.verify.report.suggestion import Suggested
@@ -61,7 +62,7 @@ def _head(suggested: Suggested) -> str:
 
 def _section(owner: str, mappings: Iterable[str]) -> list[str]:
     filled = [text for text in mappings if text]
-    return [f"# In class {owner}:\n" + "\n".join(filled)] if filled else []
+    return [f"# In class {one_line(owner)}:\n" + "\n".join(filled)] if filled else []
 
 
 def _mapping(name: str, lines: list[str]) -> str:
@@ -72,8 +73,8 @@ def _mapping(name: str, lines: list[str]) -> str:
 def _tp_lines(entries: Iterable[TpEntry]) -> list[str]:
     """Entries in groups of one reason; the reason as a trailing comment where it fits, else on the lines before."""
     lines: list[str] = []
-    for because, group in groupby(entries, key=lambda entry: " ".join(entry.because.split())):
-        texts = [f'"{entry.pattern}": "{entry.style}",' for entry in group]
+    for because, group in groupby(entries, key=lambda entry: one_line(entry.because)):
+        texts = [f"{python_string(entry.pattern)}: {python_string(entry.style)}," for entry in group]
         short = len(texts) == 1 and len(texts[0]) + len(because) + 8 <= _WIDTH
         if not because:
             lines += texts
@@ -85,12 +86,12 @@ def _tp_lines(entries: Iterable[TpEntry]) -> list[str]:
 
 
 def _pp_lines(entry: PpEntry) -> list[str]:
-    return [f'"{entry.module}": ({_names(entry.inputs)}, {_names(entry.outputs)}),']
+    return [f"{python_string(entry.module)}: ({_names(entry.inputs)}, {_names(entry.outputs)}),"]
 
 
 def _names(names: tuple[str, ...]) -> str:
-    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+    return "[" + ", ".join(map(python_string, names)) + "]"
 
 
 def _comment(lines: Iterable[str]) -> list[str]:
-    return [f"# {part}" for line in lines for part in wrap(line, _WIDTH - 6, break_long_words=False)]
+    return [f"# {part}" for line in lines for part in wrap(one_line(line), _WIDTH - 6, break_long_words=False)]

@@ -79,6 +79,6 @@ def _result(
         "level": _LEVELS[finding.severity],
         "message": {"text": finding_text(finding)},
         "locations": [location] if location else [],
-        "partialFingerprints": {"finding/v1": hashlib.sha256(identity.encode()).hexdigest()},
+        "partialFingerprints": {"finding/v1": hashlib.sha256(identity.encode(errors="backslashreplace")).hexdigest()},
         "properties": {"fault": finding.fault.value},
     }
