@@ -116,7 +116,7 @@ def main(pairs: int, chance: int, path: Path) -> int:
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("tensor", "experts", "stages")}
     known: set[str] = set()
     with FuzzRanks() as ranks:
-        for case in track(drawn(pairs, chance), description="models", console=Console(stderr=True)):
+        for case in track(drawn(pairs, chance), total=None, description="models", console=Console(stderr=True)):
             for given, came, said in verdicts(case, ranks):
                 counts[_kind(given)][came] += 1
                 if not is_failure(came):
