@@ -108,6 +108,19 @@ def test_stages_are_refused(parts: dict[str, str], words: str) -> None:
     assert [one for one in found if words in one.message], found
 
 
+def test_a_layer_that_runs_another_program_on_its_stage_is_refused() -> None:
+    plan = Plan.from_json({"base_model_pp_plan": STAGES, "pp_plan": HEAD})
+    found = check_programs(Case(model(MODEL, steps="counter"), plan, pp=2))
+    expect(found, "PP305", "stage 1 runs another program in model.layers.1")
+
+
+def test_a_gradient_that_is_not_summed_over_stages_is_refused() -> None:
+    plan = Plan.from_json({"base_model_pp_plan": STAGES, "pp_plan": HEAD})
+    fault = InjectedFault(FaultKind.GRADIENT_NOT_SUMMED, "model.layers.0.feed.up.weight")
+    case = Case(model(MODEL, shared="true"), plan, pp=2, staging=Staging(faults=InjectedFaults((fault,))))
+    expect(check_programs(case), "PP305", "is not summed over stages 0 and 1")
+
+
 def test_a_stage_that_reads_what_another_stage_keeps_is_refused() -> None:
     plan = Plan.from_json({"base_model_pp_plan": STAGES, "pp_plan": HEAD})
     expect(check_programs(Case(model("ReadingForCausalLM", steps="logged"), plan, pp=2)), "PP305", "stage 1 raises")
