@@ -133,6 +133,8 @@ def models(draw: st.DrawFn, *, experts: bool = False, staged: bool = False) -> t
     else:
         parts["source"], parts["end"] = seldom(SOURCES, 4), seldom(ENDS, 12)
         parts["hooks"], parts["loss"] = seldom(HOOKS, 6), seldom(LOSSES, 10)
+        if staged:  # the schedule that runs stages has a loss of its own
+            del parts["loss"]
         parts["shared"] = seldom(("false", "true"), 8)
     parts["masked_mean"] = seldom(("false", "true"), 12)
     parts["num_hidden_layers"] = draw(st.sampled_from(("3", "4"))) if staged else seldom(("2", "3"), 4)

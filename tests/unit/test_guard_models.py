@@ -110,7 +110,7 @@ def test_stages_are_refused(parts: dict[str, str], words: str) -> None:
 
 def test_a_layer_that_runs_another_program_on_its_stage_is_refused() -> None:
     plan = Plan.from_json({"base_model_pp_plan": STAGES, "pp_plan": HEAD})
-    found = check_programs(Case(model(MODEL, steps="counter"), plan, pp=2))
+    found = check_programs(Case(model(MODEL, steps="counter of repeats"), plan, pp=2))
     expect(found, "PP305", "stage 1 runs another program in model.layers.1")
 
 
