@@ -68,7 +68,7 @@ def verdicts(case: FuzzCase, ranks: FuzzRanks) -> Iterator[tuple[FuzzPlan, str, 
     """
     model = load(MODEL, overrides=dict(case.parts))
     # A fix changes no verdict, and looking for one takes most of the time of a refutation.
-    with patch("shardproof.verify.proof.modes.with_fix", lambda subject, styles, tp, found: found):
+    with patch("shardproof.verify.proof.modes.with_fix", lambda *given: given[-1]):
         for given in case.plans:
             try:
                 proof = prove(model, given.plan, tp=given.tp, pp=given.pp, ep=given.ep)
@@ -116,7 +116,7 @@ def main(pairs: int, chance: int, path: Path) -> int:
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("tensor", "experts", "stages")}
     known: set[str] = set()
     with FuzzRanks() as ranks:
-        for case in track(drawn(pairs, chance), description="models", console=Console(stderr=True)):
+        for case in track(drawn(pairs, chance), total=None, description="models", console=Console(stderr=True)):
             for given, came, said in verdicts(case, ranks):
                 counts[_kind(given)][came] += 1
                 if not is_failure(came):

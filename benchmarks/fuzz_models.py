@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -132,6 +133,8 @@ def models(draw: st.DrawFn, *, experts: bool = False, staged: bool = False) -> t
     else:
         parts["source"], parts["end"] = seldom(SOURCES, 4), seldom(ENDS, 12)
         parts["hooks"], parts["loss"] = seldom(HOOKS, 6), seldom(LOSSES, 10)
+        if staged:  # the schedule that runs stages has a loss of its own
+            del parts["loss"]
         parts["shared"] = seldom(("false", "true"), 8)
     parts["masked_mean"] = seldom(("false", "true"), 12)
     parts["num_hidden_layers"] = draw(st.sampled_from(("3", "4"))) if staged else seldom(("2", "3"), 4)
@@ -205,22 +208,27 @@ def cases(draw: st.DrawFn, *, most: int = 4) -> FuzzCase:
     return FuzzCase(parts, tuple(found))
 
 
-def drawn(pairs: int, chance: int) -> list[FuzzCase]:
+BATCH = 100
+"""Cases that are drawn at once."""
+
+
+def drawn(pairs: int, chance: int) -> Iterator[FuzzCase]:
     """Cases with so many plans in all, the same for the same seed."""
-    found: list[FuzzCase] = []
-    for turn in range(pairs):
-        if sum(len(case.plans) for case in found) >= pairs:
-            break
-        found += _drawn(min(pairs, 200), random.Random(f"{chance} {turn}").getrandbits(64))
-    return _cut(found, pairs)
+    left = pairs
+    for turn in count():
+        for case in _drawn(min(BATCH, pairs), random.Random(f"{chance} {turn}").getrandbits(64)):
+            if left <= 0:
+                return
+            yield replace(case, plans=case.plans[:left])
+            left -= len(case.plans)
 
 
-def _drawn(count: int, chance: int) -> list[FuzzCase]:
+def _drawn(most: int, chance: int) -> list[FuzzCase]:
     found: list[FuzzCase] = []
 
     @seed(chance)
     @settings(
-        max_examples=count,
+        max_examples=most,
         phases=(Phase.generate,),
         database=None,
         deadline=None,
@@ -232,12 +240,3 @@ def _drawn(count: int, chance: int) -> list[FuzzCase]:
 
     note()
     return found
-
-
-def _cut(found: list[FuzzCase], pairs: int) -> list[FuzzCase]:
-    kept: list[FuzzCase] = []
-    for case in found:
-        left = pairs - sum(len(one.plans) for one in kept)
-        if left > 0:
-            kept.append(replace(case, plans=case.plans[:left]))
-    return kept

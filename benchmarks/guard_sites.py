@@ -21,8 +21,6 @@ FAULTS = frozenset(
 )
 REASONS = "expert_dispatch.py"
 """The file in which a refusal is a reason in words."""
-PASSED = "PASSED"
-"""The message of a problem that a mutant lets pass."""
 ELSEWHERE = ("planner/propagation/rules", "compare_plans.py", "fixes.py", "degrees.py", "pipeline_names.py")
 """Files without refusals of the proof: rules have tests of their own, the others compare or mend plans."""
 
@@ -68,7 +66,7 @@ class GuardedFile:
         for node in ast.walk(self.tree):
             if isinstance(node, ast.FunctionDef) and node.returns is not None:
                 found[node.name] = ast.unparse(node.returns)
-        faults = ["Problem", "Stuck", "Finding", "RankFails", "Problem | None"]
+        faults = ["Problem", "Stuck", "Finding", "RankFails", "TraceError", "Problem | None"]
         faults += ["str | None"] if self.path.name == REASONS else []
         return frozenset(name for name, gives in found.items() if gives in faults)
 
@@ -122,6 +120,11 @@ class GuardedFile:
         helpers = (f for f in around if f.returns is not None and "None" not in ast.unparse(f.returns))
         return any(node in ast.walk(helper) for helper in helpers)
 
+    def around(self, node: ast.AST) -> ast.FunctionDef | None:
+        """The innermost function that a node is in."""
+        functions = (f for f in ast.walk(self.tree) if isinstance(f, ast.FunctionDef) and node in ast.walk(f))
+        return max(functions, key=lambda function: function.lineno, default=None)
+
     @property
     def guards(self) -> list[Guard]:
         """All guards of the file."""
@@ -137,15 +140,15 @@ class GuardedFile:
         copy = GuardedFile(self.path)
         vars(copy)["tree"] = tree
         node, kind = list(copy.places)[at]
-        _Without(node, kind).visit(tree)
+        _Without(node, kind, copy.around(node)).visit(tree)
         return ast.unparse(ast.fix_missing_locations(tree))
 
 
 class _Without(ast.NodeTransformer):
     """Takes one guard out."""
 
-    def __init__(self, node: ast.AST, kind: str) -> None:
-        self.node, self.kind = node, kind
+    def __init__(self, node: ast.AST, kind: str, function: ast.FunctionDef | None) -> None:
+        self.node, self.kind, self.function = node, kind, function
 
     def visit(self, node: ast.AST) -> ast.AST:
         if node is not self.node:
@@ -157,19 +160,27 @@ class _Without(ast.NodeTransformer):
             return ast.List([], ast.Load())
         if self.kind == "alternative":
             return ast.Constant(None)
-        return _passing(node)
+        return _passing(node, self.function)
 
 
-def _passing(node: ast.AST) -> ast.AST:
-    """A statement in place of one that refuses."""
-    if isinstance(node, ast.Return):
-        if isinstance(node.value, ast.Call):
-            passed = [ast.Constant(value) for value in (PASSED, PASSED, "", "", "")]
-            node.value = ast.Call(ast.Name("Problem", ast.Load()), passed, [])
-        else:
-            node.value = ast.Tuple([], ast.Load())
-        return node
-    return ast.Pass()
+def _passing(node: ast.AST, function: ast.FunctionDef | None) -> ast.AST:
+    """A statement in place of one that refuses: the op passes, and its result lies as its first input, or is whole."""
+    if not isinstance(node, ast.Return):
+        return ast.Pass()
+    arguments = [arg.arg for arg in function.args.args] if function is not None else []
+    gives = ast.unparse(function.returns) if function is not None and function.returns is not None else ""
+    code = "()"
+    if "None" in gives:
+        code = "None"
+    elif "Placements" in gives and "placements" in arguments:
+        code = "placements[:1] * len(whole.results)" if "whole" in arguments else "placements[:1]"
+    elif "Placements" in gives:
+        code = "(placement,)" if "placement" in arguments else "(R,)"
+    elif "LoadingTrial" in gives:
+        code = "LoadingTrial()"
+    elif isinstance(node.value, ast.Tuple) and any(isinstance(one, ast.Tuple) for one in node.value.elts):
+        code = ", ".join("()" if isinstance(one, ast.Tuple) else ast.unparse(one) for one in node.value.elts)
+    return ast.Return(ast.parse(code, mode="eval").body)
 
 
 def _is(node: ast.AST, name: str) -> bool:

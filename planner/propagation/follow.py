@@ -26,7 +26,7 @@ def follow(
         masked: a lookup whose ids the style's hook has cut to this rank's rows.
     """
     if len(local.results) != len(whole.results):
-        return _other_count(whole, local)
+        return _other_count(whole, local, degree)
     result = related(whole, local, placements, degree, masked=masked)
     if isinstance(result, Problem):
         return result
@@ -64,7 +64,16 @@ def related(
             assert_never(meaning)
 
 
-def _other_count(whole: Call, local: Call) -> Problem:
+def _other_count(whole: Call, local: Call, degree: int) -> Problem:
+    if len(local.results) * degree == len(whole.results) and {*local.results} == {*whole.results}:
+        # A loop over the parts of a shard may do to them what the whole loop does to the same parts.
+        return Problem(
+            "TP210",
+            f"{name(whole)} makes {len(local.results)} parts on a rank and {len(whole.results)} on a single device",
+            "a rank's loop over its own parts is not compared with the whole loop",
+            str(len(local.results)),
+            "a view of the parts as a dim, without a loop",
+        )
     return Problem(
         "TP202",
         f"{name(whole)} makes {len(local.results)} tensors on a rank and {len(whole.results)} on a single device",

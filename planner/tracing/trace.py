@@ -218,6 +218,7 @@ class Tracing:
             if tensor.requires_grad:
                 recorder.followed.add(number)
         numbered = tuple((name, recorder.bind(tensor)) for name, tensor in script.tensors.items())
+        recorder.followed.update(number for name, number in numbered if script.tensors[name].requires_grad)
         try:
             with placing_search_results(self.model):
                 output = self._forward(script)

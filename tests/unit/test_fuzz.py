@@ -57,8 +57,12 @@ FOUND: list[tuple[dict[str, str], FuzzPlan | None, str]] = [
     ({"steps": "counter", "num_hidden_layers": "3"}, STAGES, "refuted, refuted"),
     # Stages that draw random numbers were proved.
     ({"steps": "drawn for a part"}, STAGES, "not proved, refuted"),
-    # A loss that calls a part of the first layer once more is no fault of the stages: the client has a loss of its own.
-    ({"loss": "reads features"}, STAGES, "proved, confirmed"),
+    # A module that layers of several stages share was emptied where one of them was absent: the run was wrong.
+    ({"shared": "true"}, STAGES, "proved, confirmed"),
+    # A loop over the parts of a shard was accused of its smaller number of parts.
+    ({"steps": "loop over parts"}, None, "not proved, confirmed"),
+    # A hook on the gradient of what a stage received was not seen in the stage's trace: the stage was accused.
+    ({"steps": "gradient of the input centred"}, STAGES, "proved, confirmed"),
 ]
 
 
@@ -68,8 +72,8 @@ def test_what_random_models_found(ranks: FuzzRanks, parts: dict[str, str], plan:
 
 
 def test_the_same_seed_gives_the_same_pairs() -> None:
-    assert drawn(20, 3) == drawn(20, 3)
-    assert drawn(20, 3) != drawn(20, 4)
+    assert list(drawn(20, 3)) == list(drawn(20, 3))
+    assert list(drawn(20, 3)) != list(drawn(20, 4))
     assert sum(len(case.plans) for case in drawn(20, 3)) == 20
 
 

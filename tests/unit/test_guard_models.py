@@ -3,6 +3,7 @@
 # mypy: disable-error-code="no-any-return, no-untyped-call"
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.fuzz_models import DISPATCH, MODEL
 from shardproof.planner.inputs.run_modes import RunMode, Script
-from shardproof.planner.ir.findings import Finding
+from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import LoadedModel, load
@@ -50,7 +51,8 @@ def tensor(styles: dict[str, str]) -> Plan:
 
 
 def expect(found: tuple[Finding, ...], code: str, words: str) -> None:
-    assert [one for one in found if one.code == code and words in one.message], found
+    errors = [one for one in found if one.severity is not Severity.WARNING]
+    assert [one for one in errors if one.code == code and words in one.message], found
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,19 @@ def test_stages_are_refused(parts: dict[str, str], words: str) -> None:
     assert [one for one in found if words in one.message], found
 
 
+def test_a_layer_that_runs_another_program_on_its_stage_is_refused() -> None:
+    plan = Plan.from_json({"base_model_pp_plan": STAGES, "pp_plan": HEAD})
+    found = check_programs(Case(model(MODEL, steps="counter of repeats"), plan, pp=2))
+    expect(found, "PP305", "stage 1 runs another program in model.layers.1")
+
+
+def test_a_gradient_that_is_not_summed_over_stages_is_refused() -> None:
+    plan = Plan.from_json({"base_model_pp_plan": STAGES, "pp_plan": HEAD})
+    fault = InjectedFault(FaultKind.GRADIENT_NOT_SUMMED, "model.layers.0.feed.up.weight")
+    case = Case(model(MODEL, shared="true"), plan, pp=2, staging=Staging(faults=InjectedFaults((fault,))))
+    expect(check_programs(case), "PP305", "is not summed over stages 0 and 1")
+
+
 def test_a_stage_that_reads_what_another_stage_keeps_is_refused() -> None:
     plan = Plan.from_json({"base_model_pp_plan": STAGES, "pp_plan": HEAD})
     expect(check_programs(Case(model("ReadingForCausalLM", steps="logged"), plan, pp=2)), "PP305", "stage 1 raises")
@@ -155,6 +170,18 @@ def test_experts_that_cannot_be_tried_are_not_proved() -> None:
     expect(try_experts(loaded, plan, 2), "TP210", "could not be tried")
 
 
+def test_experts_whose_small_copy_cannot_be_made_are_not_proved() -> None:
+    plan = Plan.from_json({"base_model_ep_plan": DISPATCH})
+    expect(try_experts(model("StatelessForCausalLM", experts="where"), plan, 2), "TP210", "RuntimeError: no state")
+
+
+def test_experts_that_nothing_calls_are_not_proved() -> None:
+    subject = subject_of(on_meta(model("IdleForCausalLM", experts="where")))
+    entries = {key.replace("layers.*.feed.experts", "idle"): style for key, style in DISPATCH.items()}
+    found = check_experts(subject.graph, Plan.from_json({"base_model_ep_plan": entries}), subject.prefix, 2)
+    expect(found, "TP210", "was not called in the traced forward")
+
+
 def test_loading_that_loses_weights_is_refused() -> None:
     expect(prove(model("LosingForCausalLM"), tensor(TENSOR), tp=2).findings, "TP221", "head.weight")
 
@@ -196,6 +223,11 @@ def test_a_plan_of_the_wrong_form_is_refused(styles: dict[str, str], code: str) 
     expect(check_plan(on_meta(model()), tensor(styles), 2), code, "")
 
 
+def test_a_plan_that_nobody_reads_is_refused() -> None:
+    plan = Plan.from_json({"tp_plan": {"up": "colwise_gather_output"}})
+    expect(check_plan(on_meta(model("UnreadForCausalLM")), plan, 2), "PL106", "post_init")
+
+
 @pytest.mark.parametrize(("size", "placement", "rank"), [(1, Shard(0), 0), (3, Shard(0, 2), 0), (4, Shard(0), 2)])
 def test_a_tensor_that_does_not_divide_is_refused(size: int, placement: Shard, rank: int) -> None:
     with pytest.raises(PartError):
@@ -205,7 +237,7 @@ def test_a_tensor_that_does_not_divide_is_refused(size: int, placement: Shard, r
 class ExpertModule(nn.Module):
     """Stacked experts with an attribute, a call and a body of their own."""
 
-    def __init__(self, count: int, body: Callable[["ExpertModule", Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, count: int, body: Callable[["ExpertModule", Tensor, Tensor, Tensor], Any]) -> None:
         super().__init__()
         self.num_experts, self.body = count, body
         self.up, self.down = nn.Parameter(torch.empty(4, 12, 8)), nn.Parameter(torch.empty(4, 8, 12))

@@ -2,7 +2,7 @@
 # Modeling code has Transformers' habits.
 """Attention, experts and feed-forward layers of random models, each in the forms that research code has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class FuzzFeed(nn.Module):
         super().__init__()
         width, features = config.hidden_size, config.intermediate_size
         self.config, self.index, self.steps = config, index, tuple(filter(None, config.steps.split(";")))
-        self._private, self.pair, self.half = index % 2, ("any", index % 2), Half.SECOND if index % 2 else Half.FIRST
+        self._private, self.pair, self.which = index % 2, ("any", index % 2), Half.SECOND if index % 2 else Half.FIRST
         self.function: Callable[[Tensor], Tensor] = (lambda h: h.softmax(-1)) if index % 2 else (lambda h: h)
         self.up = nn.Linear(width, features)
         if config.source.startswith("packed"):
@@ -71,15 +71,15 @@ class FuzzFeed(nn.Module):
 def _register(feed: FuzzFeed, hooks: str, index: int) -> None:
     match hooks:
         case "forward":
-            feed.up.register_forward_hook(lambda module, args, out: out.tanh())
+            feed.up.register_forward_hook(lambda *given: given[2].tanh())
         case "forward of one layer" if index == 1:
-            feed.up.register_forward_hook(lambda module, args, out: out.softmax(-1))
+            feed.up.register_forward_hook(lambda *given: given[2].softmax(-1))
         case "before":
-            feed.down.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
+            feed.down.register_forward_pre_hook(lambda *given: (given[1][0] * 0.5,))
         case "backward":
-            feed.down.register_full_backward_hook(lambda module, given, got: tuple(grad * 0.5 for grad in given))
+            feed.down.register_full_backward_hook(lambda *given: (given[1][0] * 0.5,))
         case "backward mean":
-            feed.up.register_full_backward_hook(lambda module, given, got: tuple(grad - grad.mean() for grad in given))
+            feed.up.register_full_backward_hook(lambda *given: (given[1][0] - given[1][0].mean(),))
 
 
 MIXERS = (
@@ -220,7 +220,7 @@ class FuzzExperts(nn.Module):
     def looped(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         out = torch.zeros_like(x)
         chosen = F.one_hot(ids, num_classes=self.num_experts).permute(2, 1, 0) if self.kind == "one hot" else None
-        numbers = range(self.count if self.kind == "config count" else self.num_experts)
+        numbers: Sequence[int] = range(self.count if self.kind == "config count" else self.num_experts)
         if self.kind == "hits":
             numbers = [number for number in ids.unique().tolist() if number < self.num_experts]
         for number in numbers:

@@ -2,8 +2,8 @@
 # Modeling code has Transformers' habits.
 """What a random model's feed-forward layer may do with its features, by class of code.
 
-A step gets the feed-forward module, the features `h` `[rows, tokens, features]` and the module's input `x` `[rows, tokens, width]`,
-and gives features of the same shape.
+A step gets the feed-forward module, the features `h` `[rows, tokens, features]` and the module's input `x`
+`[rows, tokens, width]`, and gives features of the same shape.
 """
 
 import enum
@@ -122,6 +122,13 @@ def _repeated(me: Any, h: Tensor, x: Tensor) -> Tensor:
 def _counted(me: Any, h: Tensor, x: Tensor) -> Tensor:
     COUNTS["calls"] = 1 if me.index == 0 else COUNTS["calls"] + 1
     return h.softmax(-1) if COUNTS["calls"] == 2 else h
+
+
+def _counted_times(me: Any, h: Tensor, x: Tensor) -> Tensor:
+    COUNTS["calls"] = 1 if me.index == 0 else COUNTS["calls"] + 1
+    for _ in range(COUNTS["calls"]):
+        h = h.tanh()
+    return h
 
 
 def _hook(change: Callable[[Tensor], Tensor | None]) -> Step:
@@ -311,9 +318,10 @@ STEPS: dict[str, dict[str, Step]] = {
         "second layer only": lambda me, h, x: h.softmax(-1) if me.index == 1 else h,
         "tuple": lambda me, h, x: h.softmax(-1) if me.pair[1] else h,
         "closure": lambda me, h, x: me.function(h),
-        "enum": lambda me, h, x: h.softmax(-1) if me.half is Half.SECOND else h,
+        "enum": lambda me, h, x: h.softmax(-1) if me.which is Half.SECOND else h,
         "private": lambda me, h, x: h.softmax(-1) if me._private else h,
         "counter": _counted,
+        "counter of repeats": _counted_times,
         "index as a factor": lambda me, h, x: h * (1 + me.index),
     },
     "numbers": {

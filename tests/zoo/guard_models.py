@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-any-return, no-untyped-call"
+# mypy: disable-error-code="no-any-return, no-untyped-call, override"
 # Modeling code has Transformers' habits.
 """Small models that one guard of the proof refuses each."""
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tests.zoo.fuzz_model import FuzzConfig, FuzzForCausalLM, FuzzPreTrained
+from tests.zoo.fuzz_parts import FuzzExperts
 
 
 class LosingForCausalLM(FuzzForCausalLM):
@@ -26,6 +27,34 @@ class UnloadableForCausalLM(FuzzForCausalLM):
 
     def _init_weights(self, module: nn.Module) -> None:
         raise RuntimeError("no initial weights")
+
+
+class StatelessForCausalLM(FuzzForCausalLM):
+    """It takes no weights in float64."""
+
+    def load_state_dict(self, *args: object, **kwargs: object) -> object:
+        if self.head.weight.dtype is torch.float64:
+            raise RuntimeError("no state")
+        return super().load_state_dict(*args, **kwargs)
+
+
+class UnreadForCausalLM(FuzzPreTrained):
+    """It does not call `post_init`, which reads the plan."""
+
+    def __init__(self, config: FuzzConfig) -> None:
+        super().__init__(config)
+        self.up = nn.Linear(4, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.up(input_ids[..., None].float())
+
+
+class IdleForCausalLM(FuzzForCausalLM):
+    """It has experts that its forward does not call."""
+
+    def __init__(self, config: FuzzConfig) -> None:
+        super().__init__(config)
+        self.model.idle = FuzzExperts(config, 0)
 
 
 class TwiceForCausalLM(FuzzForCausalLM):

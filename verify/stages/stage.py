@@ -79,9 +79,11 @@ class Stage(nn.Module):
             vars(model.get_submodule(name))["forward"] = self._answer(name)
 
     def owned(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and values of the parameters that this stage has."""
+        """Names and values of the parameters that this stage has, each once, by the first name that it has here."""
         missing = tuple(f"{name}." for name in self.absent)
-        return ((name, value) for name, value in self.model.named_parameters() if not name.startswith(missing))
+        named = self.model.named_parameters(remove_duplicate=False)
+        first = {id(value): (name, value) for name, value in reversed([*named]) if not name.startswith(missing)}
+        return iter(reversed(first.values()))
 
     def forward(self, *received: torch.Tensor, **inputs: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run the model. Where autograd refuses its `a += b` on a view, run it again with copied module outputs."""

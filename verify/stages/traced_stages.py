@@ -207,7 +207,9 @@ class _StageWithNamedInputs(nn.Module):
         """What the stage receives in one of the forwards, on the meta device."""
         self.stage.record = self.records[forward]
         forms = self.stage.forms(self.stage.receives)
-        return {received(at): torch.empty_like(form, device="meta") for at, form in enumerate(forms)}
+        made = (torch.empty_like(form, device="meta") for form in forms)
+        # What a stage receives depends on weights of another one: autograd follows it.
+        return {received(at): value.requires_grad_(value.is_floating_point()) for at, value in enumerate(made)}
 
     def forward(self, **given: Tensor) -> Mapping[str, object]:
         self.stage.record = self.records[self.turn % len(self.records)]

@@ -10,10 +10,15 @@ from torch import nn
 def drop(model: nn.Module, names: Sequence[str]) -> None:
     """Replace the weights of these modules by zeros that need no memory.
 
-    A weight that is tied to one of another module stays in that module.
+    A weight that is tied to one of another module stays in that module, and a module that others hold too stays whole.
     """
+    inside = tuple(f"{name}." for name in names)
+    named = model.named_modules(remove_duplicate=False)
+    held = {id(module) for path, module in named if not f"{path}.".startswith(inside)}
     for name in names:
         for module in model.get_submodule(name).modules():
+            if id(module) in held:
+                continue
             for own, weight in list(module.named_parameters(recurse=False)):
                 setattr(module, own, nn.Parameter(_nothing(weight), requires_grad=False))
             for own, buffer in list(module.named_buffers(recurse=False)):
