@@ -19,12 +19,11 @@ from shardproof.launch.commands.check import check
 from shardproof.launch.commands.doctor import doctor
 from shardproof.launch.commands.explain import explain
 from shardproof.launch.commands.layout import layout
-from shardproof.launch.commands.options import is_first_rank
 from shardproof.launch.commands.suggest import suggest
 from shardproof.launch.commands.undo import undo
 from shardproof.launch.commands.verify import verify
 from shardproof.launch.output.console import print_result, say
-from shardproof.launch.ranks.job import this_rank
+from shardproof.launch.ranks.job import in_job, is_first_rank
 from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.spelling import nearest
@@ -154,7 +153,7 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 20)
     signal.signal(signal.SIGTERM, _raise_on_sigterm)
     code = run(sys.argv[1:])
-    if this_rank() is None:
+    if not in_job():
         sys.exit(code)
     # In a job rank 0 gives the exit code: torchrun ends all ranks as soon as one of them fails, also while rank 0 still prints.
     # No clean-up at exit: a rank whose peer has died may wait in a collective that never returns.

@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from shardproof.launch.commands import completion
-from shardproof.launch.ranks.job import this_rank
 from shardproof.launch.result import MisuseError, ReportFormat
 
 ModelArgument = Annotated[
@@ -73,9 +72,3 @@ def settings(given: list[str] | None) -> dict[str, str]:
         if not equals or not key:
             raise MisuseError(f"--set takes KEY=VALUE, such as --set num_hidden_layers=2, not {key!r}.")
     return {key: value for key, _, value in pairs}
-
-
-def is_first_rank() -> bool:
-    """Whether this process prints: it is alone, or rank 0 of its job."""
-    rank = this_rank()
-    return rank is None or rank.is_first

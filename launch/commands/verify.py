@@ -14,7 +14,6 @@ from shardproof.launch.commands.options import (
     SetOption,
     TrustOption,
     degree,
-    is_first_rank,
     settings,
 )
 from shardproof.launch.commands.read_inputs import ModelReference, read_model, read_plan
@@ -22,7 +21,7 @@ from shardproof.launch.commands.verify_levels import run_levels
 from shardproof.launch.commands.verify_request import Level, VerifyRequest, nodes_of, run_layout
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
 from shardproof.launch.output.report_formats import Drawing, format_report
-from shardproof.launch.ranks.job import this_rank
+from shardproof.launch.ranks.job import is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.explanation import Explanation
@@ -101,12 +100,12 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Verify a plan: by proof, and on real ranks (started here, or those of the torchrun or Slurm job around)."""
-    rank = this_rank()
+    job = surrounding()
     with only_results_on_stdout(debug=debug):
         request = VerifyRequest(
             model=ModelReference(model, settings(set_), trust_remote_code),
             plan_file=plan,
-            layout=run_layout(tp, pp, ep=ep, ranks=rank.world if rank else None),
+            layout=run_layout(tp, pp, ep=ep, ranks=job.size if job else None),
             levels=tuple(dict.fromkeys(level or ())),
             form=form,
             timeout=timeout,

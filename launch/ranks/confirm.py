@@ -4,9 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-from shardproof.launch.ranks.job import Nodes
+from shardproof.launch.ranks.job import Nodes, World, surrounding
 from shardproof.launch.ranks.job_ranks import JobRanks
-from shardproof.launch.ranks.rank import World, surrounding
 from shardproof.launch.ranks.request import Start
 from shardproof.launch.ranks.runner import CaseResult, Runner
 from shardproof.launch.ranks.threads import ThreadRanks

@@ -26,7 +26,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.utils import logging
 
 from shardproof.launch.processes.first_cause import last_line
-from shardproof.launch.ranks.rank import RankSlot, surrounding
+from shardproof.launch.ranks.job import surrounding
+from shardproof.launch.ranks.rank import RankSlot
 from shardproof.launch.ranks.request import Request, Start, read_request, read_start
 from shardproof.verify.run.outcome import Outcome
 

@@ -6,8 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from shardproof.launch.ranks.rank import RankSlot, World, set_torch_variables
+from torch.distributed import DistError
+
+from shardproof.launch.ranks.job import World
+from shardproof.launch.ranks.rank import RankSlot, set_torch_variables
 from shardproof.launch.ranks.runner import CaseResult
+from shardproof.launch.result import UndecidedError
 from shardproof.verify.run.outcome import Outcome
 from shardproof.verify.stages.case import Case
 
@@ -18,7 +22,12 @@ class JobRanks:
     def __init__(self, world: World, timeout: float) -> None:
         self.world = world
         set_torch_variables(world)
-        self._slot = RankSlot(world, timeout=timeout)
+        try:
+            self._slot = RankSlot(world, timeout=timeout)
+        except (DistError, ValueError) as error:  # a peer that never comes, an address that is none
+            raise UndecidedError(
+                f"the {world.size} ranks of the job did not meet within {timeout:g} s: {' '.join(str(error).split())[:200]}"
+            ) from error
         self._cases = 0
         self._together = True
 

@@ -6,9 +6,10 @@ read, and no rank waits for it in vain.
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from shardproof.launch.ranks import shared_gpu
+from shardproof.launch.ranks.job import World
 from shardproof.planner.loading.load import quiet
 from shardproof.verify.run.outcome import Outcome, outcome_from
 from shardproof.verify.run.worker import check
@@ -27,32 +29,6 @@ PATIENCE = 0.8
 """Share of a case's time limit that a collective may wait: a rank that waits in vain can then still report that in time."""
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """The job this process is a rank of."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-
-
-def surrounding(environment: Mapping[str, str] = os.environ) -> World | None:
-    """The torchrun or Slurm job that this process was started in, or None.
-
-    In a Slurm job only a step with several tasks counts (`srun`): the batch script has a rank as well, but no peers.
-    """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        local_size = int(environment.get("LOCAL_WORLD_SIZE", size))
-        return World(rank, size, int(environment.get("LOCAL_RANK", rank % max(local_size, 1))), local_size)
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment:
-        size = int(environment["SLURM_STEP_NUM_TASKS"])
-        per_node = int(environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split("(")[0].split(",")[0])
-        return World(int(environment["SLURM_PROCID"]), size, int(environment.get("SLURM_LOCALID", 0)), per_node)
-    return None
-
-
 def set_torch_variables(world: World) -> None:
     """Set the variables that torch reads in a Slurm task; under torchrun they are set already."""
     found = {
@@ -60,7 +36,7 @@ def set_torch_variables(world: World) -> None:
         "WORLD_SIZE": str(world.size),
         "LOCAL_RANK": str(world.local_rank),
         "MASTER_ADDR": os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "localhost"),
-        "MASTER_PORT": str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000),
+        "MASTER_PORT": str(20000 + crc32(os.environ.get("SLURM_JOB_ID", "").encode()) % 20000),
     }
     for name, value in found.items():
         os.environ.setdefault(name, value)

@@ -24,8 +24,7 @@ def listing(names: Sequence[str]) -> str:
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-"""Characters that steer a terminal, change the direction or the order of text, cannot be seen, or cannot be encoded. Lines and tabs
-stay."""
+"""Characters that steer a terminal, change the order of text, cannot be seen, or cannot be encoded. Lines and tabs stay."""
 
 
 def visible(text: str) -> str:

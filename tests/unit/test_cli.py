@@ -16,7 +16,7 @@ import shardproof.launch.commands.verify_levels as climbing
 from shardproof.launch.cli import run
 from shardproof.launch.commands.read_inputs import read_plan
 from shardproof.launch.commands.verify_request import RunLayout, run_layout
-from shardproof.launch.ranks.job import Rank, this_rank
+from shardproof.launch.ranks.job import World, is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, MisuseError
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
@@ -202,22 +202,45 @@ def test_degrees_that_do_not_fill_the_job() -> None:
         run_layout(2, None, ranks=4)
 
 
+MEETING = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
 @pytest.mark.parametrize(
-    ("environment", "rank"),
+    ("environment", "world"),
     [
         ({}, None),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, Rank(1, 2)),
-        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, Rank(0, 4)),
+        ({"RANK": "1", "WORLD_SIZE": "2", **MEETING}, World(1, 2, 1, 2)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1", **MEETING}, World(3, 4, 1, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, World(0, 4, 0, 2)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
     ],
 )
-def test_a_job_that_is_there_already(environment: dict[str, str], rank: Rank | None) -> None:
-    from shardproof.launch.ranks.rank import surrounding
+def test_a_job_that_is_there_already(environment: dict[str, str], world: World | None) -> None:
+    assert surrounding(environment) == world
 
-    assert this_rank(environment) == rank
-    world = surrounding(environment)
-    assert (Rank(world.rank, world.size) if world else None) == rank
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK of a job is 'abc', and not a number from 0 to 1"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE of a job is '', and not a number from 1 up"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK of a job is '2', and not a number from 0 to 1"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT do not say where they meet"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "0", **MEETING}, "LOCAL_WORLD_SIZE of a job is '0'"),
+        ({"SLURM_PROCID": "x", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM_PROCID of a job is 'x'"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS of a job is 'many'"),
+    ],
+)
+def test_variables_that_make_no_job(
+    environment: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    assert is_first_rank(environment)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert run(["verify", "llama", "-q"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert run(["explain", "TP203"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -428,7 +451,7 @@ def test_verdicts_have_exit_codes() -> None:
 
 @pytest.mark.parametrize(("rank", "codes"), [("0", (2, 1)), ("1", (0, 0))])
 def test_in_a_job_the_first_rank_answers(rank: str, codes: tuple[int, int], tmp_path: Path) -> None:
-    job = {"RANK": rank, "WORLD_SIZE": "2"}
+    job = {"RANK": rank, "WORLD_SIZE": "2", **MEETING}
     file = plan_file(tmp_path, norm="colwize")
     misused = plan("verify", "llama", "--tp", "4", job=job)
     refuted = plan("verify", "llama", "--plan", file, job=job)

@@ -1,7 +1,7 @@
 """`plan layout`: legal and illegal layouts, exact bytes, the cache, the Pareto set, and what the command prints."""
 
-import shlex
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
