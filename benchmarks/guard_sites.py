@@ -13,8 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("planner/judge.py", "planner/propagation", "planner/tracing", "planner/twins/loading.py", "planner/weights")
-FILES += ("verify/proof",)
+FILES = """planner/judge.py planner/propagation planner/tracing planner/twins/loading.py planner/weights verify/proof""".split()
 FAULTS = frozenset(
     """Problem Stuck GradientFault Unreachable Untraced Strided WrittenOutput NoLookup Misplaced RankFails IndivisibleError
     UnloadableError HookError MixedError PartError TraceError LoadingTrial Finding""".split()

@@ -2,6 +2,8 @@
 # Modeling code has Transformers' habits.
 """Small models that one guard of the proof refuses each."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -32,7 +34,7 @@ class UnloadableForCausalLM(FuzzForCausalLM):
 class StatelessForCausalLM(FuzzForCausalLM):
     """It takes no weights in float64."""
 
-    def load_state_dict(self, *args: object, **kwargs: object) -> object:
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> object:
         if self.head.weight.dtype is torch.float64:
             raise RuntimeError("no state")
         return super().load_state_dict(*args, **kwargs)
