@@ -24,8 +24,9 @@ from shardproof.launch.commands.undo import undo
 from shardproof.launch.commands.verify import verify
 from shardproof.launch.output.console import print_result, say
 from shardproof.launch.ranks.job import in_job, is_first_rank
-from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED, MisuseError, UndecidedError
-from shardproof.planner.ir.errors import LoadError
+from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED, MisuseError
+from shardproof.planner.ir.errors import ArgumentError, LoadError, ShardproofError
+from shardproof.planner.ir.plan import PlanError
 from shardproof.planner.ir.spelling import nearest
 from shardproof.verify.report.environment import environment
 
@@ -78,9 +79,9 @@ def run(arguments: list[str]) -> int:
         return _report_interrupt() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except _UsageError as error:
         return _report_error(_usage(error), MISUSE)
-    except (MisuseError, LoadError) as error:
+    except (MisuseError, LoadError, PlanError, ArgumentError) as error:
         return _report_error(str(error), MISUSE)
-    except UndecidedError as error:
+    except ShardproofError as error:  # a model that cannot be traced or made small: no fault of the arguments
         return _report_error(str(error), UNDECIDED)
     except (KeyboardInterrupt, typer.Abort):
         return _report_interrupt()

@@ -1,6 +1,5 @@
 """Read the model, the client and the plan file that a command line names."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardproof.launch.output.console import Progress
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, PlanError
+from shardproof.planner.loading.json_file import JsonFileError, read_json
 
 if TYPE_CHECKING:
     from shardproof.planner.loading.load import LoadedModel
@@ -57,19 +57,12 @@ def read_plan(path: Path) -> Plan:
         MisuseError: there is no such file, or no plan can be read from it.
     """
     try:
-        return Plan.from_json(json.loads(path.read_text()))
+        return Plan.from_json(read_json(path))
     except FileNotFoundError as error:
         raise MisuseError(
             f"{path}: there is no such plan file; `plan suggest MODEL --format json` writes one."
         ) from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise MisuseError(
-            f"{path}: this plan file is not valid JSON ({error.msg} at {place}); correct it there."
-        ) from error
+    except JsonFileError as error:
+        raise MisuseError(f"{path}: this plan file {error}; correct it there.") from error
     except PlanError as error:
         raise MisuseError(f"{path}: {error}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise MisuseError(
-            f"{path}: this plan file cannot be read ({type(error).__name__}); give a JSON file."
-        ) from error

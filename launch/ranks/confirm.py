@@ -18,8 +18,9 @@ from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.planner.twins.loading import try_loading
 from shardproof.planner.twins.twin import TwinError, twin
+from shardproof.planner.weights.quantised import method_of
 from shardproof.verify.diagnose import diagnosed
-from shardproof.verify.findings import dy504, dy505, pl104, tp221
+from shardproof.verify.findings import dy504, dy505, pl104, tp221, tp222
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.verdicts import findings_of, measures_of, written
 from shardproof.verify.stages.case import Case
@@ -79,6 +80,9 @@ def confirm(
         run_case = _one_by_one(runner)
         result = _result(case, run_case(case), timeout)
         findings = diagnosed(case, result.findings, lambda other: _decided(other, run_case(other), timeout))
+    method = method_of(loaded.config)
+    if method is not None and not weights:
+        findings = (*findings, tp222.not_looked_at(method))
     return LevelResult("run", time.monotonic() - began, written(case, findings), result.measures)
 
 

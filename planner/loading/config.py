@@ -43,7 +43,7 @@ def parse_value(text: str) -> object:
     """The value of an override: parsed as JSON if it is valid JSON, else the text itself."""
     try:
         value: object = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value
 

@@ -23,6 +23,7 @@ from shardproof.planner.ir.errors import LoadError, reason
 from shardproof.planner.ir.spelling import nearest
 from shardproof.planner.loading.config import configure
 from shardproof.planner.loading.config_defaults import empty_fields, repaired
+from shardproof.planner.loading.config_fields import impossible
 from shardproof.planner.loading.custom_code import (
     FILE_PACKAGE,
     class_from_checkpoint,
@@ -31,6 +32,7 @@ from shardproof.planner.loading.custom_code import (
     code_file,
     config_class_of,
 )
+from shardproof.planner.loading.json_file import JsonFileError, read_json
 from shardproof.planner.loading.model_class import Pair, architecture, paired
 from shardproof.planner.loading.source_lines import built_at
 
@@ -89,6 +91,8 @@ def load(
     given = {key: _as_written(key, value) for key, value in (overrides or {}).items()}
     with quiet():
         config, model_class, checkpoint = _resolve(reference, given, trust_remote_code)
+    if refused := next(impossible(config), None):
+        raise LoadError(f"{reference}: {refused}; correct it in the config or with --set.")
     return LoadedModel(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
 
 
@@ -127,10 +131,15 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+LONGEST = 1000
+"""Characters of the longest reference: of paths, and of names in them, systems take no more than a few times that."""
+
 _Found: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel], Path | None]
 
 
 def _resolve(reference: str, overrides: Mapping[str, str], trusted: bool) -> _Found:
+    if len(reference) > LONGEST or "\0" in reference:
+        raise LoadError(f"{reference[:60]}...: no path and no name is like this; give {_FORMS}.")
     path = Path(reference)
     head, colon, class_name = reference.rpartition(":")
     if not reference.strip():
@@ -219,14 +228,11 @@ def _from_config_file(
 
 def _read(path: Path) -> Fields:
     try:
-        value: object = json.loads(path.read_text())
+        value = read_json(path)
     except FileNotFoundError as error:
         raise LoadError(f"{path}: there is no such file; give the path of a model's config.json.") from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise LoadError(f"{path}: this is not valid JSON ({error.msg} at {place}); correct it there.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path} cannot be read ({reason(error)}); give a readable config.json.") from error
+    except JsonFileError as error:
+        raise LoadError(f"{path}: this {error}; correct it there.") from error
     if not isinstance(value, dict):
         raise LoadError(f"{path}: a config.json holds one JSON object, not a {type(value).__name__}.")
     return value

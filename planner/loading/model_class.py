@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import transformers
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -80,10 +81,22 @@ def _beside(config_class: type[PreTrainedConfig]) -> Iterator[type[PreTrainedMod
 
 
 def architecture(fields: Mapping[str, object]) -> type[PreTrainedModel] | None:
-    """The class that `architectures` names, if Transformers has it."""
+    """The class that `architectures` names, if Transformers has it.
+
+    Raises:
+        LoadError: `architectures` is no list of names, or names a class that runs nothing.
+    """
     names = fields.get("architectures")
-    for name in names if isinstance(names, list) else []:
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise LoadError(f"architectures is {str(names)[:80]}, and not a list of class names; correct it in the config.")
+    for name in names:
+        found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            if found.forward is nn.Module.forward:
+                raise LoadError(
+                    f"architectures names {name}, which has no forward; name the class of the model that is run."
+                )
             return found
     return None

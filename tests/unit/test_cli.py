@@ -330,7 +330,7 @@ def test_experts_that_no_entry_splits(capsys: Captured) -> None:
 
 def test_a_folder_is_no_plan_file(tmp_path: Path, capsys: Captured) -> None:
     assert run(["verify", "llama", "--plan", str(tmp_path), "-q"]) == 2
-    assert "cannot be read (IsADirectoryError)" in capsys.readouterr().err
+    assert "this plan file is no regular file" in capsys.readouterr().err
 
 
 def plan_file(folder: Path, **entries: str) -> str:

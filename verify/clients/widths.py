@@ -6,9 +6,9 @@ from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.config_fields import field_of
 from shardproof.planner.tracing.programs import Subject
+from shardproof.planner.weights.quantised import blocks_of
 from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.engine_decisions import embedding_of, is_expert
-from shardproof.verify.clients.vllm.quantised import blocks_of
 from shardproof.verify.findings import be414
 
 EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size")

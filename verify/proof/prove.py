@@ -1,5 +1,6 @@
 """Level 1, the proof: seconds, one process, no weights, no process group."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 
@@ -7,13 +8,16 @@ from torch import nn
 
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
+from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.twins.loading import try_loading
-from shardproof.verify.findings import pl104, tp210, tp221
+from shardproof.planner.weights.quantised import blocks_of, method_of
+from shardproof.verify.findings import pl104, tp210, tp221, tp222
 from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.modes import check_modes
@@ -82,8 +86,26 @@ def _tensor_findings(
         subject = subject_of(built)
     except TraceError as error:
         return (not_traced(error),), None
-    found, scope = check_modes(loaded, subject, plan.styles(subject.prefix), tp)
-    return (*found, *expert_findings(loaded, subject, plan, ep)), scope
+    styles = plan.styles(subject.prefix)
+    found, scope = check_modes(loaded, subject, styles, tp)
+    return (*found, *quantised_findings(subject, styles, tp), *expert_findings(loaded, subject, plan, ep)), scope
+
+
+def quantised_findings(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+    """Of a quantised checkpoint: the first block that a rank's part would cut, else that packed weights were not looked at."""
+    config = getattr(subject.model, "config", None)
+    method, blocks = method_of(config), blocks_of(config)
+    if method is None:
+        return ()
+    for name, (placement, entry) in assign(subject.graph, styles, base_prefix=subject.prefix).parameters.items():
+        path, _, local = name.rpartition(".")
+        module = subject.graph.module_of[path]
+        if local == "weight" and isinstance(placement, Shard) and "Linear" in module.bases:
+            side = "out_features" if placement.dim % 2 == 0 else "in_features"
+            count = dict(module.numbers)[side]
+            if count % tp == 0 and (block := blocks.cut(path, side, count, tp)):
+                return (tp222.block_is_cut(entry, path, side=side, held=count // tp, block=block),)
+    return (tp222.not_looked_at(method),)
 
 
 def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) -> tuple[Finding, ...]:

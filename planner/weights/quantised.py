@@ -31,11 +31,21 @@ class Blocks:
         return block if count // degree % block else 0
 
 
-def blocks_of(config: object) -> Blocks:
-    """The blocks in a config's `quantization_config`; blocks of one feature where there is none."""
+def method_of(config: object) -> str | None:
+    """The method of a config's `quantization_config`, by its name in it; None where the checkpoint is not quantised."""
+    fields = _fields(config)
+    return str(fields.get("quant_method") or "a method that its config does not name") if fields else None
+
+
+def _fields(config: object) -> Mapping[str, Any]:
     given = getattr(config, "quantization_config", None)
     given = given if isinstance(given, Mapping) or given is None else given.to_dict()
-    fields: Mapping[str, Any] = given or {}
+    return given or {}
+
+
+def blocks_of(config: object) -> Blocks:
+    """The blocks in a config's `quantization_config`; blocks of one feature where there is none."""
+    fields = _fields(config)
     names = ("modules_to_not_convert", "ignored_layers", "ignore")
     kept = tuple(str(part) for name in names for part in fields.get(name) or ())
     if (block := fields.get("weight_block_size")) is not None:

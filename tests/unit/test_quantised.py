@@ -1,0 +1,44 @@
+"""A quantised checkpoint is never proved by the weights that it had before; a block that a rank's part cuts is refuted."""
+
+import pytest
+
+from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.verify.proof.prove import prove
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]}
+
+
+def quantised(intermediate: int, config: dict[str, object] | None) -> LoadedModel:
+    loaded = load("qwen3", overrides={**SMALL, "intermediate_size": intermediate})
+    if config is not None:
+        loaded.config.quantization_config = config
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("intermediate", "tp", "config", "verdict", "words"),
+    [
+        (512, 2, None, Verdict.PROVED, ""),
+        (512, 2, FP8, Verdict.NOT_PROVED, "quantised (fp8)"),
+        (384, 2, FP8, Verdict.REFUTED, "holds 192 out_features of model.layers.0.mlp.gate_proj"),
+        (512, 4, FP8, Verdict.REFUTED, "holds 64 out_features of model.layers.0.self_attn.q_proj"),
+        (512, 2, {"quant_method": "bitsandbytes", "load_in_4bit": True}, Verdict.NOT_PROVED, "(bitsandbytes)"),
+        (512, 2, {"quant_method": "nvfp4"}, Verdict.NOT_PROVED, "(nvfp4)"),
+        (512, 2, {"bits": 4}, Verdict.NOT_PROVED, "a method that its config does not name"),
+        (512, 2, {"quant_method": "awq", "bits": 4, "group_size": 256}, Verdict.REFUTED, "blocks of 256"),
+    ],
+)
+def test_a_proof(intermediate: int, tp: int, config: dict[str, object] | None, verdict: Verdict, words: str) -> None:
+    result = prove(quantised(intermediate, config), tp=tp)
+    assert result.verdict is verdict
+    assert all(finding.code == "TP222" and words in finding.message for finding in result.findings)
+
+
+def test_a_run_of_a_twin_is_no_run_of_the_checkpoint() -> None:
+    from shardproof.launch.ranks.confirm import confirm
+
+    result = confirm(quantised(512, dict(FP8)), tp=2)
+    assert result.verdict is Verdict.NOT_PROVED
+    assert "TP222" in [finding.code for finding in result.findings]

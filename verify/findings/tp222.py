@@ -1,0 +1,58 @@
+"""TP222: a quantised checkpoint, of which the layout of packed weights and scales was not looked at."""
+
+from shardproof.planner.ir.findings import Finding, Place, Severity
+from shardproof.verify.findings.catalogue import Example, Rule, register
+
+register(
+    Rule(
+        code="TP222",
+        name="quantised-checkpoint",
+        severity=Severity.UNDECIDED,
+        what="The checkpoint is quantised: its weights are packed, and have scales. A rank's part that ends inside a block with "
+        "one scale is wrong. Where no block is cut, the plan is right for the weights before they were quantised, and nothing is "
+        "known of the packed ones.",
+        why="A quantised layer multiplies each block of its weight by a scale of its own. Which part of the scales, zero points "
+        "and packed words a rank gets is decided by the quantiser of the client, not by the plan alone.",
+        use_instead="A degree at which every rank holds whole blocks; a checkpoint that is not quantised; or a run of this one: "
+        "`plan verify CHECKPOINT --weights`.",
+        fix_safety="No edit is offered: the blocks are the checkpoint's.",
+        invalid=(
+            Example(
+                note="Two ranks hold 192 of 384 input features each, one and a half blocks.",
+                code='"layers.*.mlp.down_proj": "rowwise"  # intermediate_size 384, weight_block_size [128, 128]',
+            ),
+        ),
+        valid=(
+            Example(
+                note="Three ranks hold one block each.",
+                code='"layers.*.mlp.down_proj": "rowwise"  # intermediate_size 384, weight_block_size [128, 128], tp 3',
+            ),
+        ),
+    )
+)
+
+
+def not_looked_at(method: str) -> Finding:
+    """The layout of a method's packed weights and scales is not known."""
+    return Finding(
+        "TP222",
+        Severity.UNDECIDED,
+        f"the checkpoint is quantised ({method}), and what a rank gets of its packed weights and scales was not looked at",
+        Place(None),
+        why="what was looked at is the model before it was quantised",
+        found=method,
+        needed="weights that are not quantised, or a run with the checkpoint's own",
+    )
+
+
+def block_is_cut(entry: str, module: str, *, side: str, held: int, block: int) -> Finding:
+    """A rank holds `held` features of one side of a module (`in_features` or `out_features`), which are not whole blocks."""
+    return Finding(
+        "TP222",
+        Severity.ERROR,
+        f"a rank holds {held} {side} of {module}, and they are quantised in blocks of {block}",
+        Place(entry, module),
+        why="each block has one scale, and a rank gets whole scales only",
+        found=f"{held / block:g} blocks",
+        needed="whole blocks",
+    )
