@@ -64,3 +64,24 @@ def _not_callable(owner: str, place: Place, *, problem: str, why: str, needed: s
     return Finding(
         "BE418", Severity.ERROR, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
     )
+
+
+def call_raises(error: str, place: Place, client: str) -> Finding:
+    """The base model raises when it is called as the client calls it."""
+    return Finding(
+        "BE418",
+        Severity.ERROR,
+        f"The base model raises when {client} calls it: {error}",
+        place,
+        why=f"{client} gives one row of tokens with position_ids, use_cache=False and return_dict=False",
+        found=error.partition(":")[0],
+        needed="a forward that runs on them",
+        fault=Fault.MODEL,
+    )
+
+
+def positions_ignored(owner: str, place: Place, client: str, size: float) -> Finding:
+    """Several sequences in one row give another result than each alone: their positions are not taken from `position_ids`."""
+    problem = f"its forward does not place tokens by position_ids (hidden states differ by {size:.2g} for several sequences in a row)"
+    why = f"{client} gives the tokens of many requests in one row, each with its position"
+    return _not_callable(owner, place, problem=problem, why=why, needed="positions from position_ids wherever it is given")

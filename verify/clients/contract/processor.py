@@ -114,3 +114,11 @@ def _row(made: Mapping[str, object], key: str) -> list[int] | None:
     listed = value.tolist() if hasattr(value, "tolist") else value
     row = listed[0] if isinstance(listed, list) and listed else None
     return row if isinstance(row, list) else None
+
+
+def check_processors(loaded: LoadedModel) -> list[Finding]:
+    made = made_processor(loaded)
+    if made is not None:
+        return check_processor(made)
+    kind = processor_class(loaded.config)
+    return check_processor_class(kind) if kind is not None else []
