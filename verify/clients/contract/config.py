@@ -117,9 +117,10 @@ def base_class(loaded: LoadedModel, base: nn.Module) -> type:
     reference = auto_map.get("AutoModel") if isinstance(auto_map, Mapping) else None
     if isinstance(reference, str) and loaded.checkpoint is not None and loaded.trust_remote_code:
         try:
-            return class_from_checkpoint(reference, str(loaded.checkpoint))
+            found = class_from_checkpoint(reference, str(loaded.checkpoint))
         except LoadError:  # a finding of its own
             return type(base)
+        return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else type(base)
     return type(base)
 
 
