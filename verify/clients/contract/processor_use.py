@@ -63,7 +63,15 @@ def prompts() -> Iterator[ImagePrompt]:
 
 
 def images_used(processor: ProcessorMixin) -> Iterator[Finding]:
-    """Findings of every prompt, until one raises."""
+    """Findings of every prompt, the first of each code, until one raises."""
+    told: set[str] = set()
+    for finding in _all_findings(processor):
+        if finding.code not in told:
+            told.add(finding.code)
+            yield finding
+
+
+def _all_findings(processor: ProcessorMixin) -> Iterator[Finding]:
     kind = type(processor)
     for prompt in prompts():
         sizes = ", ".join(f"{height} x {width}" for height, width in prompt.sizes)
@@ -92,7 +100,10 @@ def _of_prompt(processor: Any, prompt: ImagePrompt) -> Iterator[Finding]:
     if types is None:
         yield be443.types_not_returned(kind.__name__, place)
         return
-    yield from _types(processor, types, ids, place)
+    wrong = list(_types(processor, types, ids, place))
+    yield from wrong
+    if wrong:
+        return
     emitted = sum(one == IMAGE for one in types)
     if emitted != sum(counts):
         yield be442.count_differs(kind.__name__, place, counted=sum(counts), emitted=emitted, sizes=prompt.sizes)

@@ -1,6 +1,7 @@
 """The experiments on one model, each run once however many clients ask."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -133,7 +134,7 @@ class Experiments:
     def _once(self, name: str, experiment: Callable[[], T]) -> "Outcome[T]":
         if name not in self._kept:
             try:
-                with quiet():
+                with quiet(), one_thread():
                     torch.manual_seed(0)
                     self._kept[name] = Outcome(experiment())
             except Exception as error:  # whatever the code of a model raises: the experiment found nothing
@@ -199,6 +200,17 @@ class Experiments:
             return [loss]
         recorder.listen = lambda _: None
         return located(watch, run)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: products of small matrices wait for other threads longer than they take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _never(*_: Any, **__: Any) -> tuple[Tensor, None]:
