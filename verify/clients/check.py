@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from time import perf_counter
+from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,7 +22,7 @@ from shardproof.verify.clients.contract.config import (
     check_places,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import TOLERANCE, gap
-from shardproof.verify.clients.contract.experiments.results import EngineOutcome, Experiments
+from shardproof.verify.clients.contract.experiments.results import EngineOutcome, Experiments, Outcome
 from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.keywords import lost_keywords
 from shardproof.verify.clients.contract.options import check_masks
@@ -36,6 +37,8 @@ from shardproof.verify.clients.stages.pipeline_keys import check_stages
 from shardproof.verify.findings import be418, be424, be425, tp210
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.report import LevelResult, Report
+
+T = TypeVar("T")
 
 
 def check(
@@ -124,6 +127,7 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
         yield be424.not_checked("the attention, the masks and the keywords", f"no small copy of the model runs: {reason}")
         return
     yield from lost_keywords(experiments, contract)
+    yield from _not_run("the keywords", experiments.lost_keywords(contract.keywords, head=contract.calls_head))
     if not contract.own_attention:
         return
     trial = experiments.trial.found
@@ -131,11 +135,18 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
     outcome = experiments.as_engine(contract)
     yield from check_claim(kind, outcome, contract, may_switch=_may_switch(experiments))
     found = list(check_attention(experiments, trial, outcome, contract))
+    yield from _not_run("tokens that are mixed outside of the attention", experiments.mixing)
     if contract.is_modelled and outcome.calls:
         found += check_masks(trial, experiments.masks.found or (), contract)
     yield from found
     if contract.is_modelled and outcome.states is not None and outcome.calls and not _has_error(found):
         yield from _as_a_whole(contract, experiments, outcome)
+
+
+def _not_run(what: str, outcome: Outcome[list[T]]) -> Iterator[Finding]:
+    """What an experiment that raised leaves unknown."""
+    if outcome.error is not None:
+        yield be424.not_checked(what, outcome.reason)
 
 
 def _has_error(findings: Sequence[Finding]) -> bool:
@@ -146,14 +157,13 @@ def _as_a_whole(contract: ContractFacts, experiments: Experiments, outcome: Engi
     """The hidden states of the engine's run beside those of Transformers, where nothing else explains a difference."""
     alone = experiments.alone.found
     assert alone is not None and outcome.states is not None
-    size = gap(outcome.states, alone)
-    if size <= TOLERANCE:
-        return
-    first = experiments.prompt.bounds[0]
-    if gap(outcome.states[:first], alone[:first]) <= TOLERANCE:
+    size, first = gap(outcome.states, alone), experiments.prompt.bounds[0]
+    step = experiments.step.found or 0.0
+    apart = size > TOLERANCE and gap(outcome.states[:first], alone[:first]) <= TOLERANCE
+    if step > TOLERANCE or apart:
         kind = type(experiments.built.get_submodule(base_prefix(experiments.built)))
-        yield be418.positions_ignored(kind.__name__, Place(source=source_of(kind)), contract.client, size)
-    else:
+        yield be418.positions_ignored(kind.__name__, Place(source=source_of(kind)), contract.client, max(size, step))
+    elif size > TOLERANCE:
         yield be425.hidden_states_differ(contract.client, size)
 
 

@@ -22,8 +22,9 @@ class Attention(Attention):
     def forward(self, hidden_states, attention_mask=None, **kwargs):
         query, key, value = self.heads(hidden_states)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        bias = torch.zeros(1, 1, query.shape[2], key.shape[2], device=query.device)
-        attention_mask = bias + 1.0 if attention_mask is None else bias + attention_mask
+        bias = 0.1 * torch.arange(key.shape[2], device=query.device, dtype=query.dtype)
+        bias = bias.expand(1, 1, query.shape[2], -1)
+        attention_mask = bias if attention_mask is None else bias + attention_mask
         output, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
         return self.o_proj(output.reshape(hidden_states.shape))
 """,

@@ -54,21 +54,18 @@ WHOLE, WINDOWED = "create_causal_mask", "create_sliding_window_causal_mask"
 _FROM_CALL = "attention functions know it from the call alone"
 
 
-def mask_window_differs(place: Place, window: int, *, windowed: bool) -> Finding:
-    """The mask has a sliding window (`windowed`; `window` is the config's, in tokens) and the config gives the layer none, or the
-    other way round.
+def mask_window_differs(place: Place, window: int, client: str, *, windowed: bool) -> Finding:
+    """The mask has a sliding window (`windowed`) other than the one that the client gives the layer, or has none where the client
+    gives one; `window` is the client's, in tokens, 0 for none.
     """
-    problem = (
-        "the mask has a sliding window that the config does not give this layer"
-        if windowed
-        else f"the config gives this layer a sliding window of {window}, and the mask has none"
-    )
+    theirs = f"a sliding window of {window}" if window else "no sliding window"
+    problem = f"the mask {'has a' if windowed else 'has no'} sliding window, and {client} gives this layer {theirs}"
     return Finding(
         "BE407",
         Severity.ERROR,
         f"{problem[0].upper()}{problem[1:]} ({place.module}).",
         place,
-        why="the client takes no mask: it knows windows from config.sliding_window and config.layer_types alone",
+        why=f"{client} takes no mask: it knows windows from config.sliding_window and config.layer_types alone",
         found=WINDOWED if windowed else WHOLE,
         needed=f"{WHOLE if windowed else WINDOWED}, or a config that says what the mask does",
         fault=Fault.MODEL,

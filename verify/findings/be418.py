@@ -81,7 +81,7 @@ def call_raises(error: str, place: Place, client: str) -> Finding:
 
 
 def positions_ignored(owner: str, place: Place, client: str, size: float) -> Finding:
-    """Several sequences in one row give another result than each alone: their positions are not taken from `position_ids`."""
-    problem = f"its forward does not place tokens by position_ids (hidden states differ by {size:.2g} for several sequences in a row)"
+    """A token that is run alone at its position, or several sequences in one row, do not stand where `position_ids` says."""
+    problem = f"its forward does not place tokens by position_ids (results differ by {size:.2g})"
     why = f"{client} gives the tokens of many requests in one row, each with its position"
     return _not_callable(owner, place, problem=problem, why=why, needed="positions from position_ids wherever it is given")

@@ -45,7 +45,8 @@ def check_attention(
     yield from check_options(experiments.built, trial, calls, contract)
     if contract.attention_from_config:
         yield from check_heads(trial, calls)
-    yield from _own_function(experiments, outcome)
+    yield from _weights(experiments, outcome, contract)
+    yield from _own_function(experiments, outcome, contract)
 
 
 def one_of_each(calls: Sequence[AttentionCall]) -> list[AttentionCall]:
@@ -185,6 +186,14 @@ def _without_attention(experiments: Experiments, layer: int, layers: list[int]) 
     return be402.layer_without_attention(layer, kind.__name__, place, layers=layers)
 
 
+def _weights(experiments: Experiments, outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding]:
+    """Weights of the attention that change the result: an engine gives none back."""
+    use = experiments.used_weights(contract).found if outcome.states is not None and outcome.calls else None
+    if use is not None and use.used:
+        call = outcome.calls[0]
+        yield be403.weights_used(type(call.module).__name__, Place(module=call.path or None, source=use.source))
+
+
 _IN_FUNCTION: Mapping[Departure, str] = {
     Departure.BIAS: "adds a bias to the scores",
     Departure.MASK: "hides keys, or shows keys, that the mask does not",
@@ -195,10 +204,13 @@ _IN_FUNCTION: Mapping[Departure, str] = {
 }
 
 
-def _own_function(experiments: Experiments, outcome: EngineOutcome) -> Iterator[Finding]:
+def _own_function(experiments: Experiments, outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding]:
     """What the model's own attention function does beyond the reference."""
     paths = tuple(dict.fromkeys(call.path for call in outcome.calls))
+    use = experiments.used_weights(contract).found if paths and outcome.states is not None else None
     for one in experiments.own_function(paths).found or () if paths else ():
+        if use is not None and use.used and one.explanation.departure is Departure.AFTER:
+            continue  # told already: the module, not its function
         owner, why, size = type(one.call.module).__name__, one.explanation, one.size
         place = Place(module=one.call.path or None, source=why.source or one.call.source)
         does = _IN_FUNCTION.get(why.departure, "")

@@ -97,7 +97,7 @@ def _mask(mask: MaskSeen, window: int, contract: ContractFacts) -> Iterator[Find
         return
     width = mask.windowed
     if width >= 0 and not mask.by_hand:
-        yield be407.mask_window_differs(place, window, windowed=bool(width))
+        yield be407.mask_window_differs(place, window, contract.client, windowed=bool(width))
     elif mask.made is not None:
         yield be405.mask_altered(mask.made.function or "its arguments", Place(source=mask.source), contract.client)
     else:

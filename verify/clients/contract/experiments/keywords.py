@@ -12,7 +12,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import CodeType, FrameType, MethodType
+from types import CodeType, FrameType, MemberDescriptorType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class KeywordWatch:
                 self._lost(name, sentinel, call)
 
     def _lost(self, name: str, sentinel: Sentinel, call: AttentionCall) -> None:
-        stack = [frame for frame in frames() if not _is_own(frame)][::-1]
+        stack = _model_frames()
         holding = [at for at, frame in enumerate(stack) if _holds(frame.f_locals, sentinel)]
         last = max(holding, default=-1)
         if last < 0:
@@ -79,6 +79,18 @@ class KeywordWatch:
         self.suspects.setdefault(code, name)
         source = Source(relative(code.co_filename), stack[at].f_lineno)
         self.losses.setdefault((name, code.co_qualname), Loss(name, call.path, code.co_qualname, source, "call"))
+
+
+def _model_frames() -> list[FrameType]:
+    """The frames of the running model, the outermost first: those between the call of the base model and the attention."""
+    every = list(frames())
+    own = [at for at, frame in enumerate(every) if _is_own(frame)]
+    inside = next((at for at in own if every[at].f_code.co_name in CALLERS), len(every))
+    return [frame for frame in every[:inside] if not _is_own(frame)][::-1]
+
+
+CALLERS = ("run_as_engine", "run_once")
+"""The functions that call the model."""
 
 
 def _responsible(stack: list[FrameType], last: int) -> int | None:
@@ -139,8 +151,19 @@ def _parts(value: object) -> list[object]:
         own = set(vars(nn.Module())) | {"config"}
         return [part for name, part in vars(value).items() if name not in own]
     closed = [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _filled(cell)]
-    slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ()) if isinstance(name, str)]
-    return [*getattr(value, "__dict__", {}).values(), *slots, *closed]
+    names = [name for name in getattr(type(value), "__slots__", ()) if isinstance(name, str)]
+    slots = [vars(type(value))[name] for name in names if name in vars(type(value))]
+    held = [slot.__get__(value) for slot in slots if isinstance(slot, MemberDescriptorType) and _set(slot, value)]
+    own = getattr(value, "__dict__", {})
+    return [*(own.values() if isinstance(own, dict) else ()), *held, *closed]
+
+
+def _set(slot: MemberDescriptorType, value: object) -> bool:
+    try:
+        slot.__get__(value)
+    except AttributeError:
+        return False
+    return True
 
 
 def _filled(cell: Any) -> bool:
@@ -245,10 +268,10 @@ def _covers(node: ast.AST, line: int) -> bool:
 def refused(error: TypeError, model: nn.Module, names: Sequence[str]) -> Loss | None:
     """A function that takes no such keyword, from the error of its call; None where the error is another one."""
     match = _UNEXPECTED.search(str(error))
-    if match is None or match[2] not in names:
+    if match is None:
         return None
-    function = match[1]
-    return Loss(match[2], "", function, _definition(error, model, function), "signature")
+    function, keyword = match[1], match[2] if match[2] in names else names[0]
+    return Loss(keyword, "", function, _definition(error, model, function), "signature")
 
 
 def _definition(error: TypeError, model: nn.Module, function: str) -> Source | None:

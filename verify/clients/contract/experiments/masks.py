@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import sdpa_mask
 
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.ir.findings import Source
@@ -31,6 +32,7 @@ from shardproof.verify.clients.contract.experiments.score_path import _MOVES
 from shardproof.verify.clients.contract.experiments.trial import Trial, made_mask, registered
 
 NAME = "shardproof_masked"
+Maker = Callable[..., Tensor | None]
 _MAKERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask", "create_bidirectional_mask")
 
 
@@ -72,11 +74,17 @@ class MaskSeen:
 
 
 def masks_seen(trial: Trial, prompt: Prompt) -> list[MaskSeen]:
-    """The masks of every call of the attention, in the model's own run. Raises whatever the model raises."""
+    """The masks of every call of the attention, in the model's own run: with the masks of eager attention, and with those of
+    torch's, which are none where causality is enough. Raises whatever the model raises.
+    """
+    return [*_masks_with(trial, prompt, made_mask), *_masks_with(trial, prompt, sdpa_mask)]
+
+
+def _masks_with(trial: Trial, prompt: Prompt, make: Maker) -> list[MaskSeen]:
     made: list[MadeMask] = []
 
     def maker(*args: Any, **kwargs: Any) -> Tensor | None:
-        value = made_mask(*args, **kwargs)
+        value = make(*args, **kwargs)
         function = next((f.f_code.co_name for f in frames() if f.f_code.co_name in _MAKERS), "")
         made.append(MadeMask(value, calling_line(), function))
         return value
@@ -85,9 +93,6 @@ def masks_seen(trial: Trial, prompt: Prompt) -> list[MaskSeen]:
     altered = [call for call in calls if isinstance(call.mask, Tensor) and _unaltered(call, made) is None]
     sources = _origins(trial, prompt, maker) if altered else {}
     return [_seen(call, at, made, sources) for at, call in enumerate(calls)]
-
-
-Maker = Callable[..., Tensor | None]
 
 
 def _run(trial: Trial, prompt: Prompt, maker: Maker, log: OpLog | None = None) -> list[AttentionCall]:

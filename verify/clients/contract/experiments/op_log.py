@@ -32,6 +32,7 @@ class OpLog(TorchDispatchMode):
 
     keep: Keep
     ops: list[LoggedOp] = field(default_factory=list)
+    marked: set[int] = field(default_factory=set)
     _made: dict[int, int] = field(default_factory=dict)
     _alive: list[Tensor] = field(default_factory=list)
 
@@ -54,6 +55,11 @@ class OpLog(TorchDispatchMode):
                 self._made[id(value)] = len(self.ops) - 1
                 self._alive.append(value)
         return result
+
+    def mark(self, value: Tensor) -> None:
+        """Remember the operation that made a tensor; its number is in `marked`."""
+        if id(value) in self._made:
+            self.marked.add(self._made[id(value)])
 
     def behind(self, value: Tensor) -> Iterator[LoggedOp]:
         """The operation that made a tensor, and those that made what it was given, the last first."""

@@ -72,7 +72,9 @@ def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:
         return mask.bool(), None
     allowed = mask > _HIDDEN
     bias = torch.where(allowed, mask, 0.0).double()
-    return allowed, bias if bool(bias.abs().max() > 1e-9) else None
+    count = allowed.sum(dim=-1, keepdim=True).clamp_min(1)
+    beside = torch.where(allowed, bias - bias.sum(dim=-1, keepdim=True) / count, 0.0)  # a constant changes no softmax
+    return allowed, bias if bool(beside.abs().max() > 1e-9) else None
 
 
 def own_differences(trial: Trial, prompt: Prompt, paths: tuple[str, ...]) -> list[Difference]:

@@ -1,7 +1,7 @@
 """The experiments on one model, each run once however many clients ask."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -22,11 +22,20 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     repeated,
 )
 from shardproof.verify.clients.contract.experiments.client_spec import client_spec
-from shardproof.verify.clients.contract.experiments.engine_run import Prompt, prompt_of, run_alone, run_as_engine
+from shardproof.verify.clients.contract.experiments.engine_run import (
+    TOLERANCE,
+    Prompt,
+    gap,
+    prompt_of,
+    run_alone,
+    run_as_engine,
+)
+from shardproof.verify.clients.contract.experiments.decode_step import one_step
 from shardproof.verify.clients.contract.experiments.frames import raising_line
 from shardproof.verify.clients.contract.experiments.keywords import KeywordWatch, Loss, Sentinel, located, refused
 from shardproof.verify.clients.contract.experiments.masks import MaskSeen, masks_seen
 from shardproof.verify.clients.contract.experiments.mixing import Mixing, mixing_modules
+from shardproof.verify.clients.contract.experiments.op_log import OpLog
 from shardproof.verify.clients.contract.experiments.own_function import Difference, own_differences, spec_of
 from shardproof.verify.clients.contract.experiments.trial import Trial, TrialError, made_mask, registered, trial_of
 from shardproof.verify.clients.contract.facts import ContractFacts
@@ -59,6 +68,14 @@ class EngineOutcome:
     states: Tensor | None = None
     error: Exception | None = None
     cause: str = ""
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsUse:
+    """Whether attention weights change the result of the model, and the first line that computes with them."""
+
+    used: bool
     source: Source | None = None
 
 
@@ -97,7 +114,7 @@ class Experiments:
     @property
     def alone(self) -> Outcome[Tensor]:
         """The hidden states in Transformers, `(tokens, width)`, each sequence run alone."""
-        return self._once("alone", lambda: run_alone(self._trial(), self._trial().built(None), self.prompt))
+        return self._once("alone", self._alone)
 
     @property
     def masks(self) -> Outcome[list[MaskSeen]]:
@@ -121,9 +138,27 @@ class Experiments:
             raise TrialError(made.reason) from made.error
         return made.found
 
+    def used_weights(self, contract: ContractFacts) -> Outcome[WeightsUse]:
+        """Whether the model gives another result where the attention gives its weights back, and the line that uses them."""
+        return self._once("weights", lambda: self._weights_use(contract))
+
+    @property
+    def step(self) -> Outcome[float]:
+        """How far the queries and keys of one token, run alone at its position as in decoding, are from those in its sequence;
+        relative to the largest.
+        """
+        return self._once("step", lambda: one_step(self._trial(), self.prompt))
+
     def lost_keywords(self, names: tuple[str, ...], *, head: bool) -> Outcome[list[Loss]]:
         """Where keywords of these names are lost, given to the base model, or to the `head` model."""
         return self._once(f"keywords {names} {head}", lambda: self._lost(names, head=head))
+
+    def _alone(self) -> Tensor:
+        trial = self._trial()
+        try:
+            return run_alone(trial, trial.built(None), self.prompt)
+        except Exception:  # a model that runs with its own attention function alone
+            return run_alone(trial, trial.built("eager"), self.prompt)
 
     def _trial(self) -> Trial:
         outcome = self.trial
@@ -150,7 +185,7 @@ class Experiments:
                 return EngineOutcome(outcome.calls, None, outcome.error, cause, outcome.source)
         return EngineOutcome(outcome.calls, None, outcome.error, "call", outcome.source)
 
-    def _engine_run(self, contract: ContractFacts, form: _Form) -> EngineOutcome:
+    def _engine_run(self, contract: ContractFacts, form: _Form, log: OpLog | None = None) -> EngineOutcome:
         trial, prompt = self._trial(), self.prompt
         answer = _answer(trial, contract, prompt.bounds, form)
         masks = made_mask if form.masks else None
@@ -159,13 +194,22 @@ class Experiments:
                 model = trial.built(contract.client)
             except Exception as error:  # the constructor refuses the attention of the client
                 return EngineOutcome((), None, error, "call", raising_line(error))
-        recorder = Recorder(paths_in(model), answer, _weights if form.weights else lambda _: None)
-        with registered(contract.client, recorder, masks=masks):
+        weights = _marked(_weights, log) if log is not None else _weights
+        recorder = Recorder(paths_in(model), answer, weights if form.weights else lambda _: None)
+        with registered(contract.client, recorder, masks=masks), log if log is not None else nullcontext():
             try:
                 states = run_as_engine(trial, model, prompt.tokens, prompt.bounds, {})
             except Exception as error:  # what the engine would raise
                 return EngineOutcome(tuple(recorder.calls), None, error, "call", raising_line(error))
         return EngineOutcome(tuple(recorder.calls), states)
+
+    def _weights_use(self, contract: ContractFacts) -> WeightsUse:
+        plain = self.as_engine(contract).states
+        log = OpLog(lambda _: False)
+        made = self._engine_run(contract, _Form(weights=True), log=log)
+        if plain is None or made.states is None or gap(made.states, plain) <= TOLERANCE:
+            return WeightsUse(False)
+        return WeightsUse(True, next((op.source for op in log.ops if set(op.inputs) & log.marked), None))
 
     def _lost(self, names: tuple[str, ...], *, head: bool) -> list[Loss]:
         trial, prompt = self._trial(), self.prompt
@@ -185,7 +229,7 @@ class Experiments:
         recorder = Recorder(paths_in(model), _as_asked, _weights, listen=watch)
         row = prompt.rows[0]
 
-        def run() -> None:
+        def run_once() -> None:
             with registered(name, recorder, masks=masks), torch.no_grad():
                 if head:
                     model(input_ids=row, **caching(model, False), **wanted)
@@ -193,13 +237,13 @@ class Experiments:
                     run_as_engine(trial, model, row, (row.shape[1],), wanted)
 
         try:
-            run()
+            run_once()
         except TypeError as error:
             if (loss := refused(error, model, tuple(wanted))) is None:
                 raise
             return [loss]
         recorder.listen = lambda _: None
-        return located(watch, run)
+        return located(watch, run_once)
 
 
 @contextmanager
@@ -226,6 +270,17 @@ def _weights(call: AttentionCall) -> Tensor:
     tokens = call.query.shape[2]
     one = torch.eye(tokens, dtype=call.query.dtype).expand(1, call.query.shape[1], tokens, tokens)
     return attend(call.query, call.key, one, spec_of(call)) if repeated(call.key, call.query).shape == call.key.shape else one
+
+
+def _marked(weights: Callable[[AttentionCall], Tensor], log: OpLog) -> Callable[[AttentionCall], Tensor]:
+    """The weights, which the log knows again as inputs of later operations."""
+
+    def marked(call: AttentionCall) -> Tensor:
+        made = weights(call).clone()
+        log.mark(made)
+        return made
+
+    return marked
 
 
 def _answer(trial: Trial, contract: ContractFacts, bounds: tuple[int, ...], form: _Form) -> Answer:

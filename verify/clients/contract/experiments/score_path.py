@@ -73,7 +73,8 @@ def explain(ops: Sequence[LoggedOp], products: Tensor, allowed: Tensor, value: T
     if right:
         after = _after(ops, steps, right, weights @ value)
         if abs(factor - scale) > CLOSE * scale:
-            return Explanation(Departure.SCALE, steps[last].op.source, factor)
+            first = next(at for at, other in clean if abs(other - factor) <= CLOSE * abs(factor))
+            return Explanation(Departure.SCALE, steps[first].op.source, factor)
         return Explanation(Departure.AFTER, after)
     return _before(steps, last, factor, products, allowed)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -23,6 +24,8 @@ SMALL_ENOUGH = 3_000_000
 """The most parameters of a model that is run as it is; a twin of it would take longer to find than to run."""
 DEEPEST = 8
 """The most layers that a twin keeps: faults may lie in one layer alone."""
+NEVER = 1 << 20
+"""A window, in tokens, that hides nothing."""
 WINDOW = 64
 """The widest attention window, in tokens, that an input of the experiments exceeds."""
 
@@ -43,6 +46,8 @@ class Trial:
     prefix: str
     window: int
     vocabulary: int
+    text: PreTrainedConfig
+    """The config of the language model, as the constructor of the model leaves it."""
 
     def built(self, attention: str | None) -> nn.Module:
         """The head model with the weights of the trial. `attention` is set on the config of the language model before it is
@@ -59,11 +64,6 @@ class Trial:
         """The base model of a head model of this trial."""
         return model.get_submodule(self.prefix)
 
-    @property
-    def text(self) -> object:
-        """The config of the language model."""
-        return self.loaded.config.get_text_config()
-
 
 def trial_of(loaded: LoadedModel, built: nn.Module) -> Trial:
     """A small model like `loaded`; `built` is `loaded` on the meta device.
@@ -74,6 +74,9 @@ def trial_of(loaded: LoadedModel, built: nn.Module) -> Trial:
     try:
         with quiet():
             small = loaded if _runs_as_it_is(loaded, built) else _twin(loaded)
+            small = replace(small, config=deepcopy(small.config))
+            if not _shows(loaded):
+                small.config.get_text_config().sliding_window = NEVER
             torch.manual_seed(0)
             model = build(small, device="cpu", dtype=torch.float64)
             state = random_state(model)
@@ -81,15 +84,25 @@ def trial_of(loaded: LoadedModel, built: nn.Module) -> Trial:
         raise TrialError(str(error)) from error
     except Exception as error:  # whatever the constructor of custom code raises
         raise TrialError(f"{type(error).__name__}: {error}") from error
-    width = field_of(small.config.get_text_config(), "sliding_window")
+    config = model.config
+    assert isinstance(config, PreTrainedConfig)
+    text = config.get_text_config()
+    width = field_of(text, "sliding_window")
     window = width if isinstance(width, int) and 0 < width <= WINDOW else 0
-    return Trial(small, state, base_prefix(model), window, vocabulary(model))
+    return Trial(small, state, base_prefix(model), window, vocabulary(model), text)
+
+
+def _shows(loaded: LoadedModel) -> bool:
+    """Whether the window of the config is narrower than the longest sequence of the model."""
+    text = loaded.config.get_text_config()
+    window, longest = field_of(text, "sliding_window"), field_of(text, "max_position_embeddings")
+    return not (isinstance(window, int) and isinstance(longest, int) and window >= longest)
 
 
 def _runs_as_it_is(loaded: LoadedModel, built: nn.Module) -> bool:
     window = field_of(loaded.config.get_text_config(), "sliding_window")
     small = sum(parameter.numel() for parameter in built.parameters()) <= SMALL_ENOUGH
-    return small and not (isinstance(window, int) and window > WINDOW)
+    return small and not (isinstance(window, int) and window > WINDOW and _shows(loaded))
 
 
 def _twin(loaded: LoadedModel) -> LoadedModel:
