@@ -1,6 +1,7 @@
 """`check`: does a model keep to the contract of each client? Everything but the numerical comparison."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from shardproof.verify.clients.contract.config import (
     check_base_class,
     check_folder,
     check_made_class,
+    check_parts,
     check_places,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import TOLERANCE, gap
@@ -63,10 +65,31 @@ def check(
     built = on_meta(loaded)
     given = plan if plan is not None else carried_plan(loaded, built)
     subject, untraced = _traced(built)
-    common = (*_common(loaded, built), *untraced)
+    processor = check_processors(loaded)
+    common = (*_common(loaded, built), *processor.found, *untraced)
     experiments = Experiments(loaded, built)
-    levels = [_level(dialect, experiments, subject, given, common) for dialect in dialects]
+    levels = []
+    for dialect in dialects:
+        by_offsets = dialect.contract is not None and dialect.contract.finds_images_by_offsets
+        more = processor.of_offsets if by_offsets else ()
+        levels.append(_level(dialect, experiments, subject, given, (*common, *more)))
     return Report(loaded.title, tuple(levels), environment())
+
+
+def check_unloadable(reference: str, *, clients: Sequence[str], trust_remote_code: bool) -> Report | None:
+    """The findings of a checkpoint folder whose model cannot be loaded; None where the folder is not at fault, or is none.
+
+    Raises:
+        ArgumentError: a client that is not known.
+    """
+    folder = Path(reference)
+    if not (folder / "config.json").is_file() or not trust_remote_code:
+        return None
+    began = perf_counter()
+    found = tuple(check_folder(folder, trusted=True))
+    names = [find_dialect(name).name for name in clients]
+    levels = tuple(LevelResult(f"contract with {name}", perf_counter() - began, found) for name in names)
+    return Report(folder.name, levels, environment()) if found else None
 
 
 def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
@@ -78,13 +101,14 @@ def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
 
 
 def _common(loaded: LoadedModel, built: nn.Module) -> tuple[Finding, ...]:
-    """Findings of the config and the processor, the same for every client."""
+    """Findings of the config and the classes, the same for every client."""
     found: list[Finding] = []
     if loaded.checkpoint is not None:
         found += check_folder(loaded.checkpoint, trusted=loaded.trust_remote_code)
     found += check_places(loaded.model_class, loaded.config)
+    found += check_parts(loaded.config)
     found += check_made_class(loaded, built.get_submodule(base_prefix(built)))
-    return (*found, *check_processors(loaded))
+    return tuple(found)
 
 
 def _level(
@@ -99,9 +123,7 @@ def _level(
     return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)
 
 
-def _of_the_contract(
-    contract: ContractFacts, experiments: Experiments, subject: Subject | None
-) -> tuple[Finding, ...]:
+def _of_the_contract(contract: ContractFacts, experiments: Experiments, subject: Subject | None) -> tuple[Finding, ...]:
     """What a client asks of modeling code; without a traced `subject`, only what runs of a small model say."""
     built, loaded = experiments.built, experiments.loaded
     prefix = base_prefix(built)
@@ -124,7 +146,9 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
     if contract.own_attention and (experiments.trial.found is None or experiments.alone.found is None):
         yield from check_claim(kind, None, contract, may_switch=_may_switch(experiments))
         reason = experiments.trial.reason or experiments.alone.reason
-        yield be424.not_checked("the attention, the masks and the keywords", f"no small copy of the model runs: {reason}")
+        yield be424.not_checked(
+            "the attention, the masks and the keywords", f"no small copy of the model runs: {reason}"
+        )
         return
     yield from lost_keywords(experiments, contract)
     yield from _not_run("the keywords", experiments.lost_keywords(contract.keywords, head=contract.calls_head))

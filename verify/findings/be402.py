@@ -93,7 +93,7 @@ def tokens_mixed(owner: str, operation: str, place: Place, client: str) -> Findi
         Severity.ERROR,
         f"{owner} mixes tokens outside of the attention.",
         place,
-        why=f"{client} runs a step with the new tokens alone, several sequences in one row, and keeps a cache for its attention only",
+        why=f"{client} runs a step with the new tokens alone, and keeps a cache for its attention only",
         found=f"another token changes the result, {how}",
         needed="tokens that see each other through ALL_ATTENTION_FUNCTIONS alone",
         fault=Fault.MODEL,

@@ -8,7 +8,7 @@ register(
         code="BE404",
         name="attention-bias-not-carried",
         severity=Severity.ERROR,
-        what="A bias is added to the scores: by the mask, by the forward of the attention, or inside of the model's own attention "
+        what="A bias is added to the scores: by the mask, by the forward of the attention, or by the model's own attention "
         "function.",
         why="Engines make the causal mask themselves and take none, so ALiBi slopes, relative positions and "
         "other biases that travel in the mask are lost, silently.",
@@ -59,7 +59,7 @@ def mask_changed(owner: str, place: Place) -> Finding:
 
 
 def own_function_biased(owner: str, place: Place, does: str, size: float) -> Finding:
-    """The own attention function of class `owner` adds to the scores; `size` is the relative difference of the module's output."""
+    """The own attention function of class `owner` adds to the scores; `size` is the relative difference of its output."""
     return Finding(
         "BE404",
         Severity.ERROR,

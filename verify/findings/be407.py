@@ -127,7 +127,9 @@ def _option(owner: str, place: Place, *, problem: str, why: str, needed: str) ->
 
 def softcap_in_function(owner: str, place: Place, size: float) -> Finding:
     """The own attention function of class `owner` caps the scores, and the call passes no `softcap`."""
-    problem = f"its own attention function caps the scores, and the call passes no softcap (the output differs by {size:.2g})"
+    problem = (
+        f"its own attention function caps the scores, and the call passes no softcap (the output differs by {size:.2g})"
+    )
     return _option(owner, place, problem=problem, why=_FROM_CALL, needed="softcap= in the call")
 
 

@@ -10,8 +10,8 @@ register(
         code="BE408",
         name="attention-not-readable",
         severity=Severity.ERROR,
-        what="The attention has no `layer_idx` of its own, or a wrong one; or its `scaling` does not reach the client; or the forward "
-        "cannot take the client's output; or vLLM does not find the call in the source.",
+        what="The attention has no `layer_idx` of its own, or a wrong one; or its `scaling` does not reach the client; or the "
+        "forward cannot take the client's output; or vLLM does not find the call in the source.",
         why="A cache is allocated by vLLM for each `layer_idx`, and the scale is read from the source of the call: a "
         "literal, or an attribute. What comes back is one row for each token, heads side by side.",
         use_instead="`self.layer_idx = layer_idx`, `scaling=self.scaling`, and `output.reshape(*input_shape, -1)` by the "
@@ -100,20 +100,26 @@ def scaling_not_taken(owner: str, place: Place, client: str, *, given: float, ta
     """The client takes another scale than the call gives."""
     problem = f"the call gives the scale {given:.4g}, and {client} takes {taken:.4g}"
     why = f"{client} does not see the scale that the call gives"
-    return _not_readable(owner, place, problem=problem, why=why, needed="scaling=self.scaling, as a keyword of the call")
+    return _not_readable(
+        owner, place, problem=problem, why=why, needed="scaling=self.scaling, as a keyword of the call"
+    )
 
 
 def scaling_differs(owner: str, place: Place, *, own: float, asked: float, size: float) -> Finding:
     """The model's own attention function applies another scale than the call asks for."""
     problem = f"its own attention function scales by {own:.4g}, and the call asks for {asked:.4g}"
     why = f"a client knows the scale from the call alone (the output differs by {size:.2g})"
-    return _not_readable(owner, place, problem=problem, why=why, needed="that scale as scaling=self.scaling in the call")
+    return _not_readable(
+        owner, place, problem=problem, why=why, needed="that scale as scaling=self.scaling in the call"
+    )
 
 
 def sinks_not_readable(owner: str, place: Place, client: str) -> Finding:
     """The call passes sinks in another form than `s_aux=self.<parameter>`."""
     problem = "the sinks are not given as s_aux=self.<parameter>"
-    return _not_readable(owner, place, problem=problem, why=f"{client} reads them there, and raises", needed="s_aux=self.sinks")
+    return _not_readable(
+        owner, place, problem=problem, why=f"{client} reads them there, and raises", needed="s_aux=self.sinks"
+    )
 
 
 def output_form(owner: str, place: Place, error: str) -> Finding:
@@ -127,7 +133,9 @@ def output_form(owner: str, place: Place, error: str) -> Finding:
 def layer_index_shared(owner: str, layer: int, paths: Sequence[str], place: Place, client: str) -> Finding:
     """Two modules have the same `layer_idx`."""
     problem = f"{' and '.join(paths)} have the same layer_idx, {layer}"
-    return _not_readable(owner, place, problem=problem, why=f"{client} gives each layer one cache", needed="one layer_idx each")
+    return _not_readable(
+        owner, place, problem=problem, why=f"{client} gives each layer one cache", needed="one layer_idx each"
+    )
 
 
 def layer_index_wrong(owner: str, place: Place, *, given: Sequence[int], count: int) -> Finding:

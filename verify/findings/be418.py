@@ -84,4 +84,6 @@ def positions_ignored(owner: str, place: Place, client: str, size: float) -> Fin
     """A token that is run alone at its position, or several sequences in one row, do not stand where `position_ids` says."""
     problem = f"its forward does not place tokens by position_ids (results differ by {size:.2g})"
     why = f"{client} gives the tokens of many requests in one row, each with its position"
-    return _not_callable(owner, place, problem=problem, why=why, needed="positions from position_ids wherever it is given")
+    return _not_callable(
+        owner, place, problem=problem, why=why, needed="positions from position_ids wherever it is given"
+    )

@@ -9,8 +9,8 @@ register(
         name="client-run-differs",
         severity=Severity.ERROR,
         what="The hidden states of the model, run as the client runs it, are not those that Transformers gives.",
-        why="A small copy of the model was run in both ways: in Transformers each sequence alone, and with the client's attention, "
-        "all sequences in one row. No other finding explains the difference.",
+        why="A small copy of the model was run in both ways: in Transformers, each sequence alone, and with the client's "
+        "attention, all sequences in one row. No other finding explains the difference.",
         use_instead="A forward that gives the same whatever attention is behind the interface.",
         fix_safety="No edit is offered: the cause was not found.",
         invalid=(

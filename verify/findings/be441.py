@@ -8,8 +8,8 @@ register(
         code="BE441",
         name="processor-incomplete",
         severity=Severity.ERROR,
-        what="A multimodal processor lacks `image_token`, `image_token_ids` or `_get_num_multimodal_tokens`; or it raises when it is "
-        "made, or given an image.",
+        what="A multimodal processor lacks `image_token`, `image_token_ids` or `_get_num_multimodal_tokens`; or it raises when "
+        "it is made, or given an image.",
         why="An engine lays out the prompt before it has run the vision tower, and asks the processor how "
         "many tokens each image becomes.",
         use_instead="All three; the method returns a `MultiModalData`.",
@@ -68,7 +68,9 @@ def _incomplete(owner: str, place: Place, problem: str, needed: str) -> Finding:
 
 def constructor_raises(error: str, place: Place) -> Finding:
     """The processor of the checkpoint raises when Transformers makes it."""
-    return _incomplete("The processor", place, f"its constructor raises {_line(error)}", "a constructor that runs on its own files")
+    return _incomplete(
+        "The processor", place, f"its constructor raises {_line(error)}", "a constructor that runs on its own files"
+    )
 
 
 def raises(owner: str, given: str, error: str, place: Place) -> Finding:

@@ -36,9 +36,7 @@ class Processor(Processor):
 )
 
 
-def count_differs(
-    owner: str, place: Place, *, counted: int, emitted: int, sizes: Sequence[tuple[int, int]]
-) -> Finding:
+def count_differs(owner: str, place: Place, *, counted: int, emitted: int, sizes: Sequence[tuple[int, int]]) -> Finding:
     """The processor counts other tokens for images than it emits (`sizes` are heights and widths in pixels)."""
     which = "an image" if len(sizes) == 1 else f"{len(sizes)} images"
     shapes = ", ".join(f"{height} x {width}" for height, width in sizes)

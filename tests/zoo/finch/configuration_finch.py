@@ -1,3 +1,5 @@
+# ruff: noqa: RUF012  # modeling code has Transformers' habits; variants use all imports
+# mypy: ignore-errors
 from transformers import PreTrainedConfig
 
 

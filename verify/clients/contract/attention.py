@@ -42,7 +42,7 @@ def check_attention(
         yield from _call(trial, call, contract)
     if outcome.error is None:
         yield from _layers(experiments, outcome, contract)
-    yield from check_options(experiments.built, trial, calls, contract)
+    yield from check_options(trial, calls, contract)
     if contract.attention_from_config:
         yield from check_heads(trial, calls)
     yield from _weights(experiments, outcome, contract)
@@ -106,7 +106,9 @@ def _counts(outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding
     for layer, paths in by_layer.items():
         if isinstance(layer, int) and len(paths) > 1:
             call = by_path[paths[1]][0]
-            yield be408.layer_index_shared(type(call.module).__name__, layer, paths[:2], place_of(call), contract.client)
+            yield be408.layer_index_shared(
+                type(call.module).__name__, layer, paths[:2], place_of(call), contract.client
+            )
             return
 
 
@@ -166,8 +168,12 @@ def _layers(experiments: Experiments, outcome: EngineOutcome, contract: Contract
         return
     paths = list(dict.fromkeys(call.path for call in outcome.calls))
     if len(paths) >= count or max(numbers) >= count:
-        call = next((call for call in outcome.calls if isinstance(call.layer, int) and call.layer >= count), outcome.calls[0])
-        yield be408.layer_index_wrong(type(call.module).__name__, place_of(call), given=sorted(set(numbers)), count=count)
+        call = next(
+            (call for call in outcome.calls if isinstance(call.layer, int) and call.layer >= count), outcome.calls[0]
+        )
+        yield be408.layer_index_wrong(
+            type(call.module).__name__, place_of(call), given=sorted(set(numbers)), count=count
+        )
     elif contract.reads_source:
         yield _without_attention(experiments, missing[0], sorted(set(numbers)))
 
@@ -246,4 +252,3 @@ def check_claim(
         yield be406.claimed_without_attention(kind.__name__, place, contract.client, severity)
     elif not claims:
         yield be406.not_claimed(kind.__name__, place, contract.client, severity)
-

@@ -27,8 +27,9 @@ CLASS_PLANS = ("_tp_plan", "_pp_plan", "_ep_plan")
 
 
 def check_folder(folder: Path, *, trusted: bool = False) -> list[Finding]:
-    """What an engine reads of a checkpoint folder before it makes the model. The code beside it is loaded only if it is `trusted`;
-    else its names are not looked at.
+    """What an engine reads of a checkpoint folder before it makes the model.
+
+    The code beside config.json is loaded only if it is `trusted`; else only its files are looked for.
     """
     file = folder / "config.json"
     try:
@@ -108,7 +109,9 @@ def _pair(auto_map: Mapping[str, object], classes: Mapping[str, type]) -> Iterat
     for key, kind in classes.items():
         own = getattr(kind, "config_class", None) if key.startswith("AutoModel") else None
         if config is not None and isinstance(own, type) and own.__name__ != config.__name__:
-            yield be422.auto_map_names(key, str(auto_map[key]), f"its config_class is {own.__name__}, not {config.__name__}")
+            yield be422.auto_map_names(
+                key, str(auto_map[key]), f"its config_class is {own.__name__}, not {config.__name__}"
+            )
 
 
 def base_class(loaded: LoadedModel, base: nn.Module) -> type:
@@ -127,6 +130,10 @@ def base_class(loaded: LoadedModel, base: nn.Module) -> type:
 def check_made_class(loaded: LoadedModel, base: nn.Module) -> list[Finding]:
     """BE422: `AutoModel` names a class with a head, so that an engine takes logits for hidden states."""
     kind = base_class(loaded, base)
+    auto_map = getattr(loaded.config, "auto_map", None) or {}
+    if "AutoModelForCausalLM" in auto_map and kind is type(base) is loaded.model_class and _headless(base):
+        reference = str(auto_map["AutoModelForCausalLM"])
+        return [be422.auto_map_names("AutoModelForCausalLM", reference, f"{kind.__name__} has no head")]
     if kind is type(base) or not issubclass(kind, PreTrainedModel):
         return []
     try:
@@ -139,6 +146,11 @@ def check_made_class(loaded: LoadedModel, base: nn.Module) -> list[Finding]:
         return []
     reference = str(loaded.config.auto_map["AutoModel"])
     return [be422.auto_map_names("AutoModel", reference, f"{kind.__name__} has a head: it returns logits")]
+
+
+def _headless(model: nn.Module) -> bool:
+    """Whether a model has no output layer: its `get_output_embeddings` says so."""
+    return isinstance(model, PreTrainedModel) and model.get_output_embeddings() is None
 
 
 def check_base_class(config: PreTrainedConfig, client: str) -> list[Finding]:
@@ -170,6 +182,19 @@ def check_places(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
                     )
                 )
     return found
+
+
+def check_parts(config: PreTrainedConfig) -> list[Finding]:
+    """Configs inside of a custom config that `sub_configs` does not name.
+
+    Transformers sets the attention and the dtype of the parts by it (`configuration_utils.py`, `modeling_utils.py`, 5.23.0).
+    """
+    kind = type(config)
+    if kind.__module__.startswith("transformers."):
+        return []
+    parts = {name for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+    lost = sorted(parts - set(kind.sub_configs))
+    return [be421.part_not_declared(kind.__name__, name, Place(source=source_of(kind))) for name in lost]
 
 
 def _own_names(kind: type) -> set[str]:

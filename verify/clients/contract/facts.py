@@ -33,6 +33,8 @@ class ContractFacts:
     """Whether it takes windows, soft-caps and head counts from the config, not from the call."""
     window_needs_kinds: bool = False
     """Whether a layer has a window only where `layer_types` says so; else a window without `layer_types` holds in all."""
+    finds_images_by_offsets: bool = False
+    """Whether it finds the images of a prompt by what the processor says of its replacements."""
     makes_head: bool = False
     """Whether it makes the head, norms and experts itself, so that names of weights and config fields have to be its own."""
     named_arguments: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
 """BE419: heads that are not the config's.
 
 vLLM's attention is told the number of heads and their width by the config alone, and takes what it is given for that
-(0.32.0, `vllm/transformers_utils/model_arch_config_convertor.py`: `get_head_size`, `get_total_num_kv_heads`). The shapes are those
-that arrive at the attention of a small model, beside the config of that model.
+(0.32.0, `vllm/transformers_utils/model_arch_config_convertor.py`: `get_head_size`, `get_total_num_kv_heads`). The shapes that
+arrive at the attention of a small model are compared with the config of that model.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,9 @@ def check_heads(trial: Trial, calls: Sequence[AttentionCall]) -> list[Finding]:
     told = _told(trial.text)
     found: dict[str, Finding] = {}
     for call in calls if told is not None else ():
-        for name, value, wanted in zip(("query", "key", "value"), (call.query, call.key, call.value), told or (), strict=True):
+        for name, value, wanted in zip(
+            ("query", "key", "value"), (call.query, call.key, call.value), told or (), strict=True
+        ):
             given = (value.shape[1], value.shape[3]) if value.ndim == 4 else wanted
             if given != wanted:
                 place = Place(module=call.path, source=call.source)

@@ -1,12 +1,10 @@
 """BE405 and BE407: masks, windows, soft-caps, sinks and causality, as the call passes them and as the client knows them.
 
-vLLM knows windows and soft-caps from the config alone (`_create_attention_instances`, 0.32.0): `config.sliding_window` holds where
-`layer_types` says `sliding_attention`, and in every layer where there are no `layer_types` (`engine/arg_utils.py`).
+vLLM knows windows and soft-caps from the config alone (`_create_attention_instances`, 0.32.0). `config.sliding_window` holds
+where `layer_types` says `sliding_attention`, and in every layer if there are no `layer_types` (`engine/arg_utils.py`).
 """
 
 from collections.abc import Iterator, Sequence
-
-from torch import nn
 
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.loading.config_fields import field_of
@@ -18,13 +16,8 @@ from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.findings import be404, be405, be407
 
 
-def check_options(
-    built: nn.Module, trial: Trial, calls: Sequence[AttentionCall], contract: ContractFacts
-) -> Iterator[Finding]:
-    """Windows, soft-caps and causality that the model has and the call does not pass, or the client does not have.
-
-    `built` is the whole model, whose modules have the real window; `calls` are those of the small one.
-    """
+def check_options(trial: Trial, calls: Sequence[AttentionCall], contract: ContractFacts) -> Iterator[Finding]:
+    """Windows, soft-caps and causality that the model has and the call does not pass, or the client does not have."""
     cap = next((name for name in _fields(trial.text) if _caps_scores(name) and field_of(trial.text, name)), None)
     for call in calls:
         owner, place = type(call.module).__name__, Place(module=call.path or None, source=call.source)

@@ -7,6 +7,7 @@ images by `text_replacement_offsets` and uses the counts for the largest image. 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -24,23 +25,32 @@ from shardproof.verify.findings import be424, be441
 FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def check_processors(loaded: LoadedModel) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class ProcessorCheck:
+    """Findings of a processor for every client, and (`of_offsets`) for those that find images by replacement offsets."""
+
+    found: tuple[Finding, ...] = ()
+    of_offsets: tuple[Finding, ...] = ()
+
+
+def check_processors(loaded: LoadedModel) -> ProcessorCheck:
     """The processor of a checkpoint, made and used; of a model without a checkpoint what its class says."""
     folder = loaded.checkpoint
     if folder is None or not _has_processor(folder, loaded.config):
         kind = processor_class(loaded.config)
-        return check_processor_class(kind) if kind is not None else []
+        return ProcessorCheck(tuple(check_processor_class(kind)) if kind is not None else ())
     try:
         with quiet():
             made = AutoProcessor.from_pretrained(
                 folder, trust_remote_code=loaded.trust_remote_code, local_files_only=True
             )
     except Exception as error:  # whatever the parts of a processor raise
-        return [_not_made(error)]
+        return ProcessorCheck((_not_made(error),))
     if not isinstance(made, ProcessorMixin):
-        return []
+        return ProcessorCheck()
     with quiet():
-        return check_processor(made)
+        found = tuple(check_processor(made))
+        return ProcessorCheck(found, () if found else tuple(check_offsets(made)))
 
 
 def _has_processor(folder: Path, config: PreTrainedConfig) -> bool:
@@ -80,10 +90,14 @@ def check_processor(processor: ProcessorMixin) -> list[Finding]:
     found = [*check_processor_class(kind), *_attributes(processor)]
     if found:
         return found
-    found = list(images_used(processor))
-    if not found and not replacements_given(processor):
-        found = [be441.no_replacements(kind.__name__, Place(source=source_of(kind)))]
-    return list({finding.message: finding for finding in found}.values())
+    return list({finding.message: finding for finding in images_used(processor)}.values())
+
+
+def check_offsets(processor: ProcessorMixin) -> Iterator[Finding]:
+    """Whether vLLM 0.32 finds the images of a prompt."""
+    kind = type(processor)
+    if not replacements_given(processor):
+        yield be441.no_replacements(kind.__name__, Place(source=source_of(kind)))
 
 
 def _attributes(processor: ProcessorMixin) -> Iterator[Finding]:
@@ -92,7 +106,9 @@ def _attributes(processor: ProcessorMixin) -> Iterator[Finding]:
         try:
             missing = getattr(processor, name, None) is None
         except Exception as error:  # a property of the processor's own
-            yield be441.raises(kind.__name__, f"reading {name}", f"{type(error).__name__}: {error}", _raised(error, kind))
+            yield be441.raises(
+                kind.__name__, f"reading {name}", f"{type(error).__name__}: {error}", _raised(error, kind)
+            )
             continue
         if missing:
             yield be441.attribute_missing(kind.__name__, name, Place(source=source_of(kind)))

@@ -140,7 +140,7 @@ def _called(processor: Any, prompt: ImagePrompt, **wanted: bool) -> Mapping[str,
     text = prompt.text(placeholder(processor))
     arrays = [numpy.zeros((height, width, 3), dtype=numpy.uint8) for height, width in prompt.sizes]
     try:
-        from PIL import Image
+        from PIL import Image  # type: ignore[import-not-found,unused-ignore]  # Pillow is optional
     except ImportError:
         made: Mapping[str, object] = processor(text=text, images=arrays, **wanted)
         return made
@@ -164,7 +164,7 @@ def placeholder(processor: Any) -> str:
 
 
 def _without_images(processor: Any) -> Iterator[Finding]:
-    """A prompt of text alone: no token has the type of an image. One that raises is not accused: engines tokenize it themselves."""
+    """A prompt of text alone: no token has the type of an image. One that raises is no fault: engines tokenize it themselves."""
     try:
         types = _row(processor(text="words alone", return_mm_token_type_ids=True), "mm_token_type_ids")
     except Exception:
@@ -185,8 +185,10 @@ def replacements_given(processor: Any) -> bool:
 
 def _row(made: Mapping[str, object], key: str) -> list[int] | None:
     """The first row of what a processor returned under a key."""
-    value = made.get(key)
-    listed = value.tolist() if hasattr(value, "tolist") else value
-    row = listed[0] if isinstance(listed, list) and listed else None
-    row = row.tolist() if hasattr(row, "tolist") else row
+    listed = _as_list(made.get(key))
+    row = _as_list(listed[0]) if isinstance(listed, list) and listed else None
     return row if isinstance(row, list) else None
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value

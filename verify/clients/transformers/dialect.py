@@ -12,8 +12,8 @@ from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reade
 TRANSFORMERS_CONTRACT = ContractFacts(
     client="transformers", keywords=("attention_keyword",), needs_keywords=False, calls_head=True
 )
-"""Transformers gives what its own attention needs; a keyword of any name reaches a registered attention function (documentation of
-`AttentionInterface`), so that one of no meaning is tried.
+"""A keyword of any name reaches a registered attention function (Transformers' documentation of `AttentionInterface`), so one
+without a meaning is tried.
 """
 
 TRANSFORMERS = Dialect(

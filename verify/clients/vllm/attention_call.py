@@ -66,7 +66,9 @@ def _is_lookup(value: ast.expr) -> bool:
     """`ALL_ATTENTION_FUNCTIONS[...]`, or a call of one of its methods."""
     inner = value.func if isinstance(value, ast.Call) else value
     return (
-        isinstance(inner, ast.Attribute | ast.Subscript) and isinstance(inner.value, ast.Name) and inner.value.id == TABLE
+        isinstance(inner, ast.Attribute | ast.Subscript)
+        and isinstance(inner.value, ast.Name)
+        and inner.value.id == TABLE
     )
 
 

@@ -1,9 +1,9 @@
 """What vLLM asks of a model, 0.24.0 to 0.32.0.
 
 Source: `vllm/model_executor/models/registry.py` (`_try_resolve_transformers`) and `vllm/model_executor/models/transformers/`
-(`__init__.py`, `base.py`, `causal.py`, `fusers/`). Up to 0.25 the attention gets `attention_instances` and `scaling` from the call.
-0.32 puts its attention on the module and reads the scale off the source, so that keywords do not matter to it; its documentation
-still asks models to pass them on.
+(`__init__.py`, `base.py`, `causal.py`, `fusers/`). Up to 0.25 the attention gets `attention_instances` and `scaling` from the
+call. 0.32 puts its attention on the module and reads the scale off the source, so it needs no keywords; its documentation still
+asks models to pass them on.
 """
 
 from dataclasses import replace
@@ -23,4 +23,6 @@ VLLM_CONTRACT_0_24 = ContractFacts(
 )
 """`named_arguments`: `_decorate_for_torch_compile` looks for them in the signature of the decoder's forward."""
 
-VLLM_CONTRACT_0_32 = replace(VLLM_CONTRACT_0_24, needs_keywords=False, positional=(), reads_source=True)
+VLLM_CONTRACT_0_32 = replace(
+    VLLM_CONTRACT_0_24, needs_keywords=False, positional=(), reads_source=True, finds_images_by_offsets=True
+)

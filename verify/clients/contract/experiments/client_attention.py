@@ -141,7 +141,9 @@ class Recorder:
         call = AttentionCall(
             self.paths.get(id(module), ""),
             module,
-            *(named[name] for name in ("query", "key", "value")),
+            named["query"],
+            named["key"],
+            named["value"],
             named.get("attention_mask"),
             given[len(ARGUMENTS) :],
             options,

@@ -1,7 +1,7 @@
 """Does a token that is run alone, as in decoding, stand where its position says?
 
-An engine decodes one token at a time, with its position in `position_ids` and the tokens before it in the cache of the attention.
-In the first layer the query and the key of a token depend on the token and its position alone, so that they are the same as in the
+An engine decodes one token at a time, with its position in `position_ids`; the tokens before it are in the attention's cache.
+In the first layer the query and the key of a token depend on the token and its position alone. So they are the same as in the
 run of the whole sequence, unless the model counts positions by itself.
 """
 

@@ -249,7 +249,11 @@ def _reads(code: CodeType, lines: _LineWatch, *, until: int) -> int:
     given = {part.id for part in ast.walk(call) if isinstance(part, ast.Name)} if call is not None else set()
     found = 0
     for node in ast.walk(tree):
-        if not isinstance(node, ast.stmt) or isinstance(node, ast.FunctionDef | ast.With) or node.lineno not in executed:
+        if (
+            not isinstance(node, ast.stmt)
+            or isinstance(node, ast.FunctionDef | ast.With)
+            or node.lineno not in executed
+        ):
             continue
         if node.lineno >= until or isinstance(node, ast.If | ast.Return):
             continue

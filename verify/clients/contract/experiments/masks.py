@@ -1,8 +1,8 @@
 """Which keys a query sees in the model's own run, and who says so: a masking function of Transformers, or the model by hand.
 
-The model is run as Transformers runs it, on one sequence, with an attention function that remembers the mask that it is given, and
-with a maker of masks that remembers what it made. An engine gives no mask, so that what a mask says beyond "the keys before, in
-the window of the config" is lost.
+The model is run as Transformers runs it, on one sequence, with an attention function that remembers the mask that it is given,
+and with a maker of masks that remembers what it made. An engine gives no mask: what a mask says beyond "the keys before, in the
+window of the config" is lost.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,12 @@ from shardproof.verify.clients.contract.experiments.trial import Trial, made_mas
 
 NAME = "shardproof_masked"
 Maker = Callable[..., Tensor | None]
-_MAKERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask", "create_bidirectional_mask")
+_MAKERS = (
+    "create_causal_mask",
+    "create_sliding_window_causal_mask",
+    "create_chunked_causal_mask",
+    "create_bidirectional_mask",
+)
 
 
 @dataclass(frozen=True, slots=True)

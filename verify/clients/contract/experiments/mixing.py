@@ -1,8 +1,8 @@
 """Does a token see another one outside of the attention?
 
-The attention is answered by each token's own query, key and value alone. Then one token of the input is exchanged: whatever else
-changes was mixed by the model itself, by a token shift, a convolution, a recurrence, an attention of its own. An engine runs a step with
-the new tokens alone, and keeps a cache behind the attention interface only, so that all of those lose what came before.
+The attention is answered by each token's own query, key and value alone. Then one token of the input is exchanged. Whatever else
+changes was mixed by the model itself: by a token shift, a convolution, a recurrence, an attention of its own. An engine runs a
+step with the new tokens alone and keeps a cache only behind the attention interface, so all of those lose what came before.
 """
 
 from dataclasses import dataclass, field
@@ -55,7 +55,9 @@ def mixing_modules(trial: Trial, prompt: Prompt) -> list[Mixing]:
 
 
 def _another(trial: Trial, prompt: Prompt, token: int) -> int:
-    return next((int(one) for one in prompt.tokens.flatten() if int(one) != token), (token + 1) % max(trial.vocabulary, 2))
+    return next(
+        (int(one) for one in prompt.tokens.flatten() if int(one) != token), (token + 1) % max(trial.vocabulary, 2)
+    )
 
 
 def _alone(*_: Any, **__: Any) -> tuple[Tensor, None]:
@@ -106,7 +108,7 @@ def _watched(trial: Trial, model: nn.Module, tokens: Tensor) -> list[_ModuleRun]
 
 
 def _mixers(first: list[_ModuleRun], second: list[_ModuleRun]) -> list[str]:
-    """Paths of the innermost modules that are given a change at one token, and give one at others, in the order of their calls."""
+    """Paths of the innermost modules that are given a change at one token and give one at others, in the order of calls."""
     if [run.path for run in first] != [run.path for run in second]:
         return []
     mixing = []
@@ -136,9 +138,7 @@ def _beyond(first: Tensor, second: Tensor) -> bool:
     return bool(changed.any())
 
 
-def _operation(
-    trial: Trial, model: nn.Module, path: str, tokens: Tensor, other: Tensor
-) -> tuple[str, Source | None]:
+def _operation(trial: Trial, model: nn.Module, path: str, tokens: Tensor, other: Tensor) -> tuple[str, Source | None]:
     """The first operation of a module whose result differs at other tokens."""
     logs = [_logged(trial, model, path, row) for row in (tokens, other)]
     for first, second in zip(logs[0].ops, logs[1].ops, strict=False):

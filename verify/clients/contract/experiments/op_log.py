@@ -37,13 +37,15 @@ class OpLog(TorchDispatchMode):
     _alive: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = tuple(
             dict.fromkeys(
-                self._made[id(one)] for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and id(one) in self._made
+                self._made[id(one)]
+                for one in tree_leaves((args, kwargs))
+                if isinstance(one, Tensor) and id(one) in self._made
             )
         )
         result = func(*args, **kwargs)

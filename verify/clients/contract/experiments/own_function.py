@@ -67,7 +67,10 @@ def spec_of(call: AttentionCall) -> AttentionSpec:
 
 
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A mask as which keys are seen, and what is added to their scores (None for nothing); both `(rows, heads, queries, keys)`."""
+    """A mask as which keys are seen, and what is added to their scores (None for nothing).
+
+    All are `(rows, heads, queries, keys)`.
+    """
     if not mask.is_floating_point():
         return mask.bool(), None
     allowed = mask > _HIDDEN
@@ -130,7 +133,9 @@ def _first(output: Any) -> Tensor | None:
 
 
 def _compared(own: nn.Module, other: nn.Module, path: str, given: _Given) -> Difference | None:
-    recorder = Recorder(paths_in(other), lambda call: as_interface(attend(call.query, call.key, call.value, spec_of(call))))
+    recorder = Recorder(
+        paths_in(other), lambda call: as_interface(attend(call.query, call.key, call.value, spec_of(call)))
+    )
     with registered(NAME, recorder), torch.no_grad():
         output = _first(other.get_submodule(path)(*_copied(given.args), **_copied(given.kwargs)))
     if output is None or len(recorder.calls) != 1:

@@ -22,6 +22,7 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     repeated,
 )
 from shardproof.verify.clients.contract.experiments.client_spec import client_spec
+from shardproof.verify.clients.contract.experiments.decode_step import one_step
 from shardproof.verify.clients.contract.experiments.engine_run import (
     TOLERANCE,
     Prompt,
@@ -30,7 +31,6 @@ from shardproof.verify.clients.contract.experiments.engine_run import (
     run_alone,
     run_as_engine,
 )
-from shardproof.verify.clients.contract.experiments.decode_step import one_step
 from shardproof.verify.clients.contract.experiments.frames import raising_line
 from shardproof.verify.clients.contract.experiments.keywords import KeywordWatch, Loss, Sentinel, located, refused
 from shardproof.verify.clients.contract.experiments.masks import MaskSeen, masks_seen
@@ -60,8 +60,8 @@ class Outcome(Generic[T]):
 class EngineOutcome:
     """The model as an engine calls it.
 
-    `states` are the hidden states, `(tokens, width)`, None where the run raised `error` at `source`; then `cause` is what has to be
-    otherwise for the run not to raise: `mask`, `form` (of the attention's output), `weights`, or `call` for none of them.
+    `states` are the hidden states, `(tokens, width)`. They are None where the run raised `error` at `source`. Then `cause` is what
+    has to be otherwise for the run not to raise: `mask`, `form` (of the attention's output), `weights`, or `call` for none of them.
     """
 
     calls: tuple[AttentionCall, ...]
@@ -131,7 +131,11 @@ class Experiments:
         return self._once("own", lambda: own_differences(self._trial(), self.prompt, tuple(paths)))
 
     def as_engine(self, contract: ContractFacts) -> EngineOutcome:
-        """The model as the engine of a contract runs it, its keywords apart. Raises `TrialError` where there is no small model."""
+        """The model as the engine of a contract runs it, without its keywords.
+
+        Raises:
+            TrialError: there is no small model.
+        """
         made: Outcome[EngineOutcome] = self._once(f"engine {contract}", lambda: self._engine(contract))
         if made.found is None:
             assert made.error is not None
@@ -269,7 +273,11 @@ def _weights(call: AttentionCall) -> Tensor:
     """Attention weights as Transformers' own function gives them back: `(1, heads, queries, keys)`."""
     tokens = call.query.shape[2]
     one = torch.eye(tokens, dtype=call.query.dtype).expand(1, call.query.shape[1], tokens, tokens)
-    return attend(call.query, call.key, one, spec_of(call)) if repeated(call.key, call.query).shape == call.key.shape else one
+    return (
+        attend(call.query, call.key, one, spec_of(call))
+        if repeated(call.key, call.query).shape == call.key.shape
+        else one
+    )
 
 
 def _marked(weights: Callable[[AttentionCall], Tensor], log: OpLog) -> Callable[[AttentionCall], Tensor]:

@@ -107,7 +107,7 @@ def _after(ops: Sequence[LoggedOp], steps: Sequence[_Step], right: Sequence[int]
         if at <= weights or not set(op.inputs) & reached:
             continue
         reached.add(at)
-        if op.value is None or at in reached and any(op is steps[one].op for one in right):
+        if op.value is None or any(op is steps[one].op for one in right):
             continue
         same = any(
             op.value.numel() == form.numel() and _near(op.value.double().flatten(), form.flatten()) for form in forms
@@ -127,7 +127,9 @@ _MOVES = tuple(
 def _is_copy(op: LoggedOp, ops: Sequence[LoggedOp]) -> bool:
     """Whether an operation gives one of its inputs back, such as dropout in evaluation."""
     return any(
-        ops[one].value is not None and op.value is not None and torch.equal(ops[one].value.flatten(), op.value.flatten())
+        ops[one].value is not None
+        and op.value is not None
+        and torch.equal(ops[one].value.flatten(), op.value.flatten())
         for one in op.inputs
         if ops[one].value is not None and op.value is not None and ops[one].value.numel() == op.value.numel()
     )

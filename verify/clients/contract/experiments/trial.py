@@ -1,4 +1,4 @@
-"""The small model that the experiments run: on the CPU, in float64, with random weights, built as often as an experiment needs it.
+"""The small model that the experiments run: on the CPU, in float64, with random weights, built for each experiment.
 
 What the experiments ask does not depend on sizes, so that a twin answers them; a model that is small already is run as it is.
 """
