@@ -24,7 +24,7 @@ from shardproof.verify.clients.contract.config import (
     check_places,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import TOLERANCE, gap
-from shardproof.verify.clients.contract.experiments.results import EngineOutcome, Experiments, Outcome
+from shardproof.verify.clients.contract.experiments.results import EngineOutcome, ExperimentOutcome, Experiments
 from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.keywords import lost_keywords
 from shardproof.verify.clients.contract.options import check_masks
@@ -167,7 +167,7 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
         yield from _as_a_whole(contract, experiments, outcome)
 
 
-def _not_run(what: str, outcome: Outcome[list[T]]) -> Iterator[Finding]:
+def _not_run(what: str, outcome: ExperimentOutcome[list[T]]) -> Iterator[Finding]:
     """What an experiment that raised leaves unknown."""
     if outcome.error is not None:
         yield be424.not_checked(what, outcome.reason)

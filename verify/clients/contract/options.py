@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.loading.config_fields import field_of
+from shardproof.verify.clients.contract.client_spec import SOFTCAP, client_window
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall
-from shardproof.verify.clients.contract.experiments.client_spec import SOFTCAP, client_window
 from shardproof.verify.clients.contract.experiments.masks import MaskSeen
 from shardproof.verify.clients.contract.experiments.trial import Trial
 from shardproof.verify.clients.contract.facts import ContractFacts

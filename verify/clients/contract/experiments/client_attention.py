@@ -123,7 +123,7 @@ Answer = Callable[[AttentionCall], Tensor]
 
 
 @dataclass
-class Recorder:
+class AttentionRecorder:
     """An attention function that remembers its calls, and answers by `answer`; it gives the weights `weights`, or None."""
 
     paths: Mapping[int, str]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionCall,
-    Recorder,
+    AttentionRecorder,
     as_rows,
     attend,
     paths_in,
@@ -42,9 +42,9 @@ def _calls(trial: Trial, tokens: Tensor, positions: Tensor) -> Sequence[Attentio
     def answer(call: AttentionCall) -> Tensor:
         return as_rows(attend(call.query, call.key, call.value, spec_of(call)))
 
-    with registered(NAME, answer):  # type: ignore[arg-type]  # never called: the model is only built
+    with registered(NAME, AttentionRecorder({}, answer)):
         model = trial.built(NAME)
-    recorder = Recorder(paths_in(model), answer)
+    recorder = AttentionRecorder(paths_in(model), answer)
     with registered(NAME, recorder), torch.no_grad():
         trial.base(model)(
             input_ids=tokens, inputs_embeds=None, use_cache=False, position_ids=positions, return_dict=False

@@ -29,7 +29,7 @@ class Prompt:
     @property
     def rows(self) -> tuple[Tensor, ...]:
         """Each sequence alone, `(1, tokens)`."""
-        return self.tokens.split(self.bounds, dim=1)
+        return tuple(torch.split(self.tokens, list(self.bounds), dim=1))
 
 
 def prompt_of(trial: Trial) -> Prompt:

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.loading.source_lines import relative
-from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall, Recorder
+from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall, AttentionRecorder
 from shardproof.verify.clients.contract.experiments.frames import frames, is_modeling
 from shardproof.verify.clients.contract.source import code_tree
 
@@ -29,7 +29,7 @@ DEPTH = 4
 _UNEXPECTED = re.compile(r"([\w.<>]+)\(\) got an unexpected keyword argument '(\w+)'")
 
 
-_NO_HOLDERS = (Tensor, str, bytes, int, float, type, type(sys), PreTrainedConfig, CodeType, Recorder)
+_NO_HOLDERS = (Tensor, str, bytes, int, float, type, type(sys), PreTrainedConfig, CodeType, AttentionRecorder)
 
 
 class Sentinel:
@@ -120,7 +120,7 @@ def _inner(code: CodeType) -> list[CodeType]:
 
 
 def _is_own(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").startswith("shardproof.")
+    return str(frame.f_globals.get("__name__", "")).startswith("shardproof.")
 
 
 def _holds(names: Mapping[str, Any], sentinel: Sentinel) -> bool:
@@ -148,12 +148,11 @@ def _parts(value: object) -> list[object]:
     if isinstance(value, MethodType):
         return [value.__self__]
     if isinstance(value, nn.Module):
-        own = set(vars(nn.Module())) | {"config"}
-        return [part for name, part in vars(value).items() if name not in own]
+        common = set(vars(nn.Module())) | {"config"}
+        return [part for name, part in vars(value).items() if name not in common]
     closed = [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _filled(cell)]
-    names = [name for name in getattr(type(value), "__slots__", ()) if isinstance(name, str)]
-    slots = [vars(type(value))[name] for name in names if name in vars(type(value))]
-    held = [slot.__get__(value) for slot in slots if isinstance(slot, MemberDescriptorType) and _set(slot, value)]
+    slots = [slot for slot in vars(type(value)).values() if isinstance(slot, MemberDescriptorType)]
+    held = [slot.__get__(value) for slot in slots if _set(slot, value)]
     own = getattr(value, "__dict__", {})
     return [*(own.values() if isinstance(own, dict) else ()), *held, *closed]
 

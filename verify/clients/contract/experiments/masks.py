@@ -17,8 +17,8 @@ from shardproof.planner.inputs.example import caching
 from shardproof.planner.ir.findings import Source
 from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionCall,
+    AttentionRecorder,
     AttentionSpec,
-    Recorder,
     as_interface,
     attend,
     paths_in,
@@ -101,9 +101,9 @@ def _masks_with(trial: Trial, prompt: Prompt, make: Maker) -> list[MaskSeen]:
 
 
 def _run(trial: Trial, prompt: Prompt, maker: Maker, log: OpLog | None = None) -> list[AttentionCall]:
-    with registered(NAME, _answer, masks=maker):
+    with registered(NAME, _unused, masks=maker):
         model = trial.built(NAME)
-    recorder = Recorder(paths_in(model), _answer)
+    recorder = AttentionRecorder(paths_in(model), _answer)
     base = trial.base(model)
     row = max(prompt.rows, key=lambda one: one.shape[1])
     with registered(NAME, recorder, masks=maker), torch.no_grad():
@@ -113,6 +113,10 @@ def _run(trial: Trial, prompt: Prompt, maker: Maker, log: OpLog | None = None) -
             with log:
                 base(input_ids=row, **caching(base, False))
     return recorder.calls
+
+
+def _unused(*_: Any, **__: Any) -> tuple[Tensor, None]:
+    raise AssertionError("the model is only built")
 
 
 def _answer(call: AttentionCall) -> Tensor:

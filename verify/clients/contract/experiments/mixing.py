@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from shardproof.planner.ir.findings import Source
-from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall, Recorder, paths_in, repeated
+from shardproof.verify.clients.contract.experiments.client_attention import (
+    AttentionCall,
+    AttentionRecorder,
+    paths_in,
+    repeated,
+)
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt, run_as_engine
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
 from shardproof.verify.clients.contract.experiments.trial import Trial, registered
@@ -43,7 +48,7 @@ def mixing_modules(trial: Trial, prompt: Prompt) -> list[Mixing]:
     tokens[0] = prompt.tokens.flatten().repeat(TOKENS)[:TOKENS]
     other = tokens.clone()
     other[0, EXCHANGED] = _another(trial, prompt, int(tokens[0, EXCHANGED]))
-    with registered(NAME, Recorder(paths_in(model), _alone_rows)):
+    with registered(NAME, AttentionRecorder(paths_in(model), _alone_rows)):
         runs = [_watched(trial, model, row) for row in (tokens, other)]
         mixers = _mixers(*runs)
         found: dict[str, Mixing] = {}
@@ -156,12 +161,12 @@ def _logged(trial: Trial, model: nn.Module, path: str, tokens: Tensor) -> OpLog:
 
     def enter(*_: Any) -> None:
         if not entered:
-            log.__enter__()
+            log.__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         entered.append(True)
 
     def leave(*_: Any) -> None:
         if len(entered) == 1:
-            log.__exit__(None, None, None)
+            log.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         entered.append(True)
 
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]

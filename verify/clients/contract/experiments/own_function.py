@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from shardproof.planner.inputs.example import caching
 from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionCall,
+    AttentionRecorder,
     AttentionSpec,
-    Recorder,
     as_interface,
     attend,
     paths_in,
@@ -26,7 +26,7 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
 )
 from shardproof.verify.clients.contract.experiments.engine_run import TOLERANCE, Prompt, gap
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
-from shardproof.verify.clients.contract.experiments.score_path import Departure, Explanation, explain
+from shardproof.verify.clients.contract.experiments.score_path import Departure, ScoreExplanation, explain
 from shardproof.verify.clients.contract.experiments.trial import Trial, registered
 
 NAME = "shardproof_reference"
@@ -35,12 +35,12 @@ _HIDDEN = -1e3
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class FunctionDifference:
     """One attention module whose function is not the reference; `size` is relative to the largest output."""
 
     call: AttentionCall
     size: float
-    explanation: Explanation
+    explanation: ScoreExplanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,14 @@ def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     return allowed, bias if bool(beside.abs().max() > 1e-9) else None
 
 
-def own_differences(trial: Trial, prompt: Prompt, paths: tuple[str, ...]) -> list[Difference]:
+def own_differences(trial: Trial, prompt: Prompt, paths: tuple[str, ...]) -> list[FunctionDifference]:
     """The attention modules (at `paths`) whose own function is not the reference, one for each class of module.
 
     Raises whatever the model raises when it runs with its own function.
     """
     own = trial.built("eager")
     given = _run(trial, own, prompt, paths)
-    found: dict[type, Difference] = {}
+    found: dict[type, FunctionDifference] = {}
     with registered(NAME, _unused):
         other = trial.built(NAME)
     for path, one in given.items():
@@ -132,8 +132,8 @@ def _first(output: Any) -> Tensor | None:
     return next((one for one in tree_leaves(output) if isinstance(one, Tensor)), None)
 
 
-def _compared(own: nn.Module, other: nn.Module, path: str, given: _Given) -> Difference | None:
-    recorder = Recorder(
+def _compared(own: nn.Module, other: nn.Module, path: str, given: _Given) -> FunctionDifference | None:
+    recorder = AttentionRecorder(
         paths_in(other), lambda call: as_interface(attend(call.query, call.key, call.value, spec_of(call)))
     )
     with registered(NAME, recorder), torch.no_grad():
@@ -143,10 +143,10 @@ def _compared(own: nn.Module, other: nn.Module, path: str, given: _Given) -> Dif
     size = gap(output, given.output)
     if size <= TOLERANCE:
         return None
-    return Difference(recorder.calls[0], size, _explained(own, path, given, recorder.calls[0]))
+    return FunctionDifference(recorder.calls[0], size, _explained(own, path, given, recorder.calls[0]))
 
 
-def _explained(own: nn.Module, path: str, given: _Given, call: AttentionCall) -> Explanation:
+def _explained(own: nn.Module, path: str, given: _Given, call: AttentionCall) -> ScoreExplanation:
     value = repeated(call.value, call.query).double()
     products = call.query.double() @ repeated(call.key, call.query).double().transpose(-1, -2)
     wanted = {products.numel(), value.numel()}
@@ -158,6 +158,6 @@ def _explained(own: nn.Module, path: str, given: _Given, call: AttentionCall) ->
     return explain(log.ops, products, allowed, value, call.scale)
 
 
-def only_scale(difference: Difference) -> bool:
+def only_scale(difference: FunctionDifference) -> bool:
     """Whether a difference is a factor of the scores alone."""
     return difference.explanation.departure is Departure.SCALE

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.loading.load import LoadedModel, quiet
+from shardproof.verify.clients.contract.client_spec import client_spec
 from shardproof.verify.clients.contract.experiments.client_attention import (
     Answer,
     AttentionCall,
-    Recorder,
+    AttentionRecorder,
     as_interface,
     as_rows,
     attend,
     paths_in,
     repeated,
 )
-from shardproof.verify.clients.contract.experiments.client_spec import client_spec
 from shardproof.verify.clients.contract.experiments.decode_step import one_step
 from shardproof.verify.clients.contract.experiments.engine_run import (
     TOLERANCE,
@@ -36,7 +36,7 @@ from shardproof.verify.clients.contract.experiments.keywords import KeywordWatch
 from shardproof.verify.clients.contract.experiments.masks import MaskSeen, masks_seen
 from shardproof.verify.clients.contract.experiments.mixing import Mixing, mixing_modules
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
-from shardproof.verify.clients.contract.experiments.own_function import Difference, own_differences, spec_of
+from shardproof.verify.clients.contract.experiments.own_function import FunctionDifference, own_differences, spec_of
 from shardproof.verify.clients.contract.experiments.trial import Trial, TrialError, made_mask, registered, trial_of
 from shardproof.verify.clients.contract.facts import ContractFacts
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[T]):
+class ExperimentOutcome(Generic[T]):
     """What an experiment found, or the error for which it found nothing."""
 
     found: T | None = None
@@ -60,8 +60,8 @@ class Outcome(Generic[T]):
 class EngineOutcome:
     """The model as an engine calls it.
 
-    `states` are the hidden states, `(tokens, width)`. They are None where the run raised `error` at `source`. Then `cause` is what
-    has to be otherwise for the run not to raise: `mask`, `form` (of the attention's output), `weights`, or `call` for none of them.
+    `states` are the hidden states, `(tokens, width)`. They are None where the run raised `error` at `source`; then `cause` is
+    what would have to be otherwise: `mask`, `form` (of the attention's output), `weights`, or `call` for none of them.
     """
 
     calls: tuple[AttentionCall, ...]
@@ -97,10 +97,10 @@ class Experiments:
 
     loaded: LoadedModel
     built: nn.Module
-    _kept: dict[str, Outcome[Any]] = field(default_factory=dict)
+    _kept: dict[str, ExperimentOutcome[Any]] = field(default_factory=dict)
 
     @property
-    def trial(self) -> Outcome[Trial]:
+    def trial(self) -> ExperimentOutcome[Trial]:
         """The small model."""
         return self._once("trial", lambda: trial_of(self.loaded, self.built))
 
@@ -112,21 +112,21 @@ class Experiments:
         return found
 
     @property
-    def alone(self) -> Outcome[Tensor]:
+    def alone(self) -> ExperimentOutcome[Tensor]:
         """The hidden states in Transformers, `(tokens, width)`, each sequence run alone."""
         return self._once("alone", self._alone)
 
     @property
-    def masks(self) -> Outcome[list[MaskSeen]]:
+    def masks(self) -> ExperimentOutcome[list[MaskSeen]]:
         """The masks of the model's own run."""
         return self._once("masks", lambda: masks_seen(self._trial(), self.prompt))
 
     @property
-    def mixing(self) -> Outcome[list[Mixing]]:
+    def mixing(self) -> ExperimentOutcome[list[Mixing]]:
         """The modules outside of the attention in which tokens see others."""
         return self._once("mixing", lambda: mixing_modules(self._trial(), self.prompt))
 
-    def own_function(self, paths: Sequence[str]) -> Outcome[list[Difference]]:
+    def own_function(self, paths: Sequence[str]) -> ExperimentOutcome[list[FunctionDifference]]:
         """The attention modules whose own function is not the reference."""
         return self._once("own", lambda: own_differences(self._trial(), self.prompt, tuple(paths)))
 
@@ -136,24 +136,24 @@ class Experiments:
         Raises:
             TrialError: there is no small model.
         """
-        made: Outcome[EngineOutcome] = self._once(f"engine {contract}", lambda: self._engine(contract))
+        made: ExperimentOutcome[EngineOutcome] = self._once(f"engine {contract}", lambda: self._engine(contract))
         if made.found is None:
             assert made.error is not None
             raise TrialError(made.reason) from made.error
         return made.found
 
-    def used_weights(self, contract: ContractFacts) -> Outcome[WeightsUse]:
+    def used_weights(self, contract: ContractFacts) -> ExperimentOutcome[WeightsUse]:
         """Whether the model gives another result where the attention gives its weights back, and the line that uses them."""
         return self._once("weights", lambda: self._weights_use(contract))
 
     @property
-    def step(self) -> Outcome[float]:
+    def step(self) -> ExperimentOutcome[float]:
         """How far the queries and keys of one token, run alone at its position as in decoding, are from those in its sequence;
         relative to the largest.
         """
         return self._once("step", lambda: one_step(self._trial(), self.prompt))
 
-    def lost_keywords(self, names: tuple[str, ...], *, head: bool) -> Outcome[list[Loss]]:
+    def lost_keywords(self, names: tuple[str, ...], *, head: bool) -> ExperimentOutcome[list[Loss]]:
         """Where keywords of these names are lost, given to the base model, or to the `head` model."""
         return self._once(f"keywords {names} {head}", lambda: self._lost(names, head=head))
 
@@ -170,14 +170,14 @@ class Experiments:
             raise TrialError(outcome.reason)
         return outcome.found
 
-    def _once(self, name: str, experiment: Callable[[], T]) -> "Outcome[T]":
+    def _once(self, name: str, experiment: Callable[[], T]) -> "ExperimentOutcome[T]":
         if name not in self._kept:
             try:
                 with quiet(), one_thread():
                     torch.manual_seed(0)
-                    self._kept[name] = Outcome(experiment())
+                    self._kept[name] = ExperimentOutcome(experiment())
             except Exception as error:  # whatever the code of a model raises: the experiment found nothing
-                self._kept[name] = Outcome(error=error)
+                self._kept[name] = ExperimentOutcome(error=error)
         return self._kept[name]
 
     def _engine(self, contract: ContractFacts) -> EngineOutcome:
@@ -199,7 +199,7 @@ class Experiments:
             except Exception as error:  # the constructor refuses the attention of the client
                 return EngineOutcome((), None, error, "call", raising_line(error))
         weights = _marked(_weights, log) if log is not None else _weights
-        recorder = Recorder(paths_in(model), answer, weights if form.weights else lambda _: None)
+        recorder = AttentionRecorder(paths_in(model), answer, weights if form.weights else lambda _: None)
         with registered(contract.client, recorder, masks=masks), log if log is not None else nullcontext():
             try:
                 states = run_as_engine(trial, model, prompt.tokens, prompt.bounds, {})
@@ -230,7 +230,7 @@ class Experiments:
         with registered(name, _never, masks=masks):
             model = trial.built(name)
         watch = KeywordWatch(wanted)
-        recorder = Recorder(paths_in(model), _as_asked, _weights, listen=watch)
+        recorder = AttentionRecorder(paths_in(model), _as_asked, _weights, listen=watch)
         row = prompt.rows[0]
 
         def run_once() -> None:

@@ -33,7 +33,7 @@ class Departure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class ScoreExplanation:
     """`source` is the line where the function leaves the reference; `scale` the factor that it really applies."""
 
     departure: Departure
@@ -49,7 +49,9 @@ class _Step:
     value: Tensor
 
 
-def explain(ops: Sequence[LoggedOp], products: Tensor, allowed: Tensor, value: Tensor, scale: float) -> Explanation:
+def explain(
+    ops: Sequence[LoggedOp], products: Tensor, allowed: Tensor, value: Tensor, scale: float
+) -> ScoreExplanation:
     """The first departure of a function from the reference.
 
     Args:
@@ -66,7 +68,7 @@ def explain(ops: Sequence[LoggedOp], products: Tensor, allowed: Tensor, value: T
     ]
     clean = [(at, factor) for at, step in enumerate(steps) if (factor := _factor(step.value, products, allowed))]
     if not clean:
-        return Explanation(Departure.UNKNOWN, None)
+        return ScoreExplanation(Departure.UNKNOWN, None)
     last, factor = clean[-1]
     weights = _expected(products, allowed, factor)
     right = [at for at, step in enumerate(steps) if at > clean[0][0] and _near(step.value, weights)]
@@ -74,8 +76,8 @@ def explain(ops: Sequence[LoggedOp], products: Tensor, allowed: Tensor, value: T
         after = _after(ops, steps, right, weights @ value)
         if abs(factor - scale) > CLOSE * scale:
             first = next(at for at, other in clean if abs(other - factor) <= CLOSE * abs(factor))
-            return Explanation(Departure.SCALE, steps[first].op.source, factor)
-        return Explanation(Departure.AFTER, after)
+            return ScoreExplanation(Departure.SCALE, steps[first].op.source, factor)
+        return ScoreExplanation(Departure.AFTER, after)
     return _before(steps, last, factor, products, allowed)
 
 
@@ -126,16 +128,14 @@ _MOVES = tuple(
 
 def _is_copy(op: LoggedOp, ops: Sequence[LoggedOp]) -> bool:
     """Whether an operation gives one of its inputs back, such as dropout in evaluation."""
-    return any(
-        ops[one].value is not None
-        and op.value is not None
-        and torch.equal(ops[one].value.flatten(), op.value.flatten())
-        for one in op.inputs
-        if ops[one].value is not None and op.value is not None and ops[one].value.numel() == op.value.numel()
+    given = [value for one in op.inputs if (value := ops[one].value) is not None]
+    made = op.value
+    return made is not None and any(
+        value.numel() == made.numel() and torch.equal(value.flatten(), made.flatten()) for value in given
     )
 
 
-def _before(steps: Sequence[_Step], last: int, factor: float, products: Tensor, allowed: Tensor) -> Explanation:
+def _before(steps: Sequence[_Step], last: int, factor: float, products: Tensor, allowed: Tensor) -> ScoreExplanation:
     """The departure between the scores and the weights."""
     first = next((step for step in steps[last + 1 :] if not _moved(step)), None)
     source = first.op.source if first is not None else steps[last].op.source
@@ -144,20 +144,22 @@ def _before(steps: Sequence[_Step], last: int, factor: float, products: Tensor, 
     if weighted is None:
         shares = next((step for step in steps[last + 1 :] if _shares(step.value, products, allowed, factor)), None)
         if shares is not None:
-            return Explanation(Departure.SINKS, shares.op.source)
-        return Explanation(Departure.NORMALISATION, source)
+            return ScoreExplanation(Departure.SINKS, shares.op.source)
+        return ScoreExplanation(Departure.NORMALISATION, source)
     support = weighted.value > 1e-12
     if bool((support != allowed.expand(support.shape)).any()):
-        return Explanation(Departure.MASK, source)
+        return ScoreExplanation(Departure.MASK, source)
     if "aten.tanh" in names:
-        return Explanation(Departure.SOFTCAP, next(s.op.source for s in steps[last + 1 :] if s.op.name == "aten.tanh"))
+        return ScoreExplanation(
+            Departure.SOFTCAP, next(s.op.source for s in steps[last + 1 :] if s.op.name == "aten.tanh")
+        )
     if not names & {"aten._softmax", "aten.exp", "aten.softmax", "aten._safe_softmax"}:
-        return Explanation(Departure.NORMALISATION, source)
+        return ScoreExplanation(Departure.NORMALISATION, source)
     other = _refit(weighted.value, products, allowed)
     if other:
-        return Explanation(Departure.SCALE, source, other)
+        return ScoreExplanation(Departure.SCALE, source, other)
     powers = {"aten.relu", "aten.sigmoid", "aten.pow", "aten.square"} & names
-    return Explanation(Departure.NORMALISATION if powers else Departure.BIAS, source)
+    return ScoreExplanation(Departure.NORMALISATION if powers else Departure.BIAS, source)
 
 
 def _moved(step: _Step) -> bool:
