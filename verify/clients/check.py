@@ -151,9 +151,9 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
         )
         return
     yield from lost_keywords(experiments, contract)
-    yield from _not_run("the keywords", experiments.lost_keywords(contract.keywords, head=contract.calls_head))
     if not contract.own_attention:
         return
+    yield from _not_run("the keywords", experiments.lost_keywords(contract.keywords, head=contract.calls_head))
     trial = experiments.trial.found
     assert trial is not None
     outcome = experiments.as_engine(contract)

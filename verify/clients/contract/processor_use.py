@@ -11,7 +11,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.verify.clients.contract.experiments.frames import raising_line
 from shardproof.verify.clients.contract.source import source_of
-from shardproof.verify.findings import be441, be442, be443
+from shardproof.verify.findings import be424, be441, be442, be443
 
 Size = tuple[int, int]
 """Height and width of an image, in pixels."""
@@ -78,6 +78,9 @@ def _all_findings(processor: ProcessorMixin) -> Iterator[Finding]:
         try:
             yield from _of_prompt(processor, prompt)
         except Exception as error:  # whatever a processor raises
+            if isinstance(error, ImportError):
+                yield be424.not_checked("the processor", " ".join(str(error).split())[:160])
+                return
             tiny = any(min(size) < TINY for size in prompt.sizes)
             if tiny and kind.__module__.startswith("transformers."):
                 continue
