@@ -51,6 +51,9 @@ class Attention(Attention):
 
 WHOLE, WINDOWED = "create_causal_mask", "create_sliding_window_causal_mask"
 """The functions of `transformers.masking_utils` for a mask without a window, and with one."""
+_SOFTCAP_NEEDED = (
+    "softcap= in the call, attn_logit_softcapping in the config, and _supports_sdpa = False (sdpa has no soft-cap)"
+)
 _FROM_CALL = "attention functions know it from the call alone"
 
 
@@ -81,7 +84,7 @@ def window_not_passed(owner: str, place: Place) -> Finding:
 def softcap_not_passed(owner: str, place: Place, field: str) -> Finding:
     """A config field is a soft-cap of attention scores, and the call does not pass it."""
     problem = f"the config has {field}, and the call passes no softcap"
-    return _option(owner, place, problem=problem, why=_FROM_CALL, needed="softcap=")
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed=_SOFTCAP_NEEDED)
 
 
 def option_not_supported(owner: str, place: Place, option: str, client: str) -> Finding:
@@ -130,7 +133,7 @@ def softcap_in_function(owner: str, place: Place, size: float) -> Finding:
     problem = (
         f"its own attention function caps the scores, and the call passes no softcap (the output differs by {size:.2g})"
     )
-    return _option(owner, place, problem=problem, why=_FROM_CALL, needed="softcap= in the call")
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed=_SOFTCAP_NEEDED)
 
 
 def sinks_in_function(owner: str, place: Place, size: float) -> Finding:

@@ -63,7 +63,9 @@ def _not_made(error: Exception) -> Finding:
     """A constructor of the model's own that raises is at fault; a missing library or file means that nothing was checked."""
     source = raising_line(error)
     if not is_vision_available():
-        return be424.not_checked("the processor", "Pillow is not installed; without it Transformers makes no image processor")
+        return be424.not_checked(
+            "the processor", "Pillow is not installed; without it Transformers makes no image processor"
+        )
     if isinstance(error, ImportError | OSError) or source is None:
         reason = " ".join(str(error).split())[:160]
         return be424.not_checked("the processor", f"it cannot be made here: {reason}")
