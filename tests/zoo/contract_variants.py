@@ -700,4 +700,278 @@ CLASSES = (
     ),
     right("as it is"),
 )
-VARIANTS = (*KEYWORDS, *OWN_FUNCTION, *DISPATCH, *MIXING, *MASKS, *CLASSES)
+MORE = (
+    wrong(
+        "one keyword alone",
+        "BE401",
+        (
+            IN_BLOCK,
+            IN_BLOCK.replace("**kwargs", "attention_instances=kwargs.get('attention_instances')").replace(
+                "\n", "  # FAULT\n"
+            ),
+        ),
+    ),
+    wrong(
+        "keywords filtered by a signature",
+        "BE401",
+        (IMPORT, IMPORT + "import inspect\n"),
+        (
+            NORMED,
+            NORMED
+            + "        names = inspect.signature(self.attention.forward).parameters\n        known = {name: value for name, value in kwargs.items() if name in names}  # FAULT\n",
+        ),
+        (IN_BLOCK, IN_BLOCK.replace("**kwargs", "**known")),
+    ),
+    right(
+        "keywords asked of a signature",
+        (IMPORT, IMPORT + "import inspect\n"),
+        (
+            NORMED,
+            NORMED
+            + "        names = inspect.signature(self.attention.forward).parameters\n        known = kwargs if 'kwargs' in names else {}\n",
+        ),
+        (IN_BLOCK, IN_BLOCK.replace("**kwargs", "**known")),
+    ),
+    right("forward called itself", (IN_BLOCK, IN_BLOCK.replace("self.attention(", "self.attention.forward("))),
+    right(
+        "keywords in a table of the module",
+        ("class Rms(nn.Module):\n", "HELD = {}\n\n\nclass Rms(nn.Module):\n"),
+        (
+            LOOP,
+            LOOP.replace("        for block", "        HELD.update(kwargs)\n        for block").replace(
+                ", **kwargs", ""
+            ),
+        ),
+        (CALL, CALL.replace("**kwargs", "**HELD")),
+    ),
+    wrong(
+        "a decorator function",
+        "BE401",
+        (
+            "class Block(nn.Module):\n",
+            "def timed(function):\n    @functools.wraps(function)\n    def inner(self, states, angles=None, attention_mask=None, past_key_values=None, **kwargs):\n        return function(self, states, angles, attention_mask, past_key_values)  # FAULT\n\n    return inner\n\n\nclass Block(nn.Module):\n",
+        ),
+        (BLOCK_FORWARD, "    @timed\n" + BLOCK_FORWARD),
+    ),
+    wrong(
+        "layers by an iterator",
+        "BE401",
+        (
+            LOOP,
+            "        run = iter(self.blocks)\n        while (block := next(run, None)) is not None:\n            hidden_states = block(hidden_states, angles, attention_mask=mask)  # FAULT\n",
+        ),
+    ),
+    right(
+        "checkpointing",
+        (
+            LOOP,
+            "        for block in self.blocks:\n            hidden_states = torch.utils.checkpoint.checkpoint(block, hidden_states, angles, mask, use_reentrant=False, **kwargs)\n",
+        ),
+        ("import torch\n", "import torch\nimport torch.utils.checkpoint\n"),
+    ),
+    right(
+        "a runner of layers",
+        (BLOCKS, BLOCKS + "        self.runner = Runner(self.blocks)\n"),
+        (
+            MODEL,
+            "class Runner:\n    def __init__(self, blocks):\n        self.blocks = blocks\n\n    def __call__(self, states, *args, **options):\n        for block in self.blocks:\n            states = block(states, *args, **options)\n        return states\n\n\n"
+            + MODEL,
+        ),
+        (LOOP, "        hidden_states = self.runner(hidden_states, angles, mask, **kwargs)\n"),
+    ),
+    wrong(
+        "a runner that drops them",
+        "BE401",
+        (BLOCKS, BLOCKS + "        self.runner = Runner(self.blocks)\n"),
+        (
+            MODEL,
+            "class Runner:\n    def __init__(self, blocks):\n        self.blocks = blocks\n\n    def __call__(self, states, *args, **options):\n        for block in self.blocks:\n            states = block(states, *args)  # FAULT\n        return states\n\n\n"
+            + MODEL,
+        ),
+        (LOOP, "        hidden_states = self.runner(hidden_states, angles, mask, **kwargs)\n"),
+    ),
+    wrong("keywords of nothing", "BE401", (NORMED, NORMED + "        kwargs = dict.fromkeys(kwargs)  # FAULT\n")),
+    wrong(
+        "one layer alone drops them",
+        "BE401",
+        (NORMED, NORMED + "        if self.attention.layer_idx == 2:\n            kwargs = {}  # FAULT\n"),
+    ),
+    wrong(
+        "keywords overwritten",
+        "BE401",
+        (NORMED, NORMED + "        for name in kwargs:\n            kwargs[name] = None  # FAULT\n"),
+    ),
+    right(
+        "a mask by where",
+        (
+            "        scores = scores + attention_mask\n",
+            "        scores = torch.where(attention_mask < -1, -1e9, scores)\n",
+        ),
+    ),
+    right(
+        "dropout in training",
+        (SOFTMAX, "    weights = functional.dropout(scores.softmax(dim=-1), dropout, training=module.training)\n"),
+    ),
+    right(
+        "a fused attention inside",
+        (
+            ATTENDED,
+            "    attended = functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)\n",
+        ),
+    ),
+    wrong("values changed", "BE403", (SCORES, "    value = value * 1.5\n" + SCORES)),
+    wrong("keys changed", "BE403 BE404", (SCORES, "    key = key + 0.5 * key.flip(-1)\n" + SCORES)),
+    wrong("a temperature", "BE408", (SCORES, SCORES + "    scores = scores / 1.7  # FAULT\n")),
+    wrong("weights cut off", "BE403 BE405", (SOFTMAX, SOFTMAX + "    weights = weights * (weights > 0.1)  # FAULT\n")),
+    wrong(
+        "a bias by logarithm",
+        "BE404",
+        (SCORES, SCORES + "    scores = scores + torch.arange(1, key.shape[2] + 1).log() * 0.5  # FAULT\n"),
+    ),
+    wrong(
+        "a bias by content",
+        "BE404",
+        (SCORES, SCORES + "    scores = scores + key.norm(dim=-1)[:, :, None, :]  # FAULT\n"),
+    ),
+    wrong(
+        "a softmax with one more",
+        "BE407 BE403",
+        (
+            SOFTMAX,
+            "    powers = scores.exp()\n    weights = powers / (1 + powers.sum(dim=-1, keepdim=True))  # FAULT\n",
+        ),
+    ),
+    wrong(
+        "a bias in the product",
+        "BE404",
+        (
+            SCORES,
+            "    steps = torch.arange(key.shape[2], dtype=query.dtype)\n    bias = (-0.3 * (steps[None, :] - steps[:, None]).abs()).expand(query.shape[1], -1, -1)\n    scores = torch.baddbmm(bias, query[0], key[0].transpose(-1, -2), alpha=scaling)[None]  # FAULT\n",
+        ),
+    ),
+    wrong(
+        "a softplus for the softmax",
+        "BE403",
+        (
+            SOFTMAX,
+            "    weights = functional.softplus(scores) * (scores > -100)  # FAULT\n    weights = weights / weights.sum(dim=-1, keepdim=True)\n",
+        ),
+    ),
+    wrong(
+        "weights smoothed",
+        "BE403",
+        (SOFTMAX, SOFTMAX + "    weights = 0.9 * weights + 0.1 / weights.shape[-1]  # FAULT\n"),
+    ),
+    wrong(
+        "a lookup in a helper",
+        "BE408",
+        (LOOKUP, "\n"),
+        (CALL, CALL.replace("attend(self", "dispatch(self")),
+        (
+            "class FinchAttention(nn.Module):\n",
+            "def dispatch(module, *args, **kwargs):\n    attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, own_attention)\n    return attend(module, *args, **kwargs)  # FAULT\n\n\nclass FinchAttention(nn.Module):\n",
+        ),
+    ),
+    right("an annotated lookup", (LOOKUP, LOOKUP.replace("attend =", "attend: object ="))),
+    wrong(
+        "a lookup by an alias",
+        "BE408",
+        ("import ALL_ATTENTION_FUNCTIONS\n", "import ALL_ATTENTION_FUNCTIONS as TABLE\n"),
+        (LOOKUP, LOOKUP.replace("ALL_ATTENTION_FUNCTIONS", "TABLE")),
+        (CALL, CALL.replace("kwargs)\n", "kwargs)  # FAULT\n")),
+    ),
+    wrong(
+        "sdpa wired into one layer",
+        "BE402",
+        (LOOKUP, LOOKUP + "        if self.layer_idx == 1:\n            attend = ALL_ATTENTION_FUNCTIONS['sdpa']\n"),
+    ),
+    wrong("its own function wired in", "BE402", (LOOKUP, "attend = own_attention\n")),
+    wrong(
+        "scaling in a copy of the keywords",
+        "BE408",
+        ("        self.scaling = config.head_dim**-0.5\n", "        self.scaling = 0.1\n"),
+        (
+            CALL,
+            CALL.replace("scaling=self.scaling, **kwargs", "**dict(kwargs, scaling=self.scaling)").replace(
+                "\n", "  # FAULT\n"
+            ),
+        ),
+    ),
+    right(
+        "two masks on one line",
+        (
+            MASK,
+            "        masks = {'full': create_causal_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, position_ids=position_ids), 'other': create_causal_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, position_ids=position_ids)}\n        mask = masks['full']\n",
+        ),
+    ),
+    right("no mask at all", (MASK, "        mask = None\n")),
+    wrong(
+        "a bidirectional mask",
+        "BE405 BE407",
+        ("        self.is_causal = True\n", "        self.is_causal = False\n"),
+        ("import create_causal_mask\n", "import create_bidirectional_mask as create_causal_mask\n"),
+        (
+            MASK,
+            MASK.replace("            past_key_values=past_key_values,\n            position_ids=position_ids,\n", ""),
+        ),
+    ),
+    wrong(
+        "a mask that has to be there",
+        "BE405",
+        (MASK, MASK + "        mask = mask[:, :, -inputs_embeds.shape[1] :]  # FAULT\n"),
+        ("    _supports_sdpa = True\n", "    _supports_sdpa = False\n"),
+    ),
+    wrong(
+        "learned positions counted",
+        "BE418",
+        (
+            "        self.rotation = Rotation(config)\n",
+            "        self.rotation = Rotation(config)\n        self.places = nn.Embedding(128, config.hidden_size)\n",
+        ),
+        (MADE, "        hidden_states = inputs_embeds + self.places.weight[: inputs_embeds.shape[1]]\n"),
+    ),
+    right("no positions", ("        query, key = rotated(query, *angles), rotated(key, *angles)\n", "")),
+    right(
+        "one dtype written in",
+        (
+            "        return self.narrow(functional.silu(self.wide(states)))\n",
+            "        return self.narrow(functional.silu(self.wide(states)).to(torch.float32))\n",
+        ),
+    ),
+    right(
+        "queries normed",
+        (
+            "        query, key = rotated(query, *angles), rotated(key, *angles)\n",
+            "        query, key = functional.normalize(query, dim=-1), functional.normalize(key, dim=-1)\n        query, key = rotated(query, *angles), rotated(key, *angles)\n",
+        ),
+    ),
+    wrong(
+        "a convolution of the queries",
+        "BE402",
+        (
+            "        self.out = nn.Linear(width, config.hidden_size, bias=False)\n",
+            "        self.out = nn.Linear(width, config.hidden_size, bias=False)\n        self.local = nn.Conv1d(width, width, 2, groups=width)\n",
+        ),
+        (
+            "        query = self.query(hidden_states).view(heads).transpose(1, 2)\n",
+            "        query = self.local(functional.pad(self.query(hidden_states).transpose(1, 2), (1, 0))).transpose(1, 2)  # FAULT\n        query = query.reshape(heads).transpose(1, 2)\n",
+        ),
+    ),
+    wrong(
+        "a Fourier transform",
+        "BE402",
+        (NORMED, NORMED + "        normed = torch.fft.fft(normed, dim=1).real  # FAULT\n"),
+    ),
+    wrong(
+        "a deviation over all tokens", "BE402", (NORMED, NORMED + "        normed = normed / normed.std()  # FAULT\n")
+    ),
+    wrong(
+        "a roll after the layers",
+        "BE402",
+        (
+            "        hidden_states = self.last_norm(hidden_states)\n",
+            "        hidden_states = self.last_norm(hidden_states) + torch.roll(hidden_states, 1, dims=1)  # FAULT\n",
+        ),
+    ),
+)
+VARIANTS = (*KEYWORDS, *OWN_FUNCTION, *DISPATCH, *MIXING, *MASKS, *CLASSES, *MORE)

@@ -23,7 +23,7 @@ from shardproof.verify.clients.contract.config import (
     check_parts,
     check_places,
 )
-from shardproof.verify.clients.contract.experiments.engine_run import TOLERANCE, gap
+from shardproof.verify.clients.contract.experiments.engine_run import gap
 from shardproof.verify.clients.contract.experiments.results import EngineOutcome, ExperimentOutcome, Experiments
 from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.keywords import lost_keywords
@@ -179,15 +179,16 @@ def _has_error(findings: Sequence[Finding]) -> bool:
 
 def _as_a_whole(contract: ContractFacts, experiments: Experiments, outcome: EngineOutcome) -> Iterator[Finding]:
     """The hidden states of the engine's run beside those of Transformers, where nothing else explains a difference."""
-    alone = experiments.alone.found
-    assert alone is not None and outcome.states is not None
+    alone, trial = experiments.alone.found, experiments.trial.found
+    assert alone is not None and trial is not None and outcome.states is not None
+    most = trial.tolerance
     size, first = gap(outcome.states, alone), experiments.prompt.bounds[0]
     step = experiments.step.found or 0.0
-    apart = size > TOLERANCE and gap(outcome.states[:first], alone[:first]) <= TOLERANCE
-    if step > TOLERANCE or apart:
+    apart = size > most and gap(outcome.states[:first], alone[:first]) <= most
+    if step > most or apart:
         kind = type(experiments.built.get_submodule(base_prefix(experiments.built)))
         yield be418.positions_ignored(kind.__name__, Place(source=source_of(kind)), contract.client, max(size, step))
-    elif size > TOLERANCE:
+    elif size > most:
         yield be425.hidden_states_differ(contract.client, size)
 
 

@@ -45,9 +45,9 @@ def mask_altered(argument: str, place: Place, client: str) -> Finding:
     return _unseen(f"the mask is altered by {argument}", place, client)
 
 
-def mask_written_out(module: str, target: str, place: Place, client: str) -> Finding:
-    """The mask of an attention in `module` is made by an op (`target`) of the model's own."""
-    return _unseen(f"the mask of {module} is made by hand ({target})", place, client)
+def mask_written_out(module: str, place: Place, client: str) -> Finding:
+    """The mask of an attention in `module` is made or changed by the model's own code, and is not the client's."""
+    return _unseen(f"the mask of {module} is made by hand, and shows other keys", place, client)
 
 
 def _unseen(problem: str, place: Place, client: str) -> Finding:

@@ -72,7 +72,7 @@ def check_masks(trial: Trial, seen: Sequence[MaskSeen], contract: ContractFacts)
     for mask in seen:
         window = client_window(trial.text, contract, mask.call.layer)
         for finding in _mask(mask, window, contract):
-            key = f"{finding.code} {finding.place.source} {finding.found}"
+            key = f"{finding.code} {finding.place.source}"
             if key not in told:
                 told.add(key)
                 yield finding
@@ -94,4 +94,4 @@ def _mask(mask: MaskSeen, window: int, contract: ContractFacts) -> Iterator[Find
     elif mask.made is not None:
         yield be405.mask_altered(mask.made.function or "its arguments", Place(source=mask.source), contract.client)
     else:
-        yield be405.mask_written_out(mask.call.path, "its values", Place(source=mask.source), contract.client)
+        yield be405.mask_written_out(mask.call.path, Place(source=mask.source), contract.client)

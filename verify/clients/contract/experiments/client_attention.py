@@ -151,7 +151,9 @@ class AttentionRecorder:
         )
         self.calls.append(call)
         self.listen(call)
-        return self.answer(call), self.weights(call)
+        weights = self.weights(call)
+        kind = call.query.dtype
+        return self.answer(call).to(kind), weights.to(kind) if weights is not None else None
 
 
 def paths_in(model: nn.Module) -> dict[int, str]:

@@ -91,7 +91,3 @@ def gap(found: Tensor, wanted: Tensor) -> float:
     size = wanted.abs().max().item() or 1.0
     worst = ((found.double() - wanted.double()).abs().max() / size).item()
     return worst if worst == worst else float("inf")
-
-
-TOLERANCE = 1e-5
-"""Relative difference above which two answers differ: models compute parts in float32, of about 1e-7."""

@@ -24,7 +24,7 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     repeated,
     visible,
 )
-from shardproof.verify.clients.contract.experiments.engine_run import TOLERANCE, Prompt, gap
+from shardproof.verify.clients.contract.experiments.engine_run import Prompt, gap
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
 from shardproof.verify.clients.contract.experiments.score_path import Departure, ScoreExplanation, explain
 from shardproof.verify.clients.contract.experiments.trial import Trial, registered
@@ -92,7 +92,7 @@ def own_differences(trial: Trial, prompt: Prompt, paths: tuple[str, ...]) -> lis
         other = trial.built(NAME)
     for path, one in given.items():
         kind = type(own.get_submodule(path))
-        if kind not in found and (difference := _compared(own, other, path, one)) is not None:
+        if kind not in found and (difference := _compared(own, other, path, one, trial.tolerance)) is not None:
             found[kind] = difference
     return list(found.values())
 
@@ -132,7 +132,9 @@ def _first(output: Any) -> Tensor | None:
     return next((one for one in tree_leaves(output) if isinstance(one, Tensor)), None)
 
 
-def _compared(own: nn.Module, other: nn.Module, path: str, given: _Given) -> FunctionDifference | None:
+def _compared(
+    own: nn.Module, other: nn.Module, path: str, given: _Given, tolerance: float
+) -> FunctionDifference | None:
     recorder = AttentionRecorder(
         paths_in(other), lambda call: as_interface(attend(call.query, call.key, call.value, spec_of(call)))
     )
@@ -141,7 +143,7 @@ def _compared(own: nn.Module, other: nn.Module, path: str, given: _Given) -> Fun
     if output is None or len(recorder.calls) != 1:
         return None
     size = gap(output, given.output)
-    if size <= TOLERANCE:
+    if size <= tolerance:
         return None
     return FunctionDifference(recorder.calls[0], size, _explained(own, path, given, recorder.calls[0]))
 

@@ -24,7 +24,6 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
 )
 from shardproof.verify.clients.contract.experiments.decode_step import one_step
 from shardproof.verify.clients.contract.experiments.engine_run import (
-    TOLERANCE,
     Prompt,
     gap,
     prompt_of,
@@ -102,7 +101,7 @@ class Experiments:
     @property
     def trial(self) -> ExperimentOutcome[Trial]:
         """The small model."""
-        return self._once("trial", lambda: trial_of(self.loaded, self.built))
+        return self._once("trial", lambda: trial_of(self.loaded, self.built, runs=_alone))
 
     @property
     def prompt(self) -> Prompt:
@@ -114,7 +113,7 @@ class Experiments:
     @property
     def alone(self) -> ExperimentOutcome[Tensor]:
         """The hidden states in Transformers, `(tokens, width)`, each sequence run alone."""
-        return self._once("alone", self._alone)
+        return self._once("alone", lambda: _alone(self._trial()))
 
     @property
     def masks(self) -> ExperimentOutcome[list[MaskSeen]]:
@@ -156,13 +155,6 @@ class Experiments:
     def lost_keywords(self, names: tuple[str, ...], *, head: bool) -> ExperimentOutcome[list[Loss]]:
         """Where keywords of these names are lost, given to the base model, or to the `head` model."""
         return self._once(f"keywords {names} {head}", lambda: self._lost(names, head=head))
-
-    def _alone(self) -> Tensor:
-        trial = self._trial()
-        try:
-            return run_alone(trial, trial.built(None), self.prompt)
-        except Exception:  # a model that runs with its own attention function alone
-            return run_alone(trial, trial.built("eager"), self.prompt)
 
     def _trial(self) -> Trial:
         outcome = self.trial
@@ -211,7 +203,7 @@ class Experiments:
         plain = self.as_engine(contract).states
         log = OpLog(lambda _: False)
         made = self._engine_run(contract, _Form(weights=True), log=log)
-        if plain is None or made.states is None or gap(made.states, plain) <= TOLERANCE:
+        if plain is None or made.states is None or gap(made.states, plain) <= self._trial().tolerance:
             return WeightsUse(False)
         return WeightsUse(True, next((op.source for op in log.ops if set(op.inputs) & log.marked), None))
 
@@ -259,6 +251,14 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _alone(trial: Trial) -> Tensor:
+    prompt = prompt_of(trial)
+    try:
+        return run_alone(trial, trial.built(None), prompt)
+    except Exception:  # a model that runs with its own attention function alone
+        return run_alone(trial, trial.built("eager"), prompt)
 
 
 def _never(*_: Any, **__: Any) -> tuple[Tensor, None]:

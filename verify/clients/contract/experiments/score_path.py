@@ -14,7 +14,8 @@ from torch import Tensor
 from shardproof.planner.ir.findings import Source
 from shardproof.verify.clients.contract.experiments.op_log import LoggedOp
 
-CLOSE = 1e-5
+CLOSE = 1e-4
+"""Relative difference up to which results are the same; those of one float32 step differ by about 1e-7."""
 _HIDDEN = -1e3
 """A score below this gives its key no weight."""
 
@@ -68,7 +69,7 @@ def explain(
     ]
     clean = [(at, factor) for at, step in enumerate(steps) if (factor := _factor(step.value, products, allowed))]
     if not clean:
-        return ScoreExplanation(Departure.UNKNOWN, None)
+        return _before(steps, -1, scale, products, allowed) if steps else ScoreExplanation(Departure.UNKNOWN, None)
     last, factor = clean[-1]
     weights = _expected(products, allowed, factor)
     right = [at for at, step in enumerate(steps) if at > clean[0][0] and _near(step.value, weights)]

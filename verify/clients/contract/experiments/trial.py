@@ -48,6 +48,12 @@ class Trial:
     vocabulary: int
     text: PreTrainedConfig
     """The config of the language model, as the constructor of the model leaves it."""
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference above which two answers differ. Many models compute parts in float32, of about 1e-7."""
+        return 1e-5 if self.dtype is torch.float64 else 3e-4
 
     def built(self, attention: str | None) -> nn.Module:
         """The head model with the weights of the trial. `attention` is set on the config of the language model before it is
@@ -56,7 +62,7 @@ class Trial:
         config = deepcopy(self.loaded.config)
         if attention is not None:
             config.get_text_config()._attn_implementation = attention
-        model = build(replace(self.loaded, config=config), device="cpu", dtype=torch.float64)
+        model = build(replace(self.loaded, config=config), device="cpu", dtype=self.dtype)
         model.load_state_dict(self.state)
         return model
 
@@ -65,8 +71,10 @@ class Trial:
         return model.get_submodule(self.prefix)
 
 
-def trial_of(loaded: LoadedModel, built: nn.Module) -> Trial:
+def trial_of(loaded: LoadedModel, built: nn.Module, *, runs: Callable[[Trial], object]) -> Trial:
     """A small model like `loaded`; `built` is `loaded` on the meta device.
+
+    It is in float64 where `runs` does not raise on that, else in float32: some code is written for one dtype.
 
     Raises:
         TrialError: no small model builds, or its constructor needs weights that cannot be set.
@@ -89,7 +97,14 @@ def trial_of(loaded: LoadedModel, built: nn.Module) -> Trial:
     text = config.get_text_config()
     width = field_of(text, "sliding_window")
     window = width if isinstance(width, int) and 0 < width <= WINDOW else 0
-    return Trial(small, state, base_prefix(model), window, vocabulary(model), text)
+    trial = Trial(small, state, base_prefix(model), window, vocabulary(model), text)
+    try:
+        runs(trial)
+    except RuntimeError:  # tensors of two dtypes
+        return replace(trial, dtype=torch.float32)
+    except Exception:  # another reason, which the experiments meet again
+        return trial
+    return trial
 
 
 def _shows(loaded: LoadedModel) -> bool:
