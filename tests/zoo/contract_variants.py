@@ -702,6 +702,32 @@ CLASSES = (
 )
 MORE = (
     wrong(
+        "a cache that has to be there",
+        "BE418",
+        (
+            "import create_causal_mask\n",
+            "import create_causal_mask\nfrom transformers.cache_utils import DynamicCache\n",
+        ),
+        (
+            MADE,
+            "        if past_key_values is None and use_cache is not False:\n            past_key_values = DynamicCache()\n"
+            "        seen = past_key_values.get_seq_length()  # FAULT\n        hidden_states = inputs_embeds + 0 * seen\n",
+        ),
+    ),
+    wrong(
+        "a table without its keys",
+        "BE418 BE425",
+        (
+            "        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)\n",
+            "        return (hidden_states.mean(dim=1), hidden_states)\n",
+        ),
+        (
+            "        logits = self.lm_head(states.last_hidden_state[:, keep, :])\n",
+            "        logits = self.lm_head(states[1][:, keep, :])\n",
+        ),
+        ("past_key_values=states.past_key_values)\n", "past_key_values=None)\n"),
+    ),
+    wrong(
         "one keyword alone",
         "BE401",
         (

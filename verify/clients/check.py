@@ -23,14 +23,14 @@ from shardproof.verify.clients.contract.config import (
     check_parts,
     check_places,
 )
-from shardproof.verify.clients.contract.experiments.engine_run import gap
+from shardproof.verify.clients.contract.experiments.engine_run import OutputFormError, gap
 from shardproof.verify.clients.contract.experiments.results import EngineOutcome, ExperimentOutcome, Experiments
 from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.keywords import lost_keywords
 from shardproof.verify.clients.contract.options import check_masks
 from shardproof.verify.clients.contract.processor import check_processors
 from shardproof.verify.clients.contract.served import check_served
-from shardproof.verify.clients.contract.source import source_of
+from shardproof.verify.clients.contract.source import forward_tree, source_of
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
@@ -145,6 +145,10 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
     kind = base_class(experiments.loaded, experiments.built.get_submodule(base_prefix(experiments.built)))
     if contract.own_attention and (experiments.trial.found is None or experiments.alone.found is None):
         yield from check_claim(kind, None, contract, may_switch=_may_switch(experiments))
+        if isinstance(experiments.alone.error, OutputFormError):
+            source = Place(source=source_of(kind, forward_tree(kind)))
+            yield be418.call_raises(str(experiments.alone.error), source, contract.client)
+            return
         reason = experiments.trial.reason or experiments.alone.reason
         yield be424.not_checked(
             "the attention, the masks and the keywords", f"no small copy of the model runs: {reason}"

@@ -48,15 +48,21 @@ def positions_of(trial: Trial, bounds: tuple[int, ...]) -> Tensor:
     return row.expand(3, 1, -1) if sections else row
 
 
+class OutputFormError(TypeError):
+    """The base model's first output is not what an engine takes for the hidden states."""
+
+
 def hidden_states(output: object) -> Tensor:
     """What an engine takes from the base model: the first row of its first output, `(tokens, width)`.
 
     Raises:
-        TypeError: that is no tensor of this form.
+        OutputFormError: that is no tensor of this form.
     """
     first = output[0] if isinstance(output, tuple | list) or hasattr(output, "to_tuple") else None  # type: ignore[index]  # a ModelOutput is indexed too
     if not isinstance(first, Tensor) or first.ndim != 3:
-        raise TypeError(f"the base model returns {type(output).__name__}, whose first item is no (1, tokens, width)")
+        raise OutputFormError(
+            f"the base model returns {type(output).__name__}, whose first item is no (1, tokens, width)"
+        )
     return first[0]
 
 
@@ -77,10 +83,18 @@ def run_as_engine(
 
 
 def run_alone(trial: Trial, model: nn.Module, prompt: Prompt) -> Tensor:
-    """The hidden states of each sequence run alone, without a cache, side by side: `(tokens, width)`."""
+    """The hidden states of each sequence run alone, side by side: `(tokens, width)`.
+
+    Without a cache, or with one where the model does not run without.
+    """
     base = trial.base(model)
     with torch.no_grad():
-        made = [hidden_states(base(input_ids=row, **caching(base, False))) for row in prompt.rows]
+        try:
+            made = [hidden_states(base(input_ids=row, **caching(base, False))) for row in prompt.rows]
+        except OutputFormError:
+            raise
+        except Exception:  # a model that has to have a cache
+            made = [hidden_states(base(input_ids=row)) for row in prompt.rows]
     return torch.cat(made)
 
 

@@ -5,6 +5,7 @@ changes was mixed by the model itself: by a token shift, a convolution, a recurr
 step with the new tokens alone and keeps a cache only behind the attention interface, so all of those lose what came before.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,21 +158,21 @@ def _operation(trial: Trial, model: nn.Module, path: str, tokens: Tensor, other:
 def _logged(trial: Trial, model: nn.Module, path: str, tokens: Tensor) -> OpLog:
     log = OpLog(lambda one: one.is_floating_point() and TOKENS in one.shape)
     module = model.get_submodule(path)
+    running = ExitStack()
     entered: list[bool] = []
 
     def enter(*_: Any) -> None:
         if not entered:
-            log.__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            running.enter_context(log)
         entered.append(True)
 
     def leave(*_: Any) -> None:
-        if len(entered) == 1:
-            log.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        entered.append(True)
+        running.close()
 
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        run_as_engine(trial, model, tokens, (TOKENS,), {})
+        with running:
+            run_as_engine(trial, model, tokens, (TOKENS,), {})
     finally:
         for handle in handles:
             handle.remove()

@@ -24,6 +24,7 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
 )
 from shardproof.verify.clients.contract.experiments.decode_step import one_step
 from shardproof.verify.clients.contract.experiments.engine_run import (
+    OutputFormError,
     Prompt,
     gap,
     prompt_of,
@@ -165,7 +166,7 @@ class Experiments:
     def _once(self, name: str, experiment: Callable[[], T]) -> "ExperimentOutcome[T]":
         if name not in self._kept:
             try:
-                with quiet(), one_thread():
+                with quiet(), one_thread(), torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
                     self._kept[name] = ExperimentOutcome(experiment())
             except Exception as error:  # whatever the code of a model raises: the experiment found nothing
@@ -257,6 +258,8 @@ def _alone(trial: Trial) -> Tensor:
     prompt = prompt_of(trial)
     try:
         return run_alone(trial, trial.built(None), prompt)
+    except OutputFormError:
+        raise
     except Exception:  # a model that runs with its own attention function alone
         return run_alone(trial, trial.built("eager"), prompt)
 
