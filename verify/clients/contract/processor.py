@@ -14,7 +14,7 @@ from pathlib import Path
 import transformers
 from transformers import AutoProcessor, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import is_vision_available
+from transformers.utils.import_utils import is_vision_available
 
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.loading.load import LoadedModel, quiet
