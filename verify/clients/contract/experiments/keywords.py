@@ -280,7 +280,7 @@ def refused(error: TypeError, model: nn.Module, names: Sequence[str]) -> Loss | 
 def _definition(error: TypeError, model: nn.Module, function: str) -> Source | None:
     """The line where a function is defined that a model's class has, or that the file of a running frame has."""
     owner, _, name = function.rpartition(".")
-    for kind in {base for module in model.modules() for base in type(module).__mro__}:
+    for kind in dict.fromkeys(base for module in model.modules() for base in type(module).__mro__):
         made = vars(kind).get(name)
         code = getattr(made, "__code__", None)
         if kind.__qualname__ == owner and code is not None:
