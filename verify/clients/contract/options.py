@@ -6,7 +6,7 @@ where `layer_types` says `sliding_attention`, and in every layer if there are no
 
 from collections.abc import Iterator, Sequence
 
-from shardproof.planner.ir.findings import Finding, Place
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.loading.config_fields import field_of
 from shardproof.verify.clients.contract.client_spec import SOFTCAP, client_window
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall
@@ -22,7 +22,8 @@ def check_options(trial: Trial, calls: Sequence[AttentionCall], contract: Contra
     for call in calls:
         owner, place = type(call.module).__name__, Place(module=call.path or None, source=call.source)
         if getattr(call.module, "sliding_window", None) and call.options.get("sliding_window") is None:
-            yield be407.window_not_passed(owner, place)
+            severity = Severity.WARNING if contract.is_modelled else Severity.ERROR
+            yield be407.window_not_passed(owner, place, severity)
         if cap is not None and call.options.get("softcap") is None:
             yield be407.softcap_not_passed(owner, place, cap)
         yield from _causality(owner, place, call)
