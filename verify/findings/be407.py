@@ -135,3 +135,17 @@ def _option(
     return Finding(
         "BE407", severity, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
     )
+
+
+def softcap_in_function(owner: str, place: Place, size: float) -> Finding:
+    """The own attention function of class `owner` caps the scores, and the call passes no `softcap`."""
+    problem = (
+        f"its own attention function caps the scores, and the call passes no softcap (the output differs by {size:.2g})"
+    )
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed=_SOFTCAP_NEEDED)
+
+
+def sinks_in_function(owner: str, place: Place, size: float) -> Finding:
+    """The own attention function of class `owner` has attention sinks, and the call passes no `s_aux`."""
+    problem = f"its own attention function has sinks, and the call passes no s_aux (the output differs by {size:.2g})"
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed="s_aux=self.<parameter> in the call")
