@@ -115,14 +115,20 @@ def _watched(trial: Trial, model: nn.Module, tokens: Tensor) -> list[_ModuleRun]
 
 def _mixers(first: list[_ModuleRun], second: list[_ModuleRun]) -> list[str]:
     """Paths of the innermost modules that are given a change at one token and give one at others, in the order of calls."""
-    if [run.path for run in first] != [run.path for run in second]:
-        return []
     mixing = []
-    for one, other in zip(first, second, strict=True):
+    for one, other in _pairs(first, second):
         beyond_given = any(_beyond(a, b) for a, b in zip(one.given, other.given, strict=False))
         if not beyond_given and any(_beyond(a, b) for a, b in zip(one.made, other.made, strict=False)):
             mixing.append(one.path)
     return [path for path in mixing if not any(other != path and _inside(other, path) for other in mixing)]
+
+
+def _pairs(first: list[_ModuleRun], second: list[_ModuleRun]) -> list[tuple[_ModuleRun, _ModuleRun]]:
+    """The same call of the same module in both runs; an expert may be called in one of them alone."""
+    rest: dict[str, list[_ModuleRun]] = {}
+    for run in second:
+        rest.setdefault(run.path, []).append(run)
+    return [(run, rest[run.path].pop(0)) for run in first if rest.get(run.path)]
 
 
 def _inside(path: str, outer: str) -> bool:
