@@ -18,6 +18,7 @@ from shardproof.launch.commands.read_inputs import ModelReference, read_model
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
 from shardproof.launch.output.source_excerpts import excerpt, relative_path
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
+from shardproof.planner.ir.errors import LoadError
 from shardproof.verify.report.formats.json import report_json
 from shardproof.verify.report.formats.sarif import report_sarif
 from shardproof.verify.report.report import Report
@@ -60,7 +61,12 @@ def check_model(
     Raises:
         MisuseError: there is no client of that name.
     """
-    loaded = read_model(model, progress)
+    try:
+        loaded = read_model(model, progress)
+    except LoadError:
+        if (result := _of_folder(model, backends, form)) is None:
+            raise
+        return result
     from shardproof.verify.clients.check import check as lint
 
     with progress.step(f"checking {loaded.title} with {', '.join(backends)}"):
@@ -69,6 +75,17 @@ def check_model(
         except ValueError as error:
             raise MisuseError(str(error)) from error
     return CommandResult(_format_report(report, form), EXIT_CODES[report.verdict] if report.findings else 0)
+
+
+def _of_folder(model: ModelReference, backends: tuple[str, ...], form: ReportFormat) -> CommandResult | None:
+    """The findings of a checkpoint whose classes cannot be loaded; None where the folder does not say why."""
+    from shardproof.verify.clients.check import check_unloadable
+
+    try:
+        report = check_unloadable(model.reference, clients=backends, trust_remote_code=model.trust_remote_code)
+    except ValueError as error:
+        raise MisuseError(str(error)) from error
+    return None if report is None else CommandResult(_format_report(report, form), EXIT_CODES[report.verdict])
 
 
 def _format_report(report: Report, form: ReportFormat) -> str:

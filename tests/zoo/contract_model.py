@@ -136,8 +136,14 @@ class Processor(ProcessorMixin):
         counts = [self._count(*size) + self.extra for size in image_sizes]
         return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
 
-    def __call__(self, *args: Any, images: Any = None, **kwargs: Any) -> dict[str, Any]:
-        height, width, _ = images[0].shape
-        ids = [1, 8, *[7] * (self._count(height, width) - 2), 8, 2]
+    def __call__(self, text: str = "", images: Any = None, **kwargs: Any) -> dict[str, Any]:
+        parts, pictures = text.split(self.image_token), iter(images or ())
+        ids = [1, *self._words(parts[0])]
+        for part in parts[1:]:
+            height, width, _ = next(pictures).shape
+            ids += [8, *[7] * (self._count(height, width) - 2), 8, *self._words(part)]
         types = [int(token in self.image_token_ids) for token in ids]
         return {"input_ids": [ids]} | ({"mm_token_type_ids": [types]} if self.typed else {})
+
+    def _words(self, text: str) -> list[int]:
+        return [10 + len(word) for word in text.split()]

@@ -1,39 +1,46 @@
 """`check`: does a model keep to the contract of each client? Everything but the numerical comparison."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardproof.planner.ir.findings import Finding, Place, as_written
+from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
-from shardproof.verify.clients.contract.attention import attention_modules, check_attention
-from shardproof.verify.clients.contract.config import check_base_class, check_folder, check_places
-from shardproof.verify.clients.contract.facts import ContractFacts
-from shardproof.verify.clients.contract.heads import check_heads
-from shardproof.verify.clients.contract.keywords import lost_keywords
-from shardproof.verify.clients.contract.masks import check_masks
-from shardproof.verify.clients.contract.processor import (
-    check_processor,
-    check_processor_class,
-    made_processor,
-    processor_class,
+from shardproof.verify.clients.contract.attention import check_attention, check_claim
+from shardproof.verify.clients.contract.config import (
+    base_class,
+    check_base_class,
+    check_folder,
+    check_made_class,
+    check_parts,
+    check_places,
 )
+from shardproof.verify.clients.contract.experiments.engine_run import OutputFormError, gap
+from shardproof.verify.clients.contract.experiments.results import EngineOutcome, ExperimentOutcome, Experiments
+from shardproof.verify.clients.contract.facts import ContractFacts
+from shardproof.verify.clients.contract.keywords import lost_keywords
+from shardproof.verify.clients.contract.options import check_masks
+from shardproof.verify.clients.contract.processor import check_processors
 from shardproof.verify.clients.contract.served import check_served
-from shardproof.verify.clients.contract.windows import check_windows
+from shardproof.verify.clients.contract.source import forward_tree, source_of
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
 from shardproof.verify.clients.stages.keyed import check_keyed_stages
 from shardproof.verify.clients.stages.pipeline_keys import check_stages
-from shardproof.verify.findings import tp210
+from shardproof.verify.findings import be418, be424, be425, tp210
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.report import LevelResult, Report
+
+T = TypeVar("T")
 
 
 def check(
@@ -58,9 +65,31 @@ def check(
     built = on_meta(loaded)
     given = plan if plan is not None else carried_plan(loaded, built)
     subject, untraced = _traced(built)
-    common = _common(loaded)
-    levels = [_level(dialect, loaded, built, subject, given, (*common, *untraced)) for dialect in dialects]
+    processor = check_processors(loaded)
+    common = (*_common(loaded, built), *processor.found, *untraced)
+    experiments = Experiments(loaded, built)
+    levels = []
+    for dialect in dialects:
+        by_offsets = dialect.contract is not None and dialect.contract.finds_images_by_offsets
+        more = processor.of_offsets if by_offsets else ()
+        levels.append(_level(dialect, experiments, subject, given, (*common, *more)))
     return Report(loaded.title, tuple(levels), environment())
+
+
+def check_unloadable(reference: str, *, clients: Sequence[str], trust_remote_code: bool) -> Report | None:
+    """The findings of a checkpoint folder whose model cannot be loaded; None where the folder is not at fault, or is none.
+
+    Raises:
+        ArgumentError: a client that is not known.
+    """
+    folder = Path(reference)
+    if not (folder / "config.json").is_file() or not trust_remote_code:
+        return None
+    began = perf_counter()
+    found = tuple(check_folder(folder, trusted=True))
+    names = [find_dialect(name).name for name in clients]
+    levels = tuple(LevelResult(f"contract with {name}", perf_counter() - began, found) for name in names)
+    return Report(folder.name, levels, environment()) if found else None
 
 
 def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
@@ -71,61 +100,106 @@ def _traced(model: nn.Module) -> tuple[Subject | None, tuple[Finding, ...]]:
         return None, (tp210.attention_not_searched(str(error), place),)
 
 
-def _common(loaded: LoadedModel) -> tuple[Finding, ...]:
-    """Findings of the config and the processor, the same for every client."""
-    found = check_folder(loaded.checkpoint) if loaded.checkpoint is not None else []
+def _common(loaded: LoadedModel, built: nn.Module) -> tuple[Finding, ...]:
+    """Findings of the config and the classes, the same for every client."""
+    found: list[Finding] = []
+    if loaded.checkpoint is not None:
+        found += check_folder(loaded.checkpoint, trusted=loaded.trust_remote_code)
     found += check_places(loaded.model_class, loaded.config)
-    made = made_processor(loaded)
-    if made is not None:
-        return (*found, *check_processor(made))
-    kind = processor_class(loaded.config)
-    return (*found, *(check_processor_class(kind) if kind is not None else ()))
+    found += check_parts(loaded.config)
+    found += check_made_class(loaded, built.get_submodule(base_prefix(built)))
+    return tuple(found)
 
 
 def _level(
-    dialect: Dialect,
-    loaded: LoadedModel,
-    built: nn.Module,
-    subject: Subject | None,
-    plan: Plan,
-    common: tuple[Finding, ...],
+    dialect: Dialect, experiments: Experiments, subject: Subject | None, plan: Plan, common: tuple[Finding, ...]
 ) -> LevelResult:
     began = perf_counter()
-    prefix = base_prefix(built)
-    asked = _of_the_contract(dialect.contract, loaded, built, subject) if dialect.contract is not None else ()
+    prefix = base_prefix(experiments.built)
+    asked = _of_the_contract(dialect.contract, experiments, subject) if dialect.contract is not None else ()
     found = [*common, *asked]
-    found += _of_the_plan(dialect, loaded, plan, subject)
+    found += _of_the_plan(dialect, experiments.loaded, plan, subject)
     written = tuple(as_written(finding, prefix) for finding in _once(found))
     return LevelResult(f"contract with {dialect.name}", perf_counter() - began, written)
 
 
-def _of_the_contract(
-    contract: ContractFacts, loaded: LoadedModel, built: nn.Module, subject: Subject | None
-) -> Iterator[Finding]:
-    """What a client asks of modeling code; without a traced `subject`, only what can be read from the source."""
+def _of_the_contract(contract: ContractFacts, experiments: Experiments, subject: Subject | None) -> tuple[Finding, ...]:
+    """What a client asks of modeling code; without a traced `subject`, only what runs of a small model say."""
+    built, loaded = experiments.built, experiments.loaded
     prefix = base_prefix(built)
-    decoder = _decoder(built, prefix)
-    paths = [path for path in attention_modules(built) if not decoder or path.startswith(f"{decoder}.")]
-    yield from lost_keywords(built, paths, "" if contract.calls_head else prefix, contract.keywords)
+    read = list(check_served(built, subject.graph if subject is not None else None, prefix, contract))
+    if contract.uses_auto_model and contract.own_attention:
+        read += check_base_class(loaded.config, contract.client)
+    if getattr(loaded.config, "is_encoder_decoder", False):
+        return tuple(read) if contract.own_attention else ()
+    run = list(_of_runs(contract, experiments))
+    if not contract.own_attention:
+        return tuple(run)
+    refused = any(finding.severity is Severity.ERROR for finding in (*read, *run))
+    kept = [finding for finding in run if not (refused and finding.code == "BE424")]
+    return (*kept, *read)
+
+
+def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Finding]:
+    """Findings of the experiments: keywords, attention, masks, and the hidden states as a whole."""
+    kind = base_class(experiments.loaded, experiments.built.get_submodule(base_prefix(experiments.built)))
+    if contract.own_attention and (experiments.trial.found is None or experiments.alone.found is None):
+        yield from check_claim(kind, None, contract, may_switch=_may_switch(experiments))
+        if isinstance(experiments.alone.error, OutputFormError):
+            source = Place(source=source_of(kind, forward_tree(kind)))
+            yield be418.call_raises(str(experiments.alone.error), source, contract.client)
+            return
+        reason = experiments.trial.reason or experiments.alone.reason
+        yield be424.not_checked(
+            "the attention, the masks and the keywords", f"no small copy of the model runs: {reason}"
+        )
+        return
+    yield from lost_keywords(experiments, contract)
     if not contract.own_attention:
         return
-    graph = subject.graph if subject is not None else None
-    yield from check_attention(built, graph, paths, contract, decoder)
-    if graph is not None:
-        yield from check_masks(built, graph, decoder, contract.client)
-    if graph is not None and contract.attention_from_config:
-        yield from check_windows(built, graph, decoder)
-        yield from check_heads(built, graph, paths)
-    yield from check_served(built, graph, prefix, contract)
-    if contract.uses_auto_model:
-        yield from check_base_class(loaded.config, contract.client)
+    yield from _not_run("the keywords", experiments.lost_keywords(contract.keywords, head=contract.calls_head))
+    trial = experiments.trial.found
+    assert trial is not None
+    outcome = experiments.as_engine(contract)
+    yield from check_claim(kind, outcome, contract, may_switch=_may_switch(experiments))
+    found = list(check_attention(experiments, trial, outcome, contract))
+    yield from _not_run("tokens that are mixed outside of the attention", experiments.mixing)
+    if contract.is_modelled and outcome.calls:
+        found += check_masks(trial, experiments.masks.found or (), contract)
+    yield from found
+    if contract.is_modelled and outcome.states is not None and outcome.calls and not _has_error(found):
+        yield from _as_a_whole(contract, experiments, outcome)
 
 
-def _decoder(model: nn.Module, prefix: str) -> str:
-    """The path of the language model: engines replace attention only there, not in vision and audio towers."""
-    base = model.get_submodule(prefix)
-    text = base.get_decoder() if isinstance(base, PreTrainedModel) else base
-    return next((path for path, module in model.named_modules() if module is text), prefix)
+def _not_run(what: str, outcome: ExperimentOutcome[list[T]]) -> Iterator[Finding]:
+    """What an experiment that raised leaves unknown."""
+    if outcome.error is not None:
+        yield be424.not_checked(what, outcome.reason)
+
+
+def _has_error(findings: Sequence[Finding]) -> bool:
+    return any(finding.severity is Severity.ERROR for finding in findings)
+
+
+def _as_a_whole(contract: ContractFacts, experiments: Experiments, outcome: EngineOutcome) -> Iterator[Finding]:
+    """The hidden states of the engine's run beside those of Transformers, where nothing else explains a difference."""
+    alone, trial = experiments.alone.found, experiments.trial.found
+    assert alone is not None and trial is not None and outcome.states is not None
+    most = trial.tolerance
+    size, first = gap(outcome.states, alone), experiments.prompt.bounds[0]
+    step = experiments.step.found or 0.0
+    apart = size > most and gap(outcome.states[:first], alone[:first]) <= most
+    if step > most or apart:
+        kind = type(experiments.built.get_submodule(base_prefix(experiments.built)))
+        yield be418.positions_ignored(kind.__name__, Place(source=source_of(kind)), contract.client, max(size, step))
+    elif size > most:
+        yield be425.hidden_states_differ(contract.client, size)
+
+
+def _may_switch(experiments: Experiments) -> bool:
+    """vLLM's second question of a model without the claim: does its file use the interface?"""
+    built = experiments.built
+    return isinstance(built, PreTrainedModel) and built._can_set_attn_implementation()
 
 
 def _of_the_plan(dialect: Dialect, loaded: LoadedModel, plan: Plan, subject: Subject | None) -> tuple[Finding, ...]:

@@ -14,7 +14,8 @@ register(
         "or does not pass them on.",
         why="Engines hand their attention what it needs (`attention_instances`, `forward_batch`, a cache) as "
         "keywords of the base model. One level that drops them, in a signature, a loop, a helper or a "
-        "decorator, and the attention runs without its cache, or fails far from the cause.",
+        "decorator, and the attention runs without its cache, or fails far from the cause. vLLM 0.32 keeps its "
+        "attention on the module and needs no keywords: there a lost one is a warning.",
         use_instead="`**kwargs` in every signature on the way, and `**kwargs` in every call.",
         fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
         invalid=(
@@ -41,14 +42,25 @@ class Layer(Layer):
 )
 
 
-def keywords_dropped(function: str, place: Place, *, keywords: Sequence[str], problem: str, needed: str) -> Finding:
+def keywords_dropped(
+    function: str,
+    place: Place,
+    *,
+    keywords: Sequence[str],
+    problem: str,
+    needed: str,
+    client: str,
+    severity: Severity = Severity.ERROR,
+) -> Finding:
     """A function on the way from the base model to the attention does not pass the client's keywords on."""
     return Finding(
         "BE401",
-        Severity.ERROR,
+        severity,
         f"{function} drops the keywords on the way to the attention: {problem}.",
         place,
-        why=f"the client gives its attention {', '.join(keywords)} as keywords of the base model",
+        why=f"{client} gives its attention {', '.join(keywords)} as keywords of the base model"
+        if severity is Severity.ERROR
+        else f"{client} does not need {', '.join(keywords)} there today, and asks models to pass keywords on",
         found=problem,
         needed=needed,
         fault=Fault.MODEL,

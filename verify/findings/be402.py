@@ -10,8 +10,9 @@ register(
         code="BE402",
         name="attention-not-through-interface",
         severity=Severity.ERROR,
-        what="A module computes its attention itself, or calls the attention interface more than once; or a layer has no "
-        "attention behind the interface.",
+        what="A module computes its attention itself, or mixes tokens in another way outside of it (a token shift, a "
+        "convolution, a recurrence); or calls the attention interface more than once; or a layer has no attention behind the "
+        "interface.",
         why="An engine registers its own attention, with its paged cache, in `ALL_ATTENTION_FUNCTIONS`. What "
         "does not go through it keeps no cache and sees only the tokens of one step.",
         use_instead="One call of `ALL_ATTENTION_FUNCTIONS` in the forward of the module that owns the projections.",
@@ -80,5 +81,20 @@ def attention_written_out(owner: str, target: str, place: Place, client: str) ->
         why=f"{client} puts its own attention, with its cache, behind ALL_ATTENTION_FUNCTIONS",
         found=target,
         needed="a call of ALL_ATTENTION_FUNCTIONS in the module's own forward",
+        fault=Fault.MODEL,
+    )
+
+
+def tokens_mixed(owner: str, operation: str, place: Place, client: str) -> Finding:
+    """A module of class `owner` lets a token see another one outside of the attention, in `operation` (empty if not found)."""
+    how = f"in {operation}" if operation else "in an operation that was not found"
+    return Finding(
+        "BE402",
+        Severity.ERROR,
+        f"{owner} mixes tokens outside of the attention.",
+        place,
+        why=f"{client} runs a step with the new tokens alone, and keeps a cache for its attention only",
+        found=f"another token changes the result, {how}",
+        needed="tokens that see each other through ALL_ATTENTION_FUNCTIONS alone",
         fault=Fault.MODEL,
     )

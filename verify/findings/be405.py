@@ -45,9 +45,9 @@ def mask_altered(argument: str, place: Place, client: str) -> Finding:
     return _unseen(f"the mask is altered by {argument}", place, client)
 
 
-def mask_written_out(module: str, target: str, place: Place, client: str) -> Finding:
-    """The mask of an attention in `module` is made by an op (`target`) of the model's own."""
-    return _unseen(f"the mask of {module} is made by hand ({target})", place, client)
+def mask_written_out(module: str, place: Place, client: str) -> Finding:
+    """The mask of an attention in `module` is made or changed by the model's own code, and is not the client's."""
+    return _unseen(f"the mask of {module} is made by hand, and shows other keys", place, client)
 
 
 def _unseen(problem: str, place: Place, client: str) -> Finding:
@@ -59,5 +59,47 @@ def _unseen(problem: str, place: Place, client: str) -> Finding:
         why=f"{client}'s attention takes no mask: it is causal, with the window of the config",
         found=problem,
         needed="create_causal_mask or create_sliding_window_causal_mask of transformers.masking_utils, unaltered",
+        fault=Fault.MODEL,
+    )
+
+
+def mask_needed(error: str, place: Place, client: str) -> Finding:
+    """The model raises where its mask is None, as it is with an engine."""
+    return Finding(
+        "BE405",
+        Severity.ERROR,
+        f"The model computes with its mask and raises where there is none: {error}",
+        place,
+        why=f"with {client} the masking functions of Transformers return None",
+        found=error.partition(":")[0],
+        needed="the mask passed on as it is",
+        fault=Fault.MODEL,
+    )
+
+
+def mask_by_hand_same(module: str, place: Place, client: str) -> Finding:
+    """The model makes a mask by hand that says what the client's attention does anyway: nothing is lost."""
+    return Finding(
+        "BE405",
+        Severity.WARNING,
+        f"The mask of {module} is made by hand; {client} does not read it.",
+        place,
+        why=f"{client}'s attention takes no mask: it is causal, with the window of the config, as this mask is",
+        found="a mask of the model's own, which is causal",
+        needed="create_causal_mask or create_sliding_window_causal_mask of transformers.masking_utils",
+        fault=Fault.MODEL,
+    )
+
+
+def own_function_masks(owner: str, place: Place, does: str, size: float) -> Finding:
+    """The own attention function of class `owner` shows or hides other keys than the mask; `size` is the relative difference."""
+    return Finding(
+        "BE405",
+        Severity.ERROR,
+        f"{owner}: its own attention function {does}.",
+        place,
+        why="a client's attention is causal, with the window of the config",
+        found=f"the output differs by {size:.2g} of its largest value",
+        needed="the mask as it was given",
         fault=Fault.MODEL,
     )

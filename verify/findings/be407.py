@@ -51,40 +51,43 @@ class Attention(Attention):
 
 WHOLE, WINDOWED = "create_causal_mask", "create_sliding_window_causal_mask"
 """The functions of `transformers.masking_utils` for a mask without a window, and with one."""
+_SOFTCAP_NEEDED = (
+    "softcap= in the call, attn_logit_softcapping in the config, and _supports_sdpa = False (sdpa has no soft-cap)"
+)
 _FROM_CALL = "attention functions know it from the call alone"
 
 
-def mask_window_differs(place: Place, window: int, *, windowed: bool) -> Finding:
-    """The mask has a sliding window (`windowed`; `window` is the config's, in tokens) and the config gives the layer none, or the
-    other way round.
+def mask_window_differs(place: Place, window: int, client: str, *, windowed: bool) -> Finding:
+    """The mask has a sliding window (`windowed`) other than the one that the client gives the layer, or has none where the client
+    gives one; `window` is the client's, in tokens, 0 for none.
     """
-    problem = (
-        "the mask has a sliding window that the config does not give this layer"
-        if windowed
-        else f"the config gives this layer a sliding window of {window}, and the mask has none"
-    )
+    theirs = f"a sliding window of {window}" if window else "no sliding window"
+    problem = f"the mask {'has a' if windowed else 'has no'} sliding window, and {client} gives this layer {theirs}"
     return Finding(
         "BE407",
         Severity.ERROR,
         f"{problem[0].upper()}{problem[1:]} ({place.module}).",
         place,
-        why="the client takes no mask: it knows windows from config.sliding_window and config.layer_types alone",
+        why=f"{client} takes no mask: it knows windows from config.sliding_window and config.layer_types alone",
         found=WINDOWED if windowed else WHOLE,
         needed=f"{WHOLE if windowed else WINDOWED}, or a config that says what the mask does",
         fault=Fault.MODEL,
     )
 
 
-def window_not_passed(owner: str, place: Place) -> Finding:
-    """The module has a sliding window, and its call of the interface does not pass it."""
+def window_not_passed(owner: str, place: Place, severity: Severity) -> Finding:
+    """The module has a sliding window, and its call of the interface does not pass it. A warning for a client that takes windows
+    from the config: then the window is lost in Transformers' flash attention only.
+    """
     problem = "the module has a sliding window, and does not pass it to the interface"
-    return _option(owner, place, problem=problem, why=_FROM_CALL, needed="sliding_window=self.sliding_window")
+    needed = "sliding_window=self.sliding_window"
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed=needed, severity=severity)
 
 
 def softcap_not_passed(owner: str, place: Place, field: str) -> Finding:
     """A config field is a soft-cap of attention scores, and the call does not pass it."""
     problem = f"the config has {field}, and the call passes no softcap"
-    return _option(owner, place, problem=problem, why=_FROM_CALL, needed="softcap=")
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed=_SOFTCAP_NEEDED)
 
 
 def option_not_supported(owner: str, place: Place, option: str, client: str) -> Finding:
@@ -95,10 +98,14 @@ def option_not_supported(owner: str, place: Place, option: str, client: str) -> 
 
 
 def causality_not_said(owner: str, place: Place) -> Finding:
-    """Neither the module nor the call has `is_causal`."""
-    problem = "the module has no is_causal, and the call passes none"
+    """Neither the module nor the call has `is_causal`: engines take it for True, and Transformers' flash attention raises."""
     return _option(
-        owner, place, problem=problem, why="attention functions read it there", needed="self.is_causal = True"
+        owner,
+        place,
+        problem="the module has no is_causal, and the call passes none",
+        why="Transformers' flash attention reads it there, and raises; engines take it for True",
+        needed="self.is_causal = True",
+        severity=Severity.WARNING,
     )
 
 
@@ -122,7 +129,23 @@ def window_not_in_config(owner: str, place: Place) -> Finding:
     return _option(owner, place, problem=problem, why=why, needed="both fields in the config")
 
 
-def _option(owner: str, place: Place, *, problem: str, why: str, needed: str) -> Finding:
+def _option(
+    owner: str, place: Place, *, problem: str, why: str, needed: str, severity: Severity = Severity.ERROR
+) -> Finding:
     return Finding(
-        "BE407", Severity.ERROR, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
+        "BE407", severity, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
     )
+
+
+def softcap_in_function(owner: str, place: Place, size: float) -> Finding:
+    """The own attention function of class `owner` caps the scores, and the call passes no `softcap`."""
+    problem = (
+        f"its own attention function caps the scores, and the call passes no softcap (the output differs by {size:.2g})"
+    )
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed=_SOFTCAP_NEEDED)
+
+
+def sinks_in_function(owner: str, place: Place, size: float) -> Finding:
+    """The own attention function of class `owner` has attention sinks, and the call passes no `s_aux`."""
+    problem = f"its own attention function has sinks, and the call passes no s_aux (the output differs by {size:.2g})"
+    return _option(owner, place, problem=problem, why=_FROM_CALL, needed="s_aux=self.<parameter> in the call")

@@ -64,3 +64,26 @@ def _not_callable(owner: str, place: Place, *, problem: str, why: str, needed: s
     return Finding(
         "BE418", Severity.ERROR, f"{owner}: {problem}.", place, why, found=problem, needed=needed, fault=Fault.MODEL
     )
+
+
+def call_raises(error: str, place: Place, client: str) -> Finding:
+    """The base model raises when it is called as the client calls it."""
+    return Finding(
+        "BE418",
+        Severity.ERROR,
+        f"The base model raises when {client} calls it: {error}",
+        place,
+        why=f"{client} gives one row of tokens with position_ids, use_cache=False and return_dict=False",
+        found=error.partition(":")[0],
+        needed="a forward that runs on them",
+        fault=Fault.MODEL,
+    )
+
+
+def positions_ignored(owner: str, place: Place, client: str, size: float) -> Finding:
+    """A token that is run alone at its position, or several sequences in one row, do not stand where `position_ids` says."""
+    problem = f"its forward does not place tokens by position_ids (results differ by {size:.2g})"
+    why = f"{client} gives the tokens of many requests in one row, each with its position"
+    return _not_callable(
+        owner, place, problem=problem, why=why, needed="positions from position_ids wherever it is given"
+    )

@@ -9,7 +9,7 @@ register(
         name="config-json-incomplete",
         severity=Severity.ERROR,
         what="The config.json of a checkpoint lacks `model_type` or `architectures`, or cannot be read; or `AutoModel` knows "
-        "no model of its class.",
+        "no model of its class; or a config inside of it is not in `sub_configs`.",
         why="An engine finds the classes by these fields alone, and makes the base model by `AutoModel`.",
         use_instead="Both fields, as `save_pretrained` writes them.",
         fix_safety="No edit is offered: edits change a plan, and here the model's own files have to change.",
@@ -61,6 +61,20 @@ def no_base_model(config: str, place: Place, client: str) -> Finding:
         why="an engine makes the base model by AutoModel.from_config(config)",
         found=f"{config} is not in MODEL_MAPPING",
         needed="the config of a whole model that AutoModel knows",
+        fault=Fault.MODEL,
+    )
+
+
+def part_not_declared(config: str, part: str, place: Place) -> Finding:
+    """A config, of this class, holds another config (`part`) that its `sub_configs` does not name."""
+    return Finding(
+        "BE421",
+        Severity.ERROR,
+        f"{config} holds the config {part}, and its sub_configs does not name it.",
+        place,
+        why="the attention, the dtype and the plan of a part are set through sub_configs",
+        found=f"no {part} in sub_configs",
+        needed=f'sub_configs = {{"{part}": ...}} on the config class',
         fault=Fault.MODEL,
     )
 

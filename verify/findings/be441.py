@@ -8,7 +8,8 @@ register(
         code="BE441",
         name="processor-incomplete",
         severity=Severity.ERROR,
-        what="A multimodal processor lacks `image_token`, `image_token_ids` or `_get_num_multimodal_tokens`.",
+        what="A multimodal processor lacks `image_token`, `image_token_ids` or `_get_num_multimodal_tokens`; or it raises when "
+        "it is made, or given an image.",
         why="An engine lays out the prompt before it has run the vision tower, and asks the processor how "
         "many tokens each image becomes.",
         use_instead="All three; the method returns a `MultiModalData`.",
@@ -63,3 +64,34 @@ def _incomplete(owner: str, place: Place, problem: str, needed: str) -> Finding:
         needed=needed,
         fault=Fault.MODEL,
     )
+
+
+def constructor_raises(error: str, place: Place) -> Finding:
+    """The processor of the checkpoint raises when Transformers makes it."""
+    return _incomplete(
+        "The processor", place, f"its constructor raises {_line(error)}", "a constructor that runs on its own files"
+    )
+
+
+def raises(owner: str, given: str, error: str, place: Place) -> Finding:
+    """The processor, of class `owner`, raises on what it is given."""
+    return _incomplete(owner, place, f"it raises on {given}: {_line(error)}", "an answer")
+
+
+def no_replacements(owner: str, place: Place) -> Finding:
+    """The processor, of class `owner`, does not say where its placeholders were: vLLM from 0.32 on raises on images."""
+    problem = "it returns no text_replacement_offsets"
+    return Finding(
+        "BE441",
+        Severity.WARNING,
+        f"{owner}: {problem}.",
+        place,
+        why="vllm 0.32 finds the images of a prompt by them, and refuses images without; older versions use the types and counts",
+        found=problem,
+        needed="a __call__ that honours return_text_replacement_offsets, as ProcessorMixin's own does",
+        fault=Fault.MODEL,
+    )
+
+
+def _line(error: str) -> str:
+    return " ".join(error.split())[:160]

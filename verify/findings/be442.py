@@ -1,5 +1,7 @@
 """BE442: a count of image tokens that is not what comes out."""
 
+from collections.abc import Sequence
+
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
@@ -34,10 +36,11 @@ class Processor(Processor):
 )
 
 
-def count_differs(owner: str, place: Place, *, counted: int, emitted: int, size: tuple[int, int]) -> Finding:
-    """The processor counts other tokens for an image (`size` is height and width in pixels) than it emits."""
-    problem = f"it counts {counted} tokens for an image of {size[0]} x {size[1]}, and emits {emitted}"
-    needed = "the number that it emits"
+def count_differs(owner: str, place: Place, *, counted: int, emitted: int, sizes: Sequence[tuple[int, int]]) -> Finding:
+    """The processor counts other tokens for images than it emits (`sizes` are heights and widths in pixels)."""
+    which = "an image" if len(sizes) == 1 else f"{len(sizes)} images"
+    shapes = ", ".join(f"{height} x {width}" for height, width in sizes)
+    problem = f"it counts {counted} tokens for {which} of {shapes}, and emits {emitted}"
     return Finding(
         "BE442",
         Severity.ERROR,
@@ -45,6 +48,6 @@ def count_differs(owner: str, place: Place, *, counted: int, emitted: int, size:
         place,
         why="an engine lays out the prompt by the processor's own counts and types",
         found=problem,
-        needed=needed,
+        needed="the number that it emits",
         fault=Fault.MODEL,
     )

@@ -65,3 +65,24 @@ def _wrong(owner: str, place: Place, problem: str, needed: str) -> Finding:
         needed=needed,
         fault=Fault.MODEL,
     )
+
+
+def token_typed_as_text(owner: str, token: int, place: Place) -> Finding:
+    """A token of `image_token_ids` has the type of text."""
+    problem = f"token {token} is one of image_token_ids, and counts as text"
+    return _wrong(owner, place, problem, "type 1 for every token of an image")
+
+
+def types_of_other_length(owner: str, place: Place, *, types: int, tokens: int) -> Finding:
+    """There are more types, or fewer, than tokens."""
+    return _wrong(owner, place, f"it returns {types} types for {tokens} tokens", "one type for each token")
+
+
+def type_unknown(owner: str, kind: int, place: Place) -> Finding:
+    """A prompt with images alone has a token of another type than text and image."""
+    return _wrong(owner, place, f"a token of a prompt with images has the type {kind}", "0 for text, 1 for an image")
+
+
+def text_typed_as_image(owner: str, place: Place) -> Finding:
+    """A prompt without images has tokens of another type than text."""
+    return _wrong(owner, place, "tokens of a prompt without images have the type of an image", "type 0 for text")

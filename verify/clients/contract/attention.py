@@ -1,287 +1,256 @@
-"""BE402 to BE408: attention that an engine cannot take over, or takes over wrongly.
+"""BE402 to BE408, BE418 and BE419: attention that an engine cannot take over, or takes over wrongly.
 
-Source: `vllm/model_executor/models/registry.py` (`is_backend_compatible`) and
-`vllm/model_executor/models/transformers/{base,fusers/attention}.py`, 0.32.0: one call of the interface in the module's own
-forward, an integer `layer_idx`, `scaling` a literal or `self.<name>`; `__init__.py` (`vllm_attention_forward`): no mask, no
-bias, no weights given back; soft-cap and windows from the config alone. `sglang/srt/models/transformers.py`, 0.5.23: the
-same, without soft-cap and sinks. `text_generation_server/models/transformers_flash_causal_lm.py`: no bias.
+All of it is decided by runs of a small model (`contract/experiments`): who calls the attention interface, with what, what is done
+with the answer, and what the model's own attention function computes. Source of what each client does with a call: the dialects,
+and `experiments/client_attention.py`.
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from shardproof.planner.ir.findings import Finding, Place, Severity
-from shardproof.planner.ir.graph import Graph
-from shardproof.planner.ir.plan import join
+from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.config_fields import field_of
+from shardproof.verify.clients.contract.client_spec import client_scale
+from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall
+from shardproof.verify.clients.contract.experiments.results import EngineOutcome, Experiments
+from shardproof.verify.clients.contract.experiments.score_path import Departure
+from shardproof.verify.clients.contract.experiments.trial import Trial
 from shardproof.verify.clients.contract.facts import ContractFacts
-from shardproof.verify.clients.contract.functions import names_in
-from shardproof.verify.clients.contract.keywords import interface_calls
-from shardproof.verify.clients.contract.source import forward_tree, source_of
-from shardproof.verify.findings import be402, be403, be404, be406, be407, be408
+from shardproof.verify.clients.contract.heads import check_heads
+from shardproof.verify.clients.contract.options import check_options
+from shardproof.verify.clients.contract.source import source_of
+from shardproof.verify.clients.vllm.attention_call import called_directly, is_readable, read_call
+from shardproof.verify.findings import be402, be403, be404, be405, be406, be407, be408, be418
 
-SOFTCAP = "attn_logit_softcapping"
-
-
-def attention_modules(model: nn.Module) -> list[str]:
-    """Modules whose own forward looks the attention interface up."""
-    found = []
-    for path, module in model.named_modules():
-        tree = forward_tree(type(module))
-        if tree is not None and "ALL_ATTENTION_FUNCTIONS" in names_in(tree):
-            found.append(path)
-    return found
+ATTENDS = ("softmax", "scaled_dot_product", "attention")
+"""Words in the names of operations that compute an attention."""
 
 
 def check_attention(
-    model: nn.Module, graph: Graph | None, paths: list[str], contract: ContractFacts, decoder: str
-) -> list[Finding]:
-    """Findings of every attention module's class, one a class, and of the model."""
-    found: dict[tuple[str, str], Finding] = {}
-    for path in paths:
-        module = model.get_submodule(path)
-        tree = forward_tree(type(module))
-        for finding in _of_module(model, path, module, tree, contract) if tree is not None else ():
-            found.setdefault((finding.code, type(module).__name__), finding)
-    inline = _inline(model, graph, paths, contract.client) if graph is not None else ()
-    for finding in (f for f in inline if not decoder or (f.place.module or "").startswith(f"{decoder}.")):
-        found.setdefault((finding.code, finding.message), finding)
-    without = _without_attention(model, paths, decoder) if contract.reads_source else ()
-    return [*_claims(model, paths, contract), *found.values(), *without]
+    experiments: Experiments, trial: Trial, outcome: EngineOutcome, contract: ContractFacts
+) -> Iterator[Finding]:
+    """Findings of the attention modules, one for each class and problem."""
+    if outcome.error is not None:
+        yield from _raises(outcome, contract)
+    yield from _mixes(experiments, contract)
+    calls = one_of_each(outcome.calls)
+    yield from _counts(outcome, contract)
+    for call in calls:
+        yield from _call(trial, call, contract)
+    if outcome.error is None:
+        yield from _layers(experiments, outcome, contract)
+    yield from check_options(trial, calls, contract)
+    if contract.attention_from_config:
+        yield from check_heads(trial, calls)
+    yield from _weights(experiments, outcome, contract)
+    yield from _own_function(experiments, outcome, contract)
 
 
-def _without_attention(model: nn.Module, paths: list[str], decoder: str) -> Iterator[Finding]:
-    """The first layer in which no module looks the interface up: vLLM wants one in each (`_create_attention_instances`)."""
-    config = getattr(model, "config", None)
-    count = field_of(config.get_text_config(), "num_hidden_layers") if config is not None else None
-    given = [getattr(model.get_submodule(path), "layer_idx", None) for path in paths]
-    places = {place for place in given if isinstance(place, int)}
-    if not paths or not isinstance(count, int) or len(places) < len(set(given)):
+def one_of_each(calls: Sequence[AttentionCall]) -> list[AttentionCall]:
+    """The first call of each kind of attention module: of the same class, at the same place of a layer, with the same scale."""
+    found: dict[tuple[object, ...], AttentionCall] = {}
+    for call in calls:
+        shape = (call.query.shape, call.key.shape, call.scale, tuple(sorted(call.options)), len(call.extra))
+        found.setdefault((type(call.module), generic(call.path), *shape), call)
+    return list(found.values())
+
+
+def place_of(call: AttentionCall) -> Place:
+    """The module of a call and its line."""
+    return Place(module=call.path or None, source=call.source)
+
+
+def _raises(outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding]:
+    """The run as the engine raises: by what it would not raise says why."""
+    call = outcome.calls[-1] if outcome.calls else None
+    owner = type(call.module).__name__ if call is not None else "The model"
+    place = Place(module=call.path if call is not None else None, source=outcome.source)
+    error = " ".join(f"{type(outcome.error).__name__}: {outcome.error}".split())[:160]
+    match outcome.cause:
+        case "mask":
+            yield be405.mask_needed(error, Place(source=outcome.source), contract.client)
+        case "form":
+            yield be408.output_form(owner, place, error)
+        case "weights":
+            yield be403.weights_used(owner, place)
+        case _:
+            yield be418.call_raises(error, Place(source=outcome.source), contract.client)
+
+
+def _mixes(experiments: Experiments, contract: ContractFacts) -> Iterator[Finding]:
+    for one in experiments.mixing.found or ():
+        place = Place(module=one.path or None, source=one.source)
+        if any(word in one.operation for word in ATTENDS):
+            yield be402.attention_written_out(one.module, one.operation, place, contract.client)
+        else:
+            yield be402.tokens_mixed(one.module, one.operation, place, contract.client)
+
+
+def _counts(outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding]:
+    """Modules that call the interface more than once, and layers with more than one module that does."""
+    by_path: dict[str, list[AttentionCall]] = {}
+    for call in outcome.calls:
+        by_path.setdefault(call.path, []).append(call)
+    told: set[str] = set()
+    for calls in by_path.values():
+        owner = type(calls[0].module).__name__
+        if len(calls) > 1 and owner not in told:
+            told.add(owner)
+            yield be402.not_one_call(owner, len(calls), place_of(calls[1]))
+    by_layer: dict[object, list[str]] = {}
+    for path, calls in by_path.items():
+        by_layer.setdefault(calls[0].layer, []).append(path)
+    for layer, paths in by_layer.items():
+        if isinstance(layer, int) and len(paths) > 1:
+            call = by_path[paths[1]][0]
+            yield be408.layer_index_shared(
+                type(call.module).__name__, layer, paths[:2], place_of(call), contract.client
+            )
+            return
+
+
+def _call(trial: Trial, call: AttentionCall, contract: ContractFacts) -> Iterator[Finding]:
+    """What is wrong with the form of one call of the interface."""
+    owner, place, module = type(call.module).__name__, place_of(call), call.module
+    if not isinstance(call.layer, int) or isinstance(call.layer, bool):
+        yield be408.no_layer_index(owner, place)
+    if len(call.extra) > len(contract.positional):
+        yield be408.given_by_position(owner, place, contract.client, len(call.extra) - len(contract.positional))
+    if not contract.reads_source:
+        yield from _scale(trial, call, contract)
         return
+    if getattr(module, "config", None) is None:
+        yield be408.no_config(owner, place)
+    read = read_call(module)
+    if read.count == 0 and called_directly(module):
+        yield be408.called_where_looked_up(owner, place)
+    elif read.count == 0:
+        yield be408.not_found_in_source(owner, place)
+    elif read.count > 1:
+        yield be402.not_one_call(owner, read.count, place)
+    elif read.scale is not None and not is_readable(read.scale, module):
+        yield be408.scaling_not_readable(owner, place, ast.unparse(read.scale))
+    else:
+        yield from _scale(trial, call, contract)
+    yield from _sinks(call, contract)
+
+
+def _scale(trial: Trial, call: AttentionCall, contract: ContractFacts) -> Iterator[Finding]:
+    """The scale of the call, and the one that the client takes for it."""
+    theirs = client_scale(trial, contract, call)
+    if abs(theirs - call.scale) > 1e-6 * abs(call.scale):
+        yield be408.scaling_not_taken(
+            type(call.module).__name__, place_of(call), contract.client, given=call.scale, taken=theirs
+        )
+
+
+def _sinks(call: AttentionCall, contract: ContractFacts) -> Iterator[Finding]:
+    """vLLM takes attention sinks from `s_aux=self.<parameter>` alone, and raises on others (`check_sinks`, 0.32.0)."""
+    given = call.options.get("s_aux")
+    expression = read_call(call.module).sinks
+    held = any(parameter is given for parameter in call.module.parameters(recurse=False))
+    if given is not None and (expression is None or not held):
+        yield be408.sinks_not_readable(type(call.module).__name__, place_of(call), contract.client)
+
+
+def _layers(experiments: Experiments, outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding]:
+    """Layers without an attention behind the interface, and numbers of layers that are not theirs."""
+    trial = experiments.trial.found
+    count = field_of(trial.text, "num_hidden_layers") if trial is not None else None
+    numbers = [call.layer for call in outcome.calls if isinstance(call.layer, int)]
+    if not numbers or not isinstance(count, int) or len(numbers) < len(outcome.calls):
+        return
+    missing = [number for number in range(count) if number not in numbers]
+    if not missing:
+        return
+    paths = list(dict.fromkeys(call.path for call in outcome.calls))
+    if len(paths) >= count or max(numbers) >= count:
+        call = next(
+            (call for call in outcome.calls if isinstance(call.layer, int) and call.layer >= count), outcome.calls[0]
+        )
+        yield be408.layer_index_wrong(
+            type(call.module).__name__, place_of(call), given=sorted(set(numbers)), count=count
+        )
+    elif contract.reads_source:
+        yield _without_attention(experiments, missing[0], sorted(set(numbers)))
+
+
+def _without_attention(experiments: Experiments, layer: int, layers: list[int]) -> Finding:
+    """The first layer in which no module calls the interface: vLLM wants one in each (`_create_attention_instances`)."""
+    trial = experiments.trial.found
+    assert trial is not None
+    model = experiments.built
     stack = next(
-        (
-            (name, layers)
-            for name, layers in model.get_submodule(decoder).named_children()
-            if isinstance(layers, nn.ModuleList) and len(layers) >= count
-        ),
+        ((path, part) for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) > layer),
         None,
     )
-    missing = next((index for index in range(count) if index not in places), None)
-    if stack is None or missing is None:
-        return
-    kind = type(stack[1][missing])
-    place = Place(module=join(join(decoder, stack[0]), str(missing)), source=source_of(kind))
-    yield be402.layer_without_attention(missing, kind.__name__, place, layers=sorted(places))
+    kind = type(stack[1][layer]) if stack is not None else type(model)
+    place = Place(module=f"{stack[0]}.{layer}" if stack is not None else None, source=source_of(kind))
+    return be402.layer_without_attention(layer, kind.__name__, place, layers=layers)
 
 
-def _of_module(
-    model: nn.Module, path: str, module: nn.Module, tree: ast.FunctionDef, contract: ContractFacts
+def _weights(experiments: Experiments, outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding]:
+    """Weights of the attention that change the result: an engine gives none back."""
+    use = experiments.used_weights(contract).found if outcome.states is not None and outcome.calls else None
+    if use is not None and use.used:
+        call = outcome.calls[0]
+        yield be403.weights_used(type(call.module).__name__, Place(module=call.path or None, source=use.source))
+
+
+_IN_FUNCTION: Mapping[Departure, str] = {
+    Departure.BIAS: "adds a bias to the scores",
+    Departure.MASK: "hides keys, or shows keys, that the mask does not",
+    Departure.NORMALISATION: "does not normalise the scores by a softmax",
+    Departure.SINKS: "gives each query weights that do not add up to 1",
+    Departure.AFTER: "changes the weights, or the result, after the softmax",
+    Departure.UNKNOWN: "computes something else",
+}
+
+
+def _own_function(experiments: Experiments, outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding]:
+    """What the model's own attention function does beyond the reference."""
+    paths = tuple(dict.fromkeys(call.path for call in outcome.calls))
+    use = experiments.used_weights(contract).found if paths and outcome.states is not None else None
+    for one in experiments.own_function(paths).found or () if paths else ():
+        if use is not None and use.used and one.explanation.departure is Departure.AFTER:
+            continue  # told already: the module, not its function
+        owner, why, size = type(one.call.module).__name__, one.explanation, one.size
+        place = Place(module=one.call.path or None, source=why.source or one.call.source)
+        does = _IN_FUNCTION.get(why.departure, "")
+        match why.departure:
+            case Departure.SCALE:
+                line = place if "scaling" in one.call.options else place_of(one.call)
+                yield be408.scaling_differs(owner, line, own=why.scale, asked=one.call.scale, size=size)
+            case Departure.SOFTCAP:
+                yield be407.softcap_in_function(owner, place, size)
+            case Departure.BIAS:
+                yield be404.own_function_biased(owner, place, does, size)
+            case Departure.MASK if one.call.mask is None:
+                continue  # its own function needs a mask that the model does not give; no client runs that function
+            case Departure.MASK:
+                yield be405.own_function_masks(owner, place, does, size)
+            case Departure.SINKS:
+                yield be407.sinks_in_function(owner, place, size)
+            case Departure.NORMALISATION | Departure.AFTER | Departure.UNKNOWN:
+                yield be403.own_function_differs(owner, place, does, size)
+
+
+def check_claim(
+    kind: type, outcome: EngineOutcome | None, contract: ContractFacts, *, may_switch: bool
 ) -> Iterator[Finding]:
-    kind, calls = type(module), interface_calls(tree)
-    if len(calls) != 1:
-        yield be402.not_one_call(kind.__name__, len(calls), _place(kind, path, tree))
-        return
-    call = calls[0]
-    if (used := _used_weights(tree, call)) is not None:
-        yield be403.weights_used(kind.__name__, _place(kind, path, used))
-    if (changed := _changed_mask(tree, call)) is not None:
-        yield be404.mask_changed(kind.__name__, _place(kind, path, changed))
-    if contract.reads_source:
-        yield from _source_form(kind, path, module, tree, call)
-    yield from _options(model, kind, path, module, call, contract)
+    """BE406: `_supports_attention_backend` of the class that `AutoModel` makes, missing or claimed falsely.
 
-
-def _used_weights(tree: ast.FunctionDef, call: ast.Call) -> ast.AST | None:
-    """Where the second result of the interface takes part in a computation."""
-    names = _results(tree, call)
-    weights = names[1] if len(names) == 2 else "_"
-    if weights == "_":
-        return None
-    for node in ast.walk(tree):
-        computed = isinstance(node, ast.BinOp) and weights in names_in(node)
-        given = isinstance(node, ast.Call) and any(weights in names_in(argument) for argument in node.args)
-        own = (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and isinstance(node.func.value, ast.Name)
-            and node.func.value.id == weights
-            and node.func.attr in ("mul", "matmul", "bmm", "add", "mul_", "add_", "div", "softmax", "masked_fill")
-        )
-        if (computed or given or own) and node is not call:
-            return node
-    return None
-
-
-def _changed_mask(tree: ast.FunctionDef, call: ast.Call) -> ast.AST | None:
-    """Where the mask that the interface is given is computed with, in the attention's own forward."""
-    given = [k.value for k in call.keywords if k.arg == "attention_mask"] + call.args[4:5]
-    if not given:
-        return None
-    if any(isinstance(node, ast.BinOp) for node in ast.walk(given[0])):
-        return given[0]
-    names = names_in(given[0])
-    for node in ast.walk(tree):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
-        )
-        mine = any(isinstance(target, ast.Name) and target.id in names for target in targets)
-        if mine and (isinstance(node, ast.AugAssign) or _adds(node.value)):  # type: ignore[attr-defined]  # of Assign
-            return node
-    return None
-
-
-def _adds(value: ast.expr) -> bool:
-    """Arithmetic, but not the sizes inside a slice."""
-    if isinstance(value, ast.IfExp):
-        return _adds(value.body) or _adds(value.orelse)
-    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
-        return value.func.attr in ("add", "masked_fill", "mul") or _adds(value.func.value)
-    return isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add | ast.Sub | ast.Mult)
-
-
-def _source_form(kind: type, path: str, module: nn.Module, tree: ast.FunctionDef, call: ast.Call) -> Iterator[Finding]:
-    """What vLLM reads off the call and the module."""
-    owner = kind.__name__
-    if isinstance(call.func, ast.Subscript):
-        yield be408.called_where_looked_up(owner, _place(kind, path, call))
-    if getattr(module, "config", None) is None:
-        yield be408.no_config(owner, _place(kind, path, tree))
-    if not isinstance(getattr(module, "layer_idx", None), int):
-        yield be408.no_layer_index(owner, _place(kind, path, tree))
-    if (used := _shape_used(tree, call)) is not None:
-        yield be408.output_shape_used(owner, _place(kind, path, used), ast.unparse(used))
-    scaling = next((k.value for k in call.keywords if k.arg == "scaling"), None)
-    plain = isinstance(scaling, ast.Attribute) and isinstance(scaling.value, ast.Name) and scaling.value.id == "self"
-    if scaling is not None and not plain and not isinstance(scaling, ast.Constant):
-        yield be408.scaling_not_readable(owner, _place(kind, path, call), ast.unparse(scaling))
-
-
-def _shape_used(tree: ast.FunctionDef, call: ast.Call) -> ast.expr | None:
-    """Where the shape of the first result of the interface is asked for."""
-    name = next(iter(_results(tree, call)), "")
-    for node in ast.walk(tree) if name else ():
-        asked = isinstance(node, ast.Attribute) and node.attr in ("shape", "size") and _is(node.value, name)
-        like = (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("view_as", "reshape_as", "expand_as")
-            and any(_is(argument, name) for argument in node.args)
-        )
-        if asked or like:
-            return node  # type: ignore[return-value]  # an Attribute or a Call
-    return None
-
-
-def _is(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
-
-
-def _results(tree: ast.FunctionDef, call: ast.Call) -> list[str]:
-    """The names that the results of a call are given, in order; `_` for one that has none."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and node.value is call and isinstance(node.targets[0], ast.Tuple):
-            return [target.id if isinstance(target, ast.Name) else "_" for target in node.targets[0].elts]
-    return []
-
-
-def _options(
-    model: nn.Module, kind: type, path: str, module: nn.Module, call: ast.Call, contract: ContractFacts
-) -> Iterator[Finding]:
-    """Windows, soft-caps and causality that the model has and the call does not pass, or the client does not have."""
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None else None
-    passed = {k.arg: k.value for k in call.keywords if k.arg is not None}
-    owner, place = kind.__name__, _place(kind, path, call)
-    if getattr(module, "sliding_window", None) and "sliding_window" not in passed:
-        yield be407.window_not_passed(owner, place)
-    cap = next((name for name in _fields(text) if _caps_scores(name) and getattr(text, name)), None)
-    if cap is not None and "softcap" not in passed:
-        yield be407.softcap_not_passed(owner, place, cap)
-    yield from _causality(owner, place, module, passed)
-    if contract.attention_from_config:
-        yield from _config_options(text, owner, place, module, passed)
-    for keyword, name in contract.attention_lacks.items():
-        value = next((k.value for k in call.keywords if k.arg == keyword), None)
-        has = value is not None and not (isinstance(value, ast.Attribute) and getattr(module, value.attr, None) is None)
-        if has:
-            yield be407.option_not_supported(owner, place, name, contract.client)
-
-
-def _fields(text: object) -> list[str]:
-    return sorted(vars(text)) if text is not None else []
-
-
-def _caps_scores(name: str) -> bool:
-    """Whether a config field is a soft-cap of attention scores, by its words; one of the logits is the head's."""
-    words = name.lower()
-    caps = "softcap" in words or "soft_cap" in words or "logit_cap" in words
-    return caps and "attn" in words.replace("attention", "attn")
-
-
-def _causality(owner: str, place: Place, module: nn.Module, passed: Mapping[str, ast.expr]) -> Iterator[Finding]:
-    """`is_causal`, on the module or in the call (`integrations/flash_attention.py`, `sdpa_attention.py`, 5.23.0)."""
-    given = passed.get("is_causal")
-    if given is None and not isinstance(getattr(module, "is_causal", None), bool):
-        yield be407.causality_not_said(owner, place)
-    constant = isinstance(given, ast.Constant) and given.value is False
-    if constant or (given is None and getattr(module, "is_causal", True) is False):
-        yield be407.not_causal(owner, place)
-
-
-def _config_options(
-    text: object, owner: str, place: Place, module: nn.Module, passed: Mapping[str, ast.expr]
-) -> Iterator[Finding]:
-    """Options that vLLM reads from the config alone (`_create_attention_instances`, 0.32.0), against what the call passes."""
-    window, cap = _value(passed.get("sliding_window"), module), _value(passed.get("softcap"), module)
-    if isinstance(cap, float | int) and cap and not getattr(text, SOFTCAP, None):
-        yield be407.softcap_not_in_config(owner, place, SOFTCAP)
-    if not isinstance(window, int) or isinstance(window, bool) or not window:
-        return
-    layer, kinds = getattr(module, "layer_idx", None), getattr(text, "layer_types", None)
-    whole = kinds is not None and isinstance(layer, int) and layer < len(kinds) and "sliding" not in kinds[layer]
-    if getattr(text, "sliding_window", None) != window or whole:
-        yield be407.window_not_in_config(owner, place)
-
-
-def _value(expression: ast.expr | None, module: nn.Module) -> object:
-    """What `self.<name>` or a constant is on the module; None for anything else."""
-    if isinstance(expression, ast.Constant):
-        return expression.value
-    own = isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name)
-    return getattr(module, expression.attr, None) if own and expression.value.id == "self" else None  # type: ignore[union-attr]
-
-
-def _inline(model: nn.Module, graph: Graph, paths: list[str], client: str) -> Iterator[Finding]:
-    """Attention computed outside the interface: a fused attention, or a softmax over four dims."""
-    known = set(paths)
-    for op in graph.ops:
-        scores = op.target.endswith("softmax") and op.outputs and len(graph.values[op.outputs[0]].shape) == 4
-        if (op.target == "attention" or scores) and op.module not in known and not _below(op.module, known):
-            module = model.get_submodule(op.module)
-            place = Place(module=op.module, source=op.source)
-            yield be402.attention_written_out(type(module).__name__, op.target, place, client)
-
-
-def _below(path: str, known: set[str]) -> bool:
-    return any(path.startswith(f"{other}.") for other in known)
-
-
-def _claims(model: nn.Module, paths: list[str], contract: ContractFacts) -> Iterator[Finding]:
-    """`_supports_attention_backend`, missing or claimed falsely."""
-    kind, client = type(model), contract.client
+    `may_switch` is vLLM's second question (`_try_resolve_transformers`, 0.32.0): does the file use the interface?
+    """
     claims = bool(getattr(kind, "_supports_attention_backend", False))
-    # vLLM's second question (`_try_resolve_transformers`, 0.32.0): does the file use the interface?
-    usable = isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
-    severity = Severity.WARNING if usable and paths and contract.takes_interface_users else Severity.ERROR
+    calls = outcome is not None and bool(outcome.calls)
+    unknown = outcome is None or outcome.error is not None
+    severity = Severity.WARNING if may_switch and calls and contract.takes_interface_users else Severity.ERROR
     place = Place(source=source_of(kind))
-    if claims and not paths:
-        yield be406.claimed_without_attention(kind.__name__, place, client, severity)
+    if claims and not calls and not unknown:
+        yield be406.claimed_without_attention(kind.__name__, place, contract.client, severity)
     elif not claims:
-        yield be406.not_claimed(kind.__name__, place, client, severity)
-
-
-def _place(kind: type, path: str, node: ast.AST) -> Place:
-    return Place(module=path, source=source_of(kind, node))
+        yield be406.not_claimed(kind.__name__, place, contract.client, severity)

@@ -6,14 +6,19 @@ Source: `vllm/model_executor/models/registry.py` (`_try_resolve_transformers`), 
 head class.
 """
 
-import ast
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
+from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.processing_utils import ProcessorMixin
 
+from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Place
+from shardproof.planner.loading.custom_code import class_from_checkpoint
+from shardproof.planner.loading.load import LoadedModel, quiet
 from shardproof.verify.clients.contract.source import source_of
 from shardproof.verify.findings import be421, be422, be423
 
@@ -21,8 +26,11 @@ CONFIG_PLANS = ("base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan"
 CLASS_PLANS = ("_tp_plan", "_pp_plan", "_ep_plan")
 
 
-def check_folder(folder: Path) -> list[Finding]:
-    """What an engine reads of a checkpoint folder before any class is loaded."""
+def check_folder(folder: Path, *, trusted: bool = False) -> list[Finding]:
+    """What an engine reads of a checkpoint folder before it makes the model.
+
+    The code beside config.json is loaded only if it is `trusted`; else only its files are looked for.
+    """
     file = folder / "config.json"
     try:
         fields = json.loads(file.read_text())
@@ -30,7 +38,7 @@ def check_folder(folder: Path) -> list[Finding]:
         return [be421.unreadable(type(error).__name__)]
     if not isinstance(fields, dict):
         return [be421.no_object()]
-    return [*_fields(fields), *_auto_map(folder, fields)]
+    return [*_fields(fields), *_auto_map(folder, fields, trusted)]
 
 
 def _fields(fields: Mapping[str, object]) -> Iterator[Finding]:
@@ -41,7 +49,7 @@ def _fields(fields: Mapping[str, object]) -> Iterator[Finding]:
         yield be421.lacks("architectures", '"architectures": ["...ForCausalLM"]')
 
 
-def _auto_map(folder: Path, fields: Mapping[str, object]) -> Iterator[Finding]:
+def _auto_map(folder: Path, fields: Mapping[str, object], trusted: bool) -> Iterator[Finding]:
     auto_map = fields.get("auto_map")
     known = fields.get("model_type") in CONFIG_MAPPING
     if not isinstance(auto_map, Mapping):
@@ -52,24 +60,97 @@ def _auto_map(folder: Path, fields: Mapping[str, object]) -> Iterator[Finding]:
     for key in wanted:
         if key not in auto_map:
             yield be422.auto_map_lacks(key)
+    classes: dict[str, type] = {}
     for key, reference in auto_map.items():
         for one in reference if isinstance(reference, list) else [reference]:
-            if isinstance(one, str) and "--" not in one and (problem := _missing(folder, one)) is not None:
-                yield be422.auto_map_names(key, one, problem)
+            if isinstance(one, str) and "--" not in one:
+                problem = _problem(folder, key, one, classes) if trusted else _no_file(folder, one)
+                if problem is not None:
+                    yield be422.auto_map_names(key, one, problem)
+    yield from _pair(auto_map, classes)
 
 
-def _missing(folder: Path, reference: str) -> str | None:
-    module, _, name = reference.rpartition(".")
-    file = folder / f"{module.replace('.', '/')}.py"
-    if not module or not file.is_file():
-        return f"there is no {file.name}"
+def _problem(folder: Path, key: str, reference: str, classes: dict[str, type]) -> str | None:
+    """What is wrong with a class that `auto_map` names, loaded as the client loads it; a right one is put in `classes`."""
+    if (problem := _no_file(folder, reference)) is not None:
+        return problem
     try:
-        tree = ast.parse(file.read_text())
-    except (SyntaxError, UnicodeDecodeError) as error:
-        return f"{file.name} is no Python ({type(error).__name__})"
-    defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    imported = {a.asname or a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
-    return None if name in defined | imported else f"{file.name} has no class {name}"
+        with quiet():
+            found: object = class_from_checkpoint(reference, str(folder))
+    except LoadError as error:
+        return str(error).partition(": ")[2] or str(error)
+    wanted = _kind_of(key)
+    if not isinstance(found, type):
+        return f"it is no class but a {type(found).__name__}"
+    if wanted is not None and not issubclass(found, wanted):
+        return f"{found.__name__} is no {wanted.__name__}"
+    classes[key] = found
+    return None
+
+
+def _no_file(folder: Path, reference: str) -> str | None:
+    module = reference.rpartition(".")[0]
+    file = folder / f"{module.replace('.', '/')}.py"
+    return None if module and file.is_file() else f"there is no {file.name}"
+
+
+def _kind_of(key: str) -> type | None:
+    """What a class under a key of `auto_map` has to be."""
+    if key == "AutoConfig":
+        return PreTrainedConfig
+    if key.startswith("AutoModel"):
+        return PreTrainedModel
+    return ProcessorMixin if key == "AutoProcessor" else None
+
+
+def _pair(auto_map: Mapping[str, object], classes: Mapping[str, type]) -> Iterator[Finding]:
+    """Model classes whose `config_class` is another one: `AutoModel.register` refuses them (`auto_factory.py`, 5.23.0)."""
+    config = classes.get("AutoConfig")
+    for key, kind in classes.items():
+        own = getattr(kind, "config_class", None) if key.startswith("AutoModel") else None
+        if config is not None and isinstance(own, type) and own.__name__ != config.__name__:
+            yield be422.auto_map_names(
+                key, str(auto_map[key]), f"its config_class is {own.__name__}, not {config.__name__}"
+            )
+
+
+def base_class(loaded: LoadedModel, base: nn.Module) -> type:
+    """The class that `AutoModel` makes: the one that `auto_map` names, else that of the base model."""
+    auto_map = getattr(loaded.config, "auto_map", None) or {}
+    reference = auto_map.get("AutoModel") if isinstance(auto_map, Mapping) else None
+    if isinstance(reference, str) and loaded.checkpoint is not None and loaded.trust_remote_code:
+        try:
+            found = class_from_checkpoint(reference, str(loaded.checkpoint))
+        except LoadError:  # a finding of its own
+            return type(base)
+        return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else type(base)
+    return type(base)
+
+
+def check_made_class(loaded: LoadedModel, base: nn.Module) -> list[Finding]:
+    """BE422: `AutoModel` names a class with a head, so that an engine takes logits for hidden states."""
+    kind = base_class(loaded, base)
+    auto_map = getattr(loaded.config, "auto_map", None) or {}
+    if "AutoModelForCausalLM" in auto_map and kind is type(base) is loaded.model_class and _headless(base):
+        reference = str(auto_map["AutoModelForCausalLM"])
+        return [be422.auto_map_names("AutoModelForCausalLM", reference, f"{kind.__name__} has no head")]
+    if kind is type(base) or not issubclass(kind, PreTrainedModel):
+        return []
+    try:
+        with quiet(), torch.device("meta"):
+            made = kind._from_config(loaded.config)
+        head = made.get_output_embeddings()
+    except Exception:  # a class that does not build, or has no such method: nothing is known of a head
+        return []
+    if head is None:
+        return []
+    reference = str(loaded.config.auto_map["AutoModel"])
+    return [be422.auto_map_names("AutoModel", reference, f"{kind.__name__} has a head: it returns logits")]
+
+
+def _headless(model: nn.Module) -> bool:
+    """Whether a model has no output layer: its `get_output_embeddings` says so."""
+    return isinstance(model, PreTrainedModel) and model.get_output_embeddings() is None
 
 
 def check_base_class(config: PreTrainedConfig, client: str) -> list[Finding]:
@@ -101,6 +182,19 @@ def check_places(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
                     )
                 )
     return found
+
+
+def check_parts(config: PreTrainedConfig) -> list[Finding]:
+    """Configs inside of a custom config that `sub_configs` does not name.
+
+    Transformers sets the attention and the dtype of the parts by it (`configuration_utils.py`, `modeling_utils.py`, 5.23.0).
+    """
+    kind = type(config)
+    if kind.__module__.startswith("transformers."):
+        return []
+    parts = {name for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+    lost = sorted(parts - set(kind.sub_configs))
+    return [be421.part_not_declared(kind.__name__, name, Place(source=source_of(kind))) for name in lost]
 
 
 def _own_names(kind: type) -> set[str]:

@@ -14,6 +14,8 @@ class ContractFacts:
 
     client: str
     keywords: tuple[str, ...]
+    needs_keywords: bool = True
+    """Whether its attention fails without the keywords; else a lost keyword is a warning."""
     calls_head: bool = False
     """Whether it calls the head model; an engine calls the base model."""
     own_attention: bool = False
@@ -21,10 +23,18 @@ class ContractFacts:
     """Whether it makes the base model by `AutoModel.from_config`."""
     takes_interface_users: bool = False
     """Whether it takes a model that uses the attention interface without claiming to support backends."""
+    positional: tuple[str, ...] = ()
+    """Arguments that its attention takes by position, after the mask."""
+    is_modelled: bool = False
+    """Whether its attention is modelled here, so that its hidden states can be compared with those of Transformers."""
     reads_source: bool = False
     """Whether it reads the call of the attention off the source, and gives every layer one attention."""
     attention_from_config: bool = False
     """Whether it takes windows, soft-caps and head counts from the config, not from the call."""
+    window_needs_kinds: bool = False
+    """Whether a layer has a window only where `layer_types` says so; else a window without `layer_types` holds in all."""
+    finds_images_by_offsets: bool = False
+    """Whether it finds the images of a prompt by what the processor says of its replacements."""
     makes_head: bool = False
     """Whether it makes the head, norms and experts itself, so that names of weights and config fields have to be its own."""
     named_arguments: tuple[str, ...] = ()

@@ -1,36 +1,75 @@
-"""BE441 to BE443: processors of multimodal models.
+"""BE441 to BE444: processors of multimodal models, by use.
 
-Source: `vllm/model_executor/models/transformers/multimodal.py`, 0.32.0 (`_get_num_multimodal_tokens` for the number of tokens
-that an image becomes, `mm_token_type_ids` for where they lie), and `transformers/processing_utils.py`, 5.23.0
+Source: `vllm/model_executor/models/transformers/multimodal.py`. 0.25.0 splits the tokens of type 1 by the counts of
+`_get_num_multimodal_tokens`, so that a count holds every token of an image's run, its row and end tokens too. 0.32.0 finds the
+images by `text_replacement_offsets` and uses the counts for the largest image. `transformers/processing_utils.py`, 5.23.0
 (`MultiModalData`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import import_module
-from itertools import groupby
-from typing import Protocol, runtime_checkable
+from pathlib import Path
 
 import transformers
 from transformers import AutoProcessor, PreTrainedConfig
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils.import_utils import is_vision_available
 
 from shardproof.planner.ir.findings import Finding, Place
-from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.load import LoadedModel, quiet
+from shardproof.verify.clients.contract.experiments.frames import raising_line
+from shardproof.verify.clients.contract.processor_use import images_used, replacements_given
 from shardproof.verify.clients.contract.source import source_of
-from shardproof.verify.findings import be441, be442, be443
+from shardproof.verify.findings import be424, be441
 
 FILES = ("processor_config.json", "preprocessor_config.json")
-SIZES = ((224, 224), (64, 160), (300, 100))
-"""Heights and widths of the images that counts are compared on."""
-TEXT, IMAGE, VIDEO = 0, 1, 2
 
 
-@runtime_checkable
-class _Counts(Protocol):
-    image_token: str
-    image_token_ids: Sequence[int]
+@dataclass(frozen=True, slots=True)
+class ProcessorCheck:
+    """Findings of a processor for every client, and (`of_offsets`) for those that find images by replacement offsets."""
 
-    def _get_num_multimodal_tokens(self, image_sizes: Sequence[Sequence[int]], **kwargs: object) -> MultiModalData: ...
+    found: tuple[Finding, ...] = ()
+    of_offsets: tuple[Finding, ...] = ()
+
+
+def check_processors(loaded: LoadedModel) -> ProcessorCheck:
+    """The processor of a checkpoint, made and used; of a model without a checkpoint what its class says."""
+    folder = loaded.checkpoint
+    if folder is None or not _has_processor(folder, loaded.config):
+        kind = processor_class(loaded.config)
+        return ProcessorCheck(tuple(check_processor_class(kind)) if kind is not None else ())
+    try:
+        with quiet():
+            made = AutoProcessor.from_pretrained(
+                folder, trust_remote_code=loaded.trust_remote_code, local_files_only=True
+            )
+    except Exception as error:  # whatever the parts of a processor raise
+        return ProcessorCheck((_not_made(error),))
+    if not isinstance(made, ProcessorMixin):
+        return ProcessorCheck()
+    with quiet():
+        found = tuple(check_processor(made))
+        return ProcessorCheck(found, () if found else tuple(check_offsets(made)))
+
+
+def _has_processor(folder: Path, config: PreTrainedConfig) -> bool:
+    auto_map = getattr(config, "auto_map", None) or {}
+    return any((folder / name).is_file() for name in FILES) or "AutoProcessor" in auto_map
+
+
+def _not_made(error: Exception) -> Finding:
+    """A constructor of the model's own that raises is at fault; a missing library or file means that nothing was checked."""
+    source = raising_line(error)
+    if not is_vision_available():
+        return be424.not_checked(
+            "the processor", "Pillow is not installed; without it Transformers makes no image processor"
+        )
+    if isinstance(error, ImportError | OSError) or source is None:
+        reason = " ".join(str(error).split())[:160]
+        return be424.not_checked("the processor", f"it cannot be made here: {reason}")
+    return be441.constructor_raises(f"{type(error).__name__}: {error}", Place(source=source))
 
 
 def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin] | None:
@@ -43,74 +82,42 @@ def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin] | None:
     return found if isinstance(found, type) and issubclass(found, ProcessorMixin) else None
 
 
-def made_processor(loaded: LoadedModel) -> ProcessorMixin | None:
-    """The processor of a checkpoint folder; None where it has none, or it cannot be made here (images need Pillow)."""
-    folder = loaded.checkpoint
-    if folder is None or not any((folder / name).is_file() for name in FILES):
-        return None
-    try:
-        made = AutoProcessor.from_pretrained(folder, trust_remote_code=loaded.trust_remote_code, local_files_only=True)
-    except Exception:  # whatever the parts of a processor raise where a package or a file is missing
-        return None
-    return made if isinstance(made, ProcessorMixin) else None
-
-
 def check_processor_class(kind: type[ProcessorMixin]) -> list[Finding]:
     """What can be told of a processor without making one."""
     if getattr(kind, "_get_num_multimodal_tokens", None) is None:
-        return [be441.no_count_method(kind.__name__, _place(kind))]
+        return [be441.no_count_method(kind.__name__, Place(source=source_of(kind)))]
     return []
 
 
 def check_processor(processor: ProcessorMixin) -> list[Finding]:
-    """A processor that can be run: its tokens, its counts for several image sizes, its token types."""
+    """A processor that can be run: its attributes, then its counts and types for images of many sizes."""
     kind = type(processor)
-    found = check_processor_class(kind)
-    for name in ("image_token", "image_token_ids"):
-        if getattr(processor, name, None) is None:
-            found.append(be441.attribute_missing(kind.__name__, name, _place(kind)))
+    found = [*check_processor_class(kind), *_attributes(processor)]
     if found:
         return found
-    for height, width in SIZES:
-        found += _of_size(processor, height, width)
-    return list({finding.message: finding for finding in found}.values())
+    return list({finding.message: finding for finding in images_used(processor)}.values())
 
 
-def _of_size(processor: ProcessorMixin, height: int, width: int) -> Iterable[Finding]:
-    import numpy
-
+def check_offsets(processor: ProcessorMixin) -> Iterator[Finding]:
+    """Whether vLLM 0.32 finds the images of a prompt."""
     kind = type(processor)
-    assert isinstance(processor, _Counts), "the class was checked first"
-    counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
-    if not isinstance(counted, MultiModalData) or not counted.num_image_tokens:
-        yield be441.no_counts(kind.__name__, _place(kind))
-        return
-    image = numpy.zeros((height, width, 3), dtype=numpy.uint8)
-    made = processor(text=processor.image_token, images=[image], return_mm_token_type_ids=True)
-    types = _row(made, "mm_token_type_ids")
-    if types is None:
-        yield be443.types_not_returned(kind.__name__, _place(kind))
-        return
-    ids = _row(made, "input_ids") or []
-    emitted = sum(kind_ == IMAGE for kind_ in types)
-    expected = counted.num_image_tokens[0]
-    if emitted != expected:
-        size = (height, width)
-        yield be442.count_differs(kind.__name__, _place(kind), counted=expected, emitted=emitted, size=size)
-    if sum(value in (IMAGE, VIDEO) for value, _ in groupby(types)) > 1:
-        yield be443.types_not_contiguous(kind.__name__, _place(kind))
-    strange = {i for i, t in zip(ids, types, strict=True) if t == IMAGE} - set(processor.image_token_ids)
-    if strange:
-        yield be443.token_not_of_image(kind.__name__, min(strange), _place(kind))
+    if not replacements_given(processor):
+        yield be441.no_replacements(kind.__name__, Place(source=source_of(kind)))
 
 
-def _place(kind: type) -> Place:
-    return Place(source=source_of(kind))
+def _attributes(processor: ProcessorMixin) -> Iterator[Finding]:
+    kind = type(processor)
+    for name in ("image_token", "image_token_ids"):
+        try:
+            missing = getattr(processor, name, None) is None
+        except Exception as error:  # a property of the processor's own
+            yield be441.raises(
+                kind.__name__, f"reading {name}", f"{type(error).__name__}: {error}", _raised(error, kind)
+            )
+            continue
+        if missing:
+            yield be441.attribute_missing(kind.__name__, name, Place(source=source_of(kind)))
 
 
-def _row(made: Mapping[str, object], key: str) -> list[int] | None:
-    """The first row of what a processor returned under a key."""
-    value = made.get(key)
-    listed = value.tolist() if hasattr(value, "tolist") else value
-    row = listed[0] if isinstance(listed, list) and listed else None
-    return row if isinstance(row, list) else None
+def _raised(error: Exception, kind: type) -> Place:
+    return Place(source=raising_line(error) or source_of(kind))

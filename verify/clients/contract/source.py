@@ -2,7 +2,10 @@
 
 import ast
 import inspect
+import linecache
 import textwrap
+from functools import cache
+from types import CodeType
 
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.loading.source_lines import relative
@@ -38,3 +41,22 @@ def source_of(kind: type, node: ast.AST | None = None) -> Source | None:
     except (OSError, TypeError):
         return None
     return Source(relative(file), line) if file is not None else None
+
+
+def code_tree(code: CodeType) -> ast.FunctionDef | None:
+    """The definition of a running function, from its file; None for a lambda, or where there is no source."""
+    tree = _file_tree(code.co_filename)
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if first == code.co_firstlineno:
+                return node
+    return None
+
+
+@cache
+def _file_tree(name: str) -> ast.Module | None:
+    try:
+        return ast.parse("".join(linecache.getlines(name)))
+    except (SyntaxError, ValueError):
+        return None

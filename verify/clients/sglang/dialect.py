@@ -13,6 +13,9 @@ SGLANG_CONTRACT = ContractFacts(
     client="sglang",
     keywords=("attention_instances", "forward_batch"),
     own_attention=True,
+    positional=("scaling", "attention_instances", "forward_batch"),
+    is_modelled=True,
+    window_needs_kinds=True,
     open_arguments=("inputs_embeds",),
     attention_lacks={"softcap": "soft-cap", "s_aux": "attention sinks"},
 )

@@ -10,8 +10,11 @@ from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, UnknownStyle
 
 TRANSFORMERS_CONTRACT = ContractFacts(
-    client="transformers", keywords=("the attention's keyword arguments",), calls_head=True
+    client="transformers", keywords=("attention_keyword",), needs_keywords=False, calls_head=True
 )
+"""A keyword of any name reaches a registered attention function (Transformers' documentation of `AttentionInterface`), so one
+without a meaning is tried.
+"""
 
 TRANSFORMERS = Dialect(
     client="transformers",

@@ -10,7 +10,7 @@ them. `utils.py` (`replace_linear_class`): five styles, any other is a `Replicat
 from dataclasses import replace
 
 from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, UnknownStyle
-from shardproof.verify.clients.vllm.contract import VLLM_CONTRACT
+from shardproof.verify.clients.vllm.contract import VLLM_CONTRACT_0_24, VLLM_CONTRACT_0_32
 
 _PACKAGE = "vllm/model_executor/models/transformers"
 
@@ -33,7 +33,7 @@ VLLM_0_24 = Dialect(
     reads_head=False,
     local_heads=True,
     reach='hf_overrides={"base_model_tp_plan": {...}, "base_model_pp_plan": {...}}, or the same keys in config.json',
-    contract=VLLM_CONTRACT,
+    contract=VLLM_CONTRACT_0_24,
 )
 
 VLLM_0_25 = replace(VLLM_0_24, version="0.25", cites=(*VLLM_0_24.cites, f"{_PACKAGE}/fusers/"), fuses=("glu", "qkv"))
@@ -48,6 +48,7 @@ VLLM_0_32 = replace(
     repeats_kv=True,
     gathers_norms=True,
     cuts_sinks=True,
+    contract=VLLM_CONTRACT_0_32,
     latent_types=frozenset(
         "axk1 deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 deepseek_v41 dots3_note glm5_next glm5_next_text glm_moe_dsa "
         "glm4_moe_lite kimi_k2 kimi_linear longcat_flash pangu_ultra_moe bailing_hybrid hy_v4".split()

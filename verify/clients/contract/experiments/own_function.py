@@ -1,0 +1,165 @@
+"""Does the model's own attention function compute what a client's attention computes?
+
+The model is run with its own function (`eager`), and the arguments of every attention module are kept. Each module is run on them
+once more, with the reference attention in the place of the function: with the mask, the scale, the soft-cap and the sinks that
+the call passes. A client computes no more than that, so that a difference is lost there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from shardproof.planner.inputs.example import caching
+from shardproof.verify.clients.contract.experiments.client_attention import (
+    AttentionCall,
+    AttentionRecorder,
+    AttentionSpec,
+    as_interface,
+    attend,
+    paths_in,
+    repeated,
+    visible,
+)
+from shardproof.verify.clients.contract.experiments.engine_run import Prompt, gap
+from shardproof.verify.clients.contract.experiments.op_log import OpLog
+from shardproof.verify.clients.contract.experiments.score_path import Departure, ScoreExplanation, explain
+from shardproof.verify.clients.contract.experiments.trial import Trial, registered
+
+NAME = "shardproof_reference"
+_HIDDEN = -1e3
+"""An additive mask below this hides a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionDifference:
+    """One attention module whose function is not the reference; `size` is relative to the largest output."""
+
+    call: AttentionCall
+    size: float
+    explanation: ScoreExplanation
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What one attention module was given, and what it returned first."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Tensor
+
+
+def spec_of(call: AttentionCall) -> AttentionSpec:
+    """The attention that a call of the interface asks for, with the mask as it was given."""
+    sinks = call.options.get("s_aux")
+    mask = call.mask if isinstance(call.mask, Tensor) else None
+    allowed, bias = (visible(call.query.shape[2], AttentionSpec(1.0)), None) if mask is None else split_mask(mask)
+    return AttentionSpec(
+        call.scale,
+        softcap=call.number("softcap"),
+        sinks=sinks if isinstance(sinks, Tensor) else None,
+        allowed=allowed,
+        bias=bias,
+    )
+
+
+def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A mask as which keys are seen, and what is added to their scores (None for nothing).
+
+    All are `(rows, heads, queries, keys)`.
+    """
+    if not mask.is_floating_point():
+        return mask.bool(), None
+    allowed = mask > _HIDDEN
+    bias = torch.where(allowed, mask, 0.0).double()
+    count = allowed.sum(dim=-1, keepdim=True).clamp_min(1)
+    beside = torch.where(allowed, bias - bias.sum(dim=-1, keepdim=True) / count, 0.0)  # a constant changes no softmax
+    return allowed, bias if bool(beside.abs().max() > 1e-9) else None
+
+
+def own_differences(trial: Trial, prompt: Prompt, paths: tuple[str, ...]) -> list[FunctionDifference]:
+    """The attention modules (at `paths`) whose own function is not the reference, one for each class of module.
+
+    Raises whatever the model raises when it runs with its own function.
+    """
+    own = trial.built("eager")
+    given = _run(trial, own, prompt, paths)
+    found: dict[type, FunctionDifference] = {}
+    with registered(NAME, _unused):
+        other = trial.built(NAME)
+    for path, one in given.items():
+        kind = type(own.get_submodule(path))
+        if kind not in found and (difference := _compared(own, other, path, one, trial.tolerance)) is not None:
+            found[kind] = difference
+    return list(found.values())
+
+
+def _unused(*_: Any, **__: Any) -> tuple[Tensor, None]:
+    raise AssertionError("the reference was not registered")
+
+
+def _run(trial: Trial, model: nn.Module, prompt: Prompt, paths: tuple[str, ...]) -> dict[str, _Given]:
+    """The arguments and the first output of each attention module, in a run of the longest sequence."""
+    found: dict[str, _Given] = {}
+    handles = []
+    for path in paths:
+
+        def keep(_: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+            first = _first(output)
+            if first is not None and path not in found:
+                found[path] = _Given(_copied(args), _copied(kwargs), first.clone())
+
+        handles.append(model.get_submodule(path).register_forward_hook(keep, with_kwargs=True))
+    base = trial.base(model)
+    row = max(prompt.rows, key=lambda one: one.shape[1])
+    try:
+        with torch.no_grad():
+            base(input_ids=row, **caching(base, False))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _copied(given: Any) -> Any:
+    return tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, given)
+
+
+def _first(output: Any) -> Tensor | None:
+    return next((one for one in tree_leaves(output) if isinstance(one, Tensor)), None)
+
+
+def _compared(
+    own: nn.Module, other: nn.Module, path: str, given: _Given, tolerance: float
+) -> FunctionDifference | None:
+    recorder = AttentionRecorder(
+        paths_in(other), lambda call: as_interface(attend(call.query, call.key, call.value, spec_of(call)))
+    )
+    with registered(NAME, recorder), torch.no_grad():
+        output = _first(other.get_submodule(path)(*_copied(given.args), **_copied(given.kwargs)))
+    if output is None or len(recorder.calls) != 1:
+        return None
+    size = gap(output, given.output)
+    if size <= tolerance:
+        return None
+    return FunctionDifference(recorder.calls[0], size, _explained(own, path, given, recorder.calls[0]))
+
+
+def _explained(own: nn.Module, path: str, given: _Given, call: AttentionCall) -> ScoreExplanation:
+    value = repeated(call.value, call.query).double()
+    products = call.query.double() @ repeated(call.key, call.query).double().transpose(-1, -2)
+    wanted = {products.numel(), value.numel()}
+    log = OpLog(lambda one: one.numel() in wanted)
+    with torch.no_grad(), log:
+        own.get_submodule(path)(*_copied(given.args), **_copied(given.kwargs))
+    allowed = spec_of(call).allowed
+    assert allowed is not None
+    return explain(log.ops, products, allowed, value, call.scale)
+
+
+def only_scale(difference: FunctionDifference) -> bool:
+    """Whether a difference is a factor of the scores alone."""
+    return difference.explanation.departure is Departure.SCALE
