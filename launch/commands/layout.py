@@ -14,7 +14,7 @@ from shardproof.launch.output.console import Progress, only_results_on_stdout, p
 from shardproof.launch.result import CommandResult, UndecidedError
 
 if TYPE_CHECKING:
-    from shardproof.launch.output.layouts_text import Served
+    from shardproof.launch.output.layouts_text import ServedModel
     from shardproof.planner.layouts.cost import Facts, Load, Machine
     from shardproof.planner.layouts.search import Search
     from shardproof.planner.loading.load import LoadedModel
@@ -122,13 +122,15 @@ def rank_model(
     )
 
 
-def _served(model: ModelReference, loaded: "LoadedModel") -> "Served":
-    from shardproof.launch.output.layouts_text import Served
+def _served(model: ModelReference, loaded: "LoadedModel") -> "ServedModel":
+    from shardproof.launch.output.layouts_text import ServedModel
 
-    return Served(loaded.title, model.reference if loaded.checkpoint is not None else None, model.trust_remote_code)
+    return ServedModel(
+        loaded.title, model.reference if loaded.checkpoint is not None else None, model.trust_remote_code
+    )
 
 
-def _format_of(form: TableFormat) -> "Callable[[Served, Search, Facts, Machine, Load], str]":
+def _format_of(form: TableFormat) -> "Callable[[ServedModel, Search, Facts, Machine, Load], str]":
     from shardproof.launch.output.layouts_page import layouts_html
     from shardproof.launch.output.layouts_text import layouts_json, layouts_text
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from shardproof.launch.output.layouts_text import (
     NOTE,
-    Served,
+    ServedModel,
     columns,
     commands,
     gathered,
@@ -40,7 +40,7 @@ class StageMemory:
     parts: tuple[BarPart, ...]
 
 
-def layouts_html(model: Served, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
+def layouts_html(model: ServedModel, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
     """Everything that the text has, of every legal layout."""
     first = found.choices[0] if found.choices else None
     return render(

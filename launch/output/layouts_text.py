@@ -15,7 +15,7 @@ NOTE = "* no other is better in memory and time; ~ estimated, the rest is exact,
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """What the commands serve: a checkpoint as the user named it (None of a bare architecture), and whether its own code runs."""
 
     title: str
@@ -27,7 +27,7 @@ CHECKPOINT = "CHECKPOINT"
 """Stands in commands for a checkpoint that the user has yet to name."""
 
 
-def layouts_text(model: Served, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
+def layouts_text(model: ServedModel, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
     """The table, the reasons against the others, and the commands of the first."""
     parts = [headline(model.title, machine, load), _table(found, load)]
     if not load.train and facts.cache is None:
@@ -114,7 +114,7 @@ def _layers(layers: tuple[int, ...]) -> str:
     return str(most) if least == most else f"{least}-{most}"
 
 
-def commands(model: Served, choice: Choice, machine: Machine, load: Load) -> list[str]:
+def commands(model: ServedModel, choice: Choice, machine: Machine, load: Load) -> list[str]:
     """The commands that start a layout, one for each client, with an uneven split of layers where the client takes one.
 
     They are quoted for a POSIX shell. A bare architecture has no checkpoint to serve: `CHECKPOINT` stands for it.
@@ -167,7 +167,7 @@ def _distributed(choice: Choice, more: str = "") -> str:
     return f"from_pretrained(..., distributed_config=DistributedConfig({degrees}))"
 
 
-def layouts_json(model: Served, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
+def layouts_json(model: ServedModel, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
     """Everything: sizes in bytes."""
     return json.dumps(
         {
@@ -184,7 +184,7 @@ def layouts_json(model: Served, found: Search, facts: Facts, machine: Machine, l
     )
 
 
-def _choice(model: Served, choice: Choice, machine: Machine, load: Load) -> dict[str, object]:
+def _choice(model: ServedModel, choice: Choice, machine: Machine, load: Load) -> dict[str, object]:
     held, layout = choice.held, choice.layout
     return {
         "tp": layout.tp,

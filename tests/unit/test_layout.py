@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedConfig
 
 from shardproof.launch.cli import run
-from shardproof.launch.output.layouts_text import Served, commands
+from shardproof.launch.output.layouts_text import ServedModel, commands
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.layouts.cost import Facts, Kept, Load, Machine, Parameter, Per, RankTraffic, Traffic, held, sent
@@ -216,7 +216,7 @@ def _choice(layout: Layout) -> Choice:
     ],
 )
 def test_transformers_is_told_of_the_replicas(layout: Layout, nodes: int, train: bool, text: str) -> None:
-    *_, told = commands(Served("llama"), _choice(layout), Machine(4, 1e9, nodes), Load(10, 4, train=train))
+    *_, told = commands(ServedModel("llama"), _choice(layout), Machine(4, 1e9, nodes), Load(10, 4, train=train))
     for part in text.split("|"):
         assert part in told
 
@@ -224,13 +224,13 @@ def test_transformers_is_told_of_the_replicas(layout: Layout, nodes: int, train:
 @pytest.mark.parametrize(
     ("served", "words"),
     [
-        (Served("llama"), ["vllm", "serve", "CHECKPOINT"]),
-        (Served("b", "a b; touch X"), ["vllm", "serve", "a b; touch X"]),
-        (Served("b", "$(id)/b`id`"), ["vllm", "serve", "$(id)/b`id`"]),
-        (Served("b", "/models/b", custom_code=True), ["vllm", "serve", "/models/b"]),
+        (ServedModel("llama"), ["vllm", "serve", "CHECKPOINT"]),
+        (ServedModel("b", "a b; touch X"), ["vllm", "serve", "a b; touch X"]),
+        (ServedModel("b", "$(id)/b`id`"), ["vllm", "serve", "$(id)/b`id`"]),
+        (ServedModel("b", "/models/b", custom_code=True), ["vllm", "serve", "/models/b"]),
     ],
 )
-def test_commands_are_quoted_and_complete(served: Served, words: list[str]) -> None:
+def test_commands_are_quoted_and_complete(served: ServedModel, words: list[str]) -> None:
     vllm, sglang, _ = commands(served, _choice(Layout(2, 1, 1)), Machine(2, 1e9, 1), Load(10, 4))
     assert shlex.split(vllm)[:3] == words
     assert shlex.split(sglang)[:5] == ["python", "-m", "sglang.launch_server", "--model-path", words[2]]

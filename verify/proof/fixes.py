@@ -52,7 +52,7 @@ def _fix(
     subject: Subject, styles: Mapping[str, str], degree: int, findings: tuple[Finding, ...], finding: Finding
 ) -> Fix | None:
     """The edit after which the plan is proved; else a chain of edits that each take the first finding away."""
-    search = _Search(subject, degree, max(TRIED_OPS // len(subject.graph.ops), 8))
+    search = _EditSearch(subject, degree, max(TRIED_OPS // len(subject.graph.ops), 8))
     chain: list[_Edited] = []
     while len(chain) < MOST_EDITS:
         step = search.best(chain[-1] if chain else _Edited((), dict(styles), findings), finding)
@@ -79,7 +79,7 @@ class _Edited:
 
 
 @dataclass(slots=True)
-class _Search:
+class _EditSearch:
     """Tries edits of plans, up to `budget` of them."""
 
     subject: Subject
