@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from math import gcd
 
@@ -105,6 +105,17 @@ def raises_on_one_device(loaded: LoadedModel, mode: RunMode) -> bool:
         except Exception:  # any exception of the model's code: a form with fewer inputs may run
             continue
     return tried
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: products of small matrices wait for other threads longer than they take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def random_state(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:

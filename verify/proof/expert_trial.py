@@ -8,7 +8,6 @@ training (every rank is given the tokens of its own experts, one choice each, an
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, build, quiet
-from shardproof.planner.twins.twin import TwinError, random_state, twin
+from shardproof.planner.twins.twin import TwinError, one_thread, random_state, twin
 from shardproof.verify.findings import tp210, tp214
 from shardproof.verify.proof.experts import DISPATCH, STACKED
 
@@ -43,19 +42,8 @@ class Routing:
 
 def try_experts(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
     """Findings TP214 of every experts module that the plan deals out to `degree` ranks, and TP210 where it cannot be tried."""
-    with _one_thread():
+    with one_thread():
         return _tried(loaded, plan, degree)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Products of small matrices: more threads would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _tried(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:

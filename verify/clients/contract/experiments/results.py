@@ -1,7 +1,7 @@
 """The experiments on one model, each run once however many clients ask."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.loading.load import LoadedModel, quiet
+from shardproof.planner.twins.twin import one_thread
 from shardproof.verify.clients.contract.client_spec import client_spec
 from shardproof.verify.clients.contract.experiments.client_attention import (
     Answer,
@@ -241,17 +242,6 @@ class Experiments:
             return [loss]
         recorder.listen = lambda _: None
         return located(watch, run_once)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread: products of small matrices wait for other threads longer than they take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _alone(trial: Trial) -> Tensor:
