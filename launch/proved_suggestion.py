@@ -15,15 +15,17 @@ STAGES = 2
 """Stages of the proof of a suggested pipeline."""
 
 
-def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
+def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = None) -> Suggestion:
     """Infer a plan, and leave out its pipeline or its expert part where the proof refutes that; `notes` then say why.
+
+    With `tp`, the plan is one that is right at so many ranks.
 
     Raises:
         LoadError: the reference names no model.
         TraceError: the model's forward cannot be run without data.
     """
     loaded = load(model) if isinstance(model, str) else model
-    suggestion = infer(loaded, why=why)
+    suggestion = infer(loaded, why=why, tp=tp)
     plan, notes = suggestion.plan, list(suggestion.notes)
     if plan.pp and (wrong := _first_error(_of_stages(loaded, plan))):
         plan = replace(plan, pp=(), head_pp=())

@@ -128,6 +128,10 @@ def suggest_plan(
         suggestion = _infer(loaded, why=why)
     with progress.step("finding the legal degrees"):
         degrees = _degrees(loaded, suggestion.plan)
+    if tp is not None and tp > 1 and tp not in degrees.legal:
+        with progress.step(f"inferring a plan that is right at tp {tp}"):
+            suggestion = _infer(loaded, why=why, tp=tp)
+            degrees = _degrees(loaded, suggestion.plan)
     degree = tp or next((degree for degree in degrees.legal if degree > 1), 2)
     everywhere: Everywhere | None = None
     with progress.step(f"proving it at tp {degree}"):
@@ -259,12 +263,12 @@ def _undone_on_error(files: tuple[Path, ...]) -> Iterator[None]:
         raise
 
 
-def _infer(loaded: "LoadedModel", *, why: bool) -> "Suggestion":
+def _infer(loaded: "LoadedModel", *, why: bool, tp: int | None = None) -> "Suggestion":
     from shardproof.launch.proved_suggestion import suggest as infer
     from shardproof.planner.tracing.trace import TraceError
 
     try:
-        return infer(loaded, why=why)
+        return infer(loaded, why=why, tp=tp)
     except TraceError as error:
         where = f" at {error.source}" if error.source else ""
         raise UndecidedError(

@@ -9,7 +9,7 @@ from shardproof.planner.inference.code_changes import find_patches
 from shardproof.planner.inference.experts import infer_ep
 from shardproof.planner.inference.explain import explain
 from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
-from shardproof.planner.inference.probe import prober
+from shardproof.planner.inference.probe import Prober, prober
 from shardproof.planner.inference.tensor import Inference, infer_tp, probe_degree
 from shardproof.planner.ir.degrees import degrees_within
 from shardproof.planner.ir.explanation import Explanation
@@ -44,12 +44,14 @@ class Suggestion:
     owners: Mapping[str, str] = field(default_factory=dict)
 
 
-def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
+def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = None) -> Suggestion:
     """Infer the plan of a model from its computation.
 
     Args:
         model: a loaded model, or a reference (a model type, a config.json, a checkpoint folder, a Hub id, `file.py:Class`).
         why: also explain the plan: groups, parameters that are not sharded, changes of the modeling code that would shard more.
+        tp: a number of ranks at which the plan has to be right; groups that do not divide over them are left out. By default
+            a plan for as many degrees as there are.
 
     Raises:
         LoadError: the reference names no model.
@@ -58,7 +60,7 @@ def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
     loaded = load(model) if isinstance(model, str) else model
     subject = subject_of(on_meta(loaded))
     built, graph, prefix = subject.model, subject.graph, subject.prefix
-    inference = _inference(subject, other_modes(subject.model))
+    inference = _inference(subject, other_modes(subject.model), tp)
     pipeline, head_pipeline = infer_pipeline(built, graph)
     uncut = cut_nowhere(built, graph, pipeline)
     if uncut is not None:
@@ -67,22 +69,27 @@ def suggest(model: LoadedModel | str, *, why: bool = False) -> Suggestion:
         _split_by_owner(inference, prefix, in_config=reads_config_plan(built)), pp=pipeline, head_pp=head_pipeline
     )
     plan = _with_experts(plan, infer_ep(graph, prefix), prefix)
-    legal = degrees(built, graph, plan, prefix, probe_degree(inference.sizes or [2]))
+    legal = degrees(built, graph, plan, prefix, tp or probe_degree(inference.sizes or [2]))
     owners = {path: kind.__name__ for path, kind in plan_owners(built).items()}
     explanation = _explanation(subject, inference, plan) if why else None
     notes = graph.notes if uncut is None else (*graph.notes, f"there is no pipeline plan: {uncut}")
     return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, notes, explanation, owners)
 
 
-def _inference(subject: Subject, others: tuple[Subject, ...]) -> Inference:
+def _inference(subject: Subject, others: tuple[Subject, ...], tp: int | None) -> Inference:
     """The tensor-parallel plan, inferred in evaluation; where it turns out wrong in another mode, inferred in all of them."""
-    inference = infer_tp(subject.graph, prober(subject), subject.prefix)
+    inference = infer_tp(subject.graph, _at(tp, prober(subject)), subject.prefix)
     styles = {entry.pattern: entry.style for entry in inference.entries.values()}
-    degree = probe_degree(inference.sizes or [2])
+    degree = tp or probe_degree(inference.sizes or [2])
     tried = [prober(other)(styles, degree) for other in others] if styles else []
     if all(found.right and not found.gradients for found in tried):
         return inference
-    return infer_tp(subject.graph, prober(subject, *others), subject.prefix)
+    return infer_tp(subject.graph, _at(tp, prober(subject, *others)), subject.prefix)
+
+
+def _at(tp: int | None, probe: Prober) -> Prober:
+    """A probe that asks one degree, where one is given."""
+    return probe if tp is None else lambda styles, _: probe(styles, tp)
 
 
 def _with_experts(plan: Plan, ep: tuple[TpEntry, ...], prefix: str) -> Plan:

@@ -91,7 +91,7 @@ def load(
     return loading.load(reference, overrides=overrides, trust_remote_code=trust_remote_code)
 
 
-def suggest(model: "LoadedModel | str", *, why: bool = False) -> "Suggestion":
+def suggest(model: "LoadedModel | str", *, why: bool = False, tp: int | None = None) -> "Suggestion":
     """Infer a plan from the computation of a model, traced once on the meta device.
 
     The tensor part is tried on one rank's program in every mode while it is inferred, and a pipeline or expert part that the
@@ -100,13 +100,15 @@ def suggest(model: "LoadedModel | str", *, why: bool = False) -> "Suggestion":
     Args:
         model: a loaded model or a reference to one.
         why: also explain the plan: groups of dims, what stays whole and its bytes, changes of the code that would shard more.
+        tp: a number of ranks at which the plan has to be right: what does not divide over them is left whole or gathered. By
+            default a plan for as many degrees as there are.
 
     Raises:
         ShardproofError: the reference names no model, or its forward cannot be traced.
     """
     from shardproof.launch import proved_suggestion
 
-    return proved_suggestion.suggest(model, why=why)
+    return proved_suggestion.suggest(model, why=why, tp=tp)
 
 
 def prove(

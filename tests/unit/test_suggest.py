@@ -195,3 +195,15 @@ def test_a_table_of_two_rows_does_not_forbid_degrees() -> None:
 def test_a_small_projection_beside_gathered_ones_is_gathered_too() -> None:
     styles = {entry.pattern: entry.style for entry in suggest(load("qwen3_next")).plan.tp}
     assert styles["layers.*.linear_attn.in_proj_ba"] == styles["layers.*.linear_attn.in_proj_qkvz"]
+
+
+@pytest.mark.parametrize(("heads", "tp"), [(4, 8), (3, 2)])
+def test_more_ranks_than_key_heads(heads: int, tp: int) -> None:
+    """Attention is gathered where its heads do not divide; the rest is split."""
+    overrides = {"num_key_value_heads": heads, "num_attention_heads": 24, "num_hidden_layers": 2}
+    loaded = load("qwen3", overrides=overrides)
+    plan = suggest(loaded, tp=tp).plan
+    styles = plan.styles("")
+    assert styles["layers.*.mlp.down_proj"] == "rowwise"
+    assert styles["layers.*.self_attn.k_proj"] == "colwise_gather_output"
+    assert prove(loaded, plan, tp=tp).verdict is Verdict.PROVED
