@@ -66,7 +66,9 @@ def suggest(
     ] = False,
     tp: Annotated[
         int | None,
-        typer.Option(parser=degree, metavar="N", help="Degree at which it has to be right.", show_default="least legal above 1"),
+        typer.Option(
+            parser=degree, metavar="N", help="Degree at which it has to be right.", show_default="least legal above 1"
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Put the model's own plan beside it, with a verdict on each difference.")
