@@ -102,7 +102,7 @@ def quantised_findings(subject: Subject, styles: Mapping[str, str], tp: int) -> 
         module = subject.graph.module_of[path]
         if local == "weight" and isinstance(placement, Shard) and "Linear" in module.bases:
             side = "out_features" if placement.dim % 2 == 0 else "in_features"
-            count = dict(module.numbers)[side]
+            count = dict(module.numbers).get(side, 0)
             if count % tp == 0 and (block := blocks.cut(path, side, count, tp)):
                 return (tp222.block_is_cut(entry, path, side=side, held=count // tp, block=block),)
     return (tp222.not_looked_at(method),)

@@ -24,7 +24,7 @@ from shardproof.verify.stages.compare import Mismatch, StageComparison, StagePro
 from shardproof.verify.stages.cutting import Cutting, between, laid_out
 from shardproof.verify.stages.layer_index import numbered_parts
 from shardproof.verify.stages.stage import StagePlace, absent
-from shardproof.verify.stages.traced_stages import StageModels, TracedStage, TracedStages, received
+from shardproof.verify.stages.traced_stages import NoModeError, StageModels, TracedStage, TracedStages, received
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Programs:
                 self._traced[mode] = TracedStages(self._models, mode)
             except TraceError as error:
                 self._traced[mode] = not_asked(self.loaded, mode, error)
-            except ValueError:
+            except NoModeError:
                 self._traced[mode] = NO_CACHE
         return self._traced[mode]
 
@@ -97,8 +97,9 @@ class Programs:
                     asked.append(mode.value)
                     if wrong := _in_mode(mode, check):
                         return StagesVerdict(wrong, tuple(asked), tuple(assumed))
-                    if check.renumbered:
-                        break  # absent layers of our stages write where the renumbered ones do
+                    if check.renumbered:  # absent layers of our stages write where the renumbered ones do
+                        assumed.append("stages that number their layers anew decode as the whole model: not compared")
+                        break
         return StagesVerdict((*undecided, *self._drawn()), tuple(asked), tuple(assumed))
 
 

@@ -98,12 +98,16 @@ class StageModels:
         return self._stages[key]
 
 
+class NoModeError(LookupError):
+    """The model has no such mode: its forward takes or returns no cache to decode through."""
+
+
 class TracedStages:
     """The whole program of a model in one mode, with which the stages of several cases can be compared.
 
     Raises:
         TraceError: the whole model cannot be traced in this mode.
-        ValueError: the model has no such mode.
+        NoModeError: the model has no such mode.
     """
 
     def __init__(self, models: StageModels, mode: RunMode = RunMode.EVALUATION) -> None:
@@ -122,7 +126,7 @@ class TracedStages:
             return WholeProgram(Script(self.mode, (caching(self.model, False) | inputs,)), graph, Numbers())
         subject = subject_in(shared, self.mode)
         if subject is None or subject.script is None:
-            raise ValueError(f"{type(self.model).__name__} has no {self.mode.value}.")
+            raise NoModeError(f"{type(self.model).__name__} has no {self.mode.value}.")
         return WholeProgram(subject.script, subject.graph, Numbers())
 
     @cached_property
