@@ -57,6 +57,10 @@ TimeoutOption = Annotated[
 WeightsOption = Annotated[
     bool, typer.Option("--weights", help="Run the checkpoint's own weights in their dtype, instead of a twin.")
 ]
+TrainOption = Annotated[
+    bool,
+    typer.Option("--train", help="Also what a trainer does: clipping, AdamW, dropout, saving, resuming (level train)."),
+]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="An assumption of the proof is undecided (exit code 3), instead of told.")
 ]
@@ -91,6 +95,7 @@ def verify(
     timeout: TimeoutOption = 300.0,
     weights: WeightsOption = False,
     strict: StrictOption = False,
+    train: TrainOption = False,
     ep: EpOption = None,
     nnodes: NodesOption = 1,
     node_rank: NodeRankOption = 0,
@@ -113,6 +118,7 @@ def verify(
             client_python=str(client_python) if client_python else None,
             weights=weights,
             strict=strict,
+            train=train or Level.TRAIN in (level or ()),
             nodes=nodes_of(nnodes, node_rank, rdzv_endpoint),
         )
         result = verify_plan(request, progress=Progress(quiet or not is_first_rank()))

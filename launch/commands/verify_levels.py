@@ -39,6 +39,8 @@ def _for_client(
     client = request.client or ""
     # accelerate and TRL train what Transformers has sharded: its reading is theirs.
     dialect = read_dialect("transformers" if client in ("accelerate", "trl") else client)
+    if request.train:
+        raise MisuseError(f"--train asks Transformers' own runtime, which says nothing of {dialect.client}.")
     if Level.RUN in request.levels:
         raise MisuseError(f"--level run is Transformers' own runtime, which says nothing of {dialect.client}.")
     layout, wanted, results = request.layout, request.levels or (Level.PROOF,), []
@@ -71,7 +73,7 @@ def _client_level(
 def _proof_and_run(
     request: VerifyRequest, loaded: "LoadedModel", model: "nn.Module", plan: Plan, progress: Progress
 ) -> tuple[tuple[LevelResult, ...], str]:
-    """The proof and the run on ranks, and a line about a run that was skipped (else empty)."""
+    """The proof, the run on ranks, what a trainer does, and a line about a level that was skipped (else empty)."""
     from shardproof.verify.proof.prove import prove
 
     layout, wanted = request.layout, request.levels or (Level.PROOF, Level.RUN)
@@ -88,6 +90,11 @@ def _proof_and_run(
         else:
             with progress.step(f"running {loaded.title} on {layout.tp * layout.pp} ranks"):
                 results.append(_run(loaded, plan, request))
+    if request.train:
+        if malformed or any(result.verdict is Verdict.REFUTED for result in results):
+            return tuple(results), "train  not started: the plan is refuted already"
+        with progress.step(f"training {loaded.title} on {layout.tp} ranks"):
+            results.append(_train(loaded, plan, request))
     return tuple(results), ""
 
 
@@ -124,17 +131,26 @@ def _run(loaded: "LoadedModel", plan: Plan, request: VerifyRequest) -> LevelResu
     )
 
 
+def _train(loaded: "LoadedModel", plan: Plan, request: VerifyRequest) -> LevelResult:
+    from shardproof.launch.ranks.train import confirm_training
+
+    layout = request.layout
+    if layout.pp > 1:
+        raise MisuseError("--train asks ranks of one stage; leave --pp out (the run compares the training of stages).")
+    return confirm_training(loaded, plan, tp=layout.tp, ep=layout.ep, timeout=request.timeout, nodes=request.nodes)
+
+
 def _with_contradiction(levels: tuple[LevelResult, ...]) -> tuple[LevelResult, ...]:
     """Add DY507, a bug in shardproof, where the proof says proved and the run refutes.
 
     A rank that was killed or ran out of time decides nothing, so it contradicts nothing; nor does a fault of the client's
     runtime, which the proof does not cover.
     """
-    if len(levels) != 2 or levels[0].verdict is not Verdict.PROVED:
+    if len(levels) < 2 or levels[0].verdict is not Verdict.PROVED:
         return levels
-    proof, run = levels
+    proof, run, *rest = levels
     wrong = [found for found in run.findings if found.severity is Severity.ERROR and found.fault is not Fault.CLIENT]
     if not wrong:
         return levels
     bug = dy507.levels_contradict(wrong[0].place, dict.fromkeys(finding.code for finding in wrong))
-    return proof, replace(run, findings=(*run.findings, bug))
+    return proof, replace(run, findings=(*run.findings, bug)), *rest

@@ -12,6 +12,7 @@ from shardproof.launch.result import MisuseError, ReportFormat
 class Level(StrEnum):
     PROOF = "proof"
     RUN = "run"
+    TRAIN = "train"
     CLIENT = "client"
 
 
@@ -31,8 +32,8 @@ class RunLayout:
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
-    """The arguments of `plan verify`. Without `levels`: the proof, then the run unless the proof refutes; `timeout` is in
-    seconds.
+    """The arguments of `plan verify`. Without `levels`: the proof, then the run unless the proof refutes; `train` adds what a
+    trainer does to either. `timeout` is in seconds.
     """
 
     model: ModelReference
@@ -45,6 +46,7 @@ class VerifyRequest:
     client_python: str | None = None
     weights: bool = False
     strict: bool = False
+    train: bool = False
     nodes: Nodes | None = None
 
 

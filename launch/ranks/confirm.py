@@ -76,7 +76,7 @@ def confirm(
     except TwinError as error:
         finding = dy504.no_small_model(str(error))
         return LevelResult("run", time.monotonic() - began, (finding,))
-    with _runner(case, world, timeout, nodes) as runner:
+    with runner_for(case, world, timeout, nodes) as runner:
         run_case = _one_by_one(runner)
         result = _result(case, run_case(case), timeout)
         findings = diagnosed(case, result.findings, lambda other: _decided(other, run_case(other), timeout))
@@ -122,7 +122,7 @@ def _diagnosed(case: Case, result: LevelResult, run_case: RunCase, timeout: floa
     return LevelResult("run", result.seconds + time.monotonic() - began, findings, result.measures)
 
 
-def _runner(case: Case, world: World | None, timeout: float, nodes: Nodes | None) -> Runner[Case, CaseResult]:
+def runner_for(case: Case, world: World | None, timeout: float, nodes: Nodes | None) -> Runner[Case, CaseResult]:
     """The ranks of the job around this process, or ranks that are started here."""
     if world is not None:
         return JobRanks(world, timeout)
@@ -152,7 +152,7 @@ def _result(case: Case, case_result: CaseResult, timeout: float) -> LevelResult:
     if len(case_result.outcomes) == case.tp * case.pp:
         measures = measures_of(case, case_result.outcomes)
         return LevelResult("run", case_result.seconds, findings_of(case, case_result.outcomes), measures)
-    return LevelResult("run", case_result.seconds, _incomplete(case, case_result, timeout))
+    return LevelResult("run", case_result.seconds, incomplete(case, case_result, timeout))
 
 
 def _decided(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...] | None:
@@ -170,7 +170,7 @@ def _allowed(case_result: CaseResult, timeout: float) -> str:
     )
 
 
-def _incomplete(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...]:
+def incomplete(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...]:
     """Not every rank answered: a rank's own exception is the first cause, else its death, else the time."""
     outcomes = case_result.outcomes
     if not outcomes and case_result.death is None and not case_result.timed_out:

@@ -28,6 +28,8 @@ class Fault(StrEnum):
     PLAN = "plan"
     MODEL = "model"
     CLIENT = "client"
+    CALLER = "caller"
+    """Who calls the client: a training script, for instance."""
     OURS = "shardproof"
 
 

@@ -46,7 +46,7 @@ def test_every_code_in_use_is_explained() -> None:
 
 @pytest.mark.parametrize("rule", rules().values(), ids=rules())
 def test_form(rule: Rule) -> None:
-    assert re.fullmatch(r"(PL1|TP2|PP3|BE4|DY5)\d\d", rule.code)
+    assert re.fullmatch(r"(PL1|TP2|PP3|BE4|DY5|TR6)\d\d", rule.code)
     assert FAMILIES[rule.code[:2]] == rule.family
     assert re.fullmatch(r"[a-z]+(-[a-z]+)+", rule.name)
     for text in (rule.what, rule.why, rule.use_instead, rule.fix_safety):

@@ -15,7 +15,7 @@ from textwrap import fill, indent
 from shardproof.planner.ir.findings import Severity
 from shardproof.planner.ir.spelling import nearest_names
 
-FAMILIES = {"PL": "plan", "TP": "tensor", "PP": "pipeline", "BE": "backend contract", "DY": "run"}
+FAMILIES = {"PL": "plan", "TP": "tensor", "PP": "pipeline", "BE": "backend contract", "DY": "run", "TR": "training"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from shardproof.verify.report.scope import Scope
 
 @dataclass(frozen=True, slots=True)
 class LevelResult:
-    """One level's outcome: `level` is `proof`, `run`, `client` or `contract with CLIENT`, `measures` are named relative
+    """One level's outcome: `level` is `proof`, `run`, `train`, `client` or `contract with CLIENT`, `measures` are named relative
     errors.
     """
 
@@ -20,6 +20,8 @@ class LevelResult:
     measures: Mapping[str, float] = field(default_factory=dict)
     scope: Scope | None = None
     """What a proof covers; None of other levels, and where nothing was related."""
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """Of level `train`: each question with its answer in a few words."""
 
     @property
     def verdict(self) -> Verdict:

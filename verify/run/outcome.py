@@ -14,6 +14,7 @@ from typing import Any
 from shardproof.planner.ir.findings import Source
 from shardproof.verify.run.compare.localise import Divergence
 from shardproof.verify.run.compare.tensors import Comparison
+from shardproof.verify.run.training.answers import TrainingAnswer, training_answer_from
 
 PEER_LOST = re.compile(r"gloo/|NCCL|Connection (closed|reset|refused)|Timed out waiting|Broken pipe")
 _SCHEDULE = re.compile(r"\[Stage \d+\] failed to run (forward|backward)")
@@ -62,7 +63,8 @@ class Outcome:
     """What one rank compared in one case.
 
     `refused` is what autograd refused of the model's own code, which was worked around; `unasked` are the questions that
-    the single-device model could not answer, with its error. `cpu_seconds` is this rank's own computing time.
+    the single-device model could not answer, with its error. `cpu_seconds` is this rank's own computing time. `training` are
+    the answers of a case that asks what a trainer does, the same on every rank.
     """
 
     rank: int
@@ -72,6 +74,7 @@ class Outcome:
     refused: Failure | None = None
     unasked: Mapping[str, str] = field(default_factory=dict)
     cpu_seconds: float = 0.0
+    training: tuple[TrainingAnswer, ...] = ()
 
     def dumps(self) -> str:
         """As JSON."""
@@ -90,6 +93,7 @@ def outcome_from(text: str) -> Outcome:
         refused=_failure(data["refused"]),
         unasked=data["unasked"],
         cpu_seconds=data["cpu_seconds"],
+        training=tuple(map(training_answer_from, data["training"])),
     )
 
 

@@ -226,8 +226,8 @@ def _train(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     model.train(True)
     try:
         with copied_outputs(model) if into.refused else nullcontext():
-            loss = _loss(model, inputs, _mask_of(model, inputs))
-            if not torch.equal(loss, _loss(model, inputs, _mask_of(model, inputs))):
+            loss = model_loss(model, inputs, _mask_of(model, inputs))
+            if not torch.equal(loss, model_loss(model, inputs, _mask_of(model, inputs))):
                 raise NotComparableError("training draws random numbers, which are not compared")
             model.zero_grad(set_to_none=True)
             loss.backward()
@@ -265,7 +265,7 @@ def _backward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Two backwards without zeroing the gradients: a gradient that is all-reduced in place is wrong only after the second."""
     model.zero_grad(set_to_none=True)
     for once_or_twice in ("gradient", "gradient of two backwards"):
-        loss = _loss(model, inputs)
+        loss = model_loss(model, inputs)
         into.values["loss"] = loss.detach()
         loss.backward()
         into.gradients[once_or_twice] = {
@@ -280,7 +280,7 @@ def _gradient(parameter: nn.Parameter) -> torch.Tensor:
     return whole(parameter.grad.detach()).clone()
 
 
-def _loss(model: PreTrainedModel, inputs: Inputs, more: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+def model_loss(model: PreTrainedModel, inputs: Inputs, more: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
     """The model's own loss where it takes tokens as labels, else the cross entropy of the next token, else the mean square.
 
     A rank that takes another branch than the single-device model has another loss, which the comparison shows.

@@ -90,6 +90,8 @@ def check(
         if case.pp > 1:
             shared = before if isinstance(before, SharedBaseline) else SharedBaseline()
             return _check_pipeline(case, shared, rank=rank, device=device, progress=progress)
+        if case.training:
+            return _check_training(case, rank=rank, device=device, progress=progress)
         if isinstance(before, TwinBaseline):
             progress.single, progress.want, progress.state = before.single, before.want, before.state
         return _check_tensor(case, rank=rank, device=device, progress=progress, hasty=hasty)
@@ -127,6 +129,15 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
     progress.stage = "saving the sharded model"
     progress.before += saved(model, single, case.loaded, rank=rank)
     return _outcome(case, progress, rank=rank)
+
+
+def _check_training(case: Case, *, rank: int, device: torch.device, progress: _Progress) -> Outcome:
+    from shardproof.verify.run.training.bench import training_bench
+    from shardproof.verify.run.training.questions import ask_training
+
+    bench = training_bench(case, rank=rank, device=device)
+    progress.stage, progress.sharded = "training", True
+    return Outcome(rank, training=ask_training(bench))
 
 
 def _wrong_already(progress: _Progress, got: Observed) -> bool:

@@ -43,7 +43,8 @@ class Staging:
 class Case:
     """One run: `loaded` is the twin (it pickles, once its module is imported), `plan` the plan under test.
 
-    With `weights`, `loaded` is the real model, and its checkpoint is run in its own dtype.
+    With `weights`, `loaded` is the real model, and its checkpoint is run in its own dtype. With `training`, the ranks are asked
+    what a trainer does, instead of what a server and one backward do.
     """
 
     loaded: LoadedModel
@@ -55,6 +56,7 @@ class Case:
     weights: bool = False
     applied: Applied = Applied.CLIENT
     staging: Staging = Staging()
+    training: bool = False
 
 
 KEPT = 2

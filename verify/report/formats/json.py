@@ -111,8 +111,10 @@ def _fix(fix: Fix) -> dict[str, object]:
 
 
 def _level(level: LevelResult) -> dict[str, object]:
-    """One level; `scope` is what a proof covers."""
+    """One level; `scope` is what a proof covers, `answers` what training questions were answered with."""
     found: dict[str, object] = {"verdict": level.verdict.value, "seconds": round(level.seconds, 3)}
+    if level.answers:
+        found["answers"] = dict(level.answers)
     return found if level.scope is None else found | {"scope": _scope(level.scope)}
 
 

@@ -1,6 +1,7 @@
 """A report as text for a reader: the verdict, one line for each level, and each finding in five parts."""
 
 import math
+from collections.abc import Mapping
 from textwrap import TextWrapper
 
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
@@ -30,7 +31,16 @@ def _level(level: LevelResult) -> str:
     worst = max(level.measures.items(), key=lambda item: item[1], default=None)
     far = f"   largest relative error {worst[1]:.1e} ({worst[0]})" if worst and math.isfinite(worst[1]) else ""
     line = f"  {level.level:<6} {level.verdict.value:<10} {level.seconds:7.1f} s{far}"
-    return line if level.scope is None else f"{line}\n{_scope(level.scope)}"
+    below = [*([_scope(level.scope)] if level.scope else []), *_answers(level.answers)]
+    return "\n".join([line, *below])
+
+
+def _answers(answers: Mapping[str, str]) -> list[str]:
+    """Each question of a level with its answer."""
+    widest = max(map(len, answers), default=0)
+    room = TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
+    room.subsequent_indent = " " * (11 + widest)
+    return [room.fill(f"  {'':<6} {question:<{widest}}  {words}") for question, words in answers.items()]
 
 
 def _scope(scope: Scope) -> str:

@@ -1,0 +1,74 @@
+"""Level train on real ranks: every question is answered, and an answer that is wrong is told."""
+
+from dataclasses import replace
+
+import pytest
+
+from shardproof.launch.ranks.train import confirm_training
+from shardproof.planner.ir.errors import ArgumentError
+from shardproof.planner.ir.findings import Fault, Severity, Verdict
+from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import build, load
+from shardproof.verify.report.report import LevelResult
+from shardproof.verify.run.training.questions import QUESTIONS
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def qwen3() -> LevelResult:
+    return confirm_training("qwen3")
+
+
+def test_every_question_is_answered(qwen3: LevelResult) -> None:
+    assert list(qwen3.answers) == [question.name for question in QUESTIONS]
+    assert qwen3.verdict is Verdict.CONFIRMED
+
+
+def test_clipping_raises_and_another_way_is_right(qwen3: LevelResult) -> None:
+    (finding,) = (one for one in qwen3.findings if one.code == "TR601")
+    assert finding.fault is Fault.CLIENT
+    assert finding.severity is Severity.WARNING
+    assert "mixed torch.Tensor and DTensor" in finding.message
+    assert "get_total_norm" in finding.needed
+
+
+def test_saving_on_one_rank_waits_for_the_others(qwen3: LevelResult) -> None:
+    (finding,) = (one for one in qwen3.findings if one.code == "TR608")
+    assert finding.fault is Fault.CALLER
+    assert "would never return" in finding.message
+    assert qwen3.answers["saving, every rank"] == "right"
+
+
+def test_dropout_of_heads_may_be_drawn_apart(qwen3: LevelResult) -> None:
+    assert qwen3.answers["dropout, a seed a rank"] == "right"
+    assert "its own part in model.layers.*.self_attn" in qwen3.answers["dropout, one seed"]
+
+
+def test_replicas_drift_with_a_seed_a_rank() -> None:
+    loaded = load("gpt2")
+    plan = Plan.from_json({"base_model_tp_plan": {"h.*.mlp.c_fc": "colwise", "h.*.mlp.c_proj": "rowwise"}})
+    result = confirm_training(loaded, plan)
+    if result.verdict is Verdict.REFUTED:  # gpt2's Conv1D holds its weights transposed: the plan is wrong there
+        pytest.fail(str(result.findings))
+    (finding,) = (one for one in result.findings if one.code == "TR605")
+    assert finding.fault is Fault.CALLER
+    assert "torch.manual_seed(seed)" in finding.needed
+    assert "transformer.h.*.mlp.dropout" in result.answers["dropout, one seed"]
+
+
+def test_a_wrong_plan_is_told_before_anything_else_is_asked() -> None:
+    loaded = load("qwen3")
+    plan = carried_plan(loaded, build(loaded))
+    wrong = replace(plan, tp=tuple(entry for entry in plan.tp if not entry.pattern.endswith("k_norm")))
+    result = confirm_training(loaded, wrong)
+    assert result.verdict is Verdict.REFUTED
+    assert [finding.code for finding in result.findings] == ["TR600"]
+    assert result.findings[0].fault is Fault.PLAN
+    assert all("a plain training step is wrong" in words for words in list(result.answers.values())[1:])
+
+
+def test_one_rank_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="2 tensor-parallel ranks or more"):
+        confirm_training("qwen3", tp=1)

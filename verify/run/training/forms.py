@@ -1,0 +1,128 @@
+"""Other forms of the same step: mixed precision, activation checkpointing, and a compiled model."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+from shardproof.verify.run.compare.tensors import relative_error
+from shardproof.verify.run.training.asking import Measured, TrainingQuestion, Way
+from shardproof.verify.run.training.bench import (
+    NotAskedError,
+    TrainingBench,
+    backward,
+    gradients,
+    on_one_device,
+)
+from shardproof.verify.run.training.steps import same_gradients
+
+_ROUNDINGS = 4.0
+"""The ranks may be so many times as far from the exact gradient as one device is, in the same precision."""
+_MOST_ROUNDED = 0.2
+"""A gradient that one device itself gets this wrong in low precision says nothing (another expert was chosen)."""
+_AS_WRITTEN = 1e-4
+"""Relative. A step that is compiled, or computed again, computes in float32 where the model says so."""
+
+
+def _autocast(bench: TrainingBench) -> Measured:
+    """A float32 model under autocast to bfloat16: as near to the exact gradients as one device is."""
+    exact = bench.alone()
+    on_one_device(lambda: backward(exact, bench.batches[0]))
+    alone, ours = bench.alone().float(), bench.sharded().float()
+    on_one_device(lambda: _backward_in_bfloat16(alone, bench))
+    _backward_in_bfloat16(ours, bench)
+    truth, want, got = gradients(exact), gradients(alone), gradients(ours)
+    largest = max((float(value.abs().max()) for value in truth.values() if value.numel()), default=0.0)
+    judged = {}
+    for name, value in truth.items():
+        rounding = relative_error(want[name], value, floor=largest * 1e-3)
+        if rounding <= _MOST_ROUNDED:
+            judged[name] = relative_error(got[name], value, floor=largest * 1e-3) / max(rounding, 1e-3)
+    if not judged:
+        raise NotAskedError("in bfloat16 one device itself is too far from its exact gradients to compare with")
+    place = max(judged, key=lambda name: judged[name])
+    note = (
+        f"at most {judged[place]:.1f} times the rounding of one device; {len(judged)} of {len(truth)} gradients judged"
+    )
+    return Measured(judged[place] / 10, _ROUNDINGS / 10, place, note)
+
+
+def _backward_in_bfloat16(model: PreTrainedModel, bench: TrainingBench) -> None:
+    with torch.autocast(bench.device.type, dtype=torch.bfloat16):
+        backward(model, bench.batches[0], exact=False)
+
+
+def _checkpointed(reentrant: bool, bench: TrainingBench) -> Measured:
+    """The gradients with activations computed again in the backward."""
+    if not getattr(bench.single, "supports_gradient_checkpointing", False):
+        raise NotAskedError(f"{type(bench.single).__name__} says that it does not support gradient checkpointing")
+
+    def run(model: PreTrainedModel) -> None:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant:
+            model.enable_input_require_grads()  # a frozen input ends a reentrant graph
+        backward(model, bench.batches[0], exact=False)
+
+    return _as_written(bench, run)
+
+
+def _compiled(bench: TrainingBench) -> Measured:
+    """The gradients of the model as `torch.compile` captures it, backward included; no code is generated."""
+    return _as_written(bench, lambda model: _backward_compiled(model, bench))
+
+
+def _as_written(bench: TrainingBench, run: Callable[[PreTrainedModel], object]) -> Measured:
+    """The gradients of a step in the precisions that the model's code names."""
+    alone, ours = bench.alone(), bench.sharded()
+    on_one_device(lambda: run(alone))
+    run(ours)
+    want, got = gradients(alone), gradients(ours)
+    largest = max((float(value.abs().max()) for value in want.values() if value.numel()), default=0.0)
+    errors = {name: relative_error(got[name], value, floor=largest * 1e-3) for name, value in want.items()}
+    place = max(errors, key=lambda name: errors[name], default="")
+    return Measured(errors.get(place, 0.0), _AS_WRITTEN, place)
+
+
+def _backward_compiled(model: PreTrainedModel, bench: TrainingBench) -> None:
+    torch._dynamo.reset()
+    try:
+        model.compile(backend="aot_eager")
+        backward(model, bench.batches[0], exact=False)
+    finally:
+        torch._dynamo.reset()
+
+
+def _uncompiled(bench: TrainingBench) -> Measured:
+    def run(model: PreTrainedModel) -> None:
+        backward(model, bench.batches[0])
+
+    return same_gradients(bench, run, run)
+
+
+MIXED_PRECISION = TrainingQuestion("mixed precision", "TR604", (Way("torch.autocast to bfloat16", _autocast),))
+CHECKPOINTING = TrainingQuestion(
+    "activation checkpointing",
+    "TR606",
+    (
+        Way("gradient_checkpointing_enable({'use_reentrant': False})", partial(_checkpointed, False)),
+        Way("no gradient checkpointing", _uncompiled),
+    ),
+)
+REENTRANT = TrainingQuestion(
+    "reentrant checkpointing",
+    "TR606",
+    (
+        Way("gradient_checkpointing_enable({'use_reentrant': True})", partial(_checkpointed, True)),
+        Way("gradient_checkpointing_enable({'use_reentrant': False})", partial(_checkpointed, False)),
+        Way("no gradient checkpointing", _uncompiled),
+    ),
+)
+COMPILE = TrainingQuestion(
+    "torch.compile",
+    "TR607",
+    (
+        Way("model.compile()", _compiled),
+        Way("no torch.compile", _uncompiled),
+    ),
+)

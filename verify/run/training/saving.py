@@ -1,0 +1,156 @@
+"""Saving the trained model, on one rank and on all, and going on from what was saved."""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor.debug import CommDebugMode
+
+from shardproof.planner.ir.findings import Fault
+from shardproof.planner.loading.load import quiet
+from shardproof.verify.run.training.asking import Measured, TrainingQuestion, Way
+from shardproof.verify.run.training.bench import NotAskedError, TrainingBench, WaitsForeverError, on_one_device
+from shardproof.verify.run.training.steps import adamw, moved, step
+
+_ROUNDING = 1e-12
+"""Relative: what is saved is read back to the same numbers."""
+
+
+@contextmanager
+def _shared_folder(bench: TrainingBench) -> Iterator[Path]:
+    """A folder that the first rank makes and every rank uses; it is gone when the last rank has left."""
+    made = tempfile.TemporaryDirectory(prefix="shardproof-trained-") if bench.rank == 0 else None
+    name: list[str | None] = [made.name if made else None]
+    dist.broadcast_object_list(name, src=0)
+    try:
+        assert name[0] is not None
+        yield Path(name[0])
+    finally:
+        dist.barrier()
+        if made:
+            made.cleanup()
+
+
+def _saved_by_first(bench: TrainingBench) -> Measured:
+    """Whether saving needs the other ranks: all of them save, and the collectives are counted, so that nothing waits here."""
+    _saves_alone(bench)
+    ours = bench.sharded()
+    with _shared_folder(bench) as folder, quiet(), CommDebugMode() as counted:
+        ours.save_pretrained(folder)
+    if counted.get_total_counts():
+        names = ", ".join(sorted({str(name).rpartition(".")[2] for name in counted.get_comm_counts()}))
+        raise WaitsForeverError(f"saving runs {names}, in which the first rank would wait for the others")
+    return Measured(0.0, 0.0)
+
+
+def _saved_by_all(bench: TrainingBench) -> Measured:
+    """Every rank saves into one folder; the first one reads it back on one device."""
+    _saves_alone(bench)
+    ours = bench.sharded()
+    with _shared_folder(bench) as folder, quiet():
+        ours.save_pretrained(folder)
+        dist.barrier()
+        return _read_back(bench, folder) if bench.rank == 0 else Measured(0.0, _ROUNDING)
+
+
+def _saves_alone(bench: TrainingBench) -> None:
+    """Raise `NotAskedError` on every rank where one device does not get its own weights back."""
+    said: list[str | None] = [None]
+    if bench.rank == 0:
+        try:
+            with tempfile.TemporaryDirectory(prefix="shardproof-trained-") as folder, quiet():
+                on_one_device(lambda: bench.single.save_pretrained(folder))
+                if not on_one_device(lambda: _read_back(bench, Path(folder))).right:
+                    said[0] = "one device does not read its own weights back either"
+        except NotAskedError as reason:
+            said[0] = str(reason)
+    dist.broadcast_object_list(said, src=0)
+    if said[0] is not None:
+        raise NotAskedError(said[0])
+
+
+def _read_back(bench: TrainingBench, folder: Path) -> Measured:
+    config = copy.deepcopy(bench.case.loaded.config)
+    read = bench.case.loaded.model_class.from_pretrained(folder, config=config, dtype=torch.float64)
+    return _same(bench.single, read)
+
+
+def _same(want: nn.Module, got: nn.Module) -> Measured:
+    held = dict(got.named_parameters())
+    errors = {
+        name: float((held[name].double() - value.double()).abs().max()) if value.numel() else 0.0
+        for name, value in want.named_parameters()
+        if name in held
+    }
+    place = max(errors, key=lambda name: errors[name], default="")
+    return Measured(errors.get(place, 0.0), _ROUNDING, place)
+
+
+def _resumed(bench: TrainingBench) -> Measured:
+    """A distributed checkpoint after all steps but one; a fresh model and optimizer read it and take the last step."""
+    alone, ours = bench.alone(), bench.sharded()
+    before = {name: value.detach().clone() for name, value in alone.named_parameters()}
+    optimizers = adamw(alone), adamw(ours)
+    for batch in bench.batches[:-1]:
+        on_one_device(lambda batch=batch: step(alone, optimizers[0], batch))  # type: ignore[misc]
+        step(ours, optimizers[1], batch)
+    on_one_device(lambda: step(alone, optimizers[0], bench.batches[-1]))
+    with _shared_folder(bench) as folder:
+        weights, state = get_state_dict(ours, optimizers[1])
+        state_dict_saver.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+        fresh = bench.sharded()
+        with torch.no_grad():
+            for value in fresh.parameters():
+                value.zero_()  # nothing of the first weights may pass for what was read
+        optimizer = adamw(fresh)
+        weights, state = get_state_dict(fresh, optimizer)
+        state_dict_loader.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
+        set_state_dict(fresh, optimizer, model_state_dict=weights, optim_state_dict=state)
+    step(fresh, optimizer, bench.batches[-1])
+    return moved(before, dict(alone.named_parameters()), dict(fresh.named_parameters()))
+
+
+def _resumed_by_rank(bench: TrainingBench) -> Measured:
+    """Every rank writes the state of its own model and optimizer, and reads it into fresh ones."""
+    alone, ours = bench.alone(), bench.sharded()
+    before = {name: value.detach().clone() for name, value in alone.named_parameters()}
+    optimizers = adamw(alone), adamw(ours)
+    for batch in bench.batches[:-1]:
+        on_one_device(lambda batch=batch: step(alone, optimizers[0], batch))  # type: ignore[misc]
+        step(ours, optimizers[1], batch)
+    on_one_device(lambda: step(alone, optimizers[0], bench.batches[-1]))
+    with tempfile.TemporaryDirectory(prefix="shardproof-trained-") as folder:
+        file = Path(folder) / "state.pt"
+        torch.save({"model": ours.state_dict(), "optimizer": optimizers[1].state_dict()}, file)
+        read = torch.load(file, weights_only=False)  # written above
+    fresh = bench.sharded()
+    fresh.load_state_dict(read["model"])
+    optimizer = adamw(fresh)
+    optimizer.load_state_dict(read["optimizer"])
+    step(fresh, optimizer, bench.batches[-1])
+    return moved(before, dict(alone.named_parameters()), dict(fresh.named_parameters()))
+
+
+_ALL = "model.save_pretrained(folder) on every rank"
+SAVING = TrainingQuestion("saving, every rank", "TR608", (Way(_ALL, _saved_by_all),))
+SAVING_ALONE = TrainingQuestion(
+    "saving, first rank alone",
+    "TR608",
+    (Way("if rank == 0: model.save_pretrained(folder)", _saved_by_first), Way(_ALL, _saved_by_all)),
+    Fault.CALLER,
+)
+RESUMING = TrainingQuestion(
+    "resuming",
+    "TR609",
+    (
+        Way("torch.distributed.checkpoint with get_state_dict and set_state_dict", _resumed),
+        Way("torch.save of model.state_dict() and optimizer.state_dict(), a file a rank", _resumed_by_rank),
+    ),
+)
