@@ -47,15 +47,13 @@ def test_dropout_of_heads_may_be_drawn_apart(qwen3: LevelResult) -> None:
 
 
 def test_replicas_drift_with_a_seed_a_rank() -> None:
-    loaded = load("gpt2")
-    plan = Plan.from_json({"base_model_tp_plan": {"h.*.mlp.c_fc": "colwise", "h.*.mlp.c_proj": "rowwise"}})
-    result = confirm_training(loaded, plan)
-    if result.verdict is Verdict.REFUTED:  # gpt2's Conv1D holds its weights transposed: the plan is wrong there
-        pytest.fail(str(result.findings))
+    styles = {"decoder.layers.*.fc1": "colwise", "decoder.layers.*.fc2": "rowwise"}
+    plan = {"base_model_tp_plan": styles, "tp_plan": {"lm_head": "colwise_gather_output"}}
+    result = confirm_training("opt", Plan.from_json(plan))
     (finding,) = (one for one in result.findings if one.code == "TR605")
     assert finding.fault is Fault.CALLER
     assert "torch.manual_seed(seed)" in finding.needed
-    assert "transformer.h.*.mlp.dropout" in result.answers["dropout, one seed"]
+    assert "ranks must draw alike in model.decoder.layers.*" in result.answers["dropout, one seed"]
 
 
 def test_a_wrong_plan_is_told_before_anything_else_is_asked() -> None:
