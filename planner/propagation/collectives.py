@@ -43,6 +43,11 @@ def collectives(local: Graph) -> tuple[Collective, ...]:
     return tuple(_Issuing(local).within(0, len(local.ops), set()))
 
 
+def expanded(local: Graph) -> Iterator[Op]:
+    """The ops of one call of the model; a repeated layer's are those of the layer that stands for it, again."""
+    return _Issuing(local).ops(0, len(local.ops))
+
+
 class _Issuing:
     """Facts of a program: its calls by module, the values that a gradient flows back to, and the values whose size data
     decide.
@@ -66,6 +71,16 @@ class _Issuing:
             else:
                 yield from self._of(op, trained)
             trained |= _trained_by(self.local, op, trained)
+
+    def ops(self, start: int, stop: int) -> Iterator[Op]:
+        """The ops of a range, with repeated layers written out."""
+        for position, op in enumerate(self.local.ops[start:stop], start):
+            if op.target == "repeat":
+                first = self.local.module_of[op.module].repeats
+                assert first is not None
+                yield from self.ops(*self._then(op, first, position, set())[:2])
+            else:
+                yield op
 
     def _of(self, op: Op, trained: set[int]) -> Iterator[Collective]:
         for found in _of(self.local, op):
