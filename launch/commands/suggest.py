@@ -23,7 +23,8 @@ from shardproof.launch.commands.options import (
 )
 from shardproof.launch.commands.read_inputs import ModelReference, read_dialect, read_model
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_aside, print_result
-from shardproof.launch.output.source_excerpts import excerpt, relative_path
+from shardproof.launch.output.finding_lines import locator
+from shardproof.launch.output.source_excerpts import excerpt
 from shardproof.launch.output.suggestion_text import suggestion_text
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, UndecidedError
 from shardproof.planner.ir.degrees import Degrees
@@ -187,7 +188,7 @@ def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat, comment
         case PlanFormat.JSON:
             return suggestion_json(suggested)
         case PlanFormat.SARIF:
-            return report_sarif(suggested.report, relative_path=relative_path)
+            return report_sarif(suggested.report, locate=locator(loaded.name, loaded))
         case PlanFormat.HTML:
             return _page(loaded, suggested, comments)
         case PlanFormat.OVERRIDES:

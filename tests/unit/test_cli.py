@@ -248,7 +248,7 @@ def test_variables_that_make_no_job(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["verify"], "Missing argument 'MODEL'; see `plan verify --help`."),
+        (["verify"], "there is no model to work on: give a MODEL, or name models under [tool.shardproof]"),
         (["suggets"], "No such command 'suggets'. Did you mean 'suggest'? See `plan --help`."),
         (
             ["verify", "llama", "--levl", "run"],
