@@ -22,11 +22,10 @@ from shardproof.launch.commands.layout import layout
 from shardproof.launch.commands.suggest import suggest
 from shardproof.launch.commands.undo import undo
 from shardproof.launch.commands.verify import verify
+from shardproof.launch.failures import bug, interrupted, told
 from shardproof.launch.output.console import print_result, say
 from shardproof.launch.ranks.job import in_job, is_first_rank
-from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED, MisuseError
-from shardproof.planner.ir.errors import ArgumentError, LoadError, ShardproofError
-from shardproof.planner.ir.plan import PlanError
+from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED
 from shardproof.planner.ir.spelling import nearest
 from shardproof.verify.report.environment import environment
 
@@ -79,21 +78,12 @@ def run(arguments: list[str]) -> int:
         return _report_interrupt() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except _UsageError as error:
         return _report_error(_usage(error), MISUSE)
-    except (MisuseError, LoadError, PlanError, ArgumentError) as error:
-        return _report_error(str(error), MISUSE)
-    except ShardproofError as error:  # a model that cannot be traced or made small: no fault of the arguments
-        return _report_error(str(error), UNDECIDED)
     except (KeyboardInterrupt, typer.Abort):
         return _report_interrupt()
     except Exception as error:
-        # Transformers makes an error of its own of a Ctrl-C in one of its late imports.
-        return _report_interrupt() if _interrupted(error) else _report_bug(error, debug="--debug" in arguments)
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+        if interrupted(error):
+            return _report_interrupt()
+        return _report_error(*found) if (found := told(error)) else _report_bug(error, debug="--debug" in arguments)
 
 
 def _usage(error: BaseException) -> str:
@@ -136,10 +126,7 @@ def _report_bug(error: Exception, *, debug: bool) -> int:
     """Report an unexpected error; in a job every rank reports its own."""
     if debug:
         traceback.print_exception(error)
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 300 else text[:297] + "..."
-    advice = "" if debug else " --debug shows the traceback."
-    say(f"this is a bug in shardproof: {type(error).__name__}{f': {text}' if text else ''}.{advice}")
+    say(bug(error, "" if debug else " --debug shows the traceback."))
     return UNDECIDED
 
 

@@ -1,5 +1,6 @@
 """Command-line arguments that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,34 @@ ModelArgument = Annotated[
         help="A Transformers model type, config.json, checkpoint folder, Hub id, file.py:Class or package.mod:Class.",
         show_default=False,
         autocompletion=completion.models,
+    ),
+]
+ModelsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL...",
+        help="Models: Transformers model types, config.json files, checkpoint folders, globs of them, Hub ids, file.py:Class or "
+        "package.mod:Class. Without one: those under [tool.shardproof] in pyproject.toml.",
+        show_default=False,
+        autocompletion=completion.models,
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="FILE", help="Write the result into a file.", show_default="standard output"),
+]
+BaselineOption = Annotated[
+    Path | None,
+    typer.Option("--baseline", metavar="FILE", help="Known findings: they are told, and do not fail again."),
+]
+WriteBaselineOption = Annotated[
+    Path | None, typer.Option("--write-baseline", metavar="FILE", help="Write every finding as known, and exit with 0.")
+]
+ChangedOption = Annotated[
+    bool,
+    typer.Option(
+        "--changed",
+        help="Only models of pyproject.toml whose files changed: by git, or the files given in place of models.",
     ),
 ]
 SetOption = Annotated[

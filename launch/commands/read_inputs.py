@@ -1,14 +1,16 @@
 """Read the model, the client and the plan file that a command line names."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardproof.launch.output.console import Progress
+from shardproof.launch.ranks.job import in_job
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, PlanError
-from shardproof.planner.loading.json_file import JsonFileError, read_json
+from shardproof.planner.loading.json_file import MOST, JsonFileError, parse_json, read_json
 
 if TYPE_CHECKING:
     from shardproof.planner.loading.load import LoadedModel
@@ -50,14 +52,18 @@ def read_dialect(name: str) -> "Dialect":
         raise MisuseError(str(error)) from error
 
 
+STDIN = Path("-")
+"""The name of standard input as a plan file."""
+
+
 def read_plan(path: Path) -> Plan:
-    """The plan in a plan file (JSON).
+    """The plan in a plan file (JSON), or on standard input.
 
     Raises:
         MisuseError: there is no such file, or no plan can be read from it.
     """
     try:
-        return Plan.from_json(read_json(path))
+        return Plan.from_json(parse_json(_standard_input()) if path == STDIN else read_json(path))
     except FileNotFoundError as error:
         raise MisuseError(
             f"{path}: there is no such plan file; `plan suggest MODEL --format json` writes one."
@@ -66,3 +72,19 @@ def read_plan(path: Path) -> Plan:
         raise MisuseError(f"{path}: this plan file {error}; correct it there.") from error
     except PlanError as error:
         raise MisuseError(f"{path}: {error}.") from error
+
+
+def _standard_input() -> str:
+    if in_job():
+        raise MisuseError("--plan -: the ranks of a job have no standard input in common; give a file.")
+    if sys.stdin is None:
+        raise MisuseError("--plan -: standard input is closed; give a file.")
+    try:
+        text = sys.stdin.buffer.read(MOST + 1)
+        if len(text) > MOST:
+            raise JsonFileError(f"has more than {MOST // 2**20} MiB")
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise JsonFileError("is not text in UTF-8") from error
+    except OSError as error:
+        raise JsonFileError(f"cannot be read ({type(error).__name__})") from error

@@ -1,6 +1,8 @@
 """`plan suggest MODEL`: infer a plan, prove it, print it."""
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -20,8 +22,10 @@ from shardproof.launch.commands.options import (
     settings,
 )
 from shardproof.launch.commands.read_inputs import ModelReference, read_dialect, read_model
-from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
-from shardproof.launch.output.source_excerpts import excerpt, relative_path
+from shardproof.launch.output.console import Progress, only_results_on_stdout, print_aside, print_result
+from shardproof.launch.output.finding_lines import locator
+from shardproof.launch.output.source_excerpts import excerpt
+from shardproof.launch.output.suggestion_text import suggestion_text
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, UndecidedError
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.plan import Plan
@@ -30,7 +34,7 @@ from shardproof.verify.report.client_readings import Everywhere
 from shardproof.verify.report.difference import Difference
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.formats.json import suggestion_json
-from shardproof.verify.report.formats.python import suggestion_python
+from shardproof.verify.report.formats.python import Comments, suggestion_python
 from shardproof.verify.report.formats.sarif import report_sarif
 from shardproof.verify.report.report import LevelResult, Report
 from shardproof.verify.report.suggestion import Suggested
@@ -48,7 +52,7 @@ ALL = "all"
 class PlanFormat(StrEnum):
     PYTHON = "python"
     TEXT = "text"
-    """The same as `python`."""
+    """For a reader: the entries in one table, the verdict, the degrees, and the plan as Python."""
     JSON = "json"
     OVERRIDES = "overrides"
     """The keys of config.json, and of vLLM's hf_overrides: a plan that needs no change of code."""
@@ -60,7 +64,15 @@ def suggest(
     model: ModelArgument,
     set_: SetOption = None,
     trust_remote_code: TrustOption = False,
-    form: Annotated[PlanFormat, typer.Option("--format", help="What to print on stdout.")] = PlanFormat.PYTHON,
+    form: Annotated[
+        PlanFormat | None,
+        typer.Option(
+            "--format", help="What to print on stdout.", show_default="text on a terminal, python in a file or a pipe"
+        ),
+    ] = None,
+    comments: Annotated[
+        Comments, typer.Option(help="Reasons in the Python: none, a few words, or in full with source lines.")
+    ] = Comments.SHORT,
     why: Annotated[
         bool, typer.Option("--why", help="Explain the plan: reasons, groups of dims, what stays whole, patches.")
     ] = False,
@@ -85,16 +97,15 @@ def suggest(
 ) -> None:
     """Infer a plan from the model's computation, prove it, and print it, ready to paste."""
     progress = Progress(quiet)
+    form = form or (PlanFormat.TEXT if _on_terminal() else PlanFormat.PYTHON)
     with only_results_on_stdout(debug=debug):
         loaded = read_model(ModelReference(model, settings(set_), trust_remote_code), progress)
         explained = why or form is PlanFormat.HTML
-        result, suggested = suggest_plan(
-            loaded, progress=progress, form=form, tp=tp, compared=compare, client=for_, why=explained
-        )
-        if not quiet:
-            from shardproof.launch.output.suggestion_tables import show_suggestion
-
-            show_suggestion(suggested, why=why)
+        suggested = suggest_plan(loaded, progress=progress, tp=tp, compared=compare, client=for_, why=explained)
+        text = _text(loaded, suggested, form, comments, why=why)
+        result = CommandResult(text, EXIT_CODES[suggested.report.verdict])
+        if not quiet and (write or form is not PlanFormat.TEXT):
+            print_aside(suggestion_text(suggested, width=_width(), why=why))
         if write:
             result = _write(loaded, suggested, progress, allow_installed=allow_installed)
     print_result(result.text)
@@ -105,18 +116,16 @@ def suggest_plan(
     loaded: "LoadedModel",
     *,
     progress: Progress,
-    form: PlanFormat = PlanFormat.PYTHON,
     tp: int | None = None,
     compared: bool = False,
     client: str | None = None,
     why: bool = False,
-) -> tuple[CommandResult, Suggested]:
+) -> Suggested:
     """Infer a plan and prove it.
 
     Args:
         loaded: the model.
         progress: reports the steps.
-        form: the format of the result.
         tp: the degree of the proof; by default the least legal one above 1.
         compared: also compare with the plan that the model carries.
         client: give the plan in this client's dialect; by default in Transformers', with what every serving client makes of it.
@@ -142,7 +151,7 @@ def suggest_plan(
         else:
             plan, everywhere = _everywhere(loaded, suggestion.plan, degree)
             proof, losses, fraction = _proof_of_suggestion(loaded, plan, degree), (), suggestion.sharded_fraction
-    suggested = Suggested(
+    return Suggested(
         model=loaded.title,
         config_class=type(loaded.config).__name__,
         model_class=loaded.model_class.__name__,
@@ -156,26 +165,38 @@ def suggest_plan(
         explanation=suggestion.explanation,
         owners=suggestion.owners,
         everywhere=everywhere,
+        left=() if dialects else suggestion.left,
     )
-    return CommandResult(_text(loaded, suggested, form), EXIT_CODES[suggested.report.verdict]), suggested
 
 
-def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat) -> str:
+def _on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _width() -> int:
+    """Columns of the terminal; COLUMNS overrides them, and without a terminal they are 100."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat, comments: Comments, *, why: bool) -> str:
     match form:
-        case PlanFormat.PYTHON | PlanFormat.TEXT:
-            return suggestion_python(suggested)
+        case PlanFormat.PYTHON:
+            return suggestion_python(suggested, comments=comments)
+        case PlanFormat.TEXT:
+            python = suggestion_python(suggested, comments=comments, head=False)
+            return suggestion_text(suggested, width=_width(), why=why, python=python)
         case PlanFormat.JSON:
             return suggestion_json(suggested)
         case PlanFormat.SARIF:
-            return report_sarif(suggested.report, relative_path=relative_path)
+            return report_sarif(suggested.report, locate=locator(loaded.name, loaded))
         case PlanFormat.HTML:
-            return _page(loaded, suggested)
+            return _page(loaded, suggested, comments)
         case PlanFormat.OVERRIDES:
             whole = suggested.plan.to_json()
             return json.dumps({key: whole[key] for key in ("base_model_tp_plan", "base_model_pp_plan") if whole[key]})
 
 
-def _page(loaded: "LoadedModel", suggested: Suggested) -> str:
+def _page(loaded: "LoadedModel", suggested: Suggested, comments: Comments) -> str:
     """The report of the proof as HTML, with the plan as Python source and the groups of dims."""
     from shardproof.planner.tracing.programs import on_meta
     from shardproof.verify.report.formats.html import report_html
@@ -187,7 +208,7 @@ def _page(loaded: "LoadedModel", suggested: Suggested) -> str:
         layout=f"tp {suggested.tp}",
         excerpt=excerpt,
         explanation=suggested.explanation,
-        plan=suggestion_python(suggested),
+        plan=suggestion_python(suggested, comments=comments),
     )
 
 

@@ -1,31 +1,49 @@
-"""`plan verify MODEL`: prove a plan, and run it on real ranks."""
+"""`plan verify MODEL...`: prove plans, and run them on real ranks."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardproof.launch.commands.cases.run_cases import (
+    NOTHING_KNOWN,
+    Asked,
+    Known,
+    attempted,
+    known_findings,
+    models_asked,
+    result_of,
+)
 from shardproof.launch.commands.options import (
+    BaselineOption,
+    ChangedOption,
     DebugOption,
     FormatOption,
     ForOption,
-    ModelArgument,
+    ModelsArgument,
+    OutputOption,
     QuietOption,
     SetOption,
     TrustOption,
+    WriteBaselineOption,
     degree,
     settings,
 )
-from shardproof.launch.commands.read_inputs import ModelReference, read_model, read_plan
+from shardproof.launch.commands.read_inputs import STDIN, ModelReference, read_model, read_plan
 from shardproof.launch.commands.verify_levels import run_levels
-from shardproof.launch.commands.verify_request import Level, VerifyRequest, nodes_of, run_layout
+from shardproof.launch.commands.verify_request import Level, RunLayout, VerifyRequest, nodes_of, run_layout
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
-from shardproof.launch.output.report_formats import Drawing, format_report
+from shardproof.launch.output.finding_lines import locator
+from shardproof.launch.output.report_formats import Drawing, format_case
+from shardproof.launch.output.result_file import writable, write_result
 from shardproof.launch.ranks.job import is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
+from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.environment import environment
 from shardproof.verify.report.report import Report
 
@@ -37,7 +55,9 @@ if TYPE_CHECKING:
 
 PlanOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="A plan file (JSON).", show_default="the plan that the model carries"),
+    typer.Option(
+        metavar="FILE", help="A plan file (JSON); - is standard input.", show_default="the plan that the model carries"
+    ),
 ]
 TpOption = Annotated[
     int | None, typer.Option(parser=degree, metavar="N", help="Tensor-parallel degree.", show_default="2")
@@ -83,7 +103,7 @@ ClientPythonOption = Annotated[
 
 
 def verify(
-    model: ModelArgument,
+    models: ModelsArgument = None,
     plan: PlanOption = None,
     tp: TpOption = None,
     pp: PpOption = None,
@@ -101,16 +121,26 @@ def verify(
     node_rank: NodeRankOption = 0,
     rdzv_endpoint: EndpointOption = "",
     client_python: ClientPythonOption = None,
+    output: OutputOption = None,
+    baseline: BaselineOption = None,
+    write_baseline: WriteBaselineOption = None,
+    changed: ChangedOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Verify a plan: by proof, and on real ranks (started here, or those of the torchrun or Slurm job around)."""
+    """Verify plans: by proof, and on real ranks (started here, or those of the torchrun or Slurm job around)."""
     job = surrounding()
+    progress = Progress(quiet or not is_first_rank())
     with only_results_on_stdout(debug=debug):
-        request = VerifyRequest(
-            model=ModelReference(model, settings(set_), trust_remote_code),
+        known = known_findings(baseline, writable(write_baseline))
+        asked = models_asked(models, changed=changed, plan_file=plan, known=baseline)
+        fixed = run_layout(tp, pp, ep=ep, ranks=job.size if job else None) if tp or pp or ep or job else None
+        writable(output)
+        common = VerifyRequest(
+            model=ModelReference("", settings(set_), trust_remote_code),
             plan_file=plan,
-            layout=run_layout(tp, pp, ep=ep, ranks=job.size if job else None),
+            plan=read_plan(plan) if plan == STDIN else None,
+            layout=fixed or RunLayout(tp=2),
             levels=tuple(dict.fromkeys(level or ())),
             form=form,
             timeout=timeout,
@@ -121,18 +151,86 @@ def verify(
             train=train or Level.TRAIN in (level or ()),
             nodes=nodes_of(nnodes, node_rank, rdzv_endpoint),
         )
-        result = verify_plan(request, progress=Progress(quiet or not is_first_rank()))
+        if known.every_level and not common.levels:
+            common = replace(common, levels=(Level.PROOF, Level.RUN) if common.client is None else (Level.PROOF,))
+        requests = requests_of(asked, common, fixed=fixed)
+        if asked.listed:
+            result = verify_all(requests, form, known, progress=progress)
+        else:
+            result = verify_plan(requests[0], progress=progress, known=known)
     if is_first_rank():
-        print_result(result.text)
+        write_result(output, result.text) if output is not None else print_result(result.text)
     raise typer.Exit(result.code)
 
 
-def verify_plan(request: VerifyRequest, *, progress: Progress) -> CommandResult:
-    """Run every level that was requested, and format the report."""
+def requests_of(asked: Asked, common: VerifyRequest, *, fixed: RunLayout | None) -> tuple[VerifyRequest, ...]:
+    """A request for each model, layout and client; options of the command line stand over those of the project.
+
+    Args:
+        asked: the models, and the project that names them.
+        common: what holds for each of them by the command line.
+        fixed: the layout that the command line or the job sets; None where it sets none.
+    """
+    project = asked.project
+    layouts = (fixed,) if fixed else (project.layouts if project else ()) or (common.layout,)
+    clients = (common.client,) if common.client else (project.clients if project else ()) or (None,)
+    levels = common.levels or (project.levels if project else ())
+    found = []
+    for reference in asked.models:
+        trusted = common.model.trust_remote_code or asked.trusts(reference)
+        plan_file = common.plan_file or (project.plans.get(reference) if project else None)
+        for layout in layouts:
+            for client in clients:
+                own = client if client != "transformers" or common.client else None
+                found.append(
+                    replace(
+                        common,
+                        model=ModelReference(reference, common.model.overrides, trusted),
+                        plan_file=plan_file,
+                        layout=layout,
+                        client=own,
+                        levels=levels if own is None or common.levels else _of_client(levels),
+                    )
+                )
+    return tuple(found)
+
+
+def _of_client(levels: Sequence[Level]) -> tuple[Level, ...]:
+    """The levels of a project that another client than Transformers has."""
+    return tuple(level for level in levels if level is not Level.RUN) or (Level.PROOF,)
+
+
+def verify_all(
+    requests: Sequence[VerifyRequest], form: ReportFormat, known: Known, *, progress: Progress
+) -> CommandResult:
+    """Verify several models, and print all reports; an error of one model ends no other."""
+    if form is ReportFormat.HTML:
+        raise MisuseError("--format html shows one model; give one, or another format.")
+    cases = [
+        attempted(
+            request,
+            lambda one: verify_case(one, progress=progress)[0],
+            model=request.model.reference,
+            asked=request.asked,
+        )
+        for request in requests
+    ]
+    return result_of(known.applied(cases, progress), form)
+
+
+def verify_plan(request: VerifyRequest, *, progress: Progress, known: Known = NOTHING_KNOWN) -> CommandResult:
+    """Run every level that was requested of one model, and format the report."""
+    found, drawing = verify_case(request, progress=progress)
+    (case,) = known.applied((found,), progress)
+    return CommandResult(format_case(case, request.form, drawing=drawing), case.code)
+
+
+def verify_case(request: VerifyRequest, *, progress: Progress) -> tuple[CaseReport, Drawing]:
+    """Run every level that was requested of one model; the report, and what its page draws."""
     from shardproof.planner.loading.carried_plan import carried_plan
     from shardproof.planner.tracing.programs import on_meta
 
-    given = read_plan(request.plan_file) if request.plan_file else None
+    given = request.plan or (read_plan(request.plan_file) if request.plan_file else None)
     loaded = read_model(request.model, progress)
     model = on_meta(loaded)
     plan = given if given is not None else carried_plan(loaded, model)
@@ -142,11 +240,16 @@ def verify_plan(request: VerifyRequest, *, progress: Progress) -> CommandResult:
     degrees = _degrees(loaded, plan) if proved and request.layout.tp > 1 else None
     report = Report(loaded.title, levels, environment(), degrees)
     drawing = Drawing(model, plan, request.layout.tp, request.layout.pp, lambda: _groups(request, progress))
-    name = request.plan_file.name if request.plan_file else None
-    text = format_report(
-        report, request.form, layout=str(request.layout), drawing=drawing, plan_file=name, skipped=skipped
+    plan_file = request.plan_file if request.plan is None else None
+    case = CaseReport(
+        loaded.title,
+        request.asked,
+        EXIT_CODES[report.verdict],
+        report,
+        skipped=skipped,
+        locate=locator(request.model.reference, loaded, plan_file),
     )
-    return CommandResult(text, EXIT_CODES[report.verdict])
+    return case, drawing
 
 
 def _refuse_empty_stages(request: VerifyRequest, loaded: "LoadedModel", model: "nn.Module", plan: Plan) -> None:

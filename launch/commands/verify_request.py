@@ -7,6 +7,7 @@ from pathlib import Path
 from shardproof.launch.commands.read_inputs import ModelReference
 from shardproof.launch.ranks.job import Nodes
 from shardproof.launch.result import MisuseError, ReportFormat
+from shardproof.planner.ir.plan import Plan
 
 
 class Level(StrEnum):
@@ -38,6 +39,8 @@ class VerifyRequest:
 
     model: ModelReference
     plan_file: Path | None = None
+    plan: Plan | None = None
+    """The plan that was read already, from standard input."""
     layout: RunLayout = RunLayout(tp=2)
     levels: tuple[Level, ...] = ()
     form: ReportFormat = ReportFormat.TEXT
@@ -48,6 +51,11 @@ class VerifyRequest:
     strict: bool = False
     train: bool = False
     nodes: Nodes | None = None
+
+    @property
+    def asked(self) -> str:
+        """The layout, and the client if it is not Transformers, in words."""
+        return f"{self.layout} for {self.client}" if self.client else str(self.layout)
 
 
 def run_layout(tp: int | None, pp: int | None, *, ranks: int | None, ep: int | None = None) -> RunLayout:

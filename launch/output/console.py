@@ -17,6 +17,12 @@ def say(sentence: str) -> None:
         print(f"plan: {visible(sentence)}", file=sys.stderr, flush=True)
 
 
+def print_aside(text: str) -> None:
+    """Print lines on stderr that are not the result; a stderr that is closed or full is no error."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(visible(text), file=sys.stderr, flush=True)
+
+
 @contextmanager
 def only_results_on_stdout(*, debug: bool = False) -> Iterator[None]:
     """Send what libraries and a model's own code print to stderr, and suppress their logs, warnings and progress bars.

@@ -1,18 +1,23 @@
 """A verification report as text, JSON, SARIF or HTML."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardproof.launch.output.source_excerpts import excerpt, relative_path
-from shardproof.launch.result import ReportFormat
+from shardproof.launch.output.source_excerpts import excerpt
+from shardproof.launch.result import MisuseError, ReportFormat
 from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
+from shardproof.planner.ir.spelling import one_line
+from shardproof.verify.report.case_report import CaseReport
+from shardproof.verify.report.formats.github import reports_github
 from shardproof.verify.report.formats.html import report_html
-from shardproof.verify.report.formats.json import report_json
-from shardproof.verify.report.formats.sarif import report_sarif
-from shardproof.verify.report.formats.text import report_text, verdict_sentence
+from shardproof.verify.report.formats.json import case_json, cases_json
+from shardproof.verify.report.formats.junit import reports_junit
+from shardproof.verify.report.formats.sarif import reports_sarif
+from shardproof.verify.report.formats.text import finding_text, known_text, report_text, verdict_sentence
 from shardproof.verify.report.report import Report
 
 if TYPE_CHECKING:
@@ -33,28 +38,89 @@ class Drawing:
     groups: Callable[[], Explanation | None]
 
 
-def format_report(
-    report: Report,
-    form: ReportFormat,
-    *,
-    layout: str,
-    drawing: Drawing,
-    plan_file: str | None = None,
-    skipped: str = "",
-) -> str:
-    """The text for stdout; `plan_file` is where SARIF shows a finding without a source line."""
+def format_case(case: CaseReport, form: ReportFormat, *, drawing: Drawing) -> str:
+    """The text for stdout of one model alone."""
+    report = case.report
+    assert report is not None, "an error is told on stderr"
     match form:
         case ReportFormat.JSON:
-            return report_json(report)
+            return case_json(case)
         case ReportFormat.SARIF:
-            return report_sarif(report, relative_path=relative_path, plan_file=plan_file)
+            return reports_sarif([case])
+        case ReportFormat.JUNIT:
+            return reports_junit([case])
+        case ReportFormat.GITHUB:
+            return reports_github([case])
         case ReportFormat.HTML:
             drawn = _drawn(drawing)
             groups = drawing.groups() if drawn else None
-            return report_html(report, drawn, layout=layout, excerpt=excerpt, explanation=groups)
+            return report_html(report, drawn, layout=case.asked, excerpt=excerpt, explanation=groups)
         case ReportFormat.TEXT:
-            text = "\n\n".join(filter(None, (report_text(report, layout=layout, skipped=skipped), _stages(drawing))))
-            return f"{text}\n\n{report.verdict.value}: {verdict_sentence(report.verdict)}"
+            told = report_text(report, layout=case.asked, skipped=case.skipped, known=case.known or ())
+            last = f"{report.verdict.value}: {verdict_sentence(report.verdict)}"
+            return "\n\n".join(filter(None, (told, _stages(drawing), last)))
+
+
+def format_report(report: Report, form: ReportFormat, *, layout: str, drawing: Drawing) -> str:
+    """The text for stdout of a report at a layout in words."""
+    return format_case(CaseReport(report.model, layout, 0, report), form, drawing=drawing)
+
+
+def format_cases(cases: Sequence[CaseReport], form: ReportFormat, *, code: int) -> str:
+    """The text for stdout of several models.
+
+    Raises:
+        MisuseError: the format shows one model.
+    """
+    match form:
+        case ReportFormat.JSON:
+            return cases_json(cases, code=code)
+        case ReportFormat.SARIF:
+            return reports_sarif(cases)
+        case ReportFormat.JUNIT:
+            return reports_junit(cases)
+        case ReportFormat.GITHUB:
+            return reports_github(cases)
+        case ReportFormat.HTML:
+            raise MisuseError("--format html shows one model; give one, or another format.")
+        case ReportFormat.TEXT:
+            blocks = [_table(cases), *filter(None, map(_details, cases)), _counted(cases)]
+            return "\n\n".join(blocks)
+
+
+def _table(cases: Sequence[CaseReport]) -> str:
+    heads = ("model", "at", "verdict", "findings", "seconds")
+    rows = [
+        (case.model, case.asked, case.verdict, _findings(case), f"{_seconds(case):.1f} s" if case.report else "")
+        for case in cases
+    ]
+    cells = [[one_line(cell) for cell in row] for row in (heads, *rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(heads))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+
+
+def _findings(case: CaseReport) -> str:
+    known = len(case.findings) - len(case.fresh)
+    return f"{len(case.fresh)}{f' and {known} known' if known else ''}" if case.report is not None else ""
+
+
+def _seconds(case: CaseReport) -> float:
+    return sum(level.seconds for level in case.report.levels) if case.report is not None else 0.0
+
+
+def _details(case: CaseReport) -> str:
+    """The findings of one model, those of a baseline in one line each; empty where there are none."""
+    head = f"{one_line(case.model)} at {case.asked}"
+    if case.report is None:
+        return f"{head}: {one_line(case.error)}"
+    told = [*map(finding_text, case.fresh), known_text(case.old)]
+    return "\n\n".join([head, *filter(None, told)]) if any(told) else ""
+
+
+def _counted(cases: Sequence[CaseReport]) -> str:
+    """`10 in all: 8 proved, 1 refuted, 1 no report`."""
+    have = Counter(case.verdict for case in cases)
+    return f"{len(cases)} in all: {', '.join(f'{count} {verdict}' for verdict, count in have.most_common())}"
 
 
 def _drawn(drawing: Drawing) -> "Picture | None":

@@ -16,13 +16,6 @@ def module_file(name: str) -> Path | None:
     return next((Path(file) for file in files if file and file.endswith(name) and relative(file) == name), None)
 
 
-def relative_path(name: str) -> str:
-    """The path relative to the current folder, for a file in it that is no installed package; else the path in the finding."""
-    file, here = module_file(name), Path.cwd()
-    mine = file is not None and file.is_relative_to(here) and not {"site-packages", "dist-packages"} & {*file.parts}
-    return file.relative_to(here).as_posix() if file is not None and mine else name
-
-
 def excerpt(source: Source, *, around: int = 2) -> tuple[tuple[int, str], ...]:
     """The source line with `around` lines before and after it, numbered; empty where the file cannot be read."""
     file = module_file(source.file)

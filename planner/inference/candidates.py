@@ -206,8 +206,9 @@ def _linear_entry(graph: Graph, atom: Atom, member: _Member) -> TpEntry:
             and style.needs in (None, *numbers)
             and _lays_out(graph, style, module, wanted)
         ):
-            because = _because(graph, member.uses[0], atom, summed=member.summed)
-            return TpEntry(generic(module.path), style.name, because)
+            use, summed = member.uses[0], member.summed
+            because = _because(graph, use, atom, summed=summed)
+            return TpEntry(generic(module.path), style.name, because, _brief(use, atom, summed=summed))
     shown = ", ".join(f"{local} {placement}" for local, placement in wanted.items())
     raise IllegalError(f"no Transformers style lays out {module.path} as {shown}")
 
@@ -243,7 +244,8 @@ def _layouts(graph: Graph, atom: Atom, member: _Member) -> list[TpEntry]:
         if style is None:
             raise IllegalError(f"no Transformers style lays out {use.name} as {use.placement}")
         contracted = member.summed if use.placement.dim == ndim - 1 and ndim > 1 else None
-        entries.append(TpEntry(generic(use.name), style, _because(graph, use, atom, summed=contracted)))
+        because = _because(graph, use, atom, summed=contracted)
+        entries.append(TpEntry(generic(use.name), style, because, _brief(use, atom, summed=contracted)))
     return entries
 
 
@@ -260,14 +262,16 @@ def _raw_hook(groups: Groups, atom: Atom, member: _Member) -> TpEntry:
     pattern = generic(member.module.path)
     if member.summed is None:
         if _meets_whole_input(groups, atom, member.module):
-            return TpEntry(pattern, "packed_colwise", "whole values meet its own sharded parameters here")
-        return TpEntry(pattern, "local_params", "uses its own sharded parameters by itself")
+            because = "whole values meet its own sharded parameters here"
+            return TpEntry(pattern, "packed_colwise", because, because)
+        because = "uses its own sharded parameters by itself"
+        return TpEntry(pattern, "local_params", because, because)
     if any(_carries(groups, number, atom) for number in _arguments(groups.graph, member.module)):
         raise _OpenError(
             f"{member.module.path} takes a shard and sums over it ({member.summed.source}): only a linear layer with "
             "`in_features` has a style for that (rowwise)"
         )
-    return TpEntry(pattern, "moe_tp_experts", _sum_because(atom, member.summed))
+    return _summed_here(pattern, atom, member.summed)
 
 
 def _identities(graph: Graph, module: Module) -> list[TpEntry]:
@@ -275,13 +279,20 @@ def _identities(graph: Graph, module: Module) -> list[TpEntry]:
     inside = {call.module for call in graph.calls if call.module.startswith(f"{module.path}.")}
     passing = dict.fromkeys(generic(path) for path in sorted(inside) if "Identity" in graph.module_of[path].bases)
     return [
-        TpEntry(pattern, "moe_identity_expert", f"whole on every rank, and part of the sum over {generic(module.path)}")
+        TpEntry(
+            pattern,
+            "moe_identity_expert",
+            f"whole on every rank, and part of the sum over {generic(module.path)}",
+            "whole on every rank, part of the sum",
+        )
         for pattern in passing
     ]
 
 
-def _sum_because(atom: Atom, summed: Op) -> str:
-    return f"its output is a sum over {atom.size} parts ({summed.source}), reduced here"
+def _summed_here(pattern: str, atom: Atom, summed: Op) -> TpEntry:
+    """The entry of a module whose output is all-reduced."""
+    because = f"its output is a sum over {atom.size} parts ({summed.source}), reduced here"
+    return TpEntry(pattern, "moe_tp_experts", because, f"sums over the {atom.size} parts")
 
 
 def _closed_together(groups: Groups, atom: Atom, members: list[_Member]) -> list[TpEntry]:
@@ -307,8 +318,8 @@ def _closed_together(groups: Groups, atom: Atom, members: list[_Member]) -> list
         if member.uses:
             entries += _layouts(groups.graph, atom, member)
             inside = f"runs on its own part; the sum is taken in {generic(path)}"
-            entries.append(TpEntry(generic(member.module.path), "local_params", inside))
-    return [*entries, TpEntry(generic(path), "moe_tp_experts", _sum_because(atom, summed))]
+            entries.append(TpEntry(generic(member.module.path), "local_params", inside, "runs on its own part"))
+    return [*entries, _summed_here(generic(path), atom, summed)]
 
 
 def _around(paths: list[str]) -> str:
@@ -349,6 +360,12 @@ def _because(graph: Graph, use: _GroupUse, atom: Atom, *, summed: Op | None) -> 
     chain = " -> ".join(_chain(graph, number))
     packed = f", {use.placement.blocks} packed blocks" if use.placement.blocks > 1 else ""
     return f"{role} a dim of {atom.size} independent parts{packed}: {chain}{where}"
+
+
+def _brief(use: _GroupUse, atom: Atom, *, summed: Op | None) -> str:
+    """`_because` in a few words, without the line of the source."""
+    packed = f" in {use.placement.blocks} packed blocks" if use.placement.blocks > 1 else ""
+    return f"{'sums over the' if summed is not None else 'output splits into'} {atom.size} parts{packed}"
 
 
 def _chain(graph: Graph, number: int) -> list[str]:

@@ -18,7 +18,7 @@ def infer_ep(graph: Graph, base_prefix: str) -> tuple[TpEntry, ...]:
         for local, _ in module.parameters:
             name = join(pattern, local)
             because = f"{stacked(graph, module)} experts stacked along its first dim"
-            entries[name] = TpEntry(name, "grouped_gemm", because)
+            entries[name] = TpEntry(name, "grouped_gemm", because, because)
         because = "tokens are sent to the rank that holds their expert"
-        entries[pattern] = TpEntry(pattern, "ep_dispatch_experts", because)
+        entries[pattern] = TpEntry(pattern, "ep_dispatch_experts", because, "tokens go to the rank of their expert")
     return tuple(entries.values())

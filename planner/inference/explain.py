@@ -34,7 +34,7 @@ def explain(inference: Inference, styles: Mapping[str, str], unplanned: Mapping[
         found.setdefault((shown, sharded), Group(atom.size, shown, ties.get(atom, ()), forbids, sharded, reason))
     weight = _elements_by_pattern(graph)
     ordered = sorted(found.values(), key=lambda group: -sum(weight[m.parameter] for m in group.members))
-    return Explanation(tuple(ordered), _left(graph, assigned, unplanned))
+    return Explanation(tuple(ordered), left_whole(graph, assigned, unplanned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +112,24 @@ def _elements_by_pattern(graph: Graph) -> Counter[str]:
     return weight
 
 
-def _left(graph: Graph, assigned: Assigned, unplanned: Mapping[str, str]) -> tuple[Left, ...]:
-    """The parameters that the plan does not shard; a tied parameter once."""
-    elements, size, seen = Counter[str](), Counter[str](), set[int]()
+def left_whole(graph: Graph, assigned: Assigned, unplanned: Mapping[str, str]) -> tuple[Left, ...]:
+    """The parameters that a plan does not shard, most elements first; a tied parameter once."""
+    elements, size, seen, every = Counter[str](), Counter[str](), set[int](), 0
+    counted = set[int]()
     for module in graph.modules:
         for local, number in module.parameters:
+            value = graph.values[number]
+            held = prod(value.shape) * _BYTES.get(value.dtype, 4)
+            every += 0 if number in counted else held
+            counted.add(number)
             placement, _ = assigned.parameters.get(join(module.path, local), (R, ""))
             if number in seen or isinstance(placement, Shard):
                 continue
             seen.add(number)
-            value = graph.values[number]
             elements[generic(module.path)] += prod(value.shape)
-            size[generic(module.path)] += prod(value.shape) * _BYTES.get(value.dtype, 4)
+            size[generic(module.path)] += held
     return tuple(
-        Left(pattern, count, size[pattern], unplanned.get(pattern, _STYLED))
+        Left(pattern, count, size[pattern], unplanned.get(pattern, _STYLED), size[pattern] / max(every, 1))
         for pattern, count in elements.most_common()
     )
 

@@ -93,7 +93,8 @@ def _tied_biases(graph: Graph, module: Module, weight: int) -> list[TpEntry]:
     biases = {number for _, number in module.parameters if number != weight}
     names = [name for name, number in graph.parameters.items() if number in biases]
     others = [name for name in names if name.rpartition(".")[0] != module.path]
-    return [TpEntry(generic(name), "colwise", f"another name of the bias of {generic(module.path)}") for name in others]
+    because = f"another name of the bias of {generic(module.path)}"
+    return [TpEntry(generic(name), "colwise", because, "another name of a split bias") for name in others]
 
 
 def _times_used(graph: Graph, number: int) -> int:
@@ -105,25 +106,31 @@ def _on_its_own(graph: Graph, module: Module, looked_up: set[int], weight: int, 
     pattern = generic(module.path)
     if "Embedding" in module.bases and weight in looked_up:
         because = "a table looked up by row: a rank holds some rows, and the lookups are summed"
-        return [TpEntry(pattern, "embedding_rowwise", because)]
+        return [TpEntry(pattern, "embedding_rowwise", because, "table split by rows, lookups summed")]
     shared = [other for other in graph.modules if generic(other.path) == pattern and other.kind != module.kind]
     if shared and not is_transposed(graph, module) and multiplies(graph, module):
         # The key matches other modules too: this style needs nothing of them.
         because = f"its rows are split and its output gathered: {reason}"
-        return [TpEntry(pattern, "embedding_rowwise", because)]
+        return [TpEntry(pattern, "embedding_rowwise", because, _GATHERED)]
     if "Linear" in module.bases and "out_features" in dict(module.numbers):
         because = f"its rows are split and its output gathered, for the output is needed whole: {reason}"
-        return [TpEntry(pattern, "colwise_gather_output", because)]
+        return [TpEntry(pattern, "colwise_gather_output", because, _GATHERED)]
     if is_stacked(graph, module) and multiplies(graph, module):
         because = f"the rows of each matrix are split and the output gathered, for the output is needed whole: {reason}"
-        return [TpEntry(pattern, ALONE, because)]
+        return [TpEntry(pattern, ALONE, because, _GATHERED)]
     if is_transposed(graph, module) and multiplies(graph, module):
         vectors = [local for local, number in module.parameters if number != weight]
         because = (
             "kept as [in, out], where no style for linear layers can stand: its columns are split, its output gathered"
         )
         return [
-            TpEntry(pattern, ALONE, because),
-            *(TpEntry(generic(join(module.path, local)), "colwise", "as its matrix") for local in vectors),
+            TpEntry(pattern, ALONE, because, _GATHERED),
+            *(
+                TpEntry(generic(join(module.path, local)), "colwise", "as its matrix", "as its matrix")
+                for local in vectors
+            ),
         ]
     return []
+
+
+_GATHERED = "split alone, output gathered"

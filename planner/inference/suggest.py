@@ -7,12 +7,12 @@ from torch import nn
 
 from shardproof.planner.inference.code_changes import find_patches
 from shardproof.planner.inference.experts import infer_ep
-from shardproof.planner.inference.explain import explain
+from shardproof.planner.inference.explain import explain, left_whole
 from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
 from shardproof.planner.inference.probe import Prober, prober
 from shardproof.planner.inference.tensor import Inference, infer_tp, probe_degree
 from shardproof.planner.ir.degrees import degrees_within
-from shardproof.planner.ir.explanation import Explanation
+from shardproof.planner.ir.explanation import Explanation, Left
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry, join
 from shardproof.planner.loading.carried_plan import plan_owners, reads_config_plan
@@ -32,7 +32,7 @@ class Suggestion:
     `degrees` are the tensor-parallel degrees that the sizes allow (`verify.proof.degrees.legal_degrees` says what forbids the
     others). `sharded_fraction` is the share of parameter bytes that the plan shards, 0 to 1. `notes` are the assumptions of
     the trace. `explanation` is there if it was asked for. `owners` maps paths in the base model to the config classes of
-    their entries.
+    their entries. `left` are the parameters that the tensor-parallel plan does not shard, most elements first.
     """
 
     plan: Plan
@@ -42,6 +42,7 @@ class Suggestion:
     notes: tuple[str, ...] = ()
     explanation: Explanation | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
+    left: tuple[Left, ...] = ()
 
 
 def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = None) -> Suggestion:
@@ -73,7 +74,8 @@ def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = Non
     owners = {path: kind.__name__ for path, kind in plan_owners(built).items()}
     explanation = _explanation(subject, inference, plan) if why else None
     notes = graph.notes if uncut is None else (*graph.notes, f"there is no pipeline plan: {uncut}")
-    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, notes, explanation, owners)
+    left = left_whole(graph, assign(graph, plan.styles(prefix), base_prefix=prefix), plan.unplanned)
+    return Suggestion(plan, legal, sharded_fraction(graph, plan, prefix), graph, notes, explanation, owners, left)
 
 
 def _inference(subject: Subject, others: tuple[Subject, ...], tp: int | None) -> Inference:
@@ -118,7 +120,7 @@ def _split_by_owner(inference: Inference, prefix: str, *, in_config: bool) -> Pl
     base = [entry for pattern, entry in inference.entries.items() if in_config and pattern.startswith(inside)]
     head = [entry for entry in inference.entries.values() if entry not in base]
     return Plan(
-        tp=tuple(TpEntry(entry.pattern.removeprefix(inside), entry.style, entry.because) for entry in base),
+        tp=tuple(replace(entry, pattern=entry.pattern.removeprefix(inside)) for entry in base),
         head_tp=tuple(head),
         unplanned=inference.unplanned,
     )

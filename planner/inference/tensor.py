@@ -181,7 +181,8 @@ def _add_agreed(
             reasons.setdefault(entry.pattern, found.reason)
             if entry.pattern in unasked:
                 because = f"kept whole, for the client splits it where no entry stands: {found.reason}"
-                result.entries[entry.pattern] = TpEntry(entry.pattern, "replicate", because)
+                brief = "kept whole; without an entry it is split"
+                result.entries[entry.pattern] = TpEntry(entry.pattern, "replicate", because, brief)
 
 
 def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | None:
@@ -211,7 +212,7 @@ def _gradient_rule(
             because = (
                 f"whole on every rank, but each sees only its own shard's gradient{where}: the gradients are summed"
             )
-            return TpEntry(pattern, style, because), after
+            return TpEntry(pattern, style, because, "whole, its gradients summed over the ranks"), after
     return None, found
 
 

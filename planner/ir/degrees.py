@@ -71,13 +71,29 @@ class Degrees:
         more = [f"... and {left} more"] if left else []
         return ", ".join([*(_span(*part) for part in told[:SHOWN]), *more]) or "none"
 
+    def powers(self) -> str:
+        """The legal powers of two, how many other degrees are legal, and what forbids the next power of two."""
+        doubled = [1 << power for power in range(MOST_RANKS.bit_length())]
+        others = [degree for degree in self.legal if degree not in doubled]
+        told = ", ".join(str(degree) for degree in doubled if degree in self.legal) or "none"
+        if others:
+            told += f" and {len(others)} more, such as {others[0]}"
+        following = next((degree for degree in doubled if degree in self.forbidden), None)
+        if following is None:
+            return told
+        limit = self.forbidden[following]
+        return f"{told}; {following} is forbidden by {_whose(limit, limit.what)}"
+
     def clauses(self) -> tuple[str, ...]:
         """The legal degrees, then what forbids the others: `3, 5, 6 and 1015 more are forbidden by ENTRY: REASON`."""
-        return (self.listed(), *(f"{_few(against)} forbidden by {_whose(limit)}" for limit, against in self.limits))
+        return (
+            self.listed(),
+            *(f"{_few(against)} forbidden by {_whose(limit, limit.reason)}" for limit, against in self.limits),
+        )
 
 
-def _whose(limit: Limit) -> str:
-    return f"{limit.place.entry or limit.place.module or 'the model'}: {limit.reason}"
+def _whose(limit: Limit, why: str) -> str:
+    return f"{limit.place.entry or limit.place.module or 'the model'}: {why}"
 
 
 def degrees_within(limits: tuple[Limit, ...], faults: Mapping[int, Limit] | None = None) -> Degrees:

@@ -32,11 +32,15 @@ class PlanError(ShardproofError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TpEntry:
-    """One key of a tensor-parallel (or expert-parallel) plan, with the reason for which it was inferred."""
+    """One key of a tensor-parallel (or expert-parallel) plan, with the reason for which it was inferred.
+
+    `because` is the whole reason with its source line, `brief` the same in a few words without one.
+    """
 
     pattern: str
     style: str
     because: str = ""
+    brief: str = ""
 
 
 @dataclass(frozen=True, slots=True)

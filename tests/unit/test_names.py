@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardproof.launch.output.console import print_result, say
-from shardproof.launch.output.suggestion_tables import show_suggestion
+from shardproof.launch.output.suggestion_text import suggestion_text
 from shardproof.planner.ir.degrees import Degrees, Limit
 from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.plan import Plan, PpEntry, TpEntry
@@ -93,7 +93,7 @@ def printed(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     print_result(suggestion_python(suggested(name)))
     print_result(report_html(report(name), None, layout="tp 2", excerpt=lambda _: ()))
     say(name)
-    show_suggestion(suggested(name), why=True)
+    print_result(suggestion_text(suggested(name), width=100, why=True))
     shown = capsys.readouterr()
     return shown.out + shown.err
 

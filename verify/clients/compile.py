@@ -165,7 +165,9 @@ def _with_rowwise(
     if wrong.code not in ("TP203", "TP206") or tried or any(d.reader is not Reader.ENGINE for d in dialects):
         return None
     reason = f"{dialects[0].name} gives it a part of its input, so that its output is a sum over the ranks"
-    taken = _EntryForClients(TpEntry(pattern, "rowwise", reason), tuple(dialects), ())
+    taken = _EntryForClients(
+        TpEntry(pattern, "rowwise", reason, "its output is a sum over the ranks"), tuple(dialects), ()
+    )
     return (*(said for said in words if said.entry.pattern != pattern), taken)
 
 

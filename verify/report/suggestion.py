@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shardproof.planner.ir.degrees import Degrees
-from shardproof.planner.ir.explanation import Explanation
+from shardproof.planner.ir.explanation import Explanation, Left
 from shardproof.planner.ir.plan import Plan
 from shardproof.verify.report.client_readings import Everywhere
 from shardproof.verify.report.difference import Difference
@@ -18,7 +18,8 @@ class Suggested:
 
     `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the
     parts of the plan belong. `differences` are those between the model's own plan (the first) and this one, if they were
-    compared. `everywhere` has the verdict for each serving client, of a plan that was not made for one client.
+    compared. `everywhere` has the verdict for each serving client, of a plan that was not made for one client. `left` are
+    the parameters that the plan does not shard, where Transformers reads it.
     """
 
     model: str
@@ -34,3 +35,4 @@ class Suggested:
     explanation: Explanation | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
     everywhere: Everywhere | None = None
+    left: tuple[Left, ...] = ()

@@ -11,10 +11,12 @@ from shardproof.verify.report.formats.text import finding_text
 from shardproof.verify.report.report import LevelResult, Report
 
 
-def contract_text(report: Report) -> str:
-    """For a terminal."""
+def contract_text(report: Report, shown: Report | None = None) -> str:
+    """For a terminal: a count of findings for each client, and the findings of `shown`, by default all of them."""
     lines = [f"  {client:<20} {count}" for client, count in _counts(report)]
-    blocks = [f"{finding_text(finding)}\n{'clients':>10}  {', '.join(names)}" for finding, names in _shared(report)]
+    blocks = [
+        f"{finding_text(finding)}\n{'clients':>10}  {', '.join(names)}" for finding, names in _shared(shown or report)
+    ]
     return "\n\n".join([f"{report.model}\n" + "\n".join(lines), *blocks])
 
 

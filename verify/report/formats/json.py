@@ -1,11 +1,14 @@
 """Reports and suggestions as JSON. These objects are an interface: keys are added, never renamed or removed."""
 
 import json
+from collections.abc import Sequence
 
 from shardproof.planner.ir.degrees import Degrees, spans
 from shardproof.planner.ir.findings import Finding, Fix
 from shardproof.verify.findings.catalogue import name_of
+from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.difference import Backed, Difference
+from shardproof.verify.report.environment import environment
 from shardproof.verify.report.formats.client_readings import everywhere_json
 from shardproof.verify.report.formats.explanation import explanation_json
 from shardproof.verify.report.formats.private import public, public_finding
@@ -16,16 +19,37 @@ from shardproof.verify.report.suggestion import Suggested
 
 def report_json(report: Report) -> str:
     """What `plan verify --format json` prints."""
-    return _text(
-        {
-            "verdict": report.verdict.value,
-            "levels": {level.level: _level(level) for level in report.levels},
-            "findings": [finding_json(finding) for finding in report.findings],
-            "environment": dict(report.environment),
-            "degrees": list(report.degrees.legal) if report.degrees else None,
-            "forbidden": _forbidden(report.degrees) if report.degrees else None,
-        }
-    )
+    return case_json(CaseReport(report.model, "", 0, report))
+
+
+def case_json(case: CaseReport) -> str:
+    """The report of one model alone; with a baseline, `known` says of each finding whether the baseline holds it."""
+    assert case.report is not None, "an error is told on stderr"
+    return _text(_report(case.report, case.known))
+
+
+def cases_json(cases: Sequence[CaseReport], *, code: int) -> str:
+    """What several models print: `reports`, each with `model`, `asked`, `exit_code` and `error` (null with a report)."""
+    told = []
+    for case in cases:
+        about = {"model": case.model, "asked": case.asked, "exit_code": case.code, "error": case.error or None}
+        told.append(about | (_report(case.report, case.known) if case.report is not None else {}))
+    return _text({"exit_code": code, "reports": told, "environment": environment()})
+
+
+def _report(report: Report, known: frozenset[int] | None) -> dict[str, object]:
+    findings = [finding_json(finding) for finding in report.findings]
+    if known is not None:
+        for number, told in enumerate(findings):
+            told["known"] = number in known
+    return {
+        "verdict": report.verdict.value,
+        "levels": {level.level: _level(level) for level in report.levels},
+        "findings": findings,
+        "environment": dict(report.environment),
+        "degrees": list(report.degrees.legal) if report.degrees else None,
+        "forbidden": _forbidden(report.degrees) if report.degrees else None,
+    }
 
 
 def suggestion_json(suggested: Suggested) -> str:

@@ -1,10 +1,11 @@
 """A report as text for a reader: the verdict, one line for each level, and each finding in five parts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from textwrap import TextWrapper
 
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
+from shardproof.planner.ir.spelling import one_line
 from shardproof.verify.findings.catalogue import rules
 from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.report import LevelResult, Report
@@ -14,8 +15,12 @@ _WIDTH = 100
 _LABEL = 10
 
 
-def report_text(report: Report, *, layout: str, skipped: str = "") -> str:
-    """The whole report. `layout` is the degrees in words, `skipped` a line about a level that did not run."""
+def report_text(report: Report, *, layout: str, skipped: str = "", known: Collection[int] = ()) -> str:
+    """The whole report.
+
+    `layout` is the degrees in words, `skipped` a line about a level that did not run. The findings with the numbers `known`,
+    those of a baseline, are told in one line each.
+    """
     head = f"{report.model} at {layout}: {report.verdict}"
     levels = "\n".join(_level(level) for level in report.levels) + (f"\n  {skipped}" if skipped else "")
     degrees = (
@@ -23,7 +28,8 @@ def report_text(report: Report, *, layout: str, skipped: str = "") -> str:
         if report.degrees and len(report.degrees.legal) > 1
         else ""
     )
-    blocks = [head, levels, degrees, *(finding_text(finding) for finding in report.findings)]
+    fresh = (finding_text(finding) for number, finding in enumerate(report.findings) if number not in known)
+    blocks = [head, levels, degrees, *fresh, known_text([report.findings[number] for number in sorted(known)])]
     return "\n\n".join(filter(None, blocks))
 
 
@@ -48,6 +54,12 @@ def _scope(scope: Scope) -> str:
     return "\n".join(
         f"  {'':<6} {line}" for line in (scope.sentence(), *(f"assumes {one}" for one in scope.assumptions))
     )
+
+
+def known_text(known: Collection[Finding]) -> str:
+    """The findings of a baseline, one a line; empty where there are none."""
+    lines = [one_line(f"{finding.code} {finding.place}: {public(finding.message)}")[:_WIDTH] for finding in known]
+    return "\n".join(["known, by the baseline", *(f"  {line}" for line in lines)]) if lines else ""
 
 
 def finding_text(finding: Finding) -> str:
