@@ -28,6 +28,7 @@ from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED, MisuseError
 from shardproof.planner.ir.errors import ArgumentError, LoadError, ShardproofError
 from shardproof.planner.ir.plan import PlanError
 from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.transformers_facts.version import VersionError, untested_warning
 from shardproof.verify.report.environment import environment
 
 # The class of typer's usage errors lies in click or in a copy of it, depending on typer's version.
@@ -60,6 +61,12 @@ def root(
     if context.invoked_subcommand is None:
         print_result(context.get_help())
         raise typer.Exit(MISUSE)
+    # A warning is printed once, and not by every rank of a job.
+    if context.invoked_subcommand in _NEED_TRANSFORMERS and (warning := untested_warning()) and is_first_rank():
+        say(warning)
+
+
+_NEED_TRANSFORMERS = ("suggest", "verify", "layout", "check")
 
 
 app.command(short_help="Infer a plan, prove it, and print or write it.")(suggest)
@@ -79,7 +86,7 @@ def run(arguments: list[str]) -> int:
         return _report_interrupt() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except _UsageError as error:
         return _report_error(_usage(error), MISUSE)
-    except (MisuseError, LoadError, PlanError, ArgumentError) as error:
+    except (MisuseError, LoadError, PlanError, ArgumentError, VersionError) as error:
         return _report_error(str(error), MISUSE)
     except ShardproofError as error:  # a model that cannot be traced or made small: no fault of the arguments
         return _report_error(str(error), UNDECIDED)

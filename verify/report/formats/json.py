@@ -4,6 +4,7 @@ import json
 
 from shardproof.planner.ir.degrees import Degrees, spans
 from shardproof.planner.ir.findings import Finding, Fix
+from shardproof.planner.transformers_facts.version import is_tested
 from shardproof.verify.findings.catalogue import name_of
 from shardproof.verify.report.difference import Backed, Difference
 from shardproof.verify.report.formats.client_readings import everywhere_json
@@ -21,7 +22,7 @@ def report_json(report: Report) -> str:
             "verdict": report.verdict.value,
             "levels": {level.level: _level(level) for level in report.levels},
             "findings": [finding_json(finding) for finding in report.findings],
-            "environment": dict(report.environment),
+            "environment": {**report.environment, "tested": is_tested(report.environment.get("transformers", ""))},
             "degrees": list(report.degrees.legal) if report.degrees else None,
             "forbidden": _forbidden(report.degrees) if report.degrees else None,
         }
