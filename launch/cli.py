@@ -27,6 +27,7 @@ from shardproof.launch.output.console import print_result, say
 from shardproof.launch.ranks.job import in_job, is_first_rank
 from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED
 from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.transformers_facts.version import VersionError, untested_warning
 from shardproof.verify.report.environment import environment
 
 # The class of typer's usage errors lies in click or in a copy of it, depending on typer's version.
@@ -59,6 +60,12 @@ def root(
     if context.invoked_subcommand is None:
         print_result(context.get_help())
         raise typer.Exit(MISUSE)
+    # A warning is printed once, and not by every rank of a job.
+    if context.invoked_subcommand in _NEED_TRANSFORMERS and (warning := untested_warning()) and is_first_rank():
+        say(warning)
+
+
+_NEED_TRANSFORMERS = ("suggest", "verify", "layout", "check")
 
 
 app.command(short_help="Infer a plan, prove it, and print or write it.")(suggest)

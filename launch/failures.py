@@ -3,13 +3,14 @@
 from shardproof.launch.result import MISUSE, UNDECIDED, MisuseError
 from shardproof.planner.ir.errors import ArgumentError, LoadError, ShardproofError
 from shardproof.planner.ir.plan import PlanError
+from shardproof.planner.transformers_facts.version import VersionError
 
 _LONGEST = 300
 
 
 def told(error: Exception) -> tuple[str, int] | None:
     """The sentence and the code of an error that the caller, the model or the machine causes; None where it is our bug."""
-    if isinstance(error, MisuseError | LoadError | PlanError | ArgumentError):
+    if isinstance(error, MisuseError | LoadError | PlanError | ArgumentError | VersionError):
         return str(error), MISUSE
     if isinstance(error, ShardproofError):  # a model that cannot be traced or made small: no fault of the arguments
         return str(error), UNDECIDED

@@ -11,8 +11,9 @@ from typing import TypeAlias
 
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, Op
+from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.propagation.assign import Assigned, assign, looks_up
+from shardproof.planner.propagation.assign import Assigned, assign, linear_parts, looks_up
 from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
 from shardproof.planner.propagation.propagate import Propagation, explain_failure, propagate
 from shardproof.planner.propagation.reach import Unreachable, strided, unreachable
@@ -20,6 +21,7 @@ from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject, local_program
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.transformers_facts.styles import differs, registered, takes_uneven_parts
 from shardproof.planner.weights.conversions import Misplaced, misplaced
 from shardproof.planner.weights.init_weights import UnloadableError, check_initial
 
@@ -66,6 +68,24 @@ class NoLookup:
     entry: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unregistered:
+    """A style that the installed Transformers does not have: it refuses the plan."""
+
+    style: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unlike:
+    """A style that the installed Transformers has, and that is not modelled as that version does it, on this module."""
+
+    module: str
+    entry: str
+    style: str
+    why: str
+
+
 Fault: TypeAlias = (
     IndivisibleError
     | UnloadableError
@@ -78,6 +98,8 @@ Fault: TypeAlias = (
     | GradientFault
     | Misplaced
     | NoLookup
+    | Unregistered
+    | Unlike
 )
 
 
@@ -94,7 +116,7 @@ class Judgement:
     forward: tuple[Fault, ...] = ()
     gradients: tuple[Fault, ...] = ()
     loading: tuple[Misplaced, ...] = ()
-    undecided: tuple[NoLookup, ...] = ()
+    undecided: tuple[NoLookup | Unlike, ...] = ()
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -117,8 +139,10 @@ def judge(
         degree: the number of ranks, at least 2.
         unfixed: views, by source line, that leave one dim open (counted from the end): what a patch suggestion tries.
     """
+    if unknown := tuple(Unregistered(style, key) for key, style in styles.items() if style not in registered()):
+        return Judgement(Assigned({}, {}), None, unknown)
     assigned = assign(subject.reference, styles, base_prefix=subject.prefix)
-    opaque = _without_lookup(subject.reference, assigned)
+    opaque: tuple[NoLookup | Unlike, ...] = _unlike(subject, assigned) or _without_lookup(subject.reference, assigned)
     if hidden := {entry.entry for entry in opaque}:
         styles = {key: style for key, style in styles.items() if not {key, key.rpartition(".")[0]} & hidden}
         assigned = assign(subject.reference, styles, base_prefix=subject.prefix)
@@ -144,6 +168,7 @@ def related_programs(
     """
     try:
         if distributed:
+            _check_even(subject.graph, assigned, degree)
             check_initial(subject.model, assigned)
         local = local_program(
             subject.model, assigned, degree, script=subject.script, distributed=distributed, unfixed=unfixed
@@ -156,6 +181,15 @@ def related_programs(
         return None, tuple(apart)
     ran = propagate(subject.graph, local, assigned, degree)
     return ran, ran.stuck
+
+
+def _check_even(graph: Graph, assigned: Assigned, degree: int) -> None:
+    """`IndivisibleError` for a part that the installed version cannot lay out, because it takes all parts to be alike."""
+    for name in () if takes_uneven_parts() else linear_parts(graph, assigned):
+        placement, entry = assigned.parameters[name]
+        shape = graph.values[graph.parameters[name]].shape
+        if isinstance(placement, Shard) and shape[placement.dim] % (placement.blocks * degree):
+            raise IndivisibleError(name, entry, placement, shape, degree)
 
 
 def _rank_fails(graph: Graph, assigned: Assigned, error: TraceError, degree: int) -> RankFails:
@@ -180,6 +214,15 @@ def untraced(local: Graph, assigned: Assigned) -> tuple[Untraced, ...]:
     """Sharded parameters under a pattern none of whose modules ran; one for each entry."""
     silent = {e: name for name, (_, e) in assigned.parameters.items() if generic(name) not in local.used_parameters}
     return tuple(Untraced(name, entry) for entry, name in silent.items())
+
+
+def _unlike(subject: Subject, assigned: Assigned) -> tuple[Unlike, ...]:
+    """Modules on which the installed version does something else with their style, one for each entry."""
+    found: dict[str, Unlike] = {}
+    for path, (style, entry) in assigned.modules.items():
+        if entry not in found and (why := differs(style.name, subject.model.get_submodule(path))):
+            found[entry] = Unlike(path, entry, style.name, why)
+    return tuple(found.values())
 
 
 def _without_lookup(graph: Graph, assigned: Assigned) -> tuple[NoLookup, ...]:

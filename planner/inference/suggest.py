@@ -23,6 +23,7 @@ from shardproof.planner.propagation.propagate import propagate
 from shardproof.planner.tracing.programs import Subject, local_program, on_meta, other_modes, subject_of
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.transformers_facts.styles import takes_uneven_parts
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def degrees(built: nn.Module, graph: Graph, plan: Plan, prefix: str, start: int)
         ran = propagate(graph, local_program(built, assigned, start), assigned, start)
     except (IndivisibleError, TraceError):
         return (1,)
-    return (1,) if ran.stuck else degrees_within(limits(ran, assigned)).legal
+    return (1,) if ran.stuck else degrees_within(limits(ran, assigned, uneven=takes_uneven_parts())).legal
 
 
 def sharded_fraction(graph: Graph, plan: Plan, prefix: str) -> float:

@@ -15,11 +15,7 @@ from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import caching, example_inputs
 from shardproof.planner.ir.findings import Source
-
-CACHE_NAMES = ("past_key_values", "cache_params", "cache")
-"""The arguments and outputs by which Transformers' models hand a cache on (5.23: attention and hybrids the first, state-space
-models the second; 5.24: the third).
-"""
+from shardproof.planner.transformers_facts.caches import CACHE_NAMES
 
 
 class RunMode(StrEnum):
@@ -75,6 +71,16 @@ def cache_in(model: nn.Module, output: object) -> dict[str, object]:
         if held is not None and takes(model, name):
             return {name: held}
     return {}
+
+
+def has_cache(model: nn.Module) -> bool:
+    """Whether the model's forward takes a cache, and can be asked to return one: decoding then is a question to ask."""
+    return any(takes(model, name) for name in CACHE_NAMES) and bool(caching(model, True))
+
+
+def has_unknown_cache(model: nn.Module) -> bool:
+    """Whether the model's forward can be asked for a cache, and takes none by a known name: nothing is known of decoding."""
+    return bool(caching(model, True)) and not has_cache(model)
 
 
 def takes(model: nn.Module, name: str) -> bool:

@@ -125,6 +125,8 @@ class Module:
     bases: tuple[str, ...] = ()
     repeats: str | None = None
     buffers: tuple[tuple[str, int], ...] = ()
+    automatic: str = ""
+    """The style that Transformers gives it without an entry, if its model has any entry; empty for most modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +286,7 @@ class Graph:
                     "bases": list(m.bases),
                     "repeats": m.repeats,
                     "buffers": dict(m.buffers),
+                    "automatic": m.automatic,
                 }
                 for m in self.modules
             ],
@@ -344,6 +347,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
                 tuple(m["bases"]),
                 m["repeats"],
                 tuple(m["buffers"].items()),
+                m["automatic"],
             )
             for m in data["modules"]
         ),

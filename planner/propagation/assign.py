@@ -21,10 +21,10 @@ class Assigned:
 
 
 def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") -> Assigned:
-    """Assign `styles` (keys relative to the head model) as Transformers 5.23 does (`distributed/mixin.py`).
+    """Assign `styles` (keys relative to the head model) as Transformers does (`distributed/mixin.py`).
 
     Layer numbers match `*`; otherwise a key is matched exactly. A parameter without a key takes that of its own module, and
-    of no other. A child called `embed_tokens` is sharded over the vocabulary without an entry, if its model has any entry.
+    of no other. Some versions shard a child called `embed_tokens` without an entry, if its model has any entry.
     Unknown styles are ignored here; the check of the plan's form reports them.
     """
     tables = _tables(graph, base_prefix)
@@ -46,6 +46,12 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
             if placed := _placed(graph, module, local, number, styles):
                 parameters[join(module.path, local)] = placed
     return Assigned(modules, parameters)
+
+
+def linear_parts(graph: Graph, assigned: Assigned) -> tuple[str, ...]:
+    """The planned parameters, apart from those of embeddings."""
+    tables = {module.path for module in graph.modules if "Embedding" in module.bases}
+    return tuple(name for name in assigned.parameters if name.rpartition(".")[0] not in tables)
 
 
 def sharded_share(graph: Graph, assigned: Assigned, *, also: Callable[[str], bool] = lambda _: False) -> float:
@@ -175,6 +181,7 @@ def _tables(graph: Graph, base_prefix: str) -> dict[str, str]:
     for module in graph.modules:
         if "PreTrainedModel" in module.bases and (module.path or not base_prefix):
             embedding = graph.module_of.get(join(module.path, "embed_tokens"))
-            is_table = embedding is not None and "Embedding" in embedding.bases
-            found[generic(module.path)] = generic(embedding.path) if embedding is not None and is_table else ""
+            found[generic(module.path)] = (
+                generic(embedding.path) if embedding is not None and embedding.automatic else ""
+            )
     return found

@@ -13,7 +13,7 @@ from shardproof.planner.ir.findings import Place
 from shardproof.planner.ir.graph import Op, Shape
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.propagation.assign import Assigned, linear_parts
 from shardproof.planner.propagation.propagate import Propagation
 from shardproof.planner.propagation.relation import Pair
 from shardproof.planner.propagation.rules.registry import semantics
@@ -21,10 +21,13 @@ from shardproof.planner.propagation.semantics import Call, Einsum, Reshape
 from shardproof.planner.propagation.views import keeps_dim
 
 
-def limits(ran: Propagation, assigned: Assigned) -> tuple[Limit, ...]:
-    """All limits of the degree of a plan whose forward was related without a fault; the first one for each size."""
+def limits(ran: Propagation, assigned: Assigned, *, uneven: bool) -> tuple[Limit, ...]:
+    """All limits of the degree of a plan whose forward was related without a fault; the first one for each size.
+
+    `uneven`: whether the client takes parts of a linear layer that differ in size.
+    """
     found: dict[tuple[int | None, bool], Limit] = {}
-    for limit in (*_of_ops(ran), *_of_parameters(ran, assigned)):
+    for limit in (*_of_ops(ran), *_of_parameters(ran, assigned, uneven)):
         found.setdefault((limit.size, limit.even), limit)
     return tuple(found.values())
 
@@ -40,12 +43,13 @@ def lone_sizes(ran: Propagation) -> frozenset[int]:
     )
 
 
-def _of_parameters(ran: Propagation, assigned: Assigned) -> Iterator[Limit]:
+def _of_parameters(ran: Propagation, assigned: Assigned, uneven: bool) -> Iterator[Limit]:
+    alike = () if uneven else linear_parts(ran.whole, assigned)
     for name, (placement, entry) in assigned.parameters.items():
         if isinstance(placement, Shard):
             shape = ran.whole.values[ran.whole.parameters[name]].shape
             place = Place(entry, name.rpartition(".")[0])
-            yield _limit(shape, placement, place, even=False, name=generic(name))
+            yield _limit(shape, placement, place, even=name in alike, name=generic(name))
 
 
 def _of_ops(ran: Propagation) -> Iterator[Limit]:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
-from shardproof.planner.inputs.run_modes import CACHE_NAMES, RunMode, Script
+from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
 from shardproof.planner.tracing.session import private_copy
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 
 SERVED = torch.bfloat16
 """The dtype that the parameters have meanwhile: what is kept in another dtype keeps that whatever a model is loaded in."""
@@ -60,7 +61,7 @@ def _traced(
     config = model.config
     assert isinstance(config, PreTrainedConfig)
     cache = DynamicCache(config=config)
-    name = next(name for name in CACHE_NAMES if name in signature(model.forward).parameters)
+    name = next(name for name in CACHE_OBJECTS if name in signature(model.forward).parameters)
     ids = torch.empty((1, context), dtype=torch.long, device="meta")
     left: dict[str, list[Tensor]] = {}
     with _served(model, dtype):

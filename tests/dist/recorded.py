@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from shardproof.planner.inputs.run_modes import CACHE_NAMES
+from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.loading.load import quiet
 from shardproof.verify.run.pipeline import check as pipeline_check
@@ -203,13 +203,13 @@ def _kept(model: nn.Module, ids: torch.Tensor) -> int | None:
     assert isinstance(config, PreTrainedConfig)
     if not config.is_encoder_decoder:
         names = inspect.signature(model.forward).parameters
-        given = {name: DynamicCache(config=config) for name in CACHE_NAMES if name in names}
+        given = {name: DynamicCache(config=config) for name in CACHE_OBJECTS if name in names}
     try:
         with Wide(), torch.no_grad(), copied_outputs(model):
             output = model(input_ids=ids, use_cache=True, **given)
     except Exception:  # what one device cannot answer either is another benchmark's question
         return None
-    cache = next((output[name] for name in CACHE_NAMES if output.get(name) is not None), next(iter(given.values()), None))
+    cache = next((output[name] for name in CACHE_OBJECTS if output.get(name) is not None), next(iter(given.values()), None))
     old = {id(value) for value in before}
     left = [value for value in _attributes(model) if id(value) not in old]
     found = {(t.data_ptr(), t.shape): t.numel() for t in (*_inside(cache, set()), *left) if t.dim() > 1}

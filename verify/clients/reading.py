@@ -13,7 +13,7 @@ from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
 from shardproof.verify.clients.engine_decisions import engine_styles, is_expert, may_be_norm, sinks
 from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
-from shardproof.verify.clients.vllm.fusers import is_linear
+from shardproof.verify.clients.vllm.fusers import is_linear, not_followed
 from shardproof.verify.clients.widths import uneven
 from shardproof.verify.findings import be411, be412, be413, be416, be417
 
@@ -93,7 +93,7 @@ def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, finding
         layout[module.path] = dialect.effect(keys[pattern]) if pattern is not None else None
     findings += _lost_entries(dialect, subject, keys, found)
     findings += _unmatched(dialect, subject, keys)
-    findings += _not_modelled(dialect, found)
+    findings += _not_modelled(dialect, subject, found)
     findings += uneven(dialect, subject, layout, degree)
     assigned = _laid_out(subject.graph, layout)
     if dialect.cuts_sinks:
@@ -210,6 +210,8 @@ def _unmatched(dialect: Dialect, subject: Subject, keys: Mapping[str, str]) -> l
     return found
 
 
-def _not_modelled(dialect: Dialect, without_plan: Mapping[str, str]) -> list[Finding]:
+def _not_modelled(dialect: Dialect, subject: Subject, without_plan: Mapping[str, str]) -> list[Finding]:
     packed = {generic(path): path for path, style in without_plan.items() if style == "packed_qkv"}
-    return [be417.packed_projection_rewritten(path, entry, dialect.name) for entry, path in packed.items()]
+    found = [be417.packed_projection_rewritten(path, entry, dialect.name) for entry, path in packed.items()]
+    unknown = not_followed(subject.graph, subject.model) if dialect.fuses else {}
+    return found + [be417.not_followed(path, generic(path), dialect.name, why) for path, why in unknown.items()]

@@ -32,6 +32,20 @@ register(
 )
 
 
+def not_followed(module: str, entry: str, client: str, why: str) -> Finding:
+    """What the client's own analysis of a module finds is not known, because our repetition of it failed."""
+    return Finding(
+        "BE417",
+        Severity.UNDECIDED,
+        f"whether {client} rewrites {module} is not known: the trace of its forward ended before it began ({why})",
+        Place(entry=entry, module=module),
+        why="the client decides by a symbolic trace of the forward, which could not be repeated here",
+        found="no trace",
+        needed="a run in the client: `plan verify --level client`",
+        fault=Fault.CLIENT,
+    )
+
+
 def packed_projection_rewritten(module: str, entry: str, client: str) -> Finding:
     """The client cuts a packed projection of query, key and value by itself, in a way that is not modelled."""
     return Finding(

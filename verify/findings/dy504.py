@@ -49,6 +49,17 @@ def not_compared(question: str, error: str) -> Finding:
     )
 
 
+def not_asked(question: str, why: str) -> Finding:
+    """A question that the model raises and that was put to no one, with the reason."""
+    return Finding(
+        "DY504",
+        Severity.UNDECIDED,
+        f"{question} was not compared: {why}",
+        why="a question that was not asked is not confirmed",
+        fault=Fault.OURS,
+    )
+
+
 def training_refused(place: Place) -> Finding:
     """Autograd refuses an addition in place to the output of a sharded module."""
     return Finding(

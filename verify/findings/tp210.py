@@ -2,6 +2,7 @@
 
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.planner.ir.placement import Placement
+from shardproof.planner.transformers_facts.caches import CACHE_NAMES
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -55,6 +56,19 @@ def embedding_style_elsewhere(module: str, entry: str) -> Finding:
     )
 
 
+def style_not_modelled(style: str, place: Place, why: str) -> Finding:
+    """A style that the installed Transformers has and that the table of styles does not describe as that version does it."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f'the installed Transformers does with "{style}" what is not modelled',
+        place,
+        why=why,
+        found=f'"{style}"',
+        needed="a style that is modelled, or --level run",
+    )
+
+
 def parameter_not_used(parameter: str, entry: str) -> Finding:
     """A sharded parameter that no op of the trace read."""
     return Finding(
@@ -105,6 +119,19 @@ def mode_not_traced(mode: str, error: str, place: Place) -> Finding:
         why="what was not traced is not proved",
         found=error,
         needed="a forward that runs on meta tensors",
+        fault=Fault.MODEL,
+    )
+
+
+def decoding_not_asked() -> Finding:
+    """Decoding of a model that takes `use_cache`, and no cache by a name that is known."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        "decoding was not looked at: the forward takes use_cache, and no cache by a name that is known",
+        why="what was not traced is not proved",
+        found="use_cache",
+        needed=f"a forward that takes its cache as {', '.join(CACHE_NAMES)}",
         fault=Fault.MODEL,
     )
 

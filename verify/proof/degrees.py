@@ -22,6 +22,7 @@ from shardproof.planner.propagation.limits import limits, lone_sizes
 from shardproof.planner.propagation.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.transformers_facts.styles import takes_uneven_parts
 from shardproof.verify.proof.plan_form import check_plan
 from shardproof.verify.proof.prove import not_traced
 from shardproof.verify.proof.tensor import check_relation, check_tensor, relate
@@ -62,7 +63,9 @@ def _degrees(subject: Subject, styles: Mapping[str, str]) -> Degrees:
         ran = relate(subject, assigned, degree)
         findings = check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
         if isinstance(ran, Propagation) and not findings:
-            return _tried(subject, styles, limits(ran, assigned), lone_sizes(ran) - {degree})
+            return _tried(
+                subject, styles, limits(ran, assigned, uneven=takes_uneven_parts()), lone_sizes(ran) - {degree}
+            )
         wrong[degree] = findings[0]
         if findings[0].code != "TP201" and not _any_uneven(subject, assigned, degree):
             return _all_wrong(findings[0])  # no size that does not divide explains the fault

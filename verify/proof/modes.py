@@ -7,7 +7,7 @@ mode that cannot be traced is not proved, unless a small copy of the model raise
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from shardproof.planner.inputs.run_modes import RunMode
+from shardproof.planner.inputs.run_modes import RunMode, has_unknown_cache
 from shardproof.planner.ir.findings import Finding, Place, Source
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import Subject, on_the_other_side, other_modes, subject_in
@@ -73,6 +73,9 @@ def _in_other_modes(
                     asked.assumptions[assumption] = None
                 case finding:
                     untraced += (finding,)
+            continue
+        if other is None and has_unknown_cache(subject.model):
+            untraced += (tp210.decoding_not_asked(),)
             continue
         if other is None:
             asked.assumptions[NO_CACHE] = None

@@ -1,7 +1,7 @@
 """Does a plan fit its model? Do its styles exist, do its keys match, do the modules have what their style reads?
 
 Transformers looks keys up exactly, on names whose layer numbers are wildcards; a parameter falls back to its own
-module's entry and no further (`distributed/mixin.py`, `_expand_parallel_plan`, 5.23.0).
+module's entry and no further (`distributed/mixin.py`,).
 """
 
 import difflib
@@ -11,14 +11,16 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from shardproof.planner.ir.findings import Finding, Fix, Place
+from shardproof.planner.ir.findings import Finding, Fix, Place, Severity
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Edit, Plan, generic, join
 from shardproof.planner.ir.spelling import nearest_names
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import base_prefix, reads_config_plan, reads_plans
-from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106
+from shardproof.planner.transformers_facts.styles import modelled, needs_attribute, registered
+from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106, tp210
 
+NOT_READ = "the table of styles has no row for it"
 _SAFETY = "the edited plan passes the checks of its form; the proof tells whether it is right"
 
 
@@ -80,12 +82,16 @@ def _entry(names: _Names, plan: Plan, prefix: str, pattern: str, style: str) -> 
 
 def _expert_entry(names: _Names, pattern: str, style: str) -> Finding | None:
     # NB: no edit is offered: an `Edit` is of a tensor-parallel entry.
-    return _fault(names, pattern, style)
+    found = _fault(names, pattern, style)
+    # A style that is not modelled matters where experts are distributed, which the check of the experts knows.
+    return None if found is not None and found.severity is Severity.UNDECIDED else found
 
 
 def _fault(names: _Names, pattern: str, style: str) -> Finding | None:
+    if style not in registered():
+        return pl101.unknown_style(pattern, style, _near(style, modelled()), known=list(modelled()))
     if style not in STYLES:
-        return pl101.unknown_style(pattern, style, _near(style, STYLES))
+        return tp210.style_not_modelled(style, Place(entry=pattern), NOT_READ)
     if pattern not in names:
         near, owner = _near_paths(names, pattern), type(names.model).__name__
         return pl102.matches_nothing(pattern, owner, near, carried=pattern in names.carried)
@@ -109,7 +115,7 @@ def _candidates(
     """Edits to try, likeliest first, each with its title."""
     match finding.code:
         case "PL101":
-            for near in _near(style, STYLES):
+            for near in _near(style, modelled()):
                 yield "use the nearest style", (Edit(pattern, style, near),)
         case "PL102" if pattern not in names.carried:
             # NB: no edit for a glob: it stands for several paths, and which of them were meant is not known.
@@ -127,7 +133,7 @@ def _candidates(
 def _lacks_attribute(names: _Names, pattern: str, style: str) -> Finding | None:
     if style == "mla_kv_a_proj":
         return _lacks_rope_dim(names, pattern)
-    needs = STYLES[style].needs
+    needs = STYLES[style].needs if needs_attribute(style) else None
     # A key of a parameter lays it out and hooks no module, so nothing is read from one.
     bad = [(path, module) for path, module in names.modules.get(pattern, ()) if needs and not hasattr(module, needs)]
     if not bad:

@@ -9,12 +9,14 @@ from torch import nn
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.placement import Shard
-from shardproof.planner.ir.plan import Plan
+from shardproof.planner.ir.plan import Plan, join
+from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.transformers_facts.styles import registered
 from shardproof.planner.twins.loading import try_loading
 from shardproof.planner.weights.quantised import blocks_of, method_of
 from shardproof.verify.findings import pl104, tp210, tp221, tp222
@@ -22,7 +24,7 @@ from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.modes import check_modes
 from shardproof.verify.proof.pipeline import check_pp
-from shardproof.verify.proof.plan_form import check_plan
+from shardproof.verify.proof.plan_form import NOT_READ, check_plan
 from shardproof.verify.proof.stages import Programs, StagesVerdict
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.report.scope import Scope
@@ -110,6 +112,10 @@ def quantised_findings(subject: Subject, styles: Mapping[str, str], tp: int) -> 
 
 def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) -> tuple[Finding, ...]:
     """Findings of the expert plan: its form, and at a degree above 1 what the experts give on ranks."""
+    unread = [entry for entry in plan.ep if entry.style in registered() and entry.style not in STYLES]
+    if unread:
+        place = Place(join(subject.prefix, unread[0].pattern))
+        return (tp210.style_not_modelled(unread[0].style, place, NOT_READ),) if ep > 1 else ()
     found = check_experts(subject.graph, plan, subject.prefix, ep)
     if found or ep == 1 or not plan.ep:
         return found

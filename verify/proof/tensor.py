@@ -11,11 +11,14 @@ from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
+from shardproof.planner.ir.spelling import nearest_names
 from shardproof.planner.judge import (
     Fault,
     NoLookup,
     RankFails,
     Strided,
+    Unlike,
+    Unregistered,
     Untraced,
     WrittenOutput,
     backward_faults,
@@ -30,9 +33,10 @@ from shardproof.planner.propagation.reach import Unreachable
 from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.tracing.rank_program import HookError, IndivisibleError
+from shardproof.planner.transformers_facts.styles import registered
 from shardproof.planner.weights.conversions import Misplaced
 from shardproof.planner.weights.init_weights import UnloadableError
-from shardproof.verify.findings import tp201, tp202, tp207, tp208, tp210, tp215, tp216, tp217, tp218, tp220
+from shardproof.verify.findings import pl101, tp201, tp202, tp207, tp208, tp210, tp215, tp216, tp217, tp218, tp220
 
 UNDECIDED = {"TP210", "TP211"}
 
@@ -47,8 +51,8 @@ def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tu
     accused = _findings(subject, found.assigned, degree, (*found.forward, *found.gradients), local)
     entries = {finding.place.entry for finding in accused}
     loading = tuple(_of_misplaced(one) for one in found.loading if one.entry not in entries)
-    undecided = tuple(tp210.embedding_style_elsewhere(one.module, one.entry) for one in found.undecided)
-    return (*accused, *loading, *once(undecided))
+    undecided = _findings(subject, found.assigned, degree, found.undecided)
+    return (*accused, *loading, *undecided)
 
 
 def relate(
@@ -103,6 +107,10 @@ def _of_fault(subject: Subject, assigned: Assigned, degree: int, fault: Fault, l
             return _of_gradient(fault)
         case Misplaced():
             return _of_misplaced(fault)
+        case Unregistered(style, entry):
+            return pl101.unknown_style(entry, style, nearest_names(style, registered()), known=sorted(registered()))
+        case Unlike(module, entry, style, why):
+            return tp210.style_not_modelled(style, Place(entry, module), why)
         case NoLookup():
             return tp210.embedding_style_elsewhere(fault.module, fault.entry)
         case _:

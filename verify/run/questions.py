@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
-from shardproof.planner.inputs.run_modes import takes
+from shardproof.planner.inputs.run_modes import has_unknown_cache, takes
 from shardproof.planner.loading.load import quiet
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.module_activations import ActivationRecorder, ModuleActivations
@@ -150,11 +150,15 @@ def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Prefill, then decode token by token with the KV cache or state; the logits of all steps, concatenated."""
     if not inputs.name:
         return
+    if has_unknown_cache(model):
+        raise UnknownCacheError("it takes use_cache, and no cache by a name that is known")
     cached = caching(model, True)
     with torch.no_grad():
         output = model(**inputs.first(inputs.prompt), **cached)
         steps = [whole(output[0])]
         if not _kept(model, output):
+            if cached and model.can_generate():
+                raise NotComparableError("it returns no cache when it is asked for one")
             return
         for position in range(inputs.prompt, inputs.ids.shape[1]):
             output = model(**inputs.next(position), **_kept(model, output), **cached)
@@ -241,7 +245,11 @@ def _train(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 
 class NotComparableError(RuntimeError):
-    """A question whose answer differs from one time to the next on one device."""
+    """A question that one device answers differently from one time to the next, or not at all."""
+
+
+class UnknownCacheError(RuntimeError):
+    """A model that keeps something between forwards, and hands it on by a name that is not known: the question is not asked."""
 
 
 def _mask_of(model: PreTrainedModel, inputs: Inputs) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,7 +91,8 @@ def sharded_model(case: Case, state: State) -> PreTrainedModel:
     """
     planned = with_plan(case.loaded, case.plan)
     # With both plans, the client takes experts from the expert plan and the rest from the tensor plan, on the same ranks.
-    degrees = DistributedConfig(tp_size=case.tp, ep_size=case.ep if case.ep > 1 else None)
+    experts: dict[str, Any] = {"ep_size": case.ep} if case.ep > 1 else {}  # up to 5.18 there is no such argument
+    degrees = DistributedConfig(tp_size=case.tp, **experts)
     if case.weights:
         return _from_checkpoint(planned, degrees)
     return from_state(planned, state, degrees)

@@ -13,6 +13,7 @@ from shardproof.verify.run.compare.localise import Divergence, entry_of
 from shardproof.verify.run.compare.saved import SAVED
 from shardproof.verify.run.compare.tensors import Comparison
 from shardproof.verify.run.outcome import Failure, Outcome, worst
+from shardproof.verify.run.questions import UnknownCacheError
 from shardproof.verify.stages.case import Case
 
 _MOST = 4
@@ -46,7 +47,12 @@ def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, .
     if refused:
         found.append(dy504.training_refused(Place(source=refused.source)))
     unasked = next((outcome.unasked for outcome in outcomes.values() if outcome.unasked), {})
-    return (*found, *(dy504.not_compared(stage, error) for stage, error in unasked.items()))
+    return (*found, *(_unasked(stage, error) for stage, error in unasked.items()))
+
+
+def _unasked(stage: str, error: str) -> Finding:
+    kind, _, message = error.partition(": ")
+    return dy504.not_asked(stage, message) if kind == UnknownCacheError.__name__ else dy504.not_compared(stage, error)
 
 
 def written(case: Case, findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -1,5 +1,6 @@
 """The check on one rank: build both models, ask both the same questions, compare. Needs an initialised process group."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -183,13 +184,18 @@ def _check_pipeline(
         progress.stage, progress.sharded = "the single-device model", False
         shared.single_device = run_single_device(case, single, cut)
     progress.stage, progress.sharded = "pipeline", True
-    return Outcome(rank, check_pipeline(case, shared.single_device))
+    compared = check_pipeline(case, shared.single_device)
+    return Outcome(rank, compared, unasked=_told(shared.single_device.want.unasked))
+
+
+def _told(unasked: Mapping[str, Exception]) -> dict[str, str]:
+    return {stage: f"{type(error).__name__}: {error}" for stage, error in unasked.items()}
 
 
 def _outcome(case: Case, progress: _Progress, *, rank: int, failure: Failure | None = None) -> Outcome:
     """All comparisons until now; where an output is wrong, also the first module whose output is."""
     got, want, single = progress.observed, progress.want, progress.single
-    unasked = {stage: f"{type(error).__name__}: {error}" for stage, error in want.unasked.items()}
+    unasked = _told(want.unasked)
     if got is None or got is want or single is None:
         return Outcome(rank, tuple(progress.before), failure, unasked=unasked)
     answers = compared(got, want, progress.limits, streams=_streams(case, single))

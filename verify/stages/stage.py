@@ -63,7 +63,7 @@ class Stage(nn.Module):
         self.record = Record()
         self.inputs: Mapping[str, object] = {}
         self.output: object = None
-        self.cache: Cache | None = None
+        self.cache: Mapping[str, object] = {}
         self.device = device
         self.held: dict[int, torch.Tensor] = {}
         self.elsewhere: set[int] = set()
@@ -110,7 +110,7 @@ class Stage(nn.Module):
         self._entered, self._sent = set(), {}
         self._filled = caches_in((), cache_in(self.model, self.output))
         output = self.model(**self.inputs, **inputs)
-        self.output, self.cache = output, output.get("past_key_values")
+        self.output, self.cache = output, cache_in(self.model, output)
         if self.last:
             return whole(output[0])
         return tuple(self._sent[number].contiguous() for number in self.sends.numbers)

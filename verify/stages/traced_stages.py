@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import TRACED, caching, example_inputs, take, taken
-from shardproof.planner.inputs.run_modes import CACHE_NAMES, RunMode, Script, cache_in
+from shardproof.planner.inputs.run_modes import RunMode, Script, cache_in
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.graph import Graph, Module, ModuleCall
 from shardproof.planner.ir.numbering import Numbered, Numbers, numbered
@@ -22,6 +22,7 @@ from shardproof.planner.tracing.decode_cache import places_matter
 from shardproof.planner.tracing.programs import on_meta, subject_in, subject_of
 from shardproof.planner.tracing.session import only_traced
 from shardproof.planner.tracing.trace import TraceError, trace, trace_settled
+from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 from shardproof.verify.stages.case import KEPT, Case
 from shardproof.verify.stages.cutting import stage_of
 from shardproof.verify.stages.record import Record, recorded_forwards, with_writes_of_repeated_layers
@@ -132,7 +133,7 @@ class TracedStages:
     @cached_property
     def caches(self) -> bool:
         """Whether layers need their own number to find their place in a KV cache; assumed where a cache cannot be traced."""
-        names = [name for name in CACHE_NAMES if name in signature(type(self.model).forward).parameters]
+        names = [name for name in CACHE_OBJECTS if name in signature(type(self.model).forward).parameters]
         given: list[object] = []
         handle = self.model.register_forward_hook(lambda _, __, output: given.append(output))
         try:

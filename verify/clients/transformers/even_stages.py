@@ -1,8 +1,8 @@
 """The stages that Transformers' pipeline runtime makes, whatever the plan says.
 
-Source: Transformers 5.23.0, `distributed/pipeline_parallel.py`, `apply_pipeline_parallelism`: `layers` of the base model is split
-evenly, the rest to the last stage; `embed_tokens`, `norm`, `lm_head` and the layers of other stages become identities; received
-hidden states are given to the model as `inputs_embeds`, so all other code of its forward runs again.
+Source: Transformers 5.16 to 5.24, `distributed/pipeline_parallel.py`, `apply_pipeline_parallelism`: `layers` of the base model is
+split evenly, by the library's own `layer_range_for_rank`; `embed_tokens`, `norm`, `lm_head` and the layers of other stages become
+identities; received hidden states are given to the model as `inputs_embeds`, so all other code of its forward runs again.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from shardproof.planner.ir.plan import join
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.tracing.trace import trace
+from shardproof.planner.transformers_facts.stages import layers_of_stage
 from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.stages.runtime import compare_stages, received_inputs
 from shardproof.verify.findings import be433
@@ -45,9 +46,8 @@ class EvenSplit:
     prefix: str
 
     def own(self, count: int, stage: int, stages: int) -> range:
-        """An equal number of layers each, the rest on the last stage."""
-        each = count // stages
-        return range(stage * each, count if stage == stages - 1 else (stage + 1) * each)
+        """The layers that the installed library deals to a stage."""
+        return layers_of_stage(count, stage, stages)
 
     def cut(self, model: nn.Module, own: range, *, first: bool, last: bool) -> None:
         """What `apply_pipeline_parallelism` does to the modules of one stage."""

@@ -64,6 +64,14 @@ def is_linear(module: Module) -> bool:
     return "Linear" in module.bases
 
 
+def not_followed(graph: Graph, model: nn.Module) -> dict[str, str]:
+    """Modules with linear children of which the engine's trace is not known, and why; repeated layers are left out."""
+    called = {call.module for call in graph.calls}
+    owners = {module.path.rpartition(".")[0] for module in graph.modules if module.path in called and is_linear(module)}
+    failed = {path: traced(model.get_submodule(path)).failed for path in sorted(owners & called)}
+    return {path: why for path, why in failed.items() if why}
+
+
 def fusions(graph: Graph, model: nn.Module, kinds: tuple[str, ...], *, degree: int, head_dim: int) -> list[Fusion]:
     """Every fusion that the client makes at this degree, in the order of the modules; repeated layers are left out."""
     found = []

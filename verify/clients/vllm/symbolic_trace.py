@@ -19,6 +19,8 @@ from torch import fx, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
+from shardproof.planner.transformers_facts.caches import CACHE_NAMES
+
 _TOKENS = 8
 _UNKNOWN = "unknown"
 _ENGINE = "engine"
@@ -27,10 +29,14 @@ _ENGINE = "engine"
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """The direct children that were called before the trace ended, and whether the whole forward was traced."""
+    """The direct children that were called before the trace ended, and whether the whole forward was traced.
+
+    `failed` is what ended the trace before the forward began: then nothing is known of what the engine's own trace sees.
+    """
 
     children: frozenset[str]
     finished: bool
+    failed: str = ""
 
 
 _kept: "WeakKeyDictionary[nn.Module, Traced]" = WeakKeyDictionary()
@@ -44,19 +50,29 @@ def traced(module: nn.Module) -> Traced:
 
 
 def _traced(module: nn.Module) -> Traced:
-    tracer = _Tracer(_extra_keywords(module))
-    given = (
-        {"past_key_values": None} if "past_key_values" in inspect.signature(type(module).forward).parameters else None
-    )
+    tracer, failed = _Tracer(_extra_keywords(module)), ""
+    names = inspect.signature(type(module).forward).parameters
+    given = {name: None for name in CACHE_NAMES if name in names} or None
     try:
-        with _engine_attention(module):
+        with _engine_attention(module), _undecorated(type(module)):
             tracer.trace(module, concrete_args=given)
         finished = True
-    except Exception:  # whatever a forward cannot do with symbols
-        finished = False
+    except Exception as error:  # whatever a forward cannot do with symbols
+        finished, failed = False, f"{type(error).__name__}: {error}"
     graph = getattr(tracer, "graph", None)
-    nodes = graph.nodes if graph is not None else ()
-    return Traced(frozenset(str(node.target) for node in nodes if node.op == "call_module"), finished)
+    nodes = list(graph.nodes) if graph is not None else []
+    began = any(node.op == "placeholder" for node in nodes)
+    children = frozenset(str(node.target) for node in nodes if node.op == "call_module")
+    return Traced(children, finished, "" if finished or began else failed)
+
+
+@contextmanager
+def _undecorated(kind: type[nn.Module]) -> Iterator[None]:
+    """With the forward itself in the place of its decorators, such as the one that takes a cache by its former name: the names of
+    a decorator's own arguments are none that `torch.fx` can give values.
+    """
+    with mock.patch.object(kind, "forward", inspect.unwrap(kind.forward)):
+        yield
 
 
 class _Sized(fx.Proxy):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from shardproof.planner.ir.degrees import Degrees, spans
 from shardproof.planner.ir.findings import Finding, Fix
+from shardproof.planner.transformers_facts.version import is_tested
 from shardproof.verify.findings.catalogue import name_of
 from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.difference import Backed, Difference
@@ -46,7 +47,7 @@ def _report(report: Report, known: frozenset[int] | None) -> dict[str, object]:
         "verdict": report.verdict.value,
         "levels": {level.level: _level(level) for level in report.levels},
         "findings": findings,
-        "environment": dict(report.environment),
+        "environment": {**report.environment, "tested": is_tested(report.environment.get("transformers", ""))},
         "degrees": list(report.degrees.legal) if report.degrees else None,
         "forbidden": _forbidden(report.degrees) if report.degrees else None,
     }

@@ -18,6 +18,7 @@ from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic, join, owner_of
 from shardproof.planner.ir.styles import STYLES, After, Before, ParameterLayout, Style
+from shardproof.planner.transformers_facts.tables import TABLE, automatic_style
 from shardproof.verify.run.collectives.autograd import AxisRank, enter, gather, gathered, part, reduce, total
 
 
@@ -63,10 +64,7 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) ->
 
 
 def _automatic(model: nn.Module, planned: Iterable[str]) -> Iterator[str]:
-    """Paths of tables that the client shards over the vocabulary without an entry: `embed_tokens` of every model with entries.
-
-    Source: transformers 5.23.0, distributed/mixin.py, `init_parallel_plans`.
-    """
+    """Paths of tables that the client shards over the vocabulary without an entry: `embed_tokens` of every model with entries."""
     bases = [
         (generic(path), module)
         for path, module in model.named_modules()
@@ -74,8 +72,8 @@ def _automatic(model: nn.Module, planned: Iterable[str]) -> Iterator[str]:
     ]
     owners = {owner_of(key, ("", *(path for path, _ in bases))) for key in planned}
     for path, module in bases:
-        if path in owners and isinstance(getattr(module, "embed_tokens", None), nn.Embedding):
-            yield join(path, "embed_tokens")
+        if path in owners and hasattr(module, TABLE) and automatic_style(module, TABLE):
+            yield join(path, TABLE)
 
 
 def _cut(model: nn.Module, styles: Mapping[str, str], at: AxisRank) -> tuple[dict[str, Placement], dict[str, int]]:

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
-from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
 from shardproof.planner.inputs.example import caching
+from shardproof.planner.transformers_facts.sharding import apply_plan
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error
 from shardproof.verify.run.inputs import Inputs
@@ -75,12 +75,7 @@ def _stage(case: Case, before: SingleDevice, place: StagePlace, slot: StageSlot)
     drop(model, missing)
     if slot.mesh.size(1) > 1:
         untie(model)
-        styles = {
-            name: style
-            for name, style in model._expand_parallel_plan(model.tp_plan).items()
-            if not any(f"{name}.".startswith(f"{other}.") for other in missing)
-        }
-        apply_tensor_parallelism(model, slot.mesh["tp"], styles)
+        apply_plan(model, slot.mesh["tp"], absent=missing)
     return stage_of(case, model, layout, place, device)
 
 
@@ -117,13 +112,12 @@ def _decoded(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> l
     if want.decoded is None:
         return []
     for stage in own:
-        stage.cache = None
+        stage.cache = {}
     given: list[torch.Tensor] = []
     for arguments, record in zip(steps(before.asked), want.steps, strict=True):
         for stage in own:
             stage.record = record
-            cached = {} if stage.cache is None else {"past_key_values": stage.cache}
-            stage.inputs = {**caching(stage.model, True), **cached}
+            stage.inputs = {**caching(stage.model, True), **stage.cache}
         given += exchange(own, arguments, slot)
     if not given:
         return []

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
-from shardproof.planner.inputs.run_modes import takes
+from shardproof.planner.inputs.run_modes import cache_in, has_cache, has_unknown_cache, takes
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 from shardproof.verify.run.inputs import Inputs, inputs
-from shardproof.verify.run.questions import logits
+from shardproof.verify.run.questions import NotComparableError, UnknownCacheError, logits
 from shardproof.verify.stages.case import KEPT
 from shardproof.verify.stages.record import Record, recorded
 from shardproof.verify.stages.stage_layout import StageLayout
@@ -40,6 +40,8 @@ class SingleDeviceOutputs:
     kept_record: Record = field(default_factory=Record)
     training: "SingleDeviceOutputs | None" = None
     """Logits, losses and gradients in training mode, where they differ from those in evaluation."""
+    unasked: dict[str, Exception] = field(default_factory=dict)
+    """The questions that the single-device model cannot answer itself, with what it raised."""
 
 
 def batch(model: nn.Module, microbatches: int) -> tuple[Inputs, ...]:
@@ -83,8 +85,13 @@ def outputs_of(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inp
     if takes(single, "logits_to_keep"):
         with torch.no_grad(), recorded(single, layout.named) as want.kept_record:
             want.kept = logits(single, **joined(parts).whole(), **more, logits_to_keep=KEPT)
-    if takes(single, "past_key_values") and caching(single, True):
-        _decode_alone(single, layout, joined(parts), want)
+    try:
+        if has_unknown_cache(single):
+            raise UnknownCacheError("it takes use_cache, and no cache by a name that is known")
+        if has_cache(single):
+            _decode_alone(single, layout, joined(parts), want)
+    except Exception as error:  # a model that does not decode token by token: nothing to compare
+        want.unasked["cached decode"] = error
     return want
 
 
@@ -120,8 +127,9 @@ def _in_training(
             _step(single, layout, part, found)
         _take_gradients(single, found)
         return found
-    except Exception:  # a model that does not run in training mode: nothing to compare with
+    except Exception as error:  # a model that does not run in training mode: nothing to compare with
         single.zero_grad(set_to_none=True)
+        want.unasked["training"] = error
         return None
     finally:
         single.train(before)
@@ -160,20 +168,17 @@ def steps(asked: Inputs) -> Iterator[dict[str, torch.Tensor]]:
 @torch.no_grad()
 def _decode_alone(single: PreTrainedModel, layout: StageLayout, asked: Inputs, want: SingleDeviceOutputs) -> None:
     """Decode on one device. Stages must match the full recompute, unless the model's own decoding differs from it."""
-    cache, given = None, []
+    cache: dict[str, object] = {}
+    given = []
     for arguments in steps(asked):
         with recorded(single, layout.named) as record:
-            try:
-                output = single(
-                    **arguments, **caching(single, True), **({} if cache is None else {"past_key_values": cache})
-                )
-            except Exception:  # a model that does not decode token by token: nothing to compare
-                return
-        cache = output.get("past_key_values")
-        if cache is None:
-            return
+            output = single(**arguments, **caching(single, True), **cache)
+        cache = cache_in(single, output)
+        if not cache:
+            raise NotComparableError("it returns no cache when it is asked for one")
         given.append(output[0])
         want.steps.append(record)
     decoded, recomputed = torch.cat(given, dim=1), torch.cat(want.logits)
-    if decoded.shape == recomputed.shape:  # else the model does not decode token by token either
-        want.decoded = recomputed if relative_error(decoded, recomputed) <= LIMIT else decoded
+    if decoded.shape != recomputed.shape:
+        raise NotComparableError("its decoding gives logits of another shape than its forward")
+    want.decoded = recomputed if relative_error(decoded, recomputed) <= LIMIT else decoded

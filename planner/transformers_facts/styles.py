@@ -1,0 +1,65 @@
+"""Which styles the installed Transformers registers, and which of them do what `planner.ir.styles` says."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+from transformers.distributed import tensor_parallel
+
+from shardproof.planner.ir.styles import STYLES, Style
+
+
+@cache
+def registered() -> frozenset[str]:
+    """The names that the installed library accepts in a plan."""
+    with suppress(ImportError):  # from 5.22 on, a module of its own registers the styles of experts
+        import_module("transformers.distributed.expert_parallel")
+    return frozenset(_registry())
+
+
+@cache
+def modelled() -> Mapping[str, Style]:
+    """The styles that the installed library registers and whose effect is known here, by name."""
+    return {name: style for name, style in STYLES.items() if name in registered()}
+
+
+def differs(style: str, module: nn.Module) -> str:
+    """What the installed library does with a style on this module, if that is not what `planner.ir.styles` says; else empty.
+
+    Up to 5.20 the classes for linear layers serve embeddings too, and ask for no attribute (5.20.2,
+    `distributed/tensor_parallel.py`, `ColwiseParallel` and `RowwiseParallel`).
+    """
+    if hasattr(tensor_parallel, "EmbeddingParallel") or not any(True for _ in module.parameters(recurse=False)):
+        return ""
+    if style == "embedding_rowwise" and not isinstance(module, nn.Embedding):
+        return "splits the input of a module that is no embedding"
+    if (needs := STYLES[style].needs) and (isinstance(module, nn.Embedding) or not hasattr(module, needs)):
+        return f"takes a module without {needs} too"
+    return ""
+
+
+@cache
+def needs_attribute(style: str) -> bool:
+    """Whether the installed library refuses a style on a module without the attribute that `Style.needs` names; tried on one."""
+    if STYLES[style].needs is None:
+        return False
+    try:
+        _registry()[style].install_forward(nn.Module(), None)
+    except ValueError:
+        return True
+    return False
+
+
+def takes_uneven_parts() -> bool:
+    """Whether the ranks' parts of a linear layer may differ in size. Up to 5.20 a distributed tensor's size is taken for that of
+    one part times the degree, and training raises.
+    """
+    return hasattr(tensor_parallel.TensorParallelLayer, "_from_local_last_dim_shard")
+
+
+def _registry() -> dict[str, Any]:
+    registry = vars(tensor_parallel)["ALL_PARALLEL_STYLES"]  # from 5.22 on it is another module's
+    return {name: registry[name] for name in registry}
