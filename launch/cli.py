@@ -27,7 +27,7 @@ from shardproof.launch.output.console import print_result, say
 from shardproof.launch.ranks.job import in_job, is_first_rank
 from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED
 from shardproof.planner.ir.spelling import nearest
-from shardproof.planner.transformers_facts.version import VersionError, untested_warning
+from shardproof.planner.transformers_facts.version import untested_warning
 from shardproof.verify.report.environment import environment
 
 # The class of typer's usage errors lies in click or in a copy of it, depending on typer's version.

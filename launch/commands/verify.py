@@ -148,7 +148,7 @@ def verify(
             client_python=str(client_python) if client_python else None,
             weights=weights,
             strict=strict,
-            train=train or Level.TRAIN in (level or ()),
+            train=train,
             nodes=nodes_of(nnodes, node_rank, rdzv_endpoint),
         )
         if known.every_level and not common.levels:

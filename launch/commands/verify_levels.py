@@ -39,7 +39,7 @@ def _for_client(
     client = request.client or ""
     # accelerate and TRL train what Transformers has sharded: its reading is theirs.
     dialect = read_dialect("transformers" if client in ("accelerate", "trl") else client)
-    if request.train:
+    if request.trains:
         raise MisuseError(f"--train asks Transformers' own runtime, which says nothing of {dialect.client}.")
     if Level.RUN in request.levels:
         raise MisuseError(f"--level run is Transformers' own runtime, which says nothing of {dialect.client}.")
@@ -90,7 +90,7 @@ def _proof_and_run(
         else:
             with progress.step(f"running {loaded.title} on {layout.tp * layout.pp} ranks"):
                 results.append(_run(loaded, plan, request))
-    if request.train:
+    if request.trains:
         if malformed or any(result.verdict is Verdict.REFUTED for result in results):
             return tuple(results), "train  not started: the plan is refuted already"
         with progress.step(f"training {loaded.title} on {layout.tp} ranks"):

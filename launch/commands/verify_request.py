@@ -53,6 +53,11 @@ class VerifyRequest:
     nodes: Nodes | None = None
 
     @property
+    def trains(self) -> bool:
+        """Whether level train was asked for, by its option or by name."""
+        return self.train or Level.TRAIN in self.levels
+
+    @property
     def asked(self) -> str:
         """The layout, and the client if it is not Transformers, in words."""
         return f"{self.layout} for {self.client}" if self.client else str(self.layout)

@@ -95,7 +95,7 @@ def test_the_worst_level_decides(
     data = json.loads(capsys.readouterr().out)
     assert data["verdict"] == verdict
     assert list(data["levels"]) == ran == have
-    assert set(data["environment"]) == {"python", "torch", "transformers", "shardproof"}
+    assert set(data["environment"]) == {"python", "torch", "transformers", "shardproof", "tested"}
 
 
 def test_a_level_that_is_asked_for_runs_after_a_refuting_proof(levels: Callable[..., list[str]]) -> None:
@@ -260,7 +260,7 @@ def test_variables_that_make_no_job(
         (["verify", "llama", "--tp", "0"], "a degree is a whole number from 1 up, not '0'"),
         (["verify", "llama", "--tp", "-2"], "a degree is a whole number from 1 up, not '-2'"),
         (["verify", "llama", "--pp", "1.5"], "a degree is a whole number from 1 up, not '1.5'"),
-        (["verify", "llama", "--level", "engine"], "'engine' is not one of 'proof', 'run', 'client'"),
+        (["verify", "llama", "--level", "engine"], "'engine' is not one of 'proof', 'run', 'train', 'client'"),
         (
             ["verify", "llama", "--set", "depth"],
             "--set takes KEY=VALUE, such as --set num_hidden_layers=2, not 'depth'.",

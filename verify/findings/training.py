@@ -32,14 +32,3 @@ def no_way(code: str, question: str, failed: str, place: Place, *, first: str, t
         needed="what one device gives",
         fault=fault,
     )
-
-
-def not_asked(question: str, reason: str) -> Finding:
-    """A question that one device cannot answer itself."""
-    return Finding(
-        "DY504",
-        Severity.WARNING,
-        f"{question} was not asked: {reason}",
-        why="what one device cannot do has nothing to be compared with",
-        fault=Fault.MODEL,
-    )

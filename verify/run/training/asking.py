@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from shardproof.planner.ir.findings import Fault
 from shardproof.verify.run.training.answers import Answered, TrainingAnswer
@@ -56,7 +57,7 @@ def answer(question: TrainingQuestion, bench: TrainingBench) -> TrainingAnswer:
             return TrainingAnswer(question.name, Answered.NOT_ASKED, note=str(reason))
         except WaitsForeverError as error:
             mine = f"would never return: {error}"
-        except Exception as error:  # whatever the client raises is the answer
+        except (Exception, CheckpointException) as error:  # whatever the client raises is the answer
             lines = str(error).strip().splitlines() or [""]
             mine = f"raises {type(error).__name__}: {lines[0][:160]}"
         far, failed, place, note = _agreed(mine, bench)

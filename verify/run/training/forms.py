@@ -38,7 +38,9 @@ def _autocast(bench: TrainingBench) -> Measured:
     for name, value in truth.items():
         rounding = relative_error(want[name], value, floor=largest * 1e-3)
         if rounding <= _MOST_ROUNDED:
-            judged[name] = relative_error(got[name], value, floor=largest * 1e-3) / max(rounding, 1e-3)
+            judged[name] = relative_error(got[name], value, floor=largest * 1e-3) / max(
+                rounding, 2 * torch.finfo(torch.bfloat16).eps
+            )
     if not judged:
         raise NotAskedError("in bfloat16 one device itself is too far from its exact gradients to compare with")
     place = max(judged, key=lambda name: judged[name])

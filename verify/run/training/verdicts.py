@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from shardproof.planner.ir.findings import Fault, Finding, Place
-from shardproof.verify.findings import training
+from shardproof.verify.findings import dy504, training
 from shardproof.verify.run.compare.localise import entry_of
 from shardproof.verify.run.training.answers import Answered, TrainingAnswer
 from shardproof.verify.run.training.questions import QUESTIONS
@@ -42,7 +42,7 @@ def training_findings(answers: Iterable[TrainingAnswer], styles: Mapping[str, st
                     fault=Fault.PLAN if question is QUESTIONS[0] else question.fault,
                 )
             case Answered.NOT_ASKED if answer.note.startswith(_BY_MODEL):
-                made = training.not_asked(question.name, answer.note)
+                made = dy504.not_compared(question.name, answer.note.removeprefix(f"{_BY_MODEL} "))
             case _:
                 continue
         found.append(made)
