@@ -109,7 +109,7 @@ def _absent(error: BaseException, folder: str, file: str) -> str:
 
 def _run_file(path: Path) -> ModuleType:
     """Import a file as a module of a package made of its folder; once for each content."""
-    path = path.resolve()
+    given, path = path, path.resolve()
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
     package, name = f"{FILE_PACKAGE}{digest}", f"{FILE_PACKAGE}{digest}.{path.stem}"
     if name in sys.modules:
@@ -126,7 +126,7 @@ def _run_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
-        raise LoadError(_failed(str(path), error, file=path)) from error
+        raise LoadError(_failed(str(given), error, file=path)) from error
     finally:
         sys.path.remove(str(path.parent))
     return module
