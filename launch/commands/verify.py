@@ -32,6 +32,7 @@ from shardproof.launch.commands.options import (
     settings,
 )
 from shardproof.launch.commands.read_inputs import STDIN, ModelReference, read_model, read_plan
+from shardproof.launch.commands.saved import shares_of
 from shardproof.launch.commands.verify_levels import run_levels
 from shardproof.launch.commands.verify_request import Level, RunLayout, VerifyRequest, nodes_of, run_layout
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
@@ -42,10 +43,11 @@ from shardproof.launch.ranks.job import is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.explanation import Explanation
+from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan
 from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.environment import environment
-from shardproof.verify.report.report import Report
+from shardproof.verify.report.report import LevelResult, Report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -238,7 +240,8 @@ def verify_case(request: VerifyRequest, *, progress: Progress) -> tuple[CaseRepo
     levels, skipped = run_levels(request, loaded, model, plan, progress)
     proved = request.client is None and any(level.level == "proof" for level in levels)
     degrees = _degrees(loaded, plan) if proved and request.layout.tp > 1 else None
-    report = Report(loaded.title, levels, environment(), degrees)
+    saved = shares_of(loaded, plan, request.layout.tp) if proved and not _refuted(levels) else None
+    report = Report(loaded.title, levels, environment(), degrees, saved)
     drawing = Drawing(model, plan, request.layout.tp, request.layout.pp, lambda: _groups(request, progress))
     plan_file = request.plan_file if request.plan is None else None
     case = CaseReport(
@@ -250,6 +253,10 @@ def verify_case(request: VerifyRequest, *, progress: Progress) -> tuple[CaseRepo
         locate=locator(request.model.reference, loaded, plan_file),
     )
     return case, drawing
+
+
+def _refuted(levels: Sequence[LevelResult]) -> bool:
+    return any(level.verdict is Verdict.REFUTED for level in levels)
 
 
 def _refuse_empty_stages(request: VerifyRequest, loaded: "LoadedModel", model: "nn.Module", plan: Plan) -> None:

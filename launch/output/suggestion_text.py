@@ -49,7 +49,11 @@ def _verdict(suggested: Suggested) -> str:
 
 def _about(suggested: Suggested, *, why: bool) -> Iterable[tuple[str, str]]:
     """Labels and sentences under the verdict."""
-    degrees = suggested.degrees
+    degrees, shares = suggested.degrees, suggested.report.shares
+    if shares is not None:
+        if shares.warning:
+            yield "warning", f"{shares.warning} {'' if why else '--why says what stands in the way.'}".strip()
+        yield "split", shares.sentence
     if why:
         yield from _once("degrees", degrees.clauses())
     else:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Literal, TypeAlias
 
 from shardproof.launch.ranks.job import Nodes, World, surrounding
@@ -10,6 +11,7 @@ from shardproof.launch.ranks.request import Start
 from shardproof.launch.ranks.runner import CaseResult, Runner
 from shardproof.launch.ranks.threads import ThreadRanks
 from shardproof.launch.ranks.torchrun import TorchrunRanks
+from shardproof.launch.result import UndecidedError
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Plan
@@ -71,6 +73,11 @@ def confirm(
         raise ArgumentError(f"{loaded.title} has no checkpoint to run; give a checkpoint folder, or run its twin.")
     if lost := try_loading(loaded).lost:
         return LevelResult("run", time.monotonic() - began, (tp221.weights_are_lost(lost),))
+    if find_spec("accelerate") is None:
+        raise UndecidedError(
+            "a run needs the package accelerate, which is missing in this environment; "
+            "`plan doctor` says what has to be installed."
+        )
     try:
         case = Case(loaded if weights else twin(loaded, tp=tp, pp=pp), plan, tp, pp, ep, weights=weights)
     except TwinError as error:
@@ -173,6 +180,8 @@ def _allowed(case_result: CaseResult, timeout: float) -> str:
 def incomplete(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...]:
     """Not every rank answered: a rank's own exception is the first cause, else its death, else the time."""
     outcomes = case_result.outcomes
+    if case_result.apart:
+        return (dy504.never_met(case_result.apart),)
     if not outcomes and case_result.death is None and not case_result.timed_out:
         return (dy504.no_rank_ran(case_result.launcher_error),)
     failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.failure and not outcome.failure.heard_of}

@@ -29,6 +29,7 @@ from shardproof.launch.processes.first_cause import last_line
 from shardproof.launch.ranks.job import surrounding
 from shardproof.launch.ranks.rank import RankSlot
 from shardproof.launch.ranks.request import Request, Start, read_request, read_start
+from shardproof.launch.ranks.runner import CANNOT_WRITE
 from shardproof.verify.run.outcome import Outcome
 
 POLL = 0.01
@@ -58,7 +59,9 @@ def _config(start: Start, directory: Path) -> LaunchConfig:
         run_id=directory.name if nodes.count == 1 else "shardproof",
         rdzv_backend="c10d",
         rdzv_endpoint=nodes.endpoint,
-        rdzv_configs={} if nodes.count == 1 else {"is_host": nodes.this == 0},
+        rdzv_configs={}
+        if nodes.count == 1
+        else {"is_host": nodes.this == 0, "join_timeout": max(int(start.timeout), 1)},
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn" if torch.cuda.is_available() else "fork",  # a forked process can use no GPU
@@ -81,6 +84,7 @@ def serve(directory: str) -> None:
     world = surrounding()
     assert world is not None, "torch's launcher sets RANK and WORLD_SIZE"
     slot = RankSlot(world, timeout=read_start(Path(directory)).timeout)
+    (Path(directory) / f"met-{world.rank}").touch()
     for request in _requests(Path(directory)):
         for number, case in enumerate(request.cases, request.first):
             path = Path(directory) / f"outcome-{number}-{world.rank}.json"
@@ -119,8 +123,11 @@ def _write_of_other_nodes(directory: Path, number: int, outcomes: dict[int, Outc
 def _write(path: Path, outcome: Outcome) -> None:
     """Atomically, since the file is read as soon as it is there."""
     part = path.with_suffix(".part")
-    part.write_text(outcome.dumps())
-    part.rename(path)
+    try:
+        part.write_text(outcome.dumps())
+        part.rename(path)
+    except OSError:
+        os._exit(CANNOT_WRITE)
 
 
 def _end_with_parent(directory: Path) -> None:

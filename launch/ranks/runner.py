@@ -4,6 +4,7 @@
 threads of this process; in a client's own environment, `VllmEngine` serves checkpoints and `ClientRanks` train or generate.
 """
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Protocol, Self, TypeVar
 
 from shardproof.verify.run.outcome import Outcome
 
+CANNOT_WRITE = os.EX_IOERR
+"""The exit code of a rank that cannot write its outcome: the log of such a rank may be empty for the same reason."""
 Question = TypeVar("Question", contravariant=True)
 Result = TypeVar("Result", covariant=True)
 
@@ -38,6 +41,8 @@ class Death:
     words: str = ""
 
     def __str__(self) -> str:
+        if self.exitcode == CANNOT_WRITE:
+            return f"rank {self.rank} could not write its outcome, for the disk is full or read-only, and ended"
         if self.exitcode >= 0:
             return f"rank {self.rank} exited with code {self.exitcode}"
         return f"rank {self.rank} was killed by {signal.Signals(-self.exitcode).name}"
@@ -48,7 +53,7 @@ class CaseResult:
     """What came back for one case: the outcome of each rank that answered, by rank, and the seconds that it took.
 
     `death` is the rank that died first, `timed_out` whether the time was over, `launcher_error` the last line that the launcher
-    wrote where it ended.
+    wrote where it ended, `apart` says how long the ranks waited in vain for each other before the case began.
     """
 
     outcomes: dict[int, Outcome]
@@ -56,3 +61,4 @@ class CaseResult:
     death: Death | None = None
     timed_out: bool = False
     launcher_error: str = ""
+    apart: str = ""

@@ -83,9 +83,19 @@ class TorchrunRanks:
             return CaseResult(complete, seconds), True
         late = complete is Stopped.LATE
         error = last_line(self._directory / "launcher.log")
+        if not any(self._directory.glob("met-*")) and (apart := self._apart(seconds, error, late=late)):
+            return CaseResult({}, seconds, apart=apart), False
         return CaseResult(
             _outcomes(self._directory, number), seconds, _first_death(self._directory), late, error
         ), False
+
+    def _apart(self, seconds: float, error: str, *, late: bool) -> str:
+        """What to say where no rank got as far as the others; empty where a rank died of something else."""
+        nodes = self.start.nodes
+        if nodes.count > 1 and (late or "Rendezvous" in error or "rendezvous" in error):
+            where = f"{nodes.count} machines at {nodes.endpoint}"
+            return f"not all of {where} came within {seconds:.0f} s; start the same command on each, with its own --node-rank"
+        return f"the ranks did not meet within {seconds:.0f} s" if late else ""
 
     def _complete(self, number: int) -> dict[int, Outcome] | None:
         """The outcomes of all ranks, once every rank of this machine is ready for the next case."""

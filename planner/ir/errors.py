@@ -15,6 +15,11 @@ class LoadError(ShardproofError, ValueError):
     """A reference that names no model."""
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The exception that caused all others of a chain."""
+    return innermost(error.__cause__) if error.__cause__ is not None else error
+
+
 def reason(error: BaseException) -> str:
     """The innermost cause of an exception as one line, `TYPE: message`."""
     if isinstance(error.__cause__, Exception):

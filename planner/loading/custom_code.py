@@ -1,6 +1,7 @@
 """Model classes from custom Python: a file, an importable module, or code next to a config.json."""
 
 import ast
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -11,9 +12,11 @@ from types import ModuleType
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from shardproof.planner.ir.errors import LoadError, reason
-from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.ir.errors import LoadError, innermost, reason
+from shardproof.planner.ir.spelling import nearest, one_line
+from shardproof.planner.loading.version_breaks import version_advice
 
 FILE_PACKAGE = "shardproof_file_"
 """Prefix of the module names of files given by path. No import finds these modules; loading the reference again does."""
@@ -56,29 +59,57 @@ def _import_module(name: str) -> ModuleType:
 def class_from_checkpoint(reference: str, folder: str) -> type:
     """A class that an `auto_map` names (`modeling_x.Class`), loaded by Transformers without the network."""
     file = code_file(reference)
+    if reference.rpartition("--")[2].count(".") != 1:
+        raise LoadError(f"{folder}: auto_map names {reference}, which is not of the form file.Class; correct it there.")
     try:
         made: type = get_class_from_dynamic_module(reference, folder, local_files_only=True)
-    except AttributeError as error:
-        raise LoadError(f"{folder}: auto_map names {reference}, and {file} has no such class.") from error
-    except OSError as error:
-        lost = Path(error.filename).name if isinstance(error.filename, str) else file
-        missing = f"{file} imports {lost}, which is not there" if lost != Path(file).name else f"{file} is not there"
-        raise LoadError(f"{folder}: auto_map names {reference}, and {missing}; put it beside config.json.") from error
     except (Exception, SystemExit) as error:
-        raise LoadError(_failed(f"{folder}: {file}", error)) from error
+        if (where := _in_code(error)) is None and (absent := _absent(error, folder, file)):
+            raise LoadError(f"{folder}: auto_map names {reference}, and {absent}.") from error
+        if where is None and isinstance(error, OSError) and error.errno is not None:
+            raise  # a disk that is full, a folder that cannot be read
+        raise LoadError(_failed(f"{folder}: {file}", error, line=where)) from error
     return made
 
 
 def code_file(reference: str) -> str:
-    """The file that an `auto_map` value would run: `modeling_x.Class` -> `modeling_x.py`."""
+    """The file that an `auto_map` value would run: `modeling_x.Class` -> `modeling_x.py`, `repo--x.Class` -> `x.py of repo`."""
     repo, _, dotted = reference.rpartition("--")
-    module = dotted.rpartition(".")[0]
-    return f"{module.replace('.', '/')}.py" + (f" of {repo}" if repo else "")
+    module = dotted.rpartition(".")[0] or dotted
+    return one_line(f"{module.replace('.', '/')}.py" + (f" of {repo}" if repo else ""))
+
+
+def references_of(value: object) -> tuple[str, ...]:
+    """The classes that a value of an `auto_map` names: one, or a list such as those of a slow and a fast tokenizer."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(each for each in values if isinstance(each, str) and each)
+
+
+def _in_code(error: BaseException) -> int | None:
+    """The line of a checkpoint's own code that an error comes from; None where its code did not run."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    frames = traceback.extract_tb(innermost(error).__traceback__)
+    lines = (each.lineno for each in reversed(frames) if TRANSFORMERS_DYNAMIC_MODULE_NAME in Path(each.filename).parts)
+    return next(lines, None)
+
+
+def _absent(error: BaseException, folder: str, file: str) -> str:
+    """What is not there, a class or a file; empty where an error says nothing of the kind."""
+    if isinstance(error, AttributeError):
+        return f"{file} has no such class"
+    if not isinstance(error, OSError) or error.errno not in (None, errno.ENOENT):
+        return ""
+    lost = Path(error.filename).name if isinstance(error.filename, str) else file
+    if lost != Path(file).name:
+        return f"{file} imports {lost}, which is not there; put it beside config.json"
+    there = Path(folder).is_dir() and (Path(folder) / file).is_file()
+    return "" if there else f"{file} is not there; put it beside config.json"
 
 
 def _run_file(path: Path) -> ModuleType:
     """Import a file as a module of a package made of its folder; once for each content."""
-    path = path.resolve()
+    given, path = path, path.resolve()
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
     package, name = f"{FILE_PACKAGE}{digest}", f"{FILE_PACKAGE}{digest}.{path.stem}"
     if name in sys.modules:
@@ -95,15 +126,16 @@ def _run_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
-        raise LoadError(_failed(str(path), error, file=path)) from error
+        raise LoadError(_failed(str(given), error, file=path)) from error
     finally:
         sys.path.remove(str(path.parent))
     return module
 
 
-def _failed(where: str, error: BaseException, *, file: Path | None = None) -> str:
-    line = _line_in(error, file)
-    return f"{where} raised {reason(error)}{f' on line {line}' if line else ''} when it was imported; mend that first."
+def _failed(where: str, error: BaseException, *, file: Path | None = None, line: int | None = None) -> str:
+    line = line or _line_in(error, file)
+    on = f" on line {line}" if line else ""
+    return f"{where} raised {reason(error)}{on} when it was imported; mend that first.{version_advice(error)}"
 
 
 def _line_in(error: BaseException, file: Path | None) -> int | None:

@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shardproof.planner.ir.errors import LoadError, reason
-from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.ir.spelling import listing, nearest
 from shardproof.planner.loading.config import configure
 from shardproof.planner.loading.config_defaults import empty_fields, repaired
 from shardproof.planner.loading.config_fields import impossible
@@ -31,10 +31,12 @@ from shardproof.planner.loading.custom_code import (
     class_from_module,
     code_file,
     config_class_of,
+    references_of,
 )
 from shardproof.planner.loading.json_file import JsonFileError, read_json
 from shardproof.planner.loading.model_class import Pair, architecture, paired
 from shardproof.planner.loading.source_lines import built_at
+from shardproof.planner.loading.version_breaks import version_advice
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -267,17 +269,15 @@ def _from_auto_map(
     folder: str,
 ) -> Pair:
     keys = [*_MODEL_KEYS, *(key for key in auto_map if key.startswith("AutoModel"))]
-    model = next((auto_map[key] for key in keys if isinstance(auto_map.get(key), str)), None)
-    config = auto_map.get("AutoConfig")
-    if not isinstance(model, str):
+    model = next((ref for key in keys for ref in references_of(auto_map.get(key))), None)
+    config = next(iter(references_of(auto_map.get("AutoConfig"))), None)
+    if model is None:
         raise LoadError(f"{name}: its auto_map names no model; add AutoModelForCausalLM or AutoModel.")
     if not trusted:
-        files = " and ".join(dict.fromkeys(code_file(ref) for ref in (config, model) if isinstance(ref, str)))
+        files = listing(list(dict.fromkeys(code_file(ref) for ref in (config, model) if ref)))
         advice = "read it, then give --trust-remote-code to run it"
         raise LoadError(f"{name}: this model needs its own code, which would run {files}; {advice}.")
-    config_class = (
-        class_from_checkpoint(config, folder) if isinstance(config, str) else _config_class(fields, name=name)
-    )
+    config_class = class_from_checkpoint(config, folder) if config is not None else _config_class(fields, name=name)
     model_class = class_from_checkpoint(model, folder)
     if not issubclass(model_class, PreTrainedModel):
         raise LoadError(f"{name}: {model} is not a PreTrainedModel; its auto_map must name one.")
@@ -298,18 +298,11 @@ def build(loaded: LoadedModel, *, device: str = "meta", dtype: torch.dtype = tor
     except Exception as error:
         kind = loaded.model_class
         why = f"{reason(error)}{built_at(error, kind)}"
-        advice = _outdated(kind, error) + empty_fields(error, loaded.config, kind)
+        advice = version_advice(error) + empty_fields(error, loaded.config, kind)
         raise LoadError(f"{loaded.name}: {kind.__name__} does not build from this config ({why}).{advice}") from error
     if device == "meta":
         _leave_no_data(model)
     return model.eval()
-
-
-def _outdated(kind: type[PreTrainedModel], error: Exception) -> str:
-    """Advice for a class that ties weights in a form that Transformers 5 no longer accepts."""
-    if not isinstance(kind._tied_weights_keys, list) or "'list' object has no attribute 'keys'" not in str(error):
-        return ""
-    return " Its _tied_weights_keys is a list; Transformers 5 wants a dictionary from each tied name to its source."
 
 
 def _leave_no_data(model: nn.Module) -> None:

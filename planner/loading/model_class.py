@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from shardproof.planner.ir.errors import LoadError
+from shardproof.planner.ir.errors import LoadError, innermost
 from shardproof.planner.loading.custom_code import config_class_of
 
 Pair: TypeAlias = tuple[PreTrainedConfig, type[PreTrainedModel]]
@@ -40,8 +40,10 @@ def _mapped(config_class: type[PreTrainedConfig], autos: Sequence[Any]) -> type[
     for auto in autos:
         try:
             entry: object = auto._model_mapping.get(config_class, None)
-        except (ImportError, ValueError):  # the mapping names a class that is not installed
-            continue
+        except (ImportError, ValueError) as error:  # the mapping names a class that is not installed
+            if isinstance(innermost(error), ImportError | ValueError):
+                continue
+            raise  # a package that the class needs is there, and broken
         found = entry[0] if isinstance(entry, tuple | list) else entry
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found

@@ -21,6 +21,7 @@ from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
 from shardproof.planner.loading.source_lines import SourceFinder
+from shardproof.planner.loading.version_breaks import version_advice
 from shardproof.planner.tracing.layer_kinds import LayerNumber, SharedState, layer_kinds, numbered
 from shardproof.planner.tracing.modes import Dispatch, Functions
 from shardproof.planner.tracing.module_tree import kept_tensors, module_table
@@ -241,9 +242,9 @@ class Tracing:
         )
 
     def _stopped(self, error: Exception, inputs: tuple[tuple[str, int], ...]) -> TraceError:
-        recorder = self.recorder
+        recorder, advice = self.recorder, version_advice(error)
         return TraceError(
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {error}{f'.{advice}' if advice else ''}",
             self._running_at(error),
             recorder.sources.of_traceback(error),
             before=self._graph(inputs, ()),

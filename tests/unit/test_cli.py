@@ -9,11 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+import typer
+import typer.core
 
 import shardproof.launch.commands.suggest as suggesting
 import shardproof.launch.commands.verify as verifying
 import shardproof.launch.commands.verify_levels as climbing
-from shardproof.launch.cli import run
+from shardproof.launch.cli import app, run
 from shardproof.launch.commands.read_inputs import read_plan
 from shardproof.launch.commands.verify_request import RunLayout, run_layout
 from shardproof.launch.ranks.job import World, is_first_rank, surrounding
@@ -428,8 +430,8 @@ def test_exit_codes_of_the_process(tmp_path: Path) -> None:
     assert plan("--version").stdout.startswith("shardproof ")
     assert plan("explain", "TP203").returncode == 0
     assert plan("verify", "--tp", "0", "llama").returncode == 2
-    help_alone = plan()
-    assert (help_alone.returncode, help_alone.stderr) == (2, "")
+    alone = plan()
+    assert (alone.returncode, alone.stderr) == (0, "")
     file = plan_file(tmp_path, norm="colwize")
     assert plan("verify", "llama", "--plan", file, "-q").returncode == 1
 
@@ -463,11 +465,22 @@ def test_in_a_job_the_first_rank_answers(rank: str, codes: tuple[int, int], tmp_
 
 
 @pytest.mark.parametrize("arguments", [[], ["--no-color"]])
-def test_without_a_command_there_is_help(arguments: list[str], capsys: Captured) -> None:
-    assert run(arguments) == 2
+def test_without_a_command_there_are_three_to_try(arguments: list[str], capsys: Captured) -> None:
+    assert run(arguments) == 0
     out, err = capsys.readouterr()
-    assert "suggest  Infer a plan, prove it, and print or write it.\n" in out
+    tried = [line.split("  ")[1].strip() for line in out.splitlines() if line.startswith("  plan ")]
+    assert [words.split()[1] for words in tried] == ["suggest", "verify", "check"]
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    for words in tried:
+        _, name, *given = words.split()
+        assert group.commands[name].make_context(name, given) is not None
     assert err == ""
+
+
+def test_help_lists_the_commands(capsys: Captured) -> None:
+    assert run(["--help"]) == 0
+    assert "suggest  Infer a plan, prove it, and print or write it.\n" in capsys.readouterr().out
 
 
 def test_a_place_to_meet_is_a_host_and_a_port(capsys: Captured) -> None:

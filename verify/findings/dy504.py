@@ -80,6 +80,13 @@ def no_rank_ran(complaint: str) -> Finding:
     return Finding("DY504", Severity.UNDECIDED, message, why="no rank ran", fault=Fault.OURS)
 
 
+def never_met(waited: str) -> Finding:
+    """The ranks started, and waited in vain for each other; `waited` says how long."""
+    needed = "every rank in one group"
+    why = "no rank ran: a peer never came, or the network keeps them apart"
+    return Finding("DY504", Severity.UNDECIDED, waited, why=why, needed=needed, fault=Fault.OURS)
+
+
 def no_small_model(error: str) -> Finding:
     """No twin was found that ranks could run."""
     why = "no model that is small enough to run"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
@@ -34,14 +35,35 @@ class LevelResult:
         return Verdict.PROVED if self.level == "proof" else Verdict.CONFIRMED
 
 
+class SharesTold(Protocol):
+    """What a plan saves, as a report tells it; `planner.layouts.shares` computes it."""
+
+    @property
+    def sentence(self) -> str:
+        """What is split, in one line."""
+        ...
+
+    @property
+    def warning(self) -> str:
+        """What every rank does or holds whole; empty where there is nothing to warn of."""
+        ...
+
+    def to_json(self) -> dict[str, object]:
+        """The key `shares` of the JSON output."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All levels of one plan at one layout; `degrees` are those at which the plan is legal, if they were computed."""
+    """All levels of one plan at one layout; `degrees` are those at which the plan is legal, and `shares` what it saves, if they
+    were computed.
+    """
 
     model: str
     levels: tuple[LevelResult, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     degrees: Degrees | None = None
+    shares: SharesTold | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:

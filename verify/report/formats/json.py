@@ -50,7 +50,12 @@ def _report(report: Report, known: frozenset[int] | None) -> dict[str, object]:
         "environment": {**report.environment, "tested": is_tested(report.environment.get("transformers", ""))},
         "degrees": list(report.degrees.legal) if report.degrees else None,
         "forbidden": _forbidden(report.degrees) if report.degrees else None,
+        **_shares(report),
     }
+
+
+def _shares(report: Report) -> dict[str, object]:
+    return {} if report.shares is None else {"shares": report.shares.to_json()}
 
 
 def suggestion_json(suggested: Suggested) -> str:
@@ -66,6 +71,7 @@ def suggestion_json(suggested: Suggested) -> str:
             "findings": [finding_json(finding) for finding in suggested.report.findings],
             "unplanned": dict(suggested.plan.unplanned),
             "sharded_fraction": round(suggested.sharded_fraction, 6),
+            **_shares(suggested.report),
             **(everywhere_json(suggested.everywhere) if suggested.everywhere is not None else {}),
             **(explanation_json(suggested.explanation) if suggested.explanation is not None else {}),
         }

@@ -70,6 +70,10 @@ def _head(suggested: Suggested) -> str:
         f"Plan of {suggested.model}: {report.verdict} at tp {suggested.tp}.",
         f"Share of parameter bytes sharded: {part}. Degrees: {suggested.degrees.powers()}.",
     ]
+    if report.shares is not None:
+        lines += [
+            line for line in (f"Split at tp {suggested.tp}: {report.shares.sentence}.", report.shares.warning) if line
+        ]
     if suggested.everywhere is not None:
         lines.append(right_in(suggested.everywhere))
     if not (plan.tp or plan.head_tp):

@@ -29,8 +29,23 @@ def report_text(report: Report, *, layout: str, skipped: str = "", known: Collec
         else ""
     )
     fresh = (finding_text(finding) for number, finding in enumerate(report.findings) if number not in known)
-    blocks = [head, levels, degrees, *fresh, known_text([report.findings[number] for number in sorted(known)])]
+    blocks = [
+        head,
+        levels,
+        _saved(report),
+        degrees,
+        *fresh,
+        known_text([report.findings[number] for number in sorted(known)]),
+    ]
     return "\n\n".join(filter(None, blocks))
+
+
+def _saved(report: Report) -> str:
+    """What the plan saves, after what it does not save."""
+    if report.shares is None:
+        return ""
+    told = (("warning", report.shares.warning), ("split", report.shares.sentence))
+    return "\n".join(_part(label, text) for label, text in told if text)
 
 
 def _level(level: LevelResult) -> str:
