@@ -46,7 +46,7 @@ def differs(style: str, module: nn.Module, *, sharded: bool) -> str:
 
 
 def lays_out_otherwise(style: str, module: nn.Module) -> str:
-    """How the installed library lays out this module's own parameters by a style, if not as `planner.ir.styles` says; else empty."""
+    """How the installed library lays out a module's own parameters by a style, if not as `planner.ir.styles` says; else empty."""
     if hasattr(tensor_parallel, "EmbeddingParallel"):
         return ""
     if style == "embedding_rowwise" and not isinstance(module, nn.Embedding):

@@ -65,7 +65,8 @@ class Whole(nn.Module):
                 parameter.copy_(torch.arange(parameter.numel()).reshape(parameter.shape).to(parameter) + at + 1)
 
     def forward(self, *args: Tensor) -> Tensor:
-        return self.part(*args)
+        output: Tensor = self.part(*args)
+        return output
 
 
 def numbered(*shape: int) -> Tensor:
@@ -155,7 +156,7 @@ def by_client(whole: nn.Module, style: str, rank: int) -> Seen:
     try:
         shard(model, mesh, plan)
     except TypeError:  # up to 5.18 the plan is the model's own
-        model.tp_plan = plan
+        vars(model)["tp_plan"] = plan
         shard(model, mesh)
     return seen(model, style, rank)
 
