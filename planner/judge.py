@@ -21,7 +21,7 @@ from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject, local_program
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
-from shardproof.planner.transformers_facts.styles import differs, registered, takes_uneven_parts
+from shardproof.planner.transformers_facts.styles import differs, lays_out_otherwise, registered, takes_uneven_parts
 from shardproof.planner.weights.conversions import Misplaced, misplaced
 from shardproof.planner.weights.init_weights import UnloadableError, check_initial
 
@@ -142,7 +142,9 @@ def judge(
     if unknown := tuple(Unregistered(style, key) for key, style in styles.items() if style not in registered()):
         return Judgement(Assigned({}, {}), None, unknown)
     assigned = assign(subject.reference, styles, base_prefix=subject.prefix)
-    opaque: tuple[NoLookup | Unlike, ...] = _unlike(subject, assigned) or _without_lookup(subject.reference, assigned)
+    opaque: tuple[NoLookup | Unlike, ...] = _unlike(subject, styles, assigned) or _without_lookup(
+        subject.reference, assigned
+    )
     if hidden := {entry.entry for entry in opaque}:
         styles = {key: style for key, style in styles.items() if not {key, key.rpartition(".")[0]} & hidden}
         assigned = assign(subject.reference, styles, base_prefix=subject.prefix)
@@ -216,12 +218,20 @@ def untraced(local: Graph, assigned: Assigned) -> tuple[Untraced, ...]:
     return tuple(Untraced(name, entry) for entry, name in silent.items())
 
 
-def _unlike(subject: Subject, assigned: Assigned) -> tuple[Unlike, ...]:
+def _unlike(subject: Subject, styles: Mapping[str, str], assigned: Assigned) -> tuple[Unlike, ...]:
     """Modules on which the installed version does something else with their style, one for each entry."""
     found: dict[str, Unlike] = {}
+    cut = [name for name, (placement, _) in assigned.parameters.items() if isinstance(placement, Shard)]
     for path, (style, entry) in assigned.modules.items():
-        if entry not in found and (why := differs(style.name, subject.model.get_submodule(path))):
+        below = any(name.startswith(f"{path}.") for name in cut) if style.name == "moe_tp_experts" else True
+        if entry not in found and (why := differs(style.name, subject.model.get_submodule(path), sharded=below)):
             found[entry] = Unlike(path, entry, style.name, why)
+    for name, (_, entry) in assigned.parameters.items():
+        owner = name.rpartition(".")[0]
+        if entry in found or entry not in styles:
+            continue
+        if why := lays_out_otherwise(styles[entry], subject.model.get_submodule(owner)):
+            found[entry] = Unlike(owner, entry, styles[entry], why)
     return tuple(found.values())
 
 

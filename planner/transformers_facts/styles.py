@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -26,18 +27,32 @@ def modelled() -> Mapping[str, Style]:
     return {name: style for name, style in STYLES.items() if name in registered()}
 
 
-def differs(style: str, module: nn.Module) -> str:
+def differs(style: str, module: nn.Module, *, sharded: bool) -> str:
     """What the installed library does with a style on this module, if that is not what `planner.ir.styles` says; else empty.
 
     Up to 5.20 the classes for linear layers serve embeddings too, and ask for no attribute (5.20.2,
-    `distributed/tensor_parallel.py`, `ColwiseParallel` and `RowwiseParallel`).
+    `distributed/tensor_parallel.py`, `ColwiseParallel` and `RowwiseParallel`). Up to 5.22 the output of experts is summed only
+    where they are `sharded` (5.22.0, `MoeExpertsParallel`).
     """
-    if hasattr(tensor_parallel, "EmbeddingParallel") or not any(True for _ in module.parameters(recurse=False)):
+    if style == "moe_tp_experts" and not sharded and _sums_by_source():
+        return "does not sum the output of experts that are whole"
+    if not any(True for _ in module.parameters(recurse=False)):
+        return ""
+    if why := lays_out_otherwise(style, module):
+        return why
+    if (needs := STYLES[style].needs) and not needs_attribute(style) and not hasattr(module, needs):
+        return f"takes a module without {needs} too"
+    return ""
+
+
+def lays_out_otherwise(style: str, module: nn.Module) -> str:
+    """How the installed library lays out a module's own parameters by a style, if not as `planner.ir.styles` says; else empty."""
+    if hasattr(tensor_parallel, "EmbeddingParallel"):
         return ""
     if style == "embedding_rowwise" and not isinstance(module, nn.Embedding):
-        return "splits the input of a module that is no embedding"
-    if (needs := STYLES[style].needs) and (isinstance(module, nn.Embedding) or not hasattr(module, needs)):
-        return f"takes a module without {needs} too"
+        return "splits the input features of a module that is no embedding"
+    if STYLES[style].needs and isinstance(module, nn.Embedding):
+        return "splits an embedding along its other dim"
     return ""
 
 
@@ -51,6 +66,11 @@ def needs_attribute(style: str) -> bool:
     except ValueError:
         return True
     return False
+
+
+def _sums_by_source() -> bool:
+    hook = type(_registry()["moe_tp_experts"]).transform_output_post_forward
+    return "source" in signature(hook).parameters
 
 
 def takes_uneven_parts() -> bool:

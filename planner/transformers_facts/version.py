@@ -41,9 +41,14 @@ def minor_text() -> str:
     return _text(_minor(installed()) or NEWEST)
 
 
+def is_least(minor: tuple[int, int]) -> bool:
+    """Whether the installed version is this minor version or a later one."""
+    return minor <= (_minor(installed()) or NEWEST)
+
+
 def style_exists(style: str) -> bool:
     """Whether the installed version has a style that the newest tested one has."""
-    return STYLES_SINCE.get(style, FLOOR) <= (_minor(installed()) or NEWEST)
+    return is_least(STYLES_SINCE.get(style, FLOOR))
 
 
 def is_tested(found: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shardproof.planner.transformers_facts.version import FLOOR, is_tested
 from tests.gate import ROOT
 from tests.readme import README, set_up_commands
 
@@ -68,11 +69,25 @@ def test_an_editable_install_puts_src_alone_on_the_path(sources: Path, tmp_path:
 
 def test_every_direct_dependency_is_bounded_and_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     for requirement in project["dependencies"]:
         name, _, bounds = requirement.partition(">=")
         assert "<" in bounds, requirement
-        assert name in pinned, requirement
+        assert name in pinned("constraints.txt"), requirement
+        assert name in pinned("constraints-floor.txt"), requirement
+
+
+def pinned(constraints: str) -> dict[str, str]:
+    """Package -> version, of one file of constraints."""
+    lines = (ROOT / constraints).read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def test_the_floor_is_the_oldest_version_and_what_the_gate_installs_is_tested() -> None:
+    assert pinned("constraints-floor.txt")["transformers"].startswith(".".join(map(str, FLOOR)) + ".")
+    assert is_tested(pinned("constraints.txt")["transformers"])
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    floor = ".".join(map(str, FLOOR))
+    assert any(one.startswith(f"transformers>={floor},") for one in wanted)
 
 
 def test_the_readme_opens_with_two_set_up_commands() -> None:

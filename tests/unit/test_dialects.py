@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from torch import nn
 from transformers.distributed import mixin, pipeline_parallel
-from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Edit, Plan
+from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.transformers_facts.styles import modelled
 from shardproof.verify.clients.compile import compile_for
 from shardproof.verify.clients.contract.source import forward_tree, function_tree
 from shardproof.verify.clients.dialect import Dialect, Matching, UnknownStyle, first_match
@@ -80,7 +81,7 @@ def test_an_unknown_client_is_one_sentence(name: str, sentence: str) -> None:
 def test_every_dialect_cites_its_files_and_speaks_of_known_effects(dialect: Dialect) -> None:
     assert dialect.cites
     assert all(cite.endswith((".py", "/")) for cite in dialect.cites)
-    assert set(dialect.styles.values()) <= {*ALL_PARALLEL_STYLES, "replicate"}
+    assert set(dialect.styles.values()) <= {*STYLES, "replicate"}
 
 
 def test_no_name_of_a_gathered_output_serves_both_engines() -> None:
@@ -97,7 +98,7 @@ def test_no_name_of_a_gathered_output_serves_both_engines() -> None:
 def test_the_installed_transformers_is_the_one_that_was_read() -> None:
     """A drift test: the styles, the exact look-up, and the pipeline that does not read the plan."""
     dialect = find_dialect("transformers")
-    assert set(dialect.styles) == set(ALL_PARALLEL_STYLES)
+    assert set(dialect.styles) == set(modelled())
     assert dialect.unknown is UnknownStyle.REFUSED
     assert "base_model_pp_plan" in inspect.getsource(mixin)
     read = {

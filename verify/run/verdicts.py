@@ -47,10 +47,11 @@ def findings_of(case: Case, outcomes: Mapping[int, Outcome]) -> tuple[Finding, .
     if refused:
         found.append(dy504.training_refused(Place(source=refused.source)))
     unasked = next((outcome.unasked for outcome in outcomes.values() if outcome.unasked), {})
-    return (*found, *(_unasked(stage, error) for stage, error in unasked.items()))
+    return (*found, *(unasked_finding(stage, error) for stage, error in unasked.items()))
 
 
-def _unasked(stage: str, error: str) -> Finding:
+def unasked_finding(stage: str, error: str) -> Finding:
+    """The finding of a question that was not compared: undecided if it was asked of no one, a warning if one device raises."""
     kind, _, message = error.partition(": ")
     return dy504.not_asked(stage, message) if kind == UnknownCacheError.__name__ else dy504.not_compared(stage, error)
 
