@@ -307,12 +307,15 @@ def summed(facts: Facts, units: Sequence[int], load: Load, *, tp: int) -> int:
 def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: Machine, *, tp: int, dp: int) -> float:
     """Estimated seconds of a step (one token of every sequence, or one training step), for ranking only.
 
-    Every stage reads its weights and computes. Collectives are rings over the slowest link that they use. `m` microbatches take
-    `m + stages - 1` steps of the pipeline.
+    Every stage reads its weights and computes. Collectives are rings over the slowest link that they use. In training, `m`
+    microbatches take `m + stages - 1` turns of the pipeline. In serving, as many groups of sequences as there are stages are on
+    their way at once, and a token passes through all stages before the next one of its sequence can begin: `stages` turns, in
+    each of which a stage reads all of its weights.
     """
     sequences = -(-load.batch // dp)
-    turns = sequences + len(stages) - 1
-    tokens = load.context if load.train else 1
+    groups = sequences if load.train else min(sequences, len(stages))
+    turns = sequences + len(stages) - 1 if load.train else len(stages)
+    tokens = load.context if load.train else -(-sequences // groups)
     slowest, sizes = 0.0, facts.elements(tp)
     for units in stages:
         mine = set(units)
@@ -322,7 +325,10 @@ def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: 
         link = machine.intra if tp <= machine.per_node else machine.inter
         ring = traffic.bytes_per_token * tokens * 2 * (tp - 1) / tp / link + traffic.count * 5e-6
         hand_on = tokens * handed(facts, units, load) / machine.inter
-        slowest = max(slowest, work / machine.operations + weights / machine.reads / sequences + ring + hand_on)
+        slowest = max(
+            slowest,
+            work / machine.operations + weights / machine.reads / (sequences if load.train else 1) + ring + hand_on,
+        )
     gradients = 0.0
     if load.train and dp > 1:
         largest = max(summed(facts, units, load, tp=tp) for units in stages)
