@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from shardproof.planner.inputs.declared import declared, guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
+from shardproof.planner.loading.any_module import ModuleConfig
 
 Inputs: TypeAlias = dict[str, Tensor]
 
@@ -56,7 +58,12 @@ def taken(model: nn.Module) -> int | None:
 
 def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
     """The arguments that take token ids, with their lengths in tokens."""
+    if isinstance(model.config, ModuleConfig) and model.config.declared_inputs:
+        return tokens_of(_declared(model, model.config, sizes))
     names = inspect.signature(model.forward).parameters
+    if isinstance(model.config, ModuleConfig) and "input_ids" not in names:
+        form = next(guessed(model, rows=sizes.rows, length=sizes.length), {})
+        return tokens_of(form)
     found = {"input_ids": sizes.length} if "input_ids" in names else {}
     if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = sizes.targets
@@ -68,12 +75,21 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     names = inspect.signature(model.forward).parameters
     config = model.config
     assert isinstance(config, PreTrainedConfig)
+    if isinstance(config, ModuleConfig):
+        if config.declared_inputs:
+            return [_declared(model, config, sizes)]
+        if "input_ids" not in names:
+            return list(guessed(model, rows=sizes.rows, length=sizes.length))
     tokens: Inputs = {name: _ids(sizes.rows, length) for name, length in token_inputs(model, sizes).items()}
     found = [tokens | _told_apart(form, names, sizes) | form for form in media(config, names, sizes.rows)]
     found += [tokens | states for states in _states(config, names, sizes)]
     if tokens:
         found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]
     return [_placed(config, names, form) | form for form in found]
+
+
+def _declared(model: nn.Module, config: ModuleConfig, sizes: Sizes) -> Inputs:
+    return declared(config.declared_inputs, config, rows=sizes.rows, length=sizes.length)
 
 
 def caching(model: nn.Module, wanted: bool) -> dict[str, bool]:

@@ -16,6 +16,7 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from shardproof.planner.ir.errors import LoadError, innermost, reason
 from shardproof.planner.ir.spelling import nearest, one_line
+from shardproof.planner.loading.any_module import adopting, is_factory
 from shardproof.planner.loading.version_breaks import version_advice
 
 FILE_PACKAGE = "shardproof_file_"
@@ -159,12 +160,14 @@ def _model_class(module: ModuleType, class_name: str, *, where: str) -> type[Pre
     found = getattr(module, class_name, None)
     if found is None:
         # By name only: reading every attribute of a lazy package such as transformers would import all of it.
-        classes = [name for name in dir(module) if name[:1].isupper()]
+        classes = [name for name in dir(module) if not name.startswith("_")]
         raise LoadError(f"{where}: there is no class {class_name}.{nearest(class_name, classes)}")
     if isinstance(found, type) and issubclass(found, PreTrainedConfig):
         raise LoadError(f"{where}: {class_name} is a config class; name the model class that is built from it.")
+    if is_factory(found):
+        return adopting(found, where=f"{where}:{class_name}", package=FILE_PACKAGE)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise LoadError(f"{where}: {class_name} is not a PreTrainedModel; derive it from transformers.PreTrainedModel.")
+        raise LoadError(f"{where}: {class_name} is no class of modules and no function that makes one; name one of these.")
     if not isinstance(found.config_class, type):
         raise LoadError(f"{where}: {class_name} has no config_class; set it to its PreTrainedConfig class.")
     return found
