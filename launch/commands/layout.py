@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardproof.launch.commands.options import DebugOption, ModelArgument, QuietOption, SetOption, TrustOption, settings
+from shardproof.launch.commands.options import (
+    DebugOption,
+    InputOption,
+    ModelArgument,
+    QuietOption,
+    SetOption,
+    TrustOption,
+    settings,
+)
 from shardproof.launch.commands.read_inputs import ModelReference, read_model, read_plan
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
 from shardproof.launch.result import CommandResult, UndecidedError
@@ -75,6 +83,7 @@ def layout(
     ] = None,
     form: Annotated[TableFormat, typer.Option("--format", help="What to print on stdout.")] = TableFormat.TEXT,
     set_: SetOption = None,
+    input_: InputOption = None,
     trust_remote_code: TrustOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -88,7 +97,7 @@ def layout(
 
         machine = machine_of(devices=devices, memory=memory, nodes=nodes, intra=intra_bw, inter=inter_bw)
         load = Load(context, batch, _WIDTHS[dtype], train is not None)
-        wanted = ModelReference(model, settings(set_), trust_remote_code)
+        wanted = ModelReference(model, settings(set_), trust_remote_code, tuple(input_ or ()))
         result = rank_model(wanted, plan, machine, load, form=form, progress=Progress(quiet))
     print_result(result.text)
     raise typer.Exit(result.code)

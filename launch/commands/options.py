@@ -48,6 +48,15 @@ ChangedOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the config; repeatable.")
 ]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME: DTYPE[DIMS]",
+        help="An argument of the forward of any nn.Module, such as 'x: float[b, 16, 64]'; repeatable.",
+        show_default="guessed from the first layers",
+    ),
+]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A model as the command line names it; `overrides` are config fields and their values as text."""
+    """A model as the command line names it; `overrides` are config fields and their values as text, `inputs` what the forward
+    of a module is given.
+    """
 
     reference: str
     overrides: Mapping[str, str]
     trust_remote_code: bool = False
+    inputs: tuple[str, ...] = ()
 
 
 def read_model(model: ModelReference, progress: Progress) -> "LoadedModel":
@@ -35,7 +38,12 @@ def read_model(model: ModelReference, progress: Progress) -> "LoadedModel":
     with progress.step(f"reading {model.reference}"):
         from shardproof.planner.loading.load import load
 
-        return load(model.reference, overrides=model.overrides, trust_remote_code=model.trust_remote_code)
+        return load(
+            model.reference,
+            overrides=model.overrides,
+            trust_remote_code=model.trust_remote_code,
+            inputs=model.inputs,
+        )
 
 
 def read_dialect(name: str) -> "Dialect":

@@ -13,6 +13,7 @@ import typer
 
 from shardproof.launch.commands.options import (
     DebugOption,
+    InputOption,
     ModelArgument,
     PlanForOption,
     QuietOption,
@@ -64,6 +65,7 @@ class PlanFormat(StrEnum):
 def suggest(
     model: ModelArgument,
     set_: SetOption = None,
+    input_: InputOption = None,
     trust_remote_code: TrustOption = False,
     form: Annotated[
         PlanFormat | None,
@@ -100,7 +102,7 @@ def suggest(
     progress = Progress(quiet)
     form = form or (PlanFormat.TEXT if _on_terminal() else PlanFormat.PYTHON)
     with only_results_on_stdout(debug=debug):
-        loaded = read_model(ModelReference(model, settings(set_), trust_remote_code), progress)
+        loaded = read_model(ModelReference(model, settings(set_), trust_remote_code, tuple(input_ or ())), progress)
         explained = why or form is PlanFormat.HTML
         suggested = suggest_plan(loaded, progress=progress, tp=tp, compared=compare, client=for_, why=explained)
         text = _text(loaded, suggested, form, comments, why=why)
@@ -154,7 +156,7 @@ def suggest_plan(
             proof, losses, fraction = _proof_of_suggestion(loaded, plan, degree), (), suggestion.sharded_fraction
     return Suggested(
         model=loaded.title,
-        config_class=type(loaded.config).__name__,
+        config_class="" if loaded.is_module else type(loaded.config).__name__,
         model_class=loaded.model_class.__name__,
         plan=plan,
         degrees=degrees,
@@ -225,7 +227,9 @@ def _everywhere(loaded: "LoadedModel", plan: Plan, degree: int) -> tuple[Plan, E
     """A plan that every serving client reads in the same way, where there is one, and the verdict for each client."""
     from shardproof.verify.clients.common_plan import everywhere
 
-    return everywhere(loaded, plan, tp=degree) if plan.tp or plan.head_tp else (plan, None)
+    if loaded.is_module or not (plan.tp or plan.head_tp):  # no serving client takes a module of any class
+        return plan, None
+    return everywhere(loaded, plan, tp=degree)
 
 
 def _compiled(

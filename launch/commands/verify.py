@@ -22,6 +22,7 @@ from shardproof.launch.commands.options import (
     DebugOption,
     FormatOption,
     ForOption,
+    InputOption,
     ModelsArgument,
     OutputOption,
     QuietOption,
@@ -113,6 +114,7 @@ def verify(
     for_: ForOption = None,
     form: FormatOption = ReportFormat.TEXT,
     set_: SetOption = None,
+    input_: InputOption = None,
     trust_remote_code: TrustOption = False,
     timeout: TimeoutOption = 300.0,
     weights: WeightsOption = False,
@@ -139,7 +141,7 @@ def verify(
         fixed = run_layout(tp, pp, ep=ep, ranks=job.size if job else None) if tp or pp or ep or job else None
         writable(output)
         common = VerifyRequest(
-            model=ModelReference("", settings(set_), trust_remote_code),
+            model=ModelReference("", settings(set_), trust_remote_code, tuple(input_ or ())),
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),

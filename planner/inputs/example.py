@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from shardproof.planner.inputs.declared import declared, guessed, tokens_of
+from shardproof.planner.inputs.guessed import guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
-from shardproof.planner.loading.any_module import ModuleConfig
+from shardproof.planner.loading.any_module import ModuleConfig, declared
 
 Inputs: TypeAlias = dict[str, Tensor]
 

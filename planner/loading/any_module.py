@@ -8,9 +8,10 @@ import dataclasses
 import functools
 import inspect
 import json
+import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from shardproof.planner.ir.errors import LoadError, reason
+from shardproof.planner.ir.errors import ArgumentError, LoadError, reason
 
 Factory: TypeAlias = Callable[..., nn.Module]
 
@@ -44,10 +45,21 @@ class ModuleConfig(PreTrainedConfig):
         super().__init__(**given)
 
     def __getattr__(self, name: str) -> Any:
-        # What the own config object derives from its fields (a property, a method).
-        if name.startswith("_") or type(self).options is None or name in type(self).defaults:
+        # What the module's own config object has beside the fields: a property, a method, a nested object.
+        own = vars(self).get("_stands_for")
+        if own is None or name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.own(), name)
+        return getattr(own, name)
+
+    def stands_for(self, own: object) -> None:
+        """Answer for the config object that the module keeps under the same name."""
+        vars(self)["_stands_for"] = own
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, without the object that they stand for."""
+        found: dict[str, Any] = super().to_dict()
+        found.pop("_stands_for", None)
+        return found
 
     def own(self) -> Any:
         """The factory's own config object, with these fields."""
@@ -76,20 +88,21 @@ def is_factory(found: object) -> bool:
     return inspect.isfunction(found)
 
 
-def adopting(factory: Factory, *, where: str, package: str) -> type[PreTrainedModel]:
+def adopting(factory: Factory, *, where: str, package: str, name: str = "") -> type[PreTrainedModel]:
     """A model class whose models are what the factory makes, under the same names of modules and parameters.
 
     Args:
         factory: a class of modules, or a function.
         where: the reference, for messages.
         package: the prefix of the names of modules that no import finds; the class is kept in one, so that it pickles.
+        name: of the class; by default that of the factory.
 
     Raises:
         LoadError: the factory raises, or makes no module.
     """
     digest = sha256(f"{where} {factory.__module__} {factory.__qualname__}".encode()).hexdigest()[:12]
     module_name = f"{package}adopted_{digest}"
-    name = factory.__name__
+    name = name or factory.__name__
     config_class = _config_class(factory, f"{name}Config", module_name, where=where)
     kind = factory if isinstance(factory, type) else type(_tried(config_class, where=where))
     adopted = _adopting(kind, config_class, name, module_name)
@@ -140,7 +153,7 @@ def _arguments(factory: Factory) -> dict[str, inspect.Parameter]:
 
 
 def _hints(factory: Factory) -> Mapping[str, object]:
-    function = factory.__init__ if isinstance(factory, type) else factory
+    function: Any = vars(factory).get("__init__", factory) if isinstance(factory, type) else factory
     try:
         return typing.get_type_hints(function)
     except Exception:  # an annotation that names nothing
@@ -211,7 +224,9 @@ def _tried(config_class: type[ModuleConfig], *, where: str) -> nn.Module:
         advice = f" Give values with --set: {', '.join(unset[:4])}." if unset else ""
         raise LoadError(f"{where} raises {reason(error)} when it makes the module.{advice}") from error
     if not isinstance(made, nn.Module):
-        raise LoadError(f"{where} makes {type(made).__name__}, and no nn.Module; give a function that returns the module.")
+        raise LoadError(
+            f"{where} makes {type(made).__name__}, and no nn.Module; give a function that returns the module."
+        )
     return made
 
 
@@ -225,9 +240,14 @@ class _Unmade(nn.Module):
 def _adopting(
     kind: type[nn.Module], config_class: type[ModuleConfig], name: str, module_name: str
 ) -> type[PreTrainedModel]:
-    def __init__(self: Any, config: ModuleConfig) -> None:
+    def construct(self: Any, config: ModuleConfig) -> None:
         PreTrainedModel.__init__(self, config)
         inner = config.made()
+        if torch.empty(()).is_meta:  # whatever device the factory chose
+            inner = inner.to("meta")
+        own = vars(inner).get("config")
+        if own is not None and not isinstance(own, PreTrainedConfig):
+            config.stands_for(own)
         kept = {"config": config, "training": self.training}
         vars(self).update(vars(inner))
         vars(self).update(kept)
@@ -241,7 +261,7 @@ def _adopting(
         return (given,) if isinstance(given, torch.Tensor) else given
 
     body = {
-        "__init__": __init__,
+        "__init__": construct,
         "forward": forward,
         "config_class": config_class,
         "base_model_prefix": "",
@@ -263,3 +283,58 @@ def _tied(module: nn.Module) -> dict[str, str]:
         else:
             first[id(value)] = name
     return found
+
+
+_DECLARED = re.compile(r"\s*(\w+)\s*:\s*(\w+)\s*\[([^\]]*)\]\s*")
+_DTYPES = {
+    "float": torch.float32,
+    "float32": torch.float32,
+    "float64": torch.float32,
+    "bfloat16": torch.float32,
+    "float16": torch.float32,
+    "int": torch.long,
+    "int64": torch.long,
+    "long": torch.long,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+"""Declared dtypes; a floating-point input has the model's own dtype."""
+_BATCH, _LENGTH = ("b", "batch", "batch_size", "n", "rows"), ("t", "s", "l", "seq", "seq_len", "length", "tokens")
+
+
+def declared(texts: Sequence[str], config: object, *, rows: int, length: int) -> dict[str, torch.Tensor]:
+    """Meta tensors of the declared inputs.
+
+    A dim is a number, a field of the config, or a word: `b` is the batch size and `t` the number of tokens.
+
+    Raises:
+        ArgumentError: a text is not of the form, or a dim is no number and no field.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for text in texts:
+        match = _DECLARED.fullmatch(text)
+        if match is None or match[2] not in _DTYPES:
+            raise ArgumentError(
+                f"--input {text!r} is not of the form NAME: DTYPE[DIMS], such as 'x: float[2, 16, 64]' or 'ids: int[b, t]'; "
+                f"a DTYPE is one of {', '.join(_DTYPES)}."
+            )
+        sizes = [
+            _size(dim.strip(), config, rows=rows, length=length, text=text)
+            for dim in match[3].split(",")
+            if dim.strip()
+        ]
+        found[match[1]] = torch.empty(sizes, dtype=_DTYPES[match[2]], device="meta")
+    return found
+
+
+def _size(dim: str, config: object, *, rows: int, length: int, text: str) -> int:
+    if dim.isdigit():
+        return int(dim)
+    value = getattr(config, dim, None)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if dim.lower() in _BATCH:
+        return rows
+    if dim.lower() in _LENGTH:
+        return length
+    raise ArgumentError(f"--input {text!r}: {dim} is no number and no field of the config; give a number.")

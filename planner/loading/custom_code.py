@@ -167,7 +167,9 @@ def _model_class(module: ModuleType, class_name: str, *, where: str) -> type[Pre
     if is_factory(found):
         return adopting(found, where=f"{where}:{class_name}", package=FILE_PACKAGE)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise LoadError(f"{where}: {class_name} is no class of modules and no function that makes one; name one of these.")
+        raise LoadError(
+            f"{where}: {class_name} is no class of modules and no function that makes one; name one of these."
+        )
     if not isinstance(found.config_class, type):
         raise LoadError(f"{where}: {class_name} has no config_class; set it to its PreTrainedConfig class.")
     return found

@@ -4,7 +4,7 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from shardproof.planner.ir.errors import LoadError, reason
+from shardproof.planner.ir.errors import ArgumentError, LoadError, reason
 from shardproof.planner.ir.spelling import listing, nearest
+from shardproof.planner.loading.any_module import ModuleConfig, adopting, declared
 from shardproof.planner.loading.config import configure
 from shardproof.planner.loading.config_defaults import empty_fields, repaired
 from shardproof.planner.loading.config_fields import impossible
@@ -68,6 +69,11 @@ class LoadedModel:
         """The name for reports: only the last part of a path, since reports contain no absolute paths."""
         return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
+    @property
+    def is_module(self) -> bool:
+        """Whether this is a module of any class, which Transformers does not know, and no config of which carries a plan."""
+        return isinstance(self.config, ModuleConfig)
+
     def __reduce__(self) -> tuple[Callable[..., "LoadedModel"], tuple[object, ...]]:
         """Pickle the reference. A class from a file given by path has no importable module, so unpickling loads it again."""
         fields = (self.name, self.config, self.model_class, self.checkpoint, self.overrides, self.trust_remote_code)
@@ -76,26 +82,59 @@ class LoadedModel:
 
 
 def load(
-    reference: str, *, overrides: Mapping[str, object] | None = None, trust_remote_code: bool = False
+    reference: str | nn.Module,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    trust_remote_code: bool = False,
+    inputs: Sequence[str] = (),
 ) -> LoadedModel:
     """Resolve a reference, without the network.
 
     A path takes precedence over a model type of the same name only if it contains a slash, or a config.json is in it.
 
     Args:
-        reference: a model type, a config.json, a checkpoint folder, a GGUF file, a Hub id or a class.
+        reference: a model type, a config.json, a checkpoint folder, a GGUF file, a Hub id, a class, a function that makes a
+            module, or a module itself (which other processes cannot load: it is proved, and not run).
         overrides: fields of the config. A string is parsed as JSON if it is valid JSON; any other value is used as it is.
         trust_remote_code: whether code next to a config.json may run.
+        inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`; without them, they
+            are guessed from its first layers.
 
     Raises:
+        ArgumentError: an input is not of its form, or is given for a Transformers model.
         LoadError: the reference names no model, or an override names no field.
     """
+    if isinstance(reference, nn.Module):
+        return _of_module(reference, inputs)
     given = {key: _as_written(key, value) for key, value in (overrides or {}).items()}
     with quiet():
         config, model_class, checkpoint = _resolve(reference, given, trust_remote_code)
     if refused := next(impossible(config), None):
         raise LoadError(f"{reference}: {refused}; correct it in the config or with --set.")
+    _declare(config, inputs, name=reference)
     return LoadedModel(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
+
+
+def _of_module(module: nn.Module, inputs: Sequence[str]) -> LoadedModel:
+    """A module that was made already: a copy of it is what every build gives."""
+    name = type(module).__name__
+
+    def copied() -> nn.Module:
+        return deepcopy(module)
+
+    model_class = adopting(copied, where=f"{name} {id(module):x}", package=FILE_PACKAGE, name=name)
+    config = config_class_of(model_class)()
+    _declare(config, inputs, name=name)
+    return LoadedModel(name, config, model_class)
+
+
+def _declare(config: PreTrainedConfig, inputs: Sequence[str], *, name: str) -> None:
+    if not inputs:
+        return
+    if not isinstance(config, ModuleConfig):
+        raise ArgumentError(f"{name} is a Transformers model, whose inputs are known: leave --input out.")
+    declared(inputs, config, rows=1, length=1)
+    config.declared_inputs = list(inputs)
 
 
 def _as_written(key: str, value: object) -> str:

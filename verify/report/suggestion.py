@@ -17,9 +17,10 @@ class Suggested:
     parameter bytes sharded.
 
     `report` holds the proof at `tp` ranks. `config_class` and `model_class` (the class with the head) are where the
-    parts of the plan belong. `differences` are those between the model's own plan (the first) and this one, if they were
-    compared. `everywhere` has the verdict for each serving client, of a plan that was not made for one client. `left` are
-    the parameters that the plan does not shard, where Transformers reads it.
+    parts of the plan belong; a module of any class has no config class (""). `differences` are those between the model's
+    own plan (the first) and this one, if they were compared. `everywhere` has the verdict for each serving client, of a
+    plan that was not made for one client. `left` are the parameters that the plan does not shard, where Transformers
+    reads it.
     """
 
     model: str

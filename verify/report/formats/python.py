@@ -36,6 +36,10 @@ def suggestion_python(suggested: Suggested, *, comments: Comments = Comments.SHO
 
 def _classes(suggested: Suggested, comments: Comments) -> list[str]:
     plan = suggested.plan
+    if not suggested.config_class:
+        tp = _tp_lines((*plan.tp, *plan.head_tp), comments)
+        pp = [line for entry in (*plan.pp, *plan.head_pp) for line in _pp_lines(entry)]
+        return list(filter(None, [_mapping("tp_plan", tp), _mapping("pp_plan", pp)]))
     owners = {"": suggested.config_class} | dict(suggested.owners)
     parts = [block for path, owner in owners.items() for block in _section(owner, _part(plan, path, owners, comments))]
     mappings = [

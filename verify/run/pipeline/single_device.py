@@ -63,7 +63,7 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
 
 def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """The mean cross entropy of the next token; a mean square where the model gives no logits."""
-    if given.ndim == 3 and given.shape[-1] > int(ids.max()):
+    if given.ndim == 3 and ids.numel() and given.shape[-1] > int(ids.max()):
         text = given[:, -ids.shape[1] :]  # some models give logits of an image in front
         return nn.functional.cross_entropy(text[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return given.square().mean()
