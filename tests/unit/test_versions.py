@@ -123,7 +123,7 @@ LLAMA = {"base_model_tp_plan": {"layers.*.mlp.gate_proj": "colwise", "layers.*.m
 
 
 def test_the_other_side_of_a_branch_need_not_read_every_parameter() -> None:
-    """Experts up to Transformers 5.18 skip an id that is none of theirs: on that side of the branch nothing reads their weights."""
+    """Experts up to Transformers 5.18 skip an id that is none of theirs: on that side nothing reads their weights."""
     model = build(load("llama", overrides=SMALL))
     model.unread = nn.Linear(8, 8, device="meta")
     subject = subject_of(model)
