@@ -130,6 +130,7 @@ def judge(
     degree: int,
     *,
     unfixed: Mapping[Source, int] | None = None,
+    one_side: bool = False,
 ) -> Judgement:
     """Decide one proposal in Transformers' own reading.
 
@@ -138,6 +139,7 @@ def judge(
         styles: the proposal; keys as the head model sees them.
         degree: the number of ranks, at least 2.
         unfixed: views, by source line, that leave one dim open (counted from the end): what a patch suggestion tries.
+        one_side: the program is the other side of a branch on data, which need not read every parameter.
     """
     if unknown := tuple(Unregistered(style, key) for key, style in styles.items() if style not in registered()):
         return Judgement(Assigned({}, {}), None, unknown)
@@ -150,7 +152,7 @@ def judge(
         assigned = assign(subject.reference, styles, base_prefix=subject.prefix)
     loading = tuple(misplaced(subject.model, assigned, degree))
     ran, forward = related_programs(subject, assigned, degree, unfixed=unfixed)
-    if ran is not None and not forward:
+    if ran is not None and not forward and not one_side:
         forward = untraced(ran.local, assigned)
     gradients = backward_faults(subject, ran, assigned) if ran is not None and not forward else ()
     return Judgement(assigned, ran, forward, gradients, loading, opaque)

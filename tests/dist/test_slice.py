@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shardproof import Verdict, load, prove, suggest
+from shardproof import Severity, Verdict, load, prove, suggest
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.run.inprocess import InProcess
 from shardproof.verify.run.verdicts import findings_of, measures_of
@@ -33,5 +33,5 @@ def test_proof_and_run_agree_and_ask_every_question(name: str, ranks: InProcess)
     cases = [Case(small, plan, 2)] + ([Case(twin(model, tp=1, pp=2), plan, pp=2)] if plan.pp else [])
     for case in cases:
         outcomes = ranks.check(case)
-        assert not findings_of(case, outcomes)
+        assert not [one for one in findings_of(case, outcomes) if one.severity is not Severity.WARNING]
         assert {"decoded logits", "gradient"} <= set(measures_of(case, outcomes))

@@ -12,6 +12,7 @@ from shardproof.verify.clients.common_plan import everywhere, serving
 from shardproof.verify.clients.compile import compile_for, in_order
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
+from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
 from shardproof.verify.report.client_readings import Everywhere, Reached
 from shardproof.verify.report.formats.client_readings import everywhere_json, everywhere_lines, right_in
 
@@ -59,7 +60,7 @@ def test_a_plan_for_all_is_right_in_each_and_shards_less(name: str) -> None:
 def test_where_the_code_is_in_the_way_no_plan_is_right() -> None:
     assert found("phi3").shared is None
     lines = everywhere_lines(found("phi3"))
-    assert lines[0] == "Right in transformers 5.23 and tgi 3.3; not in vllm 0.32 and sglang 0.5.23."
+    assert lines[0] == f"Right in {TRANSFORMERS.name} and tgi 3.3; not in vllm 0.32 and sglang 0.5.23."
     assert "`plan check MODEL --backend vllm`" in lines[1]
     assert any('vllm 0.32 has no "packed_colwise"' in line for line in lines)
     assert lines[-1] == "  no plan is right in all of them."

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from torch import nn
 from transformers.distributed import tensor_parallel
 
 from shardproof.launch.cli import run
@@ -11,7 +12,9 @@ from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.inputs import run_modes
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import load
+from shardproof.planner.judge import Untraced, judge
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.tracing.programs import subject_of
 from shardproof.planner.transformers_facts import styles, version
 from shardproof.planner.transformers_facts.tables import style_without_entry
 from shardproof.planner.transformers_facts.version import NEWEST, VersionError, is_least, is_tested, untested_warning
@@ -117,3 +120,13 @@ def test_an_analysis_of_the_client_that_fails_is_not_known(monkeypatch: pytest.M
 
 
 LLAMA = {"base_model_tp_plan": {"layers.*.mlp.gate_proj": "colwise", "layers.*.mlp.up_proj": "colwise"}}
+
+
+def test_the_other_side_of_a_branch_need_not_read_every_parameter() -> None:
+    """Experts up to Transformers 5.18 skip an id that is none of theirs: on that side nothing reads their weights."""
+    model = build(load("llama", overrides=SMALL))
+    model.unread = nn.Linear(8, 8, device="meta")
+    subject = subject_of(model)
+    (fault,) = judge(subject, {"unread": "colwise"}, 2).forward
+    assert isinstance(fault, Untraced)
+    assert not judge(subject, {"unread": "colwise"}, 2, one_side=True).faults

@@ -100,7 +100,7 @@ def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int, asked:
             )
             continue
         asked.branches.append(str(line))
-        if wrong := check_tensor(other, styles, tp):
+        if wrong := check_tensor(other, styles, tp, one_side=True):
             where = f"on the other side of the branch at {line}"
             return tuple(replace(found, message=f"{where}, {found.message}") for found in wrong)
     return ()

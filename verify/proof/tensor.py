@@ -41,12 +41,14 @@ from shardproof.verify.findings import pl101, tp201, tp202, tp207, tp208, tp210,
 UNDECIDED = {"TP210", "TP211"}
 
 
-def check_tensor(subject: Subject, styles: Mapping[str, str], degree: int) -> tuple[Finding, ...]:
+def check_tensor(
+    subject: Subject, styles: Mapping[str, str], degree: int, *, one_side: bool = False
+) -> tuple[Finding, ...]:
     """Findings TP2xx of one plan at one degree in the mode of the subject; `styles` has its keys as the head model sees them.
 
-    Faults of the forward hide those of the backward.
+    Faults of the forward hide those of the backward. `one_side`: the program is the other side of a branch on data.
     """
-    found = judge(subject, styles, degree)
+    found = judge(subject, styles, degree, one_side=one_side)
     local = found.ran.local if found.ran is not None else None
     accused = _findings(subject, found.assigned, degree, (*found.forward, *found.gradients), local)
     entries = {finding.place.entry for finding in accused}
