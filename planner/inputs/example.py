@@ -59,7 +59,7 @@ def taken(model: nn.Module) -> int | None:
 def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
     """The arguments that take token ids, with their lengths in tokens."""
     if isinstance(model.config, ModuleConfig) and model.config.declared_inputs:
-        return tokens_of(_declared(model, model.config, sizes))
+        return tokens_of(_declared(model.config, sizes))
     names = inspect.signature(model.forward).parameters
     if isinstance(model.config, ModuleConfig) and "input_ids" not in names:
         form = next(guessed(model, rows=sizes.rows, length=sizes.length), {})
@@ -77,7 +77,7 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     assert isinstance(config, PreTrainedConfig)
     if isinstance(config, ModuleConfig):
         if config.declared_inputs:
-            return [_declared(model, config, sizes)]
+            return [_declared(config, sizes)]
         if "input_ids" not in names:
             return list(guessed(model, rows=sizes.rows, length=sizes.length))
     tokens: Inputs = {name: _ids(sizes.rows, length) for name, length in token_inputs(model, sizes).items()}
@@ -88,7 +88,7 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     return [_placed(config, names, form) | form for form in found]
 
 
-def _declared(model: nn.Module, config: ModuleConfig, sizes: Sizes) -> Inputs:
+def _declared(config: ModuleConfig, sizes: Sizes) -> Inputs:
     return declared(config.declared_inputs, config, rows=sizes.rows, length=sizes.length)
 
 

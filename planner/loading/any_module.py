@@ -251,7 +251,7 @@ def _adopting(
         kept = {"config": config, "training": self.training}
         vars(self).update(vars(inner))
         vars(self).update(kept)
-        self._tied_weights_keys = _tied(self)
+        self._tied_weights_keys = _untied(self)
         config.tie_word_embeddings = bool(self._tied_weights_keys)
         self.post_init()
 
@@ -260,9 +260,16 @@ def _adopting(
         given = kind.forward(self, *args, **kwargs)
         return (given,) if isinstance(given, torch.Tensor) else given
 
+    def get_input_embeddings(self: Any) -> nn.Module:
+        found = next((module for module in self.modules() if isinstance(module, nn.Embedding)), None)
+        if found is None:
+            raise NotImplementedError("this module has no table of tokens")
+        return found
+
     body = {
         "__init__": construct,
         "forward": forward,
+        "get_input_embeddings": get_input_embeddings,
         "config_class": config_class,
         "base_model_prefix": "",
         "__module__": module_name,
@@ -273,15 +280,21 @@ def _adopting(
     return made
 
 
-def _tied(module: nn.Module) -> dict[str, str]:
-    """Parameters with two names: the later one, and the first."""
+def _untied(module: nn.Module) -> dict[str, str]:
+    """Parameters with two names: the later one, which gets a parameter of its own here, and the first.
+
+    Transformers ties them itself, after it has loaded and sharded the model (5.23.0, modeling_utils.py, `tie_weights`).
+    """
     first: dict[int, str] = {}
     found = {}
-    for name, value in module.named_parameters(remove_duplicate=False):
-        if id(value) in first:
-            found[name] = first[id(value)]
-        else:
+    for name, value in list(module.named_parameters(remove_duplicate=False)):
+        if id(value) not in first:
             first[id(value)] = name
+            continue
+        found[name] = first[id(value)]
+        owner, _, local = name.rpartition(".")
+        own = nn.Parameter(torch.empty_like(value), requires_grad=value.requires_grad)
+        setattr(module.get_submodule(owner), local, own)
     return found
 
 

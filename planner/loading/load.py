@@ -75,7 +75,13 @@ class LoadedModel:
         return isinstance(self.config, ModuleConfig)
 
     def __reduce__(self) -> tuple[Callable[..., "LoadedModel"], tuple[object, ...]]:
-        """Pickle the reference. A class from a file given by path has no importable module, so unpickling loads it again."""
+        """Pickle the reference. A class from a file given by path has no importable module, so unpickling loads it again.
+
+        Raises:
+            PicklingError: the module was made in memory, and nothing can load it again.
+        """
+        if self.name in _IN_MEMORY:
+            raise pickle.PicklingError("it was made in memory: give file.py:function, which makes it")
         fields = (self.name, self.config, self.model_class, self.checkpoint, self.overrides, self.trust_remote_code)
         again = self.model_class.__module__.startswith(FILE_PACKAGE)
         return _unpickled, (self.name, self.overrides if again else None, pickle.dumps(fields))
@@ -115,6 +121,10 @@ def load(
     return LoadedModel(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
 
 
+_IN_MEMORY: set[str] = set()
+"""The names of modules that were given to `load` themselves."""
+
+
 def _of_module(module: nn.Module, inputs: Sequence[str]) -> LoadedModel:
     """A module that was made already: a copy of it is what every build gives."""
     name = type(module).__name__
@@ -123,6 +133,7 @@ def _of_module(module: nn.Module, inputs: Sequence[str]) -> LoadedModel:
         return deepcopy(module)
 
     model_class = adopting(copied, where=f"{name} {id(module):x}", package=FILE_PACKAGE, name=name)
+    _IN_MEMORY.add(name)
     config = config_class_of(model_class)()
     _declare(config, inputs, name=name)
     return LoadedModel(name, config, model_class)

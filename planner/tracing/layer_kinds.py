@@ -40,10 +40,13 @@ class LayerKind:
 
 
 def layer_kinds(model: nn.Module) -> dict[int, LayerKind]:
-    """The kind of each member, by its id, of every `ModuleList` with several members."""
+    """The kind of each member, by its id, of every `ModuleList` with several members that have parts of their own.
+
+    A list of plain projections (query, key and value) is no stack of layers: what each gives may be a shard.
+    """
     kinds: dict[int, LayerKind] = {}
     for stack in model.modules():
-        if isinstance(stack, nn.ModuleList) and len(stack) > 1:
+        if isinstance(stack, nn.ModuleList) and len(stack) > 1 and any(map(_has_parts, stack)):
             described = [_description(member) for member in stack]
             names = {name for description in described for name in description}
             counters = {name for name in names if _counts(name, described)}
@@ -52,6 +55,10 @@ def layer_kinds(model: nn.Module) -> dict[int, LayerKind]:
                 own = tuple(name for name in counters if name in description)
                 kinds[id(member)] = LayerKind(position, (id(stack), kept), own, id(stack))
     return kinds
+
+
+def _has_parts(member: nn.Module) -> bool:
+    return next(member.children(), None) is not None
 
 
 def _counts(name: tuple[str, str], described: Sequence[Mapping[tuple[str, str], Any]]) -> bool:
