@@ -14,7 +14,10 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from shardproof.planner.ir.findings import Source
 
 _TORCH = str(Path(torch.__file__).parent)
+_LAYERS = f"{_TORCH}/nn/modules/"
 _OURS = f"{Path(__file__).parents[2]}/"
+_CALLER = str(Path(__file__).parents[1] / "inputs" / "run_modes.py")
+"""The file of ours that calls a model's forward."""
 
 
 class SourceFinder:
@@ -29,14 +32,19 @@ class SourceFinder:
         wanted = self._file(type(module)) if module is not None else self.own
         frame: FrameType | None = sys._getframe(1)
         fallback: Source | None = None
+        layer: Source | None = None  # of torch's own, where no other code calls it
         while frame is not None:
             name = frame.f_code.co_filename
             if name == wanted or (name == self.own and module is None):
                 return Source(relative(name), frame.f_lineno)
+            if name == _CALLER:  # what lies further out called us, not the model
+                break
             if fallback is None and not name.startswith((_TORCH, _OURS)):
                 fallback = Source(relative(name), frame.f_lineno)
+            if layer is None and name.startswith(_LAYERS) and not name.endswith("/module.py"):
+                layer = Source(relative(name), frame.f_lineno)
             frame = frame.f_back
-        return fallback
+        return fallback or layer
 
     def of_traceback(self, error: BaseException) -> Source | None:
         """The innermost modeling line of an error."""
