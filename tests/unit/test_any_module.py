@@ -165,6 +165,8 @@ def test_inputs_are_declared(file: Path) -> None:
 def test_what_is_no_factory_is_one_sentence(file: Path) -> None:
     with pytest.raises(LoadError, match=r"makes int, and no nn\.Module"):
         load(f"{file}:nothing")
+    with pytest.raises(LoadError, match="LarkConfig is no class of modules and no function that makes one"):
+        load(f"{file}:LarkConfig")
     with pytest.raises(LoadError, match="Give values with --set: width"):
         load(f"{file}:needs")
 
