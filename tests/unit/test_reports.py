@@ -274,3 +274,18 @@ def test_stages_are_shown_against_the_even_split() -> None:
     lines = [line.strip() for line in text.splitlines()]
     assert "stages  model.layers 0 to 2    3.1 GiB" in lines
     assert "the fullest            3.1 GiB; split evenly 4.2 GiB" in lines
+
+
+def test_a_finding_and_its_module_link_to_each_other() -> None:
+    up = Box("m.0.up", "Linear", "colwise", (("weight", "S(0)"),), 64, 32, ("all-reduce of 5",))
+    boxes = (Box("m", "List", "", (), 0, 0, ()), Box("m.0", "Layer", "", (), 0, 0, ()), up)
+    repeated = Box("m.1", "Layer", "", (), 0, 0, (), repeats="m.0")
+    wrong = Finding("TP203", Severity.ERROR, "other", Place("m.*.up", "m.1.up"))
+    drawn = Picture((*boxes, repeated), (DrawnStage("m.* 0 to 1", (), 64),) * 9, 2, 9)
+    text = report_html(report(wrong), drawn, layout="tp 2", excerpt=lambda _: ())
+    assert Outline(text).fetched == ["#module-m.0.up", "#finding-1"]
+    assert 'id="module-m.0.up"' in text
+    assert 'id="finding-1"' in text
+    assert "TP203 wrong-local-value" in text
+    assert "1 more stage<" in text
+    assert "<svg" in text

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation, Group
 from shardproof.planner.ir.findings import Finding, Source
+from shardproof.planner.ir.plan import generic
+from shardproof.verify.findings.catalogue import name_of
 from shardproof.verify.report.drawing import Box, Picture
+from shardproof.verify.report.formats.layer_picture import layer_picture, placement_mark
 from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.formats.text import next_edit, verdict_sentence
 from shardproof.verify.report.report import Report
@@ -65,10 +68,14 @@ def report_html(
         explanation: the groups of dims, if the page has them.
         plan: Python source, shown as it is.
     """
+    boxes = drawn.boxes if drawn else ()
+    places = [_shown_at(finding, boxes) for finding in report.findings]
     return render(
         "report.html.jinja",
         title=f"{report.model}: {report.verdict.value}",
         report=report,
+        saved=list(_saved(report)),
+        degrees=list(map(public, report.degrees.clauses())) if report.degrees else [],
         layout=layout,
         sentence=verdict_sentence(report.verdict),
         levels=[(level.level, level.verdict.value, f"{level.seconds:.1f} s") for level in report.levels],
@@ -77,13 +84,37 @@ def report_html(
             for level in report.levels
             if level.scope
         ],
-        findings=finding_blocks(report.findings, excerpt),
+        findings=finding_blocks(report.findings, excerpt, places),
         drawn=drawn,
         stages=list(_stage_bars(drawn)) if drawn else [],
+        few=FEW_STAGES,
+        layer=layer_picture(boxes),
         groups=list(map(_group_block, explanation.groups)) if explanation else None,
-        modules=_module_tree(drawn.boxes) if drawn else [],
+        modules=_module_tree(boxes, places) if drawn else [],
         plan=plan,
     )
+
+
+FEW_STAGES = 8
+"""So many stages are shown; more are folded."""
+
+
+def _saved(report: Report) -> Iterator[tuple[str, str]]:
+    """What the plan saves, as labels and sentences."""
+    if report.shares is not None:
+        told = (("warning", report.shares.warning), ("split", report.shares.sentence))
+        yield from (one for one in told if one[1])
+
+
+def _shown_at(finding: Finding, boxes: Sequence[Box]) -> str:
+    """The path of the module of the tree that a finding is about; empty where the tree shows none."""
+    shown = {generic(box.path): box.path for box in reversed(boxes) if box.path and box.repeats is None}
+    module, entry = finding.place.module, finding.place.entry
+    if module is not None and generic(module) in shown:
+        return shown[generic(module)]
+    if entry is None:
+        return ""
+    return next((path for key, path in reversed(shown.items()) if key == entry or key.endswith(f".{entry}")), "")
 
 
 class SourceLine(str):
@@ -99,21 +130,28 @@ class SourceLine(str):
 
 @dataclass(frozen=True, slots=True)
 class FindingBlock:
-    """A finding as a page shows it: its labelled parts, and the source lines around its place."""
+    """A finding as a page shows it: its labelled parts, and the source lines around its place; `at` is the path of the module
+    of the tree that it is about, empty where there is none.
+    """
 
     code: str
+    name: str
     severity: str
+    at: str
     message: str
     parts: Sequence[tuple[str, str]]
     lines: Sequence[SourceLine]
 
 
-def finding_blocks(findings: Sequence[Finding], excerpt: Excerpt) -> list[FindingBlock]:
-    """The findings without absolute paths and secrets, each with its source lines."""
-    return [_finding_block(public_finding(finding), excerpt) for finding in findings]
+def finding_blocks(findings: Sequence[Finding], excerpt: Excerpt, places: Sequence[str] = ()) -> list[FindingBlock]:
+    """The findings without absolute paths and secrets, each with its source lines and its place in the tree of modules."""
+    at = places or [""] * len(findings)
+    return [
+        _finding_block(public_finding(finding), excerpt, place) for finding, place in zip(findings, at, strict=True)
+    ]
 
 
-def _finding_block(finding: Finding, excerpt: Excerpt) -> FindingBlock:
+def _finding_block(finding: Finding, excerpt: Excerpt, at: str) -> FindingBlock:
     parts = [
         ("where", str(finding.place)),
         ("why", finding.why),
@@ -126,7 +164,9 @@ def _finding_block(finding: Finding, excerpt: Excerpt) -> FindingBlock:
     marked = source.line if source else 0
     return FindingBlock(
         finding.code,
+        name_of(finding.code),
         finding.severity.value,
+        at,
         finding.message,
         [part for part in parts if part[1]],
         [SourceLine(number, text, marked=number == marked) for number, text in lines],
@@ -174,8 +214,11 @@ def _group_block(group: Group) -> GroupBlock:
 
 @dataclass(frozen=True, slots=True)
 class ModuleBox:
-    """A module as the page draws it: its name, the colour of its mark, and what is said of it; `alike` counts its repeats."""
+    """A module as the page draws it: its name, the colour of its mark, and what is said of it; `alike` counts its repeats,
+    `findings` are the numbers of those about it.
+    """
 
+    path: str
     name: str
     kind: str
     style: str
@@ -183,10 +226,11 @@ class ModuleBox:
     held: str
     collectives: str
     alike: int
+    findings: Sequence[int]
     children: Sequence["ModuleBox"]
 
 
-def _module_tree(boxes: Sequence[Box]) -> list[ModuleBox]:
+def _module_tree(boxes: Sequence[Box], places: Sequence[str]) -> list[ModuleBox]:
     """The modules below the root, nested; layers that repeat another are only counted."""
     children: dict[str, list[Box]] = {}
     alike: dict[str, int] = {}
@@ -195,30 +239,30 @@ def _module_tree(boxes: Sequence[Box]) -> list[ModuleBox]:
             children.setdefault(box.path.rpartition(".")[0], []).append(box)
         if box.repeats is not None:
             alike[box.repeats] = alike.get(box.repeats, 0) + 1
-    return [_module_box(box, children, alike) for box in children.get("", ())]
+    found: dict[str, list[int]] = {}
+    for number, place in enumerate(places, 1):
+        found.setdefault(place, []).append(number)
+    return [_module_box(box, children, alike, found) for box in children.get("", ())]
 
 
-def _module_box(box: Box, children: Mapping[str, Sequence[Box]], alike: Mapping[str, int]) -> ModuleBox:
+def _module_box(
+    box: Box,
+    children: Mapping[str, Sequence[Box]],
+    alike: Mapping[str, int],
+    found: Mapping[str, Sequence[int]],
+) -> ModuleBox:
     placed = ", ".join(f"{name} {placement}" for name, placement in box.placements)
     whole, local = format_bytes(box.whole), format_bytes(box.local)
     sizes = f"{whole}, {local} a rank" if box.local != box.whole else whole
     return ModuleBox(
+        path=box.path,
         name=box.path.rpartition(".")[2],
         kind=box.kind,
         style=box.style,
-        mark=_mark(box),
+        mark=placement_mark(box),
         held=f"{placed}; {sizes}" if box.placements else "",
         collectives="; ".join(box.collectives),
         alike=alike.get(box.path, 0),
-        children=[_module_box(child, children, alike) for child in children.get(box.path, ())],
+        findings=found.get(box.path, ()),
+        children=[_module_box(child, children, alike, found) for child in children.get(box.path, ())],
     )
-
-
-def _mark(box: Box) -> str:
-    """The colour by how the parameters lie on the ranks; none for a module without parameters."""
-    texts = [placement for _, placement in box.placements]
-    if any("/" in text for text in texts):
-        return "packed"
-    if any("S(" in text for text in texts):
-        return "shard"
-    return "whole" if texts else ""
