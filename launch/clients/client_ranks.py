@@ -30,8 +30,8 @@ class ClientStep:
     client: str
     plan: Mapping[str, str]
     degree: int
-    partition_config: Mapping[str, object] | None = None
-    """DeepSpeed's own form of a plan, which then takes the place of the plan."""
+    tensor_parallel: Mapping[str, object] | None = None
+    """A section of a DeepSpeed config, whose `partition_config` takes the place of the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class ClientRanks:
     def _started(self, case: ClientStep, out: Path, life: ExitStack) -> list[Child]:
         job = case.folder / "job.json"
         fields = {"folder": str(case.folder), "client": case.client, "plan": dict(case.plan), "degree": case.degree}
-        if case.partition_config is not None:
-            fields["partition_config"] = dict(case.partition_config)
+        if case.tensor_parallel is not None:
+            fields["tensor_parallel"] = dict(case.tensor_parallel)
         job.write_text(json.dumps({**fields, "out": str(out)}))
         package = deepspeed if case.client == "deepspeed" else transformers
         command = script_in(self.python, Path(str(package.__file__)).with_name("session.py"), str(job))

@@ -2,7 +2,7 @@
 
 Run by `launch.clients.client_ranks` with the client's interpreter, once a rank: `session.py JOB.json`, with the
 variables of torchrun set. The job is `{"folder", "client", "plan": {pattern: style}, "degree", "out"}`, and may have
-`"partition_config"`, which then takes the place of the plan. Rank 0 writes `{"differences": {what: largest
+`"tensor_parallel"`, a section of a DeepSpeed config with a `partition_config` in place of the plan. Rank 0 writes `{"differences": {what: largest
 difference}}` to `out`, a rank that fails `{"error", "rank"}` to `out` with its number.
 
 The plan is given where DeepSpeed reads it (0.19.8, `runtime/tensor_parallel/config.py`, `_get_hf_tp_plan`): on the
@@ -49,7 +49,7 @@ def main(job: dict[str, Any]) -> None:
 def _with_plan(plain: Any, job: dict[str, Any], given: dict[str, Any]) -> Any:
     """Another model of the checkpoint, whose class and config carry the plan."""
     kind, prefix = type(plain), f"{plain.base_model_prefix}." if plain.base_model is not plain else ""
-    plan = {} if "partition_config" in job else job["plan"]
+    plan = {} if "tensor_parallel" in job else job["plan"]
     config = kind.config_class.from_pretrained(job["folder"])
     config.base_model_tp_plan = {
         key.removeprefix(prefix): style for key, style in plan.items() if key.startswith(prefix)
@@ -88,9 +88,6 @@ def _step_of_deepspeed(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     deepspeed = import_module("deepspeed")  # after the step of one device: it replaces parts of torch.distributed
     # Collectives in shared memory, which a compiler would have to build.
     import_module("deepspeed.comm.torch").build_shm_op = lambda: None
-    parallel = {"autotp_size": job["degree"]}
-    if "partition_config" in job:
-        parallel["partition_config"] = job["partition_config"]
     engine = deepspeed.initialize(
         model=model,
         model_parameters=list(model.parameters()),
@@ -99,7 +96,7 @@ def _step_of_deepspeed(model: Any, job: dict[str, Any]) -> dict[str, Any]:
             "train_micro_batch_size_per_gpu": len(TOKENS),
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0,  # by default it clips to a norm of 1
-            "tensor_parallel": parallel,
+            "tensor_parallel": job.get("tensor_parallel", {"autotp_size": job["degree"]}),
             "zero_optimization": {"stage": 0},
         },
     )[0]
