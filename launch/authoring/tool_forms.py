@@ -4,7 +4,12 @@ from dataclasses import replace
 from enum import StrEnum
 
 from shardproof.launch.authoring.arriving_plan import through_config, through_distributed_config
-from shardproof.launch.output.plan_forms import PrintedForm, deepspeed_form, distributed_config_form, parallelize_form
+from shardproof.launch.authoring.plan_forms import (
+    PrintedForm,
+    deepspeed_form,
+    distributed_config_form,
+    parallelize_form,
+)
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel

@@ -4,6 +4,8 @@ import copy
 import json
 import os
 import socket
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from shardproof.launch.clients.checkpoint import write_checkpoint
 from shardproof.launch.clients.client_ranks import ClientRanks, ClientStep
 from shardproof.launch.commands.suggest import suggest_plan
 from shardproof.launch.output.console import Progress
-from shardproof.launch.output.plan_forms import parallelize_form
+from shardproof.launch.authoring.plan_forms import parallelize_form
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.loading.load import LoadedModel, load
 
@@ -130,7 +132,8 @@ def on_two_ranks(work: Any, folder: str, text: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    torch.multiprocessing.spawn(work, (port, folder, text), nprocs=2)
+    spawn: Callable[..., Any] = import_module("torch.multiprocessing").spawn
+    spawn(work, (port, folder, text), nprocs=2)
 
 
 @pytest.mark.parametrize(

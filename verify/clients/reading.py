@@ -49,10 +49,9 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
             layout = layout_of(dialect, subject.model, subject.graph, styles)
             return Reading(_laid_out(subject.graph, layout), tuple(unknown))
         case Reader.MODULES:
-            styles = {key: dialect.effect(style) for key, style in plan.styles(subject.prefix).items()}
-            return Reading(
-                _laid_out(subject.graph, {m.path: styles.get(generic(m.path)) for m in subject.graph.modules})
-            )
+            effects = {key: dialect.effect(style) for key, style in plan.styles(subject.prefix).items()}
+            own = {module.path: effects.get(generic(module.path)) for module in subject.graph.modules}
+            return Reading(_laid_out(subject.graph, own))
         case Reader.NAMES:
             return _by_names(dialect, subject)
 

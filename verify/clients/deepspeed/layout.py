@@ -44,7 +44,7 @@ def _reached(model: nn.Module, module: Module, effect: str) -> bool:
     local = [name for name, _ in module.parameters]
     if effect == "replicated_with_grad_allreduce":
         return local == ["weight"]
-    return "weight" in local and model.get_submodule(module.path).weight.dim() == 2
+    return "weight" in local and model.get_parameter(f"{module.path}.weight").dim() == 2
 
 
 def vocabulary_apart(model: nn.Module, styles: Mapping[str, str]) -> str | None:

@@ -2,8 +2,8 @@
 
 Run by `launch.clients.client_ranks` with the client's interpreter, once a rank: `session.py JOB.json`, with the
 variables of torchrun set. The job is `{"folder", "client", "plan": {pattern: style}, "degree", "out"}`, and may have
-`"tensor_parallel"`, a section of a DeepSpeed config with a `partition_config` in place of the plan. Rank 0 writes `{"differences": {what: largest
-difference}}` to `out`, a rank that fails `{"error", "rank"}` to `out` with its number.
+`"tensor_parallel"`, a section of a DeepSpeed config with a `partition_config` in place of the plan. Rank 0 writes
+`{"differences": {what: largest difference}}` to `out`, a rank that fails `{"error", "rank"}` to `out` with its number.
 
 The plan is given where DeepSpeed reads it (0.19.8, `runtime/tensor_parallel/config.py`, `_get_hf_tp_plan`): on the
 config and on the class with the head, as `plan suggest --write` puts it there.
@@ -87,7 +87,7 @@ def _step_of_deepspeed(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     torch.distributed.init_process_group("gloo")
     deepspeed = import_module("deepspeed")  # after the step of one device: it replaces parts of torch.distributed
     # Collectives in shared memory, which a compiler would have to build.
-    import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+    vars(import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
     engine = deepspeed.initialize(
         model=model,
         model_parameters=list(model.parameters()),
