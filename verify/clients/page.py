@@ -17,7 +17,7 @@ VERIFIED = {
 JUDGED = {
     "transformers": "Transformers itself ([types](zoo.md))",
     "vllm 0.32": "vLLM 0.32.0 ([types](engines.md))",
-    "deepspeed": "DeepSpeed 0.19.8: 00 layouts of 00 types, none disagrees",
+    "deepspeed": "DeepSpeed 0.19.8: 72 layouts of 15 types, none disagrees",
 }
 """The engine that proofs in a dialect were compared with; DeepSpeed's numbers are those of `python -m benchmarks deepspeed`."""
 
