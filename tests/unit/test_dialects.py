@@ -293,7 +293,15 @@ def test_uneven_heads_are_not_proved_where_a_rank_s_program_is_not_known() -> No
         "num_key_value_heads": "3",
         "intermediate_size": "96",
     }
-    assert codes("stablelm", "deepspeed", **sizes) == {"BE417"}
+    loaded, _ = small("stablelm", **sizes)
+    from shardproof.planner.inference.suggest import suggest
+
+    plan = compile_for(find_dialect("deepspeed"), loaded, suggest(loaded).plan).plan
+    assert plan.tp and codes("stablelm", "deepspeed", plan=plan, **sizes) == {"BE417"}
+
+
+def test_the_heuristic_of_deepspeed_is_not_known() -> None:
+    assert codes("stablelm", "deepspeed", plan=Plan(pp=small("llama")[1].pp)) == {"BE417"}
 
 
 def test_uneven_heads_do_not_hide_a_wrong_entry() -> None:

@@ -46,6 +46,8 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
             return _engine(dialect, subject, plan, degree, unknown)
         case Reader.DEEPSPEED:
             styles = styles_read(subject.model, subject.prefix, plan)
+            if not styles and degree > 1:
+                return Reading(Assigned({}, {}), (be417.heuristic_not_modelled(dialect.name),))
             layout = layout_of(dialect, subject.model, subject.graph, styles)
             return Reading(_laid_out(subject.graph, layout), tuple(unknown))
         case Reader.MODULES:

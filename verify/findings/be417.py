@@ -74,3 +74,17 @@ def uneven_heads_not_proved(module: str, client: str, why: str) -> Finding:
         needed=f"a run in the client: `plan verify --level client --client {name}`",
         fault=Fault.CLIENT,
     )
+
+
+def heuristic_not_modelled(client: str) -> Finding:
+    """Without a plan the client shards by names of its own choice, which is not modelled."""
+    return Finding(
+        "BE417",
+        Severity.UNDECIDED,
+        f"without a plan {client} shards by its own heuristic, which is not modelled.",
+        Place(),
+        why="the client looks for names of layers where neither the config nor the class has a plan",
+        found="no plan",
+        needed="a plan, or a run in the client: `plan verify --level client`",
+        fault=Fault.CLIENT,
+    )
