@@ -13,7 +13,7 @@ from torch import nn
 from transformers.distributed import mixin, pipeline_parallel
 
 from shardproof.planner.ir.findings import Severity, Verdict
-from shardproof.planner.ir.plan import Edit, Plan
+from shardproof.planner.ir.plan import Edit, Plan, TpEntry
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, build, load
@@ -293,11 +293,9 @@ def test_uneven_heads_are_not_proved_where_a_rank_s_program_is_not_known() -> No
         "num_key_value_heads": "3",
         "intermediate_size": "96",
     }
-    loaded, _ = small("stablelm", **sizes)
-    from shardproof.planner.inference.suggest import suggest
-
-    plan = compile_for(find_dialect("deepspeed"), loaded, suggest(loaded).plan).plan
-    assert plan.tp and codes("stablelm", "deepspeed", plan=plan, **sizes) == {"BE417"}
+    attention = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
+    plan = Plan(tp=tuple(TpEntry(f"layers.*.self_attn.{name}", style) for name, style in attention.items()))
+    assert codes("stablelm", "deepspeed", plan=plan, **sizes) == {"BE417"}
 
 
 def test_the_heuristic_of_deepspeed_is_not_known() -> None:
