@@ -13,7 +13,7 @@ from torch import nn
 from transformers.distributed import mixin, pipeline_parallel
 
 from shardproof.planner.ir.findings import Severity, Verdict
-from shardproof.planner.ir.plan import Edit, Plan, TpEntry
+from shardproof.planner.ir.plan import Edit, Plan
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, build, load
@@ -283,19 +283,6 @@ def test_what_an_engine_cuts_lies_in_plain_tensors_that_no_hook_has_to_reach() -
 def test_deepspeed_deals_whole_heads_and_keeps_tied_tables(fields: dict[str, Any], found: set[str]) -> None:
     """Measured in the engine: logits within 3e-6, gradients within 2e-6 of one device."""
     assert codes("qwen3", "deepspeed", **fields) == found
-
-
-def test_uneven_heads_are_not_proved_where_a_rank_s_program_is_not_known() -> None:
-    """Measured: StableLM reads the number of heads from its config, and DeepSpeed's ranks raise."""
-    sizes: dict[str, Any] = {
-        "hidden_size": "48",
-        "num_attention_heads": "6",
-        "num_key_value_heads": "3",
-        "intermediate_size": "96",
-    }
-    attention = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
-    plan = Plan(tp=tuple(TpEntry(f"layers.*.self_attn.{name}", style) for name, style in attention.items()))
-    assert codes("stablelm", "deepspeed", plan=plan, **sizes) == {"BE417"}
 
 
 def test_the_heuristic_of_deepspeed_is_not_known() -> None:
