@@ -1,6 +1,4 @@
-"""Clients that run Transformers' own sharded model: ranks of `verify/clients/transformers/session.py` in the client's
-interpreter.
-"""
+"""Clients that train or generate on ranks: each rank is a session script of `verify/clients` in the client's interpreter."""
 
 import json
 import socket
@@ -14,10 +12,10 @@ from types import TracebackType
 
 from shardproof.launch.processes.first_cause import RankError, first_cause, last_line
 from shardproof.launch.processes.supervise import Child, Stopped, child_process, client_environment, script_in, wait_for
-from shardproof.verify.clients import transformers
+from shardproof.verify.clients import deepspeed, transformers
 
-CLIENTS = ("transformers", "accelerate", "trl", "torchtitan")
-"""What the session runs; torchtitan as its steps: torch's own `parallelize_module`, and an optimizer."""
+CLIENTS = ("transformers", "accelerate", "trl", "torchtitan", "deepspeed")
+"""What the sessions run; torchtitan as its steps: torch's own `parallelize_module`, and an optimizer."""
 GRACE = 1.0
 """Seconds that the other ranks get, once one has failed, to write down why they failed."""
 
@@ -32,6 +30,8 @@ class ClientStep:
     client: str
     plan: Mapping[str, str]
     degree: int
+    tensor_parallel: Mapping[str, object] | None = None
+    """A section of a DeepSpeed config, whose `partition_config` takes the place of the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,11 @@ class ClientRanks:
     def _started(self, case: ClientStep, out: Path, life: ExitStack) -> list[Child]:
         job = case.folder / "job.json"
         fields = {"folder": str(case.folder), "client": case.client, "plan": dict(case.plan), "degree": case.degree}
+        if case.tensor_parallel is not None:
+            fields["tensor_parallel"] = dict(case.tensor_parallel)
         job.write_text(json.dumps({**fields, "out": str(out)}))
-        command = script_in(self.python, Path(transformers.__file__).with_name("session.py"), str(job))
+        package = deepspeed if case.client == "deepspeed" else transformers
+        command = script_in(self.python, Path(str(package.__file__)).with_name("session.py"), str(job))
         world = {"WORLD_SIZE": str(case.degree), "LOCAL_WORLD_SIZE": str(case.degree)}
         rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         common = client_environment(self.python) | world | rendezvous

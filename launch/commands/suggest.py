@@ -23,12 +23,12 @@ from shardproof.launch.commands.options import (
     settings,
 )
 from shardproof.launch.commands.read_inputs import ModelReference, read_dialect, read_model
-from shardproof.launch.commands.saved import shares_of
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_aside, print_result
 from shardproof.launch.output.finding_lines import locator
 from shardproof.launch.output.source_excerpts import excerpt
 from shardproof.launch.output.suggestion_text import suggestion_text
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, UndecidedError
+from shardproof.launch.saved_shares import shares_of
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.plan import Plan
 from shardproof.verify.findings import pl104
@@ -58,8 +58,18 @@ class PlanFormat(StrEnum):
     JSON = "json"
     OVERRIDES = "overrides"
     """The keys of config.json, and of vLLM's hf_overrides: a plan that needs no change of code."""
+    PARALLELIZE = "parallelize"
+    """Python that makes the styles for torch's `parallelize_module`."""
+    DISTRIBUTED_CONFIG = "distributed-config"
+    """Python that makes Transformers' `DistributedConfig`, which is merged over the model's own plan."""
+    DEEPSPEED = "deepspeed"
+    """The `tensor_parallel` section of a DeepSpeed config, with a `partition_config`."""
     SARIF = "sarif"
     HTML = "html"
+
+
+TOOL_FORMS = (PlanFormat.PARALLELIZE, PlanFormat.DISTRIBUTED_CONFIG, PlanFormat.DEEPSPEED)
+"""Forms that one tool takes: the plan is made in the words of that tool."""
 
 
 def suggest(
@@ -104,8 +114,9 @@ def suggest(
     with only_results_on_stdout(debug=debug):
         loaded = read_model(ModelReference(model, settings(set_), trust_remote_code, tuple(input_ or ())), progress)
         explained = why or form is PlanFormat.HTML
-        suggested = suggest_plan(loaded, progress=progress, tp=tp, compared=compare, client=for_, why=explained)
-        text = _text(loaded, suggested, form, comments, why=why)
+        client = _client_of(form, for_)
+        suggested = suggest_plan(loaded, progress=progress, tp=tp, compared=compare, client=client, why=explained)
+        text, suggested = _text(loaded, suggested, form, comments, why=why)
         result = CommandResult(text, EXIT_CODES[suggested.report.verdict])
         if not quiet and (write or form is not PlanFormat.TEXT):
             print_aside(suggestion_text(suggested, width=_width(), why=why))
@@ -166,6 +177,7 @@ def suggest_plan(
             loaded.title, (proof,), environment(), shares=None if dialects else shares_of(loaded, plan, degree)
         ),
         notes=(*suggestion.notes, *losses),
+        lost=losses,
         differences=_differences(loaded, suggestion, degree, progress) if compared else None,
         explanation=suggestion.explanation,
         owners=suggestion.owners,
@@ -183,7 +195,33 @@ def _width() -> int:
     return shutil.get_terminal_size((100, 24)).columns
 
 
-def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat, comments: Comments, *, why: bool) -> str:
+def _client_of(form: PlanFormat, named: str | None) -> str | None:
+    """In whose words the plan is made: those of the tool that takes the form, else of the client that was named."""
+    from shardproof.launch.authoring.tool_forms import CLIENT_OF, ToolForm
+
+    if form not in TOOL_FORMS:
+        return named
+    own = CLIENT_OF[ToolForm(form.value)]
+    if named is not None and named.partition("@")[0] != (own or "transformers"):
+        raise MisuseError(f"--format {form.value} has a reader of its own; leave --for {named} out.")
+    return own
+
+
+def _text(
+    loaded: "LoadedModel", suggested: Suggested, form: PlanFormat, comments: Comments, *, why: bool
+) -> tuple[str, Suggested]:
+    """What is printed, and the suggestion with the proof and the notes of what arrives in that form."""
+    from shardproof.launch.authoring.tool_forms import ToolForm, in_form, with_lost_in_config
+
+    if form in TOOL_FORMS:
+        made, suggested = in_form(loaded, suggested, ToolForm(form.value))
+        return made.text, suggested
+    if form is PlanFormat.OVERRIDES and suggested.everywhere is not None:
+        suggested = with_lost_in_config(loaded, suggested)
+    return _printed(loaded, suggested, form, comments, why=why), suggested
+
+
+def _printed(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat, comments: Comments, *, why: bool) -> str:
     match form:
         case PlanFormat.PYTHON:
             return suggestion_python(suggested, comments=comments)
@@ -196,7 +234,7 @@ def _text(loaded: "LoadedModel", suggested: Suggested, form: PlanFormat, comment
             return report_sarif(suggested.report, locate=locator(loaded.name, loaded))
         case PlanFormat.HTML:
             return _page(loaded, suggested, comments)
-        case PlanFormat.OVERRIDES:
+        case _:
             whole = suggested.plan.to_json()
             return json.dumps({key: whole[key] for key in ("base_model_tp_plan", "base_model_pp_plan") if whole[key]})
 
@@ -219,7 +257,10 @@ def _page(loaded: "LoadedModel", suggested: Suggested, comments: Comments) -> st
 
 def _dialects(client: str) -> tuple["Dialect", ...]:
     from shardproof.verify.clients.common_plan import serving
+    from shardproof.verify.clients.torchtitan.parallelize import PARALLELIZE
 
+    if client == PARALLELIZE.client:
+        return (PARALLELIZE,)
     return serving() if client == ALL else (read_dialect(client),)
 
 
@@ -238,12 +279,20 @@ def _compiled(
     """The plan in the dialect of one or several clients, its proof, notes on what is not sharded there, and the share (0 to 1) of
     the parameter bytes that the first client shards.
     """
+    from shardproof.planner.loading.carried_plan import base_prefix
     from shardproof.planner.tracing.programs import on_meta, subject_of
     from shardproof.verify.clients.compile import compile_for
     from shardproof.verify.clients.reading import sharded_in
+    from shardproof.verify.clients.torchtitan.parallelize import PARALLELIZE, without_shared
 
+    losses: tuple[str, ...] = ()
+    if dialects == (PARALLELIZE,):
+        plan, shared = without_shared(on_meta(loaded), base_prefix(on_meta(loaded)), plan)
+        losses = tuple(
+            f"{path} stays whole: parallelize_module would part its weight from the one tied to it" for path in shared
+        )
     compiled = compile_for(dialects, loaded, plan, tp=degree)
-    losses = tuple(f"{parent or 'the base model'}: {why}" for parent, why in compiled.losses.items())
+    losses += tuple(f"{parent or 'the base model'}: {why}" for parent, why in compiled.losses.items())
     reach = tuple(f"it reaches {dialect.name} by {dialect.reach}" for dialect in dialects if dialect.reach)
     fraction = sharded_in(dialects[0], subject_of(on_meta(loaded)), compiled.plan, degree)
     return compiled.plan, compiled.proof, (*losses, *reach), fraction

@@ -33,7 +33,6 @@ from shardproof.launch.commands.options import (
     settings,
 )
 from shardproof.launch.commands.read_inputs import STDIN, ModelReference, read_model, read_plan
-from shardproof.launch.commands.saved import shares_of
 from shardproof.launch.commands.verify_levels import run_levels
 from shardproof.launch.commands.verify_request import Level, RunLayout, VerifyRequest, nodes_of, run_layout
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
@@ -42,6 +41,7 @@ from shardproof.launch.output.report_formats import Drawing, format_case
 from shardproof.launch.output.result_file import writable, write_result
 from shardproof.launch.ranks.job import is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, ReportFormat
+from shardproof.launch.saved_shares import shares_of
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.findings import Verdict

@@ -1,5 +1,6 @@
 """Transformers' own clients on two real ranks: a right plan, one that is wrong, and a client that does not start."""
 
+import os
 from functools import cache
 
 import pytest
@@ -46,3 +47,23 @@ def test_a_client_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch)
     result = confirm_in_ranks(loaded, plan, "trl", tp=2, timeout=200)
     assert result.verdict is Verdict.NOT_PROVED
     assert "trl" in result.findings[0].message
+
+
+def test_deepspeed_that_is_not_installed_is_one_sentence() -> None:
+    loaded, plan = small()
+    result = confirm_in_ranks(loaded, plan, "deepspeed", tp=2, timeout=200)
+    assert result.verdict is Verdict.NOT_PROVED
+    assert result.findings[0].message == "deepspeed at tp 2 fails: ModuleNotFoundError: No module named 'deepspeed'"
+
+
+DEEPSPEED = "SHARDPROOF_DEEPSPEED_PYTHON"
+
+
+@pytest.mark.skipif(DEEPSPEED not in os.environ, reason=f"{DEEPSPEED} names no interpreter")
+def test_deepspeed_trains_uneven_heads_rightly() -> None:
+    sizes = {"num_hidden_layers": "2", "hidden_size": "48", "num_attention_heads": "6", "num_key_value_heads": "3"}
+    loaded = load("llama", overrides=sizes)
+    plan = carried_plan(loaded, build(loaded))
+    result = confirm_in_ranks(loaded, plan, "deepspeed", tp=2, python=os.environ[DEEPSPEED], timeout=200)
+    assert result.verdict is Verdict.CONFIRMED, result.findings
+    assert set(result.measures) == {"loss", "logits", "gradients, relative", "parameters after a step"}

@@ -6,6 +6,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -19,6 +20,7 @@ from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.planner.transformers_facts.styles import modelled
 from shardproof.verify.clients.compile import compile_for
 from shardproof.verify.clients.contract.source import forward_tree, function_tree
+from shardproof.verify.clients.deepspeed.shard_sizes import Deal, deal_of
 from shardproof.verify.clients.dialect import Dialect, Matching, UnknownStyle, first_match
 from shardproof.verify.clients.page import page
 from shardproof.verify.clients.prove import prove_for
@@ -267,3 +269,46 @@ def test_the_table_of_clients_is_the_generated_one() -> None:
 
 def test_what_an_engine_cuts_lies_in_plain_tensors_that_no_hook_has_to_reach() -> None:
     assert codes("gpt_oss", "vllm") == set()
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"hidden_size": "48", "num_attention_heads": "6", "num_key_value_heads": "3"}, set()),
+        ({"num_key_value_heads": "1"}, set()),
+        ({"tie_word_embeddings": "true"}, set()),
+    ],
+    ids=str,
+)
+def test_deepspeed_deals_whole_heads_and_keeps_tied_tables(fields: dict[str, Any], found: set[str]) -> None:
+    """Measured in the engine: logits within 3e-6, gradients within 2e-6 of one device."""
+    assert codes("qwen3", "deepspeed", **fields) == found
+
+
+def test_the_heuristic_of_deepspeed_is_not_known() -> None:
+    assert codes("stablelm", "deepspeed", plan=Plan(pp=small("llama")[1].pp)) == {"BE417"}
+
+
+def test_uneven_heads_do_not_hide_a_wrong_entry() -> None:
+    sizes: dict[str, Any] = {"hidden_size": "48", "num_attention_heads": "6", "num_key_value_heads": "3"}
+    _, plan = small("llama", **sizes)
+    wrong = plan.edited(Edit("model.layers.*.mlp.down_proj", "rowwise", None), "model")
+    assert codes("llama", "deepspeed", plan=wrong, **sizes)
+    wrong = plan.edited(Edit("model.layers.*.self_attn.k_proj", "colwise", None), "model")
+    assert codes("llama", "deepspeed", plan=wrong, **sizes)
+
+
+def test_a_tied_head_for_deepspeed_is_suggested_right() -> None:
+    from shardproof.planner.inference.suggest import suggest
+
+    loaded, _ = small("qwen3", tie_word_embeddings="true")
+    assert compile_for(find_dialect("deepspeed"), loaded, suggest(loaded).plan).proof.verdict is Verdict.PROVED
+
+
+def test_heads_are_dealt_as_the_engine_deals_them() -> None:
+    """`module_inject/tp_shard.py`, 0.19.8, `get_shard_size`."""
+    deal = deal_of(small("llama", num_attention_heads="6", num_key_value_heads="3", hidden_size="48")[0].config, 2)
+    assert deal.sizes(24, "model.layers.0.self_attn.k_proj") == (16, 8)
+    assert deal.sizes(96, "model.layers.0.mlp.gate_proj") == (48, 48)
+    assert deal.sizes(96, "lm_head") == (48, 48)
+    assert Deal(1, 2).sizes(8, "k_proj") == (8, 0)

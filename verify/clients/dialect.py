@@ -15,6 +15,7 @@ class Reader(StrEnum):
     TRANSFORMERS = "Transformers' own runtime, every key"
     ENGINE = "the client replaces linear layers, by the base model's keys"
     DEEPSPEED = "DeepSpeed replaces linear layers, by all keys"
+    MODULES = "torch distributes the parameters of linear layers and embeddings, by all keys"
     NAMES = "the client looks for attribute names, and reads no plan"
 
 

@@ -15,6 +15,7 @@ from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
+from shardproof.verify.clients.deepspeed.uneven_heads import dealt_subjects
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
 from shardproof.verify.clients.reading import Reading, read
 from shardproof.verify.clients.stages.keyed import check_keyed_stages
@@ -69,14 +70,28 @@ def _findings(
         and not any(finding.severity is Severity.ERROR for finding in stages)
     ):
         stages += check_keyed_stages(dialect, loaded, plan, pp)
-    return form + (_of_ranks(dialect, subject, plan, tp) if tp > 1 else ()) + stages
+    return form + (_at_degree(dialect, loaded, subject, plan, tp) if tp > 1 else ()) + stages
+
+
+def _at_degree(dialect: Dialect, loaded: LoadedModel, subject: Subject, plan: Plan, tp: int) -> tuple[Finding, ...]:
+    """Findings of the ranks' programs; DeepSpeed may give ranks different numbers of heads, and so different programs."""
+    if dialect.reader is not Reader.DEEPSPEED:
+        return _of_ranks(dialect, subject, plan, tp)
+    reading = read(dialect, subject, plan, tp)
+    if reading.settled:
+        return reading.findings
+    dealt = dealt_subjects(loaded, subject, reading.assigned, tp, client=dialect.name)
+    if isinstance(dealt, Finding):
+        return (*reading.findings, dealt)
+    found = (finding for each in dealt for finding in _of_ranks(dialect, each, plan, tp))
+    return tuple(dict.fromkeys(found))
 
 
 def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[Finding, ...]:
     reading = read(dialect, subject, plan, tp)
     if reading.settled:
         return reading.findings
-    distributed = dialect.reader in (Reader.TRANSFORMERS, Reader.NAMES)
+    distributed = dialect.reader in (Reader.TRANSFORMERS, Reader.MODULES, Reader.NAMES)
     assigned = reading.assigned
     ran = relate(subject, assigned, tp, distributed=distributed)
     while not isinstance(ran, Propagation) and dialect.gathers_norms:

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from shardproof.planner.ir.findings import Finding, Severity
-from shardproof.planner.ir.graph import Graph, Module
+from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import Placement
 from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
+from shardproof.verify.clients.deepspeed.layout import layout_of, styles_read
 from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
-from shardproof.verify.clients.engine_decisions import engine_styles, is_expert, may_be_norm, sinks
+from shardproof.verify.clients.engine_decisions import engine_styles, is_expert, sinks
 from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
 from shardproof.verify.clients.vllm.fusers import is_linear, not_followed
 from shardproof.verify.clients.widths import uneven
@@ -44,11 +45,15 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
         case Reader.ENGINE:
             return _engine(dialect, subject, plan, degree, unknown)
         case Reader.DEEPSPEED:
-            styles = plan.styles(subject.prefix)
-            layout = {
-                m.path: _planned(dialect, styles, m) for m in subject.graph.modules if is_linear(m) or may_be_norm(m)
-            }
+            styles = styles_read(subject.model, subject.prefix, plan)
+            if not styles and degree > 1:
+                return Reading(Assigned({}, {}), (be417.heuristic_not_modelled(dialect.name),))
+            layout = layout_of(dialect, subject.model, subject.graph, styles)
             return Reading(_laid_out(subject.graph, layout), tuple(unknown))
+        case Reader.MODULES:
+            effects = {key: dialect.effect(style) for key, style in plan.styles(subject.prefix).items()}
+            own = {module.path: effects.get(generic(module.path)) for module in subject.graph.modules}
+            return Reading(_laid_out(subject.graph, own))
         case Reader.NAMES:
             return _by_names(dialect, subject)
 
@@ -99,11 +104,6 @@ def _engine(dialect: Dialect, subject: Subject, plan: Plan, degree: int, finding
     if dialect.cuts_sinks:
         assigned = replace(assigned, parameters={**assigned.parameters, **sinks(subject)})
     return Reading(assigned, tuple(findings), found)
-
-
-def _planned(dialect: Dialect, styles: Mapping[str, str], module: Module) -> str | None:
-    pattern = first_match(dialect.matching, styles, module.path)
-    return dialect.effect(styles[pattern]) if pattern is not None else None
 
 
 def _laid_out(graph: Graph, layout: Mapping[str, str | None]) -> Assigned:

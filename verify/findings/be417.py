@@ -1,6 +1,7 @@
 """BE417: code that the client rewrites."""
 
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.plan import generic
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -56,5 +57,34 @@ def packed_projection_rewritten(module: str, entry: str, client: str) -> Finding
         why="blocks of unequal size, and sizes that the client writes into the source, have no placement here",
         found="a packed projection with fewer key-value heads",
         needed="a run in the client: `plan verify --level client`",
+        fault=Fault.CLIENT,
+    )
+
+
+def uneven_heads_not_proved(module: str, client: str, why: str) -> Finding:
+    """The client deals heads unevenly, and the ranks' programs could not be proved one by one."""
+    name = client.partition(" ")[0]
+    return Finding(
+        "BE417",
+        Severity.UNDECIDED,
+        f"{client} gives the ranks unequal numbers of heads, and {why}",
+        Place(entry=generic(module), module=module),
+        why="each number of heads is proved in a model of its own, and the ranks' programs are traced at their sizes",
+        found="unequal numbers of heads",
+        needed=f"a run in the client: `plan verify --level client --client {name}`",
+        fault=Fault.CLIENT,
+    )
+
+
+def heuristic_not_modelled(client: str) -> Finding:
+    """Without a plan the client shards by names of its own choice, which is not modelled."""
+    return Finding(
+        "BE417",
+        Severity.UNDECIDED,
+        f"without a plan {client} shards by its own heuristic, which is not modelled.",
+        Place(),
+        why="the client looks for names of layers where neither the config nor the class has a plan",
+        found="no plan",
+        needed="a plan, or a run in the client: `plan verify --level client`",
         fault=Fault.CLIENT,
     )

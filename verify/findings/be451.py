@@ -11,7 +11,7 @@ register(
         what="The client's log-probabilities are not those of the single-device model.",
         why="The client loaded a small checkpoint with the plan, by its own code, and served the "
         "same tokens. At one rank it agreed.",
-        use_instead="The plan of `plan suggest --for vllm`; `plan verify --for vllm` says where this one is wrong.",
+        use_instead="The plan of `plan suggest --for CLIENT`; `plan verify --for CLIENT` says where this one is wrong.",
         fix_safety="No edit is offered: the proof in the client's dialect names the entry, and tries edits.",
         invalid=(
             Example(

@@ -10,7 +10,7 @@ register(
         severity=Severity.ERROR,
         what="The client raises, or does not answer, with this plan at this layout.",
         why="The client loaded a small checkpoint with the plan, by its own code. At one rank it answered.",
-        use_instead="The plan of `plan suggest --for vllm`; `plan check --backend vllm` says what the client cannot take.",
+        use_instead="The plan of `plan suggest --for CLIENT`; `plan check --backend CLIENT` says what the client cannot take.",
         fix_safety="No edit is offered: the proof in the client's dialect names the entry, and tries edits.",
         invalid=(
             Example(

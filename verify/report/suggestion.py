@@ -20,7 +20,7 @@ class Suggested:
     parts of the plan belong; a module of any class has no config class (""). `differences` are those between the model's
     own plan (the first) and this one, if they were compared. `everywhere` has the verdict for each serving client, of a
     plan that was not made for one client. `left` are the parameters that the plan does not shard, where Transformers
-    reads it.
+    reads it. `lost` says what a client's dialect cannot say of the inferred plan.
     """
 
     model: str
@@ -37,3 +37,4 @@ class Suggested:
     owners: Mapping[str, str] = field(default_factory=dict)
     everywhere: Everywhere | None = None
     left: tuple[Left, ...] = ()
+    lost: tuple[str, ...] = ()

@@ -1,9 +1,8 @@
 """DeepSpeed AutoTP's reader of Transformers plans (training).
 
-Source: DeepSpeed 0.19.8. `runtime/tensor_parallel/config.py` (`_get_hf_tp_plan`): config, class and instance plans merged.
-`module_inject/tp_plan_converter.py` (`TPPlanConverter`): six styles, any other is refused with the whole plan; keys become
-regular expressions on the weight's name, `*` standing for anything. Only `nn.Linear` is cut. A tied embedding whose head
-becomes vocabulary-parallel is handled apart; here it is taken as whole.
+Source: DeepSpeed 0.19.8. `module_inject/tp_plan_converter.py` (`TPPlanConverter`): six styles, any other is refused with the
+whole plan; keys become regular expressions on the weight's name, `*` standing for anything. What becomes of each module is in
+`layout.py`, what each rank holds in `shard_sizes.py`.
 """
 
 from shardproof.verify.clients.dialect import Dialect, Matching, Pipeline, Reader, UnknownStyle
