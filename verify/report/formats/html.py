@@ -12,9 +12,9 @@ from shardproof.planner.ir.findings import Finding, Source
 from shardproof.planner.ir.plan import generic
 from shardproof.verify.findings.catalogue import name_of
 from shardproof.verify.report.drawing import Box, Picture
-from shardproof.verify.report.formats.layer_picture import layer_picture, placement_mark
 from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.formats.text import next_edit, verdict_sentence
+from shardproof.verify.report.layer_picture import layer_picture, placement_mark
 from shardproof.verify.report.report import Report
 
 if TYPE_CHECKING:
