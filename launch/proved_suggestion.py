@@ -27,20 +27,19 @@ def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = Non
     loaded = load(model) if isinstance(model, str) else model
     suggestion = infer(loaded, why=why, tp=tp)
     plan, notes = suggestion.plan, list(suggestion.notes)
-    if plan.pp and (wrong := _first_error(_of_stages(loaded, plan))):
-        plan = replace(plan, pp=(), head_pp=())
-        notes.append(f"there is no pipeline plan: {wrong.message}")
+    if plan.pp:
+        try:
+            found = prove_stages(loaded, on_meta(loaded), plan, STAGES).findings
+        except ValueError as error:  # too few layers for so many stages, for instance
+            found = ()
+            notes.append(f"the pipeline plan was not proved: {error}")
+        if wrong := _first_error(found):
+            plan = replace(plan, pp=(), head_pp=())
+            notes.append(f"there is no pipeline plan: {wrong.message}")
     if plan.ep and (degree := _least_degree(loaded)) and (wrong := _first_error(_of_experts(loaded, plan, degree))):
         plan = replace(plan, ep=())
         notes.append(f"there is no expert plan: {wrong.message}")
     return replace(suggestion, plan=plan, notes=tuple(notes))
-
-
-def _of_stages(loaded: LoadedModel, plan: Plan) -> tuple[Finding, ...]:
-    try:
-        return prove_stages(loaded, on_meta(loaded), plan, STAGES).findings
-    except ValueError:  # too few layers for so many stages: nothing to cut
-        return ()
 
 
 def _of_experts(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:

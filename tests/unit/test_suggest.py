@@ -2,6 +2,7 @@
 
 import pytest
 
+from shardproof.launch.proved_suggestion import suggest as proved
 from shardproof.planner.inference.suggest import Suggestion, suggest
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
@@ -207,3 +208,9 @@ def test_more_ranks_than_key_heads(heads: int, tp: int) -> None:
     assert styles["layers.*.mlp.down_proj"] == "rowwise"
     assert styles["layers.*.self_attn.k_proj"] == "colwise_gather_output"
     assert prove(loaded, plan, tp=tp).verdict is Verdict.PROVED
+
+
+def test_a_pipeline_plan_that_could_not_be_proved_is_told() -> None:
+    found = proved(load("llama", overrides={"num_hidden_layers": 1}))
+    assert found.plan.pp
+    assert any("the pipeline plan was not proved" in note and "1 layers" in note for note in found.notes)
