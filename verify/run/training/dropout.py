@@ -129,7 +129,7 @@ def _sites(bench: TrainingBench) -> tuple[list[str], list[str], bool]:
     alone = bench.alone()
     want = on_one_device(lambda: _dropped_backward(alone, bench, seed=_SEED))
     if not want:
-        raise NotAskedError("the model has no dropout")
+        raise NotAskedError("no call of functional dropout, nor of attention with a dropout rate, was seen")
     got = _dropped_backward(bench.sharded(), bench, seed=_SEED)
     if [site.module for site in got] != [site.module for site in want]:
         return [], [], True

@@ -2,8 +2,9 @@
 
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,10 @@ from shardproof.planner.loading.load import quiet
 from shardproof.verify.run.training.asking import Measured, TrainingQuestion, Way
 from shardproof.verify.run.training.bench import NotAskedError, TrainingBench, WaitsForeverError, on_one_device
 from shardproof.verify.run.training.steps import adamw, moved, step
+
+Optimizer = torch.optim.Optimizer
+GoOn = Callable[[TrainingBench, nn.Module, Optimizer, nn.Module, Optimizer], None]
+"""Saves a model with its optimizer, and reads both into fresh ones."""
 
 _ROUNDING = 1e-12
 """Relative: what is saved is read back to the same numbers."""
@@ -84,17 +89,20 @@ def _read_back(bench: TrainingBench, folder: Path) -> Measured:
 
 def _same(want: nn.Module, got: nn.Module) -> Measured:
     held = dict(got.named_parameters())
-    errors = {
-        name: float((held[name].double() - value.double()).abs().max()) if value.numel() else 0.0
-        for name, value in want.named_parameters()
-        if name in held
-    }
+    errors = {name: _apart(held.get(name), value) for name, value in want.named_parameters()}
     place = max(errors, key=lambda name: errors[name], default="")
     return Measured(errors.get(place, 0.0), _ROUNDING, place)
 
 
-def _resumed(bench: TrainingBench) -> Measured:
-    """A distributed checkpoint after all steps but one; a fresh model and optimizer read it and take the last step."""
+def _apart(held: torch.Tensor | None, value: torch.Tensor) -> float:
+    """The largest difference; infinite where nothing is held."""
+    if held is None:
+        return float("inf")
+    return float((held.double() - value.double()).abs().max()) if value.numel() else 0.0
+
+
+def _resumed(go_on: GoOn, bench: TrainingBench) -> Measured:
+    """All steps but one; a fresh model and optimizer read what was saved then, and take the last step."""
     alone, ours = bench.alone(), bench.sharded()
     before = {name: value.detach().clone() for name, value in alone.named_parameters()}
     optimizers = adamw(alone), adamw(ours)
@@ -102,40 +110,34 @@ def _resumed(bench: TrainingBench) -> Measured:
         on_one_device(lambda batch=batch: step(alone, optimizers[0], batch))  # type: ignore[misc]
         step(ours, optimizers[1], batch)
     on_one_device(lambda: step(alone, optimizers[0], bench.batches[-1]))
-    with _shared_folder(bench) as folder:
-        weights, state = get_state_dict(ours, optimizers[1])
-        state_dict_saver.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
-        fresh = bench.sharded()
-        with torch.no_grad():
-            for value in fresh.parameters():
-                value.zero_()  # nothing of the first weights may pass for what was read
-        optimizer = adamw(fresh)
-        weights, state = get_state_dict(fresh, optimizer)
-        state_dict_loader.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
-        set_state_dict(fresh, optimizer, model_state_dict=weights, optim_state_dict=state)
+    fresh = bench.sharded()
+    with torch.no_grad():
+        for value in fresh.parameters():
+            value.zero_()  # nothing of the first weights may pass for what was read
+    optimizer = adamw(fresh)
+    go_on(bench, ours, optimizers[1], fresh, optimizer)
     step(fresh, optimizer, bench.batches[-1])
     return moved(before, dict(alone.named_parameters()), dict(fresh.named_parameters()))
 
 
-def _resumed_by_rank(bench: TrainingBench) -> Measured:
-    """Every rank writes the state of its own model and optimizer, and reads it into fresh ones."""
-    alone, ours = bench.alone(), bench.sharded()
-    before = {name: value.detach().clone() for name, value in alone.named_parameters()}
-    optimizers = adamw(alone), adamw(ours)
-    for batch in bench.batches[:-1]:
-        on_one_device(lambda batch=batch: step(alone, optimizers[0], batch))  # type: ignore[misc]
-        step(ours, optimizers[1], batch)
-    on_one_device(lambda: step(alone, optimizers[0], bench.batches[-1]))
+def _by_distributed_checkpoint(
+    bench: TrainingBench, ours: nn.Module, old: Optimizer, fresh: nn.Module, new: Optimizer
+) -> None:
+    with _shared_folder(bench) as folder:
+        weights, state = get_state_dict(ours, old)
+        state_dict_saver.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+        weights, state = get_state_dict(fresh, new)
+        state_dict_loader.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
+        set_state_dict(fresh, new, model_state_dict=weights, optim_state_dict=state)
+
+
+def _by_file_of_each_rank(_: TrainingBench, ours: nn.Module, old: Optimizer, fresh: nn.Module, new: Optimizer) -> None:
     with tempfile.TemporaryDirectory(prefix="shardproof-trained-") as folder:
         file = Path(folder) / "state.pt"
-        torch.save({"model": ours.state_dict(), "optimizer": optimizers[1].state_dict()}, file)
+        torch.save({"model": ours.state_dict(), "optimizer": old.state_dict()}, file)
         read = torch.load(file, weights_only=False)  # written above
-    fresh = bench.sharded()
     fresh.load_state_dict(read["model"])
-    optimizer = adamw(fresh)
-    optimizer.load_state_dict(read["optimizer"])
-    step(fresh, optimizer, bench.batches[-1])
-    return moved(before, dict(alone.named_parameters()), dict(fresh.named_parameters()))
+    new.load_state_dict(read["optimizer"])
 
 
 _ALL = "model.save_pretrained(folder) on every rank"
@@ -150,7 +152,13 @@ RESUMING = TrainingQuestion(
     "resuming",
     "TR609",
     (
-        Way("torch.distributed.checkpoint with get_state_dict and set_state_dict", _resumed),
-        Way("torch.save of model.state_dict() and optimizer.state_dict(), a file a rank", _resumed_by_rank),
+        Way(
+            "torch.distributed.checkpoint with get_state_dict and set_state_dict",
+            partial(_resumed, _by_distributed_checkpoint),
+        ),
+        Way(
+            "torch.save of model.state_dict() and optimizer.state_dict(), a file a rank",
+            partial(_resumed, _by_file_of_each_rank),
+        ),
     ),
 )
