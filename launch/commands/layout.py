@@ -12,6 +12,7 @@ from shardproof.launch.commands.options import (
     DebugOption,
     InputOption,
     ModelArgument,
+    PythonOption,
     QuietOption,
     SetOption,
     TrustOption,
@@ -85,6 +86,7 @@ def layout(
     set_: SetOption = None,
     input_: InputOption = None,
     trust_remote_code: TrustOption = False,
+    _python: PythonOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

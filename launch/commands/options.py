@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from shardproof.launch.commands import completion
+from shardproof.launch.output.console import say
 from shardproof.launch.result import MisuseError, ReportFormat
 
 ModelArgument = Annotated[
@@ -55,6 +56,28 @@ InputOption = Annotated[
         metavar="NAME: DTYPE[DIMS]",
         help="An argument of the forward of any nn.Module, such as 'x: float[b, 16, 64]'; repeatable.",
         show_default="guessed from the first layers",
+    ),
+]
+
+
+def _elsewhere(context: typer.Context, python: Path | None) -> None:
+    """Hand the whole command over to another interpreter, and end with its exit code."""
+    if python is None or context.resilient_parsing:
+        return
+    from shardproof.launch.clients.other_python import run_elsewhere
+
+    raise typer.Exit(run_elsewhere(str(python), context.find_root().obj or (), say))
+
+
+PythonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--python",
+        metavar="FILE",
+        help="Do all of it in this Python, with the Transformers and torch that it has; nothing is installed there.",
+        show_default="this one",
+        is_eager=True,
+        callback=_elsewhere,
     ),
 ]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]

@@ -16,6 +16,7 @@ from shardproof.launch.commands.options import (
     InputOption,
     ModelArgument,
     PlanForOption,
+    PythonOption,
     QuietOption,
     SetOption,
     TrustOption,
@@ -105,6 +106,7 @@ def suggest(
         bool, typer.Option("--allow-installed", help="Let --write change the files of an installed package.")
     ] = False,
     for_: PlanForOption = None,
+    _python: PythonOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -1,5 +1,6 @@
 """`plan verify MODEL...`: prove plans, and run them on real ranks."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardproof.launch.clients.other_python import VLLM_PYTHON, run_in_client
 from shardproof.launch.commands.cases.run_cases import (
     NOTHING_KNOWN,
     Asked,
@@ -25,6 +27,7 @@ from shardproof.launch.commands.options import (
     InputOption,
     ModelsArgument,
     OutputOption,
+    PythonOption,
     QuietOption,
     SetOption,
     TrustOption,
@@ -35,7 +38,7 @@ from shardproof.launch.commands.options import (
 from shardproof.launch.commands.read_inputs import STDIN, ModelReference, read_model, read_plan
 from shardproof.launch.commands.verify_levels import run_levels
 from shardproof.launch.commands.verify_request import Level, RunLayout, VerifyRequest, nodes_of, run_layout
-from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result
+from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result, say
 from shardproof.launch.output.finding_lines import locator
 from shardproof.launch.output.report_formats import Drawing, format_case
 from shardproof.launch.output.result_file import writable, write_result
@@ -106,6 +109,7 @@ ClientPythonOption = Annotated[
 
 
 def verify(
+    context: typer.Context,
     models: ModelsArgument = None,
     plan: PlanOption = None,
     tp: TpOption = None,
@@ -129,10 +133,13 @@ def verify(
     baseline: BaselineOption = None,
     write_baseline: WriteBaselineOption = None,
     changed: ChangedOption = False,
+    _python: PythonOption = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Verify plans: by proof, and on real ranks (started here, or those of the torchrun or Slurm job around)."""
+    levels = tuple(dict.fromkeys(level or ()))
+    _prove_where_the_client_is(context, levels, client_python, for_)
     job = surrounding()
     progress = Progress(quiet or not is_first_rank())
     with only_results_on_stdout(debug=debug):
@@ -145,10 +152,10 @@ def verify(
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),
-            levels=tuple(dict.fromkeys(level or ())),
+            levels=levels,
             form=form,
             timeout=timeout,
-            client=for_ if for_ or Level.CLIENT not in (level or ()) else "vllm",
+            client=for_ if for_ or Level.CLIENT not in levels else "vllm",
             client_python=str(client_python) if client_python else None,
             weights=weights,
             strict=strict,
@@ -165,6 +172,18 @@ def verify(
     if is_first_rank():
         write_result(output, result.text) if output is not None else print_result(result.text)
     raise typer.Exit(result.code)
+
+
+def _prove_where_the_client_is(
+    context: typer.Context, levels: Sequence[Level], given: Path | None, client: str | None
+) -> None:
+    """Level `client` hands the command over to the interpreter of the client, and ends with its exit code."""
+    if Level.CLIENT not in levels:
+        return
+    of_vllm = os.environ.get(VLLM_PYTHON) if (client or "vllm").startswith("vllm") else None
+    code = run_in_client(str(given) if given else of_vllm, context.find_root().obj or (), say)
+    if code is not None:
+        raise typer.Exit(code)
 
 
 def requests_of(asked: Asked, common: VerifyRequest, *, fixed: RunLayout | None) -> tuple[VerifyRequest, ...]:
@@ -189,7 +208,7 @@ def requests_of(asked: Asked, common: VerifyRequest, *, fixed: RunLayout | None)
                 found.append(
                     replace(
                         common,
-                        model=ModelReference(reference, common.model.overrides, trusted),
+                        model=replace(common.model, reference=reference, trust_remote_code=trusted),
                         plan_file=plan_file,
                         layout=layout,
                         client=own,

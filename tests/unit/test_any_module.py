@@ -1,5 +1,6 @@
 """Any `nn.Module`: a class, a function or a module in memory is planned, proved and run, under its own names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ from torch import nn
 
 from shardproof import load, prove, suggest
 from shardproof.launch.cli import run
+from shardproof.launch.commands.cases.run_cases import Asked
+from shardproof.launch.commands.read_inputs import ModelReference
+from shardproof.launch.commands.verify import requests_of
+from shardproof.launch.commands.verify_request import VerifyRequest
 from shardproof.launch.ranks.confirm import confirm, confirm_cases
 from shardproof.planner.ir.errors import ArgumentError, LoadError
 from shardproof.planner.ir.findings import Verdict
@@ -187,3 +192,9 @@ def test_forward_gives_what_the_module_gives(file: Path) -> None:
     built = build(load(f"{file}:Mlp"), device="cpu")
     x = torch.randn(2, 64)
     assert torch.equal(built(x)[0], built.down(torch.relu(built.up(x))))  # type: ignore[operator]
+
+
+def test_verify_keeps_the_inputs_of_the_command_line() -> None:
+    given = ModelReference("", {}, True, ("x: float[b, 16, 64]",))
+    (request,) = requests_of(Asked(("file.py:M",)), VerifyRequest(given), fixed=None)
+    assert request.model == replace(given, reference="file.py:M")

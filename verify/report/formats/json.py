@@ -9,7 +9,7 @@ from shardproof.planner.transformers_facts.version import is_tested
 from shardproof.verify.findings.catalogue import name_of
 from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.difference import Backed, Difference
-from shardproof.verify.report.environment import environment
+from shardproof.verify.report.environment import environment, started_from
 from shardproof.verify.report.formats.client_readings import everywhere_json
 from shardproof.verify.report.formats.explanation import explanation_json
 from shardproof.verify.report.formats.private import public, public_finding
@@ -47,11 +47,17 @@ def _report(report: Report, known: frozenset[int] | None) -> dict[str, object]:
         "verdict": report.verdict.value,
         "levels": {level.level: _level(level) for level in report.levels},
         "findings": findings,
-        "environment": {**report.environment, "tested": is_tested(report.environment.get("transformers", ""))},
+        "environment": _environment(report),
         "degrees": list(report.degrees.legal) if report.degrees else None,
         "forbidden": _forbidden(report.degrees) if report.degrees else None,
         **_shares(report),
     }
+
+
+def _environment(report: Report) -> dict[str, object]:
+    tested = is_tested(report.environment.get("transformers", ""))
+    before = started_from()
+    return {**report.environment, "tested": tested, **({"started_from": before} if before else {})}
 
 
 def _shares(report: Report) -> dict[str, object]:
