@@ -57,6 +57,10 @@ InputOption = Annotated[
         show_default="guessed from the first layers",
     ),
 ]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="FOLDER", help="An adapter (LoRA, DoRA, rsLoRA) saved by PEFT; repeatable."),
+]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
