@@ -74,15 +74,12 @@ def test_the_plan_of_lora_follows_its_base_layers_and_is_confirmed(tmp_path: Pat
 
 def test_two_adapters_are_computed_at_once(tmp_path: Path) -> None:
     second = {**LORA, "r": 2, "target_modules": ["q_proj", "v_proj"]}
-    plan = suggest(llama(folder(tmp_path / "one", LORA), folder(tmp_path / "2nd.half", second))).plan
-    assert of_attention(plan) == {
-        "q_proj.base_layer": "colwise",
+    plan = of_attention(suggest(llama(folder(tmp_path / "one", LORA), folder(tmp_path / "2nd.half", second))).plan)
+    factors = {name: style for name, style in plan.items() if "lora_B" in name or name == "o_proj.lora_A.default"}
+    assert factors == {
         "q_proj.lora_B.default": "colwise",
         "q_proj.lora_B.a_2nd_half": "colwise",
-        "k_proj": "colwise",
-        "v_proj.base_layer": "colwise",
         "v_proj.lora_B.a_2nd_half": "colwise",
-        "o_proj.base_layer": "rowwise",
         "o_proj.lora_A.default": "rowwise",
     }
 

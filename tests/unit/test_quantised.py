@@ -25,7 +25,6 @@ def quantised(intermediate: int, config: dict[str, object] | None) -> LoadedMode
     [
         (512, 2, None, Verdict.PROVED, ""),
         (512, 2, FP8, Verdict.PROVED, ""),
-        (512, 2, FP8 | {"weight_block_size": None}, Verdict.NOT_PROVED, "quantised (fp8)"),
         (512, 2, FP8 | {"modules_to_convert": ["embed_tokens"]}, Verdict.NOT_PROVED, "quantised (fp8)"),
         (512, 2, FP8 | {"modules_to_not_convert": []}, Verdict.REFUTED, "of lm_head"),
         (384, 2, FP8, Verdict.REFUTED, "holds 192 out_features of model.layers.0.mlp.gate_proj"),
@@ -43,9 +42,7 @@ def test_a_proof(intermediate: int, tp: int, config: dict[str, object] | None, v
     assert all(finding.code == "TP222" and words in finding.message for finding in result.findings)
 
 
-@pytest.mark.parametrize(
-    ("intermediate", "block", "legal"), [(512, 128, (1, 2)), (512, 64, (1, 2, 4)), (384, 128, (1,))]
-)
+@pytest.mark.parametrize(("intermediate", "block", "legal"), [(512, 64, (1, 2, 4)), (384, 128, (1,))])
 def test_degrees_count_blocks(intermediate: int, block: int, legal: tuple[int, ...]) -> None:
     model = quantised(intermediate, {**FP8, "weight_block_size": [block, block]})
     found = legal_degrees(model, carried_plan(model, on_meta(model)))
