@@ -1,7 +1,8 @@
 """A plan of the base model, as PEFT reads it for the layers of an adapter.
 
 Source: PEFT 0.21.2, `tuners/lora/model.py`, `_create_and_replace`: beside a `colwise` base layer, B is `colwise` and A whole;
-beside a `rowwise` one, A is `rowwise` and B whole; beside any other style, PEFT warns and gives no factor a style. Other methods than LoRA have none.
+beside a `rowwise` one, A is `rowwise` and B whole; beside any other style, PEFT warns and gives no factor a style. Other methods
+than LoRA have none.
 """
 
 from collections.abc import Iterator
