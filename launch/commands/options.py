@@ -103,6 +103,11 @@ def degree(text: str) -> int:
     return int(text)
 
 
+def several(given: list[str] | None) -> tuple[str, ...]:
+    """The values of a repeatable option."""
+    return tuple(given or ())
+
+
 def settings(given: list[str] | None) -> dict[str, str]:
     """The values of `--set`, by key.
 

@@ -32,6 +32,7 @@ from shardproof.launch.commands.options import (
     WriteBaselineOption,
     degree,
     settings,
+    several,
 )
 from shardproof.launch.commands.read_inputs import STDIN, ModelReference, read_model, read_plan
 from shardproof.launch.commands.verify_levels import run_levels
@@ -143,7 +144,7 @@ def verify(
         fixed = run_layout(tp, pp, ep=ep, ranks=job.size if job else None) if tp or pp or ep or job else None
         writable(output)
         common = VerifyRequest(
-            model=ModelReference("", settings(set_), trust_remote_code, tuple(input_ or ()), tuple(adapter or ())),
+            model=ModelReference("", settings(set_), trust_remote_code, several(input_), several(adapter)),
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),
