@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import (
+    adapters,
     balance,
     configs,
     contract,
@@ -32,6 +33,7 @@ from benchmarks.engines import traces
 from benchmarks.zoo import bench as zoo
 
 BENCHMARKS = {
+    "adapters": adapters.main,
     "balance": balance.main,
     "configs": configs.main,
     "contract": contract.main,

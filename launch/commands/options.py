@@ -80,6 +80,10 @@ PythonOption = Annotated[
         callback=_elsewhere,
     ),
 ]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="FOLDER", help="An adapter (LoRA, DoRA, rsLoRA) saved by PEFT; repeatable."),
+]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
@@ -120,6 +124,11 @@ def degree(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise typer.BadParameter(f"a degree is a whole number from 1 up, not {text!r}")
     return int(text)
+
+
+def several(given: list[str] | None) -> tuple[str, ...]:
+    """The values of a repeatable option."""
+    return tuple(given or ())
 
 
 def settings(given: list[str] | None) -> dict[str, str]:

@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ModelReference:
     """A model as the command line names it; `overrides` are config fields and their values as text, `inputs` what the forward
-    of a module is given.
+    of a module is given, `adapters` folders of PEFT's adapters.
     """
 
     reference: str
     overrides: Mapping[str, str]
     trust_remote_code: bool = False
     inputs: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 def read_model(model: ModelReference, progress: Progress) -> "LoadedModel":
     """Read the config and find the class.
 
     Raises:
-        LoadError: the reference names no model.
+        LoadError: the reference names no model, or an adapter does not fit it.
     """
     with progress.step(f"reading {model.reference}"):
         from shardproof.planner.loading.load import load
@@ -43,6 +44,7 @@ def read_model(model: ModelReference, progress: Progress) -> "LoadedModel":
             overrides=model.overrides,
             trust_remote_code=model.trust_remote_code,
             inputs=model.inputs,
+            adapters=model.adapters,
         )
 
 

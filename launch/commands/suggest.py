@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardproof.launch.commands.options import (
+    AdapterOption,
     DebugOption,
     InputOption,
     ModelArgument,
@@ -77,6 +78,7 @@ def suggest(
     model: ModelArgument,
     set_: SetOption = None,
     input_: InputOption = None,
+    adapter: AdapterOption = None,
     trust_remote_code: TrustOption = False,
     form: Annotated[
         PlanFormat | None,
@@ -114,9 +116,17 @@ def suggest(
     progress = Progress(quiet)
     form = form or (PlanFormat.TEXT if _on_terminal() else PlanFormat.PYTHON)
     with only_results_on_stdout(debug=debug):
-        loaded = read_model(ModelReference(model, settings(set_), trust_remote_code, tuple(input_ or ())), progress)
+        adapters = tuple(adapter or ())
+        if adapters and write:
+            raise MisuseError(
+                "--write puts a plan into a model's class, which has no adapters; leave --adapter or --write out."
+            )
+        reference = ModelReference(model, settings(set_), trust_remote_code, tuple(input_ or ()), adapters)
+        loaded = read_model(reference, progress)
         explained = why or form is PlanFormat.HTML
         client = _client_of(form, for_)
+        if adapters and client is not None:
+            raise MisuseError(f"--adapter: how {client} shards adapters is not known; leave --for {client} out.")
         suggested = suggest_plan(loaded, progress=progress, tp=tp, compared=compare, client=client, why=explained)
         text, suggested = _text(loaded, suggested, form, comments, why=why)
         result = CommandResult(text, EXIT_CODES[suggested.report.verdict])
@@ -270,7 +280,9 @@ def _everywhere(loaded: "LoadedModel", plan: Plan, degree: int) -> tuple[Plan, E
     """A plan that every serving client reads in the same way, where there is one, and the verdict for each client."""
     from shardproof.verify.clients.common_plan import everywhere
 
-    if loaded.is_module or not (plan.tp or plan.head_tp):  # no serving client takes a module of any class
+    if (
+        loaded.is_module or loaded.adapters or not (plan.tp or plan.head_tp)
+    ):  # no serving client takes a module of any class, nor an adapter by a plan
         return plan, None
     return everywhere(loaded, plan, tp=degree)
 

@@ -19,6 +19,7 @@ from shardproof.launch.commands.cases.run_cases import (
     result_of,
 )
 from shardproof.launch.commands.options import (
+    AdapterOption,
     BaselineOption,
     ChangedOption,
     DebugOption,
@@ -34,6 +35,7 @@ from shardproof.launch.commands.options import (
     WriteBaselineOption,
     degree,
     settings,
+    several,
 )
 from shardproof.launch.commands.read_inputs import STDIN, ModelReference, read_model, read_plan
 from shardproof.launch.commands.verify_levels import run_levels
@@ -119,6 +121,7 @@ def verify(
     form: FormatOption = ReportFormat.TEXT,
     set_: SetOption = None,
     input_: InputOption = None,
+    adapter: AdapterOption = None,
     trust_remote_code: TrustOption = False,
     timeout: TimeoutOption = 300.0,
     weights: WeightsOption = False,
@@ -148,7 +151,7 @@ def verify(
         fixed = run_layout(tp, pp, ep=ep, ranks=job.size if job else None) if tp or pp or ep or job else None
         writable(output)
         common = VerifyRequest(
-            model=ModelReference("", settings(set_), trust_remote_code, tuple(input_ or ())),
+            model=ModelReference("", settings(set_), trust_remote_code, several(input_), several(adapter)),
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),
@@ -252,13 +255,13 @@ def verify_plan(request: VerifyRequest, *, progress: Progress, known: Known = NO
 
 def verify_case(request: VerifyRequest, *, progress: Progress) -> tuple[CaseReport, Drawing]:
     """Run every level that was requested of one model; the report, and what its page draws."""
-    from shardproof.planner.loading.carried_plan import carried_plan
+    from shardproof.planner.loading.carried_plan import carried_plan, read_for
     from shardproof.planner.tracing.programs import on_meta
 
     given = request.plan or (read_plan(request.plan_file) if request.plan_file else None)
     loaded = read_model(request.model, progress)
     model = on_meta(loaded)
-    plan = given if given is not None else carried_plan(loaded, model)
+    plan = read_for(loaded, model, given) if given is not None else carried_plan(loaded, model)
     _refuse_empty_stages(request, loaded, model, plan)
     levels, skipped = run_levels(request, loaded, model, plan, progress)
     proved = request.client is None and any(level.level == "proof" for level in levels)

@@ -83,7 +83,7 @@ def read_request(directory: Path, number: int) -> Request | None:
 def _modules(case: Case) -> list[str]:
     """The modules of the case's classes; none for a file given by path, since a loaded model reads its reference again when it
     unpickles."""
-    kinds = (type(case.loaded.config), case.loaded.model_class, type(case.staging.faults))
+    kinds = (type(case.loaded.config), case.loaded.base_class, type(case.staging.faults))
     names = [kind.__module__ for kind in kinds]
     return [name for name in names if not name.startswith(FILE_PACKAGE)]
 

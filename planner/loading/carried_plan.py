@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.ir.plan import Plan, join
+from shardproof.planner.loading.adapters.base_plan import with_adapter_entries
 from shardproof.planner.loading.load import LoadedModel
 
 
@@ -54,11 +55,12 @@ def carried_plan(loaded: LoadedModel, model: nn.Module) -> Plan:
     """The model's own plan: the attributes of its config and of its head class.
 
     A base model that contains models (a vision tower, a language model) has their entries too, with their names as prefixes, as
-    Transformers composes them (`distributed/mixin.py`, `init_parallel_plans`).
+    Transformers composes them (`distributed/mixin.py`, `init_parallel_plans`). With adapters it is the plan of the base model as
+    PEFT reads it.
     """
     prefix = base_prefix(model)
     base = getattr(model, prefix) if prefix else model
-    return Plan.from_json(
+    plan = Plan.from_json(
         {
             "base_model_tp_plan": _composed(base, lambda part: _of(part, "tp")),
             "base_model_pp_plan": _composed(base, lambda part: _of(part, "pp")),
@@ -67,6 +69,12 @@ def carried_plan(loaded: LoadedModel, model: nn.Module) -> Plan:
             "pp_plan": getattr(loaded.model_class, "_pp_plan", None) or {},
         }
     )
+    return read_for(loaded, model, plan)
+
+
+def read_for(loaded: LoadedModel, model: nn.Module, plan: Plan) -> Plan:
+    """A given plan as it is read for this model: with adapters, entries of the base model's modules as PEFT reads them."""
+    return with_adapter_entries(plan, model, base_prefix(model)) if loaded.adapters else plan
 
 
 def _of(part: nn.Module, axis: str) -> Mapping[str, object]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import ERROR
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +21,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shardproof.planner.ir.errors import ArgumentError, LoadError, reason
 from shardproof.planner.ir.spelling import listing, nearest
+from shardproof.planner.loading.adapters.adapted_class import Adapter, adapted_class
 from shardproof.planner.loading.any_module import ModuleConfig, adopting, declared
 from shardproof.planner.loading.config import configure
 from shardproof.planner.loading.config_defaults import empty_fields, repaired
@@ -63,6 +64,7 @@ class LoadedModel:
     checkpoint: Path | None = None
     overrides: tuple[tuple[str, str], ...] = ()
     trust_remote_code: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def title(self) -> str:
@@ -74,12 +76,20 @@ class LoadedModel:
         """Whether this is a module of any class, which Transformers does not know, and no config of which carries a plan."""
         return isinstance(self.config, ModuleConfig)
 
+    @property
+    def base_class(self) -> type[PreTrainedModel]:
+        """The model class without adapters."""
+        found: type[PreTrainedModel] = getattr(self.model_class, "adapted", self.model_class)
+        return found
+
     def __reduce__(self) -> tuple[Callable[..., "LoadedModel"], tuple[object, ...]]:
         """Pickle the reference. A class from a file given by path has no importable module, so unpickling loads it again.
 
         Raises:
             PicklingError: the module was made in memory, and nothing can load it again.
         """
+        if self.adapters:
+            return with_adapter_classes, (replace(self, model_class=self.base_class, adapters=()), self.adapters)
         if self.name in _IN_MEMORY:
             raise pickle.PicklingError("it was made in memory: give file.py:function, which makes it")
         fields = (self.name, self.config, self.model_class, self.checkpoint, self.overrides, self.trust_remote_code)
@@ -93,6 +103,7 @@ def load(
     overrides: Mapping[str, object] | None = None,
     trust_remote_code: bool = False,
     inputs: Sequence[str] = (),
+    adapters: Sequence[str] = (),
 ) -> LoadedModel:
     """Resolve a reference, without the network.
 
@@ -105,20 +116,24 @@ def load(
         trust_remote_code: whether code next to a config.json may run.
         inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`; without them, they
             are guessed from its first layers.
+        adapters: folders of adapters that PEFT saved, which are put into the model.
 
     Raises:
         ArgumentError: an input is not of its form, or is given for a Transformers model.
-        LoadError: the reference names no model, or an override names no field.
+        LoadError: the reference names no model, an override names no field, or an adapter does not fit.
     """
+    from shardproof.planner.loading.adapters.adapter_folders import of_peft_model, with_adapters  # they load
+
     if isinstance(reference, nn.Module):
-        return _of_module(reference, inputs)
+        return with_adapters(of_peft_model(reference) or _of_module(reference, inputs), adapters)
     given = {key: _as_written(key, value) for key, value in (overrides or {}).items()}
     with quiet():
         config, model_class, checkpoint = _resolve(reference, given, trust_remote_code)
     if refused := next(impossible(config), None):
         raise LoadError(f"{reference}: {refused}; correct it in the config or with --set.")
     _declare(config, inputs, name=reference)
-    return LoadedModel(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
+    loaded = LoadedModel(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
+    return with_adapters(loaded, adapters)
 
 
 _IN_MEMORY: set[str] = set()
@@ -158,6 +173,11 @@ def _as_written(key: str, value: object) -> str:
         raise LoadError(
             f"the override {key} holds {type(value).__name__}, which no config.json can; give JSON."
         ) from error
+
+
+def with_adapter_classes(loaded: LoadedModel, adapters: tuple[Adapter, ...]) -> LoadedModel:
+    """The model with these adapters instead of those that it has; nothing is checked."""
+    return replace(loaded, model_class=adapted_class(loaded.base_class, adapters), adapters=adapters)
 
 
 def _unpickled(reference: str, overrides: tuple[tuple[str, str], ...] | None, fields: bytes) -> LoadedModel:

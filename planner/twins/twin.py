@@ -20,8 +20,9 @@ from shardproof.planner.inputs.numbers import real_inputs
 from shardproof.planner.inputs.run_modes import RunMode, scripts
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.plan import generic
+from shardproof.planner.loading.adapters.adapted_class import without_dropout
 from shardproof.planner.loading.field_roles import Fields, role_of
-from shardproof.planner.loading.load import LoadedModel, build, quiet
+from shardproof.planner.loading.load import LoadedModel, build, quiet, with_adapter_classes
 from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
 
 SMALL = 4_000_000
@@ -49,6 +50,8 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         TwinError: the config's fields can be shrunk neither by their names nor by trial, and the model is too large to run
             as it is.
     """
+    if loaded.adapters:
+        loaded = with_adapter_classes(loaded, tuple(map(without_dropout, loaded.adapters)))
     with quiet():
         kinds = _kinds(loaded)
         for most, config in chain(

@@ -25,19 +25,28 @@ class Blocks:
         """The size of the block that a rank's part of `count` features would cut, on one side of a module; 0 where it cuts
         none.
         """
-        if any(re.match(part[3:], path) if part.startswith("re:") else part in path for part in self.kept):
+        if self.keeps(path):
             return 0
-        block = (self.out if side == "out_features" else self.into) or count
+        block = self.size(side, count)
         return block if count // degree % block else 0
+
+    def keeps(self, path: str) -> bool:
+        """Whether a module is not quantised."""
+        return any(re.match(part[3:], path) if part.startswith("re:") else part in path for part in self.kept)
+
+    def size(self, side: str, count: int) -> int:
+        """The features of a block on one side of a module that has `count` of them."""
+        return (self.out if side == "out_features" else self.into) or count
 
 
 def method_of(config: object) -> str | None:
     """The method of a config's `quantization_config`, by its name in it; None where the checkpoint is not quantised."""
-    fields = _fields(config)
+    fields = fields_of(config)
     return str(fields.get("quant_method") or "a method that its config does not name") if fields else None
 
 
-def _fields(config: object) -> Mapping[str, Any]:
+def fields_of(config: object) -> Mapping[str, Any]:
+    """The fields of a config's `quantization_config`; none where the checkpoint is not quantised."""
     given = getattr(config, "quantization_config", None)
     given = given if isinstance(given, Mapping) or given is None else given.to_dict()
     return given or {}
@@ -45,7 +54,7 @@ def _fields(config: object) -> Mapping[str, Any]:
 
 def blocks_of(config: object) -> Blocks:
     """The blocks in a config's `quantization_config`; blocks of one feature where there is none."""
-    fields = _fields(config)
+    fields = fields_of(config)
     names = ("modules_to_not_convert", "ignored_layers", "ignore")
     kept = tuple(str(part) for name in names for part in fields.get(name) or ())
     if (block := fields.get("weight_block_size")) is not None:

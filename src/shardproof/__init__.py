@@ -79,24 +79,29 @@ def load(
     overrides: Mapping[str, object] | None = None,
     trust_remote_code: bool = False,
     inputs: Sequence[str] = (),
+    adapters: Sequence[str] = (),
 ) -> "LoadedModel":
     """Read a model: its config and its class. No weights are read, and nothing is fetched from the network.
 
     Args:
         reference: a Transformers model type (`llama`), the path of a config.json, a checkpoint folder or a GGUF file, a Hub id
             that is in the local cache, `file.py:Class` or `package.module:Class`, a function that makes a module in the same
-            form, or a module itself (which other processes cannot load: it is proved, and not run).
+            form, a PeftModel, or any other module itself (which other processes cannot load: it is proved, and not run).
         overrides: fields of the config and their values; a dot reaches into a sub-config. A string is read as the command's
             `--set key=value` reads it: as JSON where it is JSON, else as text.
         trust_remote_code: whether code that lies beside a config.json may run.
         inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`; guessed by default.
+        adapters: folders of adapters (LoRA, DoRA, rsLoRA) that PEFT saved: the plan is then that of the model with them.
 
     Raises:
-        ShardproofError: the reference names no model, or an override names no field, or an input has no such form.
+        ShardproofError: the reference names no model, an override names no field, an input has no such form, or an adapter does
+            not fit.
     """
     from shardproof.planner.loading import load as loading
 
-    return loading.load(reference, overrides=overrides, trust_remote_code=trust_remote_code, inputs=inputs)
+    return loading.load(
+        reference, overrides=overrides, trust_remote_code=trust_remote_code, inputs=inputs, adapters=adapters
+    )
 
 
 def suggest(model: "LoadedModel | str", *, why: bool = False, tp: int | None = None) -> "Suggestion":

@@ -3,7 +3,10 @@
 import pytest
 
 from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.tracing.programs import on_meta
+from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.proof.prove import prove
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
@@ -21,11 +24,14 @@ def quantised(intermediate: int, config: dict[str, object] | None) -> LoadedMode
     ("intermediate", "tp", "config", "verdict", "words"),
     [
         (512, 2, None, Verdict.PROVED, ""),
-        (512, 2, FP8, Verdict.NOT_PROVED, "quantised (fp8)"),
+        (512, 2, FP8, Verdict.PROVED, ""),
+        (512, 2, FP8 | {"modules_to_convert": ["embed_tokens"]}, Verdict.NOT_PROVED, "quantised (fp8)"),
+        (512, 2, FP8 | {"modules_to_not_convert": []}, Verdict.REFUTED, "of lm_head"),
         (384, 2, FP8, Verdict.REFUTED, "holds 192 out_features of model.layers.0.mlp.gate_proj"),
         (512, 4, FP8, Verdict.REFUTED, "holds 64 out_features of model.layers.0.self_attn.q_proj"),
         (512, 2, {"quant_method": "bitsandbytes", "load_in_4bit": True}, Verdict.NOT_PROVED, "(bitsandbytes)"),
-        (512, 2, {"quant_method": "nvfp4"}, Verdict.NOT_PROVED, "(nvfp4)"),
+        (512, 2, {"quant_method": "nvfp4"}, Verdict.REFUTED, "does not support tensor parallelism"),
+        (512, 1, {"quant_method": "nvfp4"}, Verdict.PROVED, ""),
         (512, 2, {"bits": 4}, Verdict.NOT_PROVED, "a method that its config does not name"),
         (512, 2, {"quant_method": "awq", "bits": 4, "group_size": 256}, Verdict.REFUTED, "blocks of 256"),
     ],
@@ -34,6 +40,14 @@ def test_a_proof(intermediate: int, tp: int, config: dict[str, object] | None, v
     result = prove(quantised(intermediate, config), tp=tp)
     assert result.verdict is verdict
     assert all(finding.code == "TP222" and words in finding.message for finding in result.findings)
+
+
+@pytest.mark.parametrize(("intermediate", "block", "legal"), [(512, 64, (1, 2, 4)), (384, 128, (1,))])
+def test_degrees_count_blocks(intermediate: int, block: int, legal: tuple[int, ...]) -> None:
+    model = quantised(intermediate, {**FP8, "weight_block_size": [block, block]})
+    found = legal_degrees(model, carried_plan(model, on_meta(model)))
+    assert found.legal == legal
+    assert "whole blocks" in found.forbidden[8].what
 
 
 def test_a_run_of_a_twin_is_no_run_of_the_checkpoint() -> None:

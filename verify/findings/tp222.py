@@ -1,6 +1,6 @@
 """TP222: a quantised checkpoint, of which the layout of packed weights and scales was not looked at."""
 
-from shardproof.planner.ir.findings import Finding, Place, Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -9,8 +9,8 @@ register(
         name="quantised-checkpoint",
         severity=Severity.UNDECIDED,
         what="The checkpoint is quantised: its weights are packed, and have scales. A rank's part that ends inside a block with "
-        "one scale is wrong. Where no block is cut, the plan is right for the weights before they were quantised, and nothing is "
-        "known of the packed ones.",
+        "one scale is wrong. FP8 by blocks is proved where every rank holds whole blocks of linear layers; of other methods the "
+        "plan is right for the weights before they were quantised, and nothing is known of the packed ones.",
         why="A quantised layer multiplies each block of its weight by a scale of its own. Which part of the scales, zero points "
         "and packed words a rank gets is decided by the quantiser of the client, not by the plan alone.",
         use_instead="A degree at which every rank holds whole blocks; a checkpoint that is not quantised; or a run of this one: "
@@ -42,6 +42,20 @@ def not_looked_at(method: str) -> Finding:
         why="what was looked at is the model before it was quantised",
         found=method,
         needed="weights that are not quantised, or a run with the checkpoint's own",
+    )
+
+
+def refused(method: str, words: str) -> Finding:
+    """The installed Transformers refuses to shard a checkpoint of this method; `words` are its own."""
+    return Finding(
+        "TP222",
+        Severity.ERROR,
+        f"Transformers refuses to shard a checkpoint in {method}: {words}",
+        Place(None),
+        why="its quantiser raises as soon as it is given a plan for more than one rank",
+        found=method,
+        needed="one rank, or a checkpoint in another form",
+        fault=Fault.CLIENT,
     )
 
 

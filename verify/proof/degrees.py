@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from shardproof.planner.ir.degrees import MOST_RANKS, Degrees, Limit, degrees_within
-from shardproof.planner.ir.findings import Finding, Severity
+from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix
@@ -23,6 +23,7 @@ from shardproof.planner.propagation.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.transformers_facts.styles import takes_uneven_parts
+from shardproof.planner.weights.block_layout import blocked_sides
 from shardproof.verify.proof.plan_form import check_plan
 from shardproof.verify.proof.prove import not_traced
 from shardproof.verify.proof.tensor import check_relation, check_tensor, relate
@@ -63,13 +64,20 @@ def _degrees(subject: Subject, styles: Mapping[str, str]) -> Degrees:
         ran = relate(subject, assigned, degree)
         findings = check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
         if isinstance(ran, Propagation) and not findings:
-            return _tried(
-                subject, styles, limits(ran, assigned, uneven=takes_uneven_parts()), lone_sizes(ran) - {degree}
-            )
+            bounds = (*_whole_blocks(subject, assigned), *limits(ran, assigned, uneven=takes_uneven_parts()))
+            return _tried(subject, styles, bounds, lone_sizes(ran) - {degree})
         wrong[degree] = findings[0]
         if findings[0].code != "TP201" and not _any_uneven(subject, assigned, degree):
             return _all_wrong(findings[0])  # no size that does not divide explains the fault
     return _none_right(wrong)
+
+
+def _whole_blocks(subject: Subject, assigned: Assigned) -> Iterator[Limit]:
+    """Of a quantised checkpoint: every rank has to hold whole blocks."""
+    for one in blocked_sides(subject.graph, assigned, subject.model):
+        count = one.count // one.block if one.count % one.block == 0 else 1
+        what = f"{count} whole blocks of {one.block} {one.side} with one scale each"
+        yield Limit(count, even=True, what=what, place=Place(one.entry, one.module))
 
 
 def _primes(subject: Subject, assigned: Assigned) -> Iterator[int]:

@@ -8,7 +8,6 @@ from torch import nn
 
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
-from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Plan, join
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
@@ -18,7 +17,8 @@ from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.transformers_facts.styles import registered
 from shardproof.planner.twins.loading import try_loading
-from shardproof.planner.weights.quantised import blocks_of, method_of
+from shardproof.planner.weights.block_layout import blocked_sides, is_modelled, refused_by_quantiser
+from shardproof.planner.weights.quantised import method_of
 from shardproof.verify.findings import pl104, tp210, tp221, tp222
 from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
@@ -94,20 +94,20 @@ def _tensor_findings(
 
 
 def quantised_findings(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
-    """Of a quantised checkpoint: the first block that a rank's part would cut, else that packed weights were not looked at."""
+    """Of a quantised checkpoint: that the client refuses to shard it, or the first block that a rank's part would cut; else,
+    where the layout of its method is not known, that packed weights were not looked at.
+    """
     config = getattr(subject.model, "config", None)
-    method, blocks = method_of(config), blocks_of(config)
-    if method is None:
+    method = method_of(config)
+    if method is None or tp == 1:
         return ()
-    for name, (placement, entry) in assign(subject.graph, styles, base_prefix=subject.prefix).parameters.items():
-        path, _, local = name.rpartition(".")
-        module = subject.graph.module_of[path]
-        if local == "weight" and isinstance(placement, Shard) and "Linear" in module.bases:
-            side = "out_features" if placement.dim % 2 == 0 else "in_features"
-            count = dict(module.numbers).get(side, 0)
-            if count % tp == 0 and (block := blocks.cut(path, side, count, tp)):
-                return (tp222.block_is_cut(entry, path, side=side, held=count // tp, block=block),)
-    return (tp222.not_looked_at(method),)
+    if words := refused_by_quantiser(config, tp):
+        return (tp222.refused(method, words),)
+    assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
+    for one in blocked_sides(subject.graph, assigned, subject.model):
+        if one.is_cut(tp):
+            return (tp222.block_is_cut(one.entry, one.module, side=one.side, held=one.count // tp, block=one.block),)
+    return () if is_modelled(subject.graph, assigned, subject.model, tp) else (tp222.not_looked_at(method),)
 
 
 def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) -> tuple[Finding, ...]:
