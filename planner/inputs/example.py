@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from shardproof.planner.inputs.documented import made, needed
 from shardproof.planner.inputs.guessed import guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
+from shardproof.planner.inputs.mended import Edit
 from shardproof.planner.loading.any_module import ModuleConfig, declared
 
 Inputs: TypeAlias = dict[str, Tensor]
@@ -37,22 +39,43 @@ class Sizes:
 
 TRACED = Sizes()
 
-_taken: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form of inputs: the number of an attempt, and the edits of it, in order."""
+
+    attempt: int
+    edits: tuple[Edit, ...] = ()
+
+
+_taken: "WeakKeyDictionary[nn.Module, Form]" = WeakKeyDictionary()
 
 
 def example_inputs(model: nn.Module, sizes: Sizes = TRACED) -> Inputs:
     """The inputs of a trace, on the meta device: the form that `trace` found the model to accept, else the fullest."""
+    return inputs_of(model, _taken.get(model, Form(0)), sizes)
+
+
+def inputs_of(model: nn.Module, form: Form, sizes: Sizes = TRACED) -> Inputs:
+    """The inputs of a form, on the meta device; numbers that the code reads are real."""
     every = attempts(model, sizes)
-    return every[min(_taken.get(model, 0), len(every) - 1)]
+    given = every[min(form.attempt, len(every) - 1)]
+    for edit in form.edits:
+        given = edit.apply(model, given, sizes)
+    return given
 
 
-def take(model: nn.Module, attempt: int) -> None:
-    """Remember the number of the attempt that the model's forward accepts."""
-    _taken[model] = attempt
+def forms(model: nn.Module, sizes: Sizes = TRACED) -> tuple[Form, ...]:
+    """The forms to try, without edits, in order."""
+    return tuple(Form(at) for at in range(len(attempts(model, sizes))))
 
 
-def taken(model: nn.Module) -> int | None:
-    """The number of the attempt that the model's forward accepts; None before its first trace."""
+def take(model: nn.Module, form: Form) -> None:
+    """Remember the form that the model's forward accepts."""
+    _taken[model] = form
+
+
+def taken(model: nn.Module) -> Form | None:
+    """The form that the model's forward accepts; None before its first trace."""
     return _taken.get(model)
 
 
@@ -83,9 +106,17 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     tokens: Inputs = {name: _ids(sizes.rows, length) for name, length in token_inputs(model, sizes).items()}
     found = [tokens | _told_apart(form, names, sizes) | form for form in media(config, names, sizes.rows)]
     found += [tokens | states for states in _states(config, names, sizes)]
+    found += _said(model, tokens, sizes) if not found else []
     if tokens:
         found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]
     return [_placed(config, names, form) | form for form in found]
+
+
+def _said(model: nn.Module, tokens: Inputs, sizes: Sizes) -> list[Inputs]:
+    """What the forward cannot be called without, from what its docstring says of it, where there is more than tokens."""
+    rest = [name for name in needed(model) if name not in tokens]
+    made_of = {"rows": sizes.rows, "length": sizes.length, "targets": sizes.targets}
+    return [tokens | {name: made(model, name, **made_of) for name in rest}] if rest else []
 
 
 def _declared(config: ModuleConfig, sizes: Sizes) -> Inputs:

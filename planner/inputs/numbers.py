@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, take, taken, token_inputs
+from shardproof.planner.inputs.accepted import NoInputsError, search
+from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, inputs_of, take, taken, token_inputs
 
 AHEAD = 4
 """Text tokens before the image in a row: more than left padding hides."""
@@ -27,22 +28,41 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
     """As `real_inputs`, with the exception for which they are text only although the model takes more; None if they are
     complete.
     """
-    forms = attempts(model, sizes)
-    known, refused = taken(model), None
-    for attempt, form in enumerate(forms):
-        if known not in (None, attempt):
-            continue
-        try:
-            given = _filled(model, form, sizes, seed)
-            if known is None:
-                _runs(model, given)
-                take(model, attempt)
-        except Exception as error:  # this model's code does not accept this form: try the next one
-            refused = refused or error
-            continue
-        return given, refused if refused and form.keys() == token_inputs(model).keys() else None
-    tokens = token_inputs(model).keys()
-    return _filled(model, next((form for form in forms if form.keys() == tokens), forms[0]), sizes, seed), refused
+    form = taken(model)
+    if form is not None:
+        return _filled(model, inputs_of(model, form, sizes), sizes, seed), None
+
+    def run(given: Inputs) -> Inputs:
+        filled = _filled(model, given, sizes, seed)
+        _runs(model, filled)
+        return filled
+
+    try:
+        accepted, given = search(model, run, sizes=sizes, failed=Exception, reached=frames_of)
+    except NoInputsError:
+        raise
+    except Exception as error:  # nothing runs: what the fullest form raises shows when the model is run
+        return _text(model, sizes, seed), error
+    take(model, accepted.form)
+    return given, accepted.first
+
+
+def frames_of(error: BaseException) -> int:
+    """How deep in its calls a forward was."""
+    entry, count = error.__traceback__, 0
+    while entry is not None:
+        entry, count = entry.tb_next, count + 1
+    return count
+
+
+def _text(model: nn.Module, sizes: Sizes, seed: int) -> Inputs:
+    """The text alone, where the model takes text; else its first form."""
+    forms, tokens = attempts(model, sizes), token_inputs(model).keys()
+    given = next((form for form in forms if form.keys() == tokens), forms[0])
+    return {
+        name: _tokens(model, form.shape, torch.Generator().manual_seed(seed)) if name in tokens else torch.zeros(form.shape)
+        for name, form in given.items()
+    }
 
 
 def _runs(model: nn.Module, given: Inputs) -> None:
@@ -79,7 +99,7 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
         elif form.is_floating_point():
             given[name] = torch.randn(form.shape, generator=generator, dtype=torch.float64).to(dtype)
         else:
-            given[name] = torch.zeros(form.shape, dtype=form.dtype) if form.is_meta else form
+            given[name] = (torch.ones if "mask" in name else torch.zeros)(form.shape, dtype=form.dtype) if form.is_meta else form
     given = {name: value.to(device) for name, value in given.items()}
     for kind in _MEDIA if len(given) > len(tokens) else ():
         given = _with_placeholders(model, given, kind)
