@@ -15,7 +15,7 @@ from benchmarks.types import other_types
 from benchmarks.zoo.bench import measuring
 from benchmarks.zoo.rows import Row, read_rows
 
-LIMITS = {"proof": 120.0, "run": 120.0}
+LIMITS = {"proof": 90.0, "run": 90.0}
 """Seconds for one type at one level."""
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from shardproof.planner.inputs.example import Form, Inputs, Sizes, forms, inputs_of, token_inputs
-from shardproof.planner.inputs.mended import edits
+from shardproof.planner.inputs.mended import edits, takes_objects
 
 MOST = 16
 """Mended forms that are tried for one model."""
@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """`form`: what the forward accepts; `first`: what it raised on the fullest form, where that takes other arguments."""
+    """`form`: what the forward accepts; `refused`: what it raised on other arguments, where it came furthest."""
 
     form: Form
-    first: Exception | None = None
+    refused: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,18 @@ def search(
     for group in ([form for form in every if form not in text], text):
         known = len(failures)
         for form in chain(group, _mendings(model, failures, known, sizes)):
-            given = inputs_of(model, form, sizes)
+            try:
+                given = inputs_of(model, form, sizes)
+            except RuntimeError:  # sizes that no tensor can have
+                continue
             try:
                 result = run(given)
             except failed as error:
                 failures.append(_Failure(form, error, reached(error)))
                 continue
-            first = failures[0] if failures else None
-            less = first is not None and not inputs_of(model, first.form, sizes).keys() <= given.keys()
-            return Accepted(form, first.error if first is not None and less else None), result
+            fuller = [one for one in failures if not inputs_of(model, one.form, sizes).keys() <= given.keys()]
+            refused = max(fuller, key=lambda one: one.reached, default=None)
+            return Accepted(form, None if refused is None else refused.error), result
     if not failures:
         raise NoInputsError(model)
     raise max(failures, key=lambda one: one.reached).error
@@ -79,7 +82,9 @@ class NoInputsError(Exception):
     """A forward of which no argument can be made."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(f"{type(model).__name__} takes neither tokens nor images, sounds or states")
+        objects = takes_objects(model)
+        also = f", and asks for {' and '.join(objects)}; give the class of a part whose forward takes tensors" if objects else ""
+        super().__init__(f"{type(model).__name__} takes neither tokens nor images, sounds or states{also}")
 
 
 def _mendings(model: nn.Module, failures: list[_Failure], known: int, sizes: Sizes) -> Iterator[Form]:

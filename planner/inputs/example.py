@@ -20,6 +20,7 @@ from shardproof.planner.inputs.documented import made, needed
 from shardproof.planner.inputs.guessed import guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
 from shardproof.planner.inputs.mended import Edit
+from shardproof.planner.loading.config_fields import field_of
 from shardproof.planner.loading.any_module import ModuleConfig, declared
 
 Inputs: TypeAlias = dict[str, Tensor]
@@ -87,10 +88,17 @@ def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
     if isinstance(model.config, ModuleConfig) and "input_ids" not in names:
         form = next(guessed(model, rows=sizes.rows, length=sizes.length), {})
         return tokens_of(form)
-    found = {"input_ids": sizes.length} if "input_ids" in names else {}
+    found = {"input_ids": min(sizes.length, _positions(model.config) or sizes.length)} if "input_ids" in names else {}
     if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = sizes.targets
     return found
+
+
+def _positions(config: object) -> int:
+    """The number of positions of the text; 0 where the config has none."""
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else config
+    found = field_of(text, "max_position_embeddings")
+    return found if type(found) is int and found > 1 else 0
 
 
 def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:

@@ -65,6 +65,8 @@ def _pixels(config: PreTrainedConfig, names: Mapping[str, object], rows: int) ->
     channels, patch = _channels(config), number(config, "patch_size")
     size = number(config, "image_size") or 4 * patch or SIDE
     even = patch * max(4, size // patch // 4 * 4) if patch else size  # patches are merged by 2 or 4 a side
+    if rectangle := _rectangle(config):
+        yield {"pixel_values": _floats(rows, channels, *rectangle)}
     for side in dict.fromkeys((size, even)):
         if "image_sizes" in names:
             sides = torch.tensor([[side, side]] * rows)
@@ -74,6 +76,15 @@ def _pixels(config: PreTrainedConfig, names: Mapping[str, object], rows: int) ->
             yield {"pixel_values": _floats(*images, channels, side, side)}
         if frames := _frames(config):
             yield {"pixel_values": _floats(rows, frames, channels, side, side)}
+
+
+def _rectangle(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """Height and width of an image that is not square."""
+    match field_of(config, "image_size"):
+        case [int(height), int(width)] if height != width:
+            return height, width
+        case _:
+            return None
 
 
 def _gridded(config: PreTrainedConfig, pixels: str, grid: str, images: int) -> Iterator[dict[str, Tensor]]:

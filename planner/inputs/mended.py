@@ -121,6 +121,8 @@ def _shapes(
     if spelled := re.search(r"\((batch_size\s*,[^()]*)\)", text):
         yield tuple(int(word) if word.isdigit() else word for word in re.split(r"\s*,\s*", spelled[1].strip()) if word)
     ndim = len(shape)
+    if rectangle := re.search(r"model \((\d+)\*(\d+)\)", text):
+        yield (*kept[:-2], int(rectangle[1]), int(rectangle[2]))
     if unpacked := re.search(r"not enough values to unpack \(expected (\d+), got (\d+)\)", text):
         wanted, got = int(unpacked[1]), int(unpacked[2])
         if got == ndim:

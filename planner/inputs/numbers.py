@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from shardproof.planner.inputs.accepted import NoInputsError, search
 from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, inputs_of, take, taken, token_inputs
+from shardproof.planner.loading.config_fields import field_of
 
 AHEAD = 4
 """Text tokens before the image in a row: more than left padding hides."""
@@ -32,27 +34,46 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
     if form is not None:
         return _filled(model, inputs_of(model, form, sizes), sizes, seed), None
 
+    calls: dict[int, int] = {}
+
     def run(given: Inputs) -> Inputs:
-        filled = _filled(model, given, sizes, seed)
-        _runs(model, filled)
+        counted = _Calls()
+        try:
+            with counted:
+                filled = _filled(model, given, sizes, seed)
+                _runs(model, filled)
+        except Exception as error:
+            calls[id(error)] = counted.count
+            raise
         return filled
 
     try:
-        accepted, given = search(model, run, sizes=sizes, failed=Exception, reached=frames_of)
+        accepted, given = search(
+            model, run, sizes=sizes, failed=Exception, reached=lambda error: calls.get(id(error), 0)
+        )
     except NoInputsError:
         raise
-    except Exception as error:  # nothing runs: what the fullest form raises shows when the model is run
+    except Exception as error:  # nothing runs: what it raises shows when the model is run
         return _text(model, sizes, seed), error
     take(model, accepted.form)
-    return given, accepted.first
+    return given, accepted.refused
 
 
-def frames_of(error: BaseException) -> int:
-    """How deep in its calls a forward was."""
-    entry, count = error.__traceback__, 0
-    while entry is not None:
-        entry, count = entry.tb_next, count + 1
-    return count
+class _Calls:
+    """Counts the calls of modules that came to their end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self.handle = nn.modules.module.register_module_forward_hook(self._ended)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _ended(self, *_: object) -> None:
+        self.count += 1
 
 
 def _text(model: nn.Module, sizes: Sizes, seed: int) -> Inputs:
@@ -73,7 +94,9 @@ def _runs(model: nn.Module, given: Inputs) -> None:
 def vocabulary(model: nn.Module) -> int:
     """The number of token ids that are valid both as input and as output."""
     rows = [getattr(_held(model, "get_input_embeddings"), "num_embeddings", None)]
-    read = [count for count in rows if count] or [
+    text = model.config.get_text_config() if isinstance(model.config, PreTrainedConfig) else None
+    said = field_of(text, "vocab_size")
+    read = [count for count in rows if count] or ([said] if type(said) is int and said > 0 else []) or [
         module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)
     ]
     written = getattr(_held(model, "get_output_embeddings"), "out_features", None)
@@ -147,9 +170,8 @@ def _with_placeholders(model: nn.Module, given: Inputs, kind: str) -> Inputs:
 
 
 def _placeholder(model: nn.Module, kind: str) -> int | None:
-    return next(
-        (token for word in ("id", "index") if (token := getattr(model.config, f"{kind}_token_{word}", None))), None
-    )
+    tokens = (getattr(model.config, f"{kind}_token_{word}", None) for word in ("id", "index"))
+    return next((token for token in tokens if token is not None), None)
 
 
 def _inserted(rows: Tensor, value: int, count: int) -> Tensor:

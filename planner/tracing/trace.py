@@ -72,8 +72,8 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     except NoInputsError as error:
         raise TraceError(str(error), "", None) from None
     take(model, accepted.form)
-    first = accepted.first
-    return replace(graph, notes=(*graph.notes, _left_out(first))) if isinstance(first, TraceError) else graph
+    refused = accepted.refused
+    return replace(graph, notes=(*graph.notes, _left_out(refused))) if isinstance(refused, TraceError) else graph
 
 
 def _ops_before(error: Exception) -> int:
