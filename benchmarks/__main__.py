@@ -62,18 +62,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
     parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
     parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
-    parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo, others, mutants, engines: these again")
+    parser.add_argument(
+        "--redo", choices=("", "failed", "all"), default="", help="zoo, others, mutants, engines: these again"
+    )
     parser.add_argument(
         "--page",
         type=Path,
         default=None,
         help="zoo, others, engines, mutants, pipeline-mutants, runtime: also write the page of the docs",
     )
-    parser.add_argument("--limit", type=int, default=0, help="mutants, localize: at most this many of each plan; others: of the types")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="mutants, localize: at most this many of each plan; others: types"
+    )
     parser.add_argument("--seed", type=int, default=0, help="mutants, fuzz: which ones; others: the order")
     parser.add_argument("--pairs", type=int, default=100, help="fuzz: how many models with a plan")
     parser.add_argument(
-        "--time", type=float, default=0.0, help="mutants, others, engines: start no further type after this many seconds"
+        "--time",
+        type=float,
+        default=0.0,
+        help="mutants, others, engines: start no further type after this many seconds",
     )
     parser.add_argument("--plans", default="ours,shipped", help="engines: whose plans are served")
     parser.add_argument("--only", default="", help="mutants: those whose name contains this, again; guards: these")

@@ -34,14 +34,13 @@ def todo(types: tuple[str, ...], known: dict[str, Row], asked: Asked) -> list[st
     """The types that are still to be measured, in a random order that the seed fixes."""
     every = list(types)
     random.Random(asked.seed).shuffle(every)
-    right = (Outcome.CONFIRMED, Outcome.WHOLE)
-    again = {
-        "": lambda row: False,
-        "failed": lambda row: outcome(row).kind not in right,
-        "all": lambda row: True,
-    }[asked.redo]
     every = every[: asked.limit or None]
-    return [name for name in every if name not in known or again(known[name])]
+    return [name for name in every if name not in known or _again(known[name], asked.redo)]
+
+
+def _again(row: Row, redo: str) -> bool:
+    right = outcome(row).kind in (Outcome.CONFIRMED, Outcome.WHOLE)
+    return redo == "all" or (redo == "failed" and not right)
 
 
 def main(types: tuple[str, ...], out: Path, *, asked: Asked, page_at: Path | None) -> int:

@@ -26,8 +26,9 @@ def page(rows: Sequence[Row]) -> str:
         "From their default configs at full size. Written by `python -m benchmarks others --page docs/others.md`; do not edit by",
         "hand.",
         "",
-        "A plan is suggested and proved at the smallest degree that it allows, and run at that degree on a small twin in float64.",
-        "*Inputs* are what the forward was given: a type whose inputs are tokens alone was judged on its text path alone.",
+        "A plan is suggested and proved at the smallest degree that it allows, and run at that degree on a small twin in",
+        "float64. *Inputs* are what the forward was given: a type whose inputs are tokens alone was judged on its text path",
+        "alone.",
         "",
         "| outcome | types |",
         "|---|---|",
@@ -50,7 +51,8 @@ def _seen(row: Row) -> bool:
 def _line(row: Row) -> str:
     told = outcome(row)
     share = f"{row.mine.fraction:.3f}" if row.mine is not None and row.mine.fraction else "-"
-    cells = [row.name, share, told.kind.value, ", ".join(row.inputs) or "-", _cell(told.reason or _left(row.notes))]
+    why = "; ".join(filter(None, (_left(row.notes), told.reason)))
+    cells = [row.name, share, told.kind.value, ", ".join(row.inputs) or "-", _cell(why)]
     return f"| {' | '.join(cells)} |"
 
 

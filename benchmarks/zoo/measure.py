@@ -141,9 +141,13 @@ def _any(judged: Judged) -> bool:
 
 def _answer(row: Row, level: str, *, once: bool) -> Row:
     try:
-        return proved(row.name, once=once) if level == "proof" else ran(row, "ranks" if level == "ranks" else "inprocess")
+        return (
+            proved(row.name, once=once) if level == "proof" else ran(row, "ranks" if level == "ranks" else "inprocess")
+        )
     except Exception as error:  # our own bug: a line of the table too
-        where = "; ".join(f"{Path(at.filename).name}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)[-4:])
+        where = "; ".join(
+            f"{Path(at.filename).name}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)[-4:]
+        )
         return replace(row, stage="crash", reason=f"{level}: {type(error).__name__}: {error} ({where})"[:600])
 
 

@@ -27,8 +27,8 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One type. `stage` is how far it came: `load`, `build`, `suggest`, `prove`, `twin`, `run`, `crash` or `done`; `reason` says why
-    no further. `seconds` are of processor time, without imports; those of a run are of the clock.
+    """One type. `stage` is how far it came: `load`, `build`, `suggest`, `prove`, `twin`, `run`, `crash` or `done`; `reason` says
+    why no further. `seconds` are of processor time, without imports; those of a run are of the clock.
     """
 
     name: str

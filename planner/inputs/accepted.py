@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from shardproof.planner.inputs.example import Form, Inputs, Sizes, forms, inputs_of, token_inputs
+from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, inputs_of, token_inputs
 from shardproof.planner.inputs.mended import edits, takes_objects
 
 MOST = 16
@@ -22,13 +22,13 @@ Result = TypeVar("Result")
 class Accepted:
     """`form`: what the forward accepts; `refused`: what it raised on other arguments, where it came furthest."""
 
-    form: Form
+    form: InputForm
     refused: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    form: Form
+    form: InputForm
     error: Exception
     reached: int
 
@@ -39,7 +39,7 @@ def search(
     *,
     sizes: Sizes,
     failed: type[Exception],
-    reached: Callable[[Exception], int] = lambda error: 0,
+    reached: Callable[[Exception], int],
 ) -> tuple[Accepted, Result]:
     """The fullest form that a forward accepts, and what `run` gives on it.
 
@@ -83,14 +83,18 @@ class NoInputsError(Exception):
 
     def __init__(self, model: nn.Module) -> None:
         objects = takes_objects(model)
-        also = f", and asks for {' and '.join(objects)}; give the class of a part whose forward takes tensors" if objects else ""
+        also = (
+            f", and asks for {' and '.join(objects)}; give the class of a part whose forward takes tensors"
+            if objects
+            else ""
+        )
         super().__init__(f"{type(model).__name__} takes neither tokens nor images, sounds or states{also}")
 
 
-def _mendings(model: nn.Module, failures: list[_Failure], known: int, sizes: Sizes) -> Iterator[Form]:
+def _mendings(model: nn.Module, failures: list[_Failure], known: int, sizes: Sizes) -> Iterator[InputForm]:
     """Edited forms of the failures from `known` on, the furthest first; the caller appends the failures of what is given."""
-    tried: set[Form] = {one.form for one in failures}
-    expanded: set[Form] = set()
+    tried: set[InputForm] = {one.form for one in failures}
+    expanded: set[InputForm] = set()
     count = 0
     while count < MOST:
         left = [one for one in failures[known:] if one.form not in expanded]
@@ -101,7 +105,7 @@ def _mendings(model: nn.Module, failures: list[_Failure], known: int, sizes: Siz
         given = inputs_of(model, best.form, sizes)
         cause = best.error.__cause__ if isinstance(best.error.__cause__, Exception) else best.error
         for at, more in enumerate(edits(model, given, cause, sizes)):
-            form = Form(best.form.attempt, (*best.form.edits, *more))
+            form = InputForm(best.form.attempt, (*best.form.edits, *more))
             if at == OF_ONE or count == MOST:
                 break
             if form not in tried:

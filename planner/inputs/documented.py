@@ -6,6 +6,7 @@ shape are sizes of the batch, of the sequence, or fields of the config.
 
 import inspect
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,9 @@ from shardproof.planner.inputs.media import FRAMES, SIDE, number, part_with
 _ARGUMENT = re.compile(r"^\s*(\w+)\s*\(([^\n]*?Tensor\w*)`?[^\n]*?of shape\s*`?\s*\(([^\n]*?)\)`", re.MULTILINE)
 _TENSOR = re.compile(r"Tensor")
 _WHOLE = ("Long", "Int", "Bool", "Byte")
-_INTEGERS = re.compile(r"\w*(_ids?|_mask|mask|_index|indices|_labels?|_lengths?|_thw|_sizes?|_shapes|num_\w+|timesteps?|input_tokens|bbox)s?")
+_INTEGERS = re.compile(
+    r"\w*(_ids?|_mask|mask|_index|indices|_labels?|_lengths?|_thw|_sizes?|_shapes|timesteps?|input_tokens|bbox)s?|num_\w+"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ def made(model: nn.Module, name: str, *, rows: int, length: int, targets: int) -
     words = said.dims if said is not None and said.dims else _usual(name, whole)
     sizes = Sized(config, rows, targets if name.startswith("decoder_") else length, targets)
     dtype = torch.long if whole else torch.float32
-    return torch.empty([sizes.of(word, last=at == len(words) - 1) for at, word in enumerate(words)], dtype=dtype, device="meta")
+    return torch.empty(
+        [sizes.of(word, last=at == len(words) - 1) for at, word in enumerate(words)], dtype=dtype, device="meta"
+    )
 
 
 def _usual(name: str, whole: bool) -> tuple[str, ...]:
@@ -105,37 +110,34 @@ class Sized:
     def _word(self, word: str, *, last: bool) -> int:
         if word.isdigit():
             return max(1, int(word))
-        part = part_with(self.config, (word,))
-        if part is not None and (known := number(part, word)):
+        if known := self._field(word):
             return known
         low = word.lower()
-        if "batch" in low:
-            return self.rows
-        if "channel" in low:
-            image = part_with(self.config, ("num_channels", "in_channels", "in_chans"))
-            return (number(image, "num_channels", "in_channels", "in_chans") if image else 0) or 3
-        if low in ("height", "width", "image_size"):
-            image = part_with(self.config, ("image_size",))
-            return (number(image, "image_size") if image else 0) or SIDE
-        if "mel" in low or "feature_dim" in low or "feature_size" in low:
-            return self._bins() or 80
-        if "frame" in low:
-            return FRAMES
-        if "target" in low or "decoder" in low:
-            return self.targets
-        if any(part in low for part in ("seq", "length", "token", "patches", "time")):
-            return self.length
-        if "hidden" in low or "dim" in low or "embed" in low or last:
-            return number(self.config, "hidden_size", "d_model", "embed_dim", "dim") or self._nested_width()
-        return 1
+        for parts, size in self._meanings().items():
+            if any(part in low for part in parts):
+                return size() or 1
+        return self._width() if last else 1
 
-    def _bins(self) -> int:
-        part = part_with(self.config, BIN_FIELDS)
-        return number(part, *BIN_FIELDS) if part is not None else 0
+    def _meanings(self) -> Mapping[tuple[str, ...], Callable[[], int]]:
+        """What parts of a word mean, the first that fits."""
+        return {
+            ("batch",): lambda: self.rows,
+            ("channel",): lambda: self._field("num_channels", "in_channels", "in_chans") or 3,
+            ("height", "width", "image_size"): lambda: self._field("image_size") or SIDE,
+            ("mel", "feature_dim", "feature_size"): lambda: self._field(*BIN_FIELDS) or 80,
+            ("frame",): lambda: FRAMES,
+            ("target", "decoder"): lambda: self.targets,
+            ("seq", "length", "token", "patches", "time"): lambda: self.length,
+            ("hidden", "dim", "embed"): self._width,
+        }
 
-    def _nested_width(self) -> int:
-        part = part_with(self.config, ("hidden_size", "d_model", "embed_dim", "dim"))
-        return number(part, "hidden_size", "d_model", "embed_dim", "dim") if part is not None else 1
+    def _field(self, *names: str) -> int:
+        """The first of these fields in the config or a part of it; 0 if there is none."""
+        part = part_with(self.config, names)
+        return number(part, *names) if part is not None else 0
+
+    def _width(self) -> int:
+        return self._field("hidden_size", "d_model", "embed_dim", "dim") or 1
 
 
 BIN_FIELDS = ("num_mel_bins", "n_mels", "mel_bins", "input_feat_size", "input_dim", "feature_size")

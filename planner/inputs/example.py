@@ -19,9 +19,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from shardproof.planner.inputs.documented import made, needed
 from shardproof.planner.inputs.guessed import guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
-from shardproof.planner.inputs.mended import Edit
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.inputs.mended import InputEdit
 from shardproof.planner.loading.any_module import ModuleConfig, declared
+from shardproof.planner.loading.config_fields import field_of
 
 Inputs: TypeAlias = dict[str, Tensor]
 
@@ -40,23 +40,24 @@ class Sizes:
 
 TRACED = Sizes()
 
+
 @dataclass(frozen=True, slots=True)
-class Form:
+class InputForm:
     """A form of inputs: the number of an attempt, and the edits of it, in order."""
 
     attempt: int
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[InputEdit, ...] = ()
 
 
-_taken: "WeakKeyDictionary[nn.Module, Form]" = WeakKeyDictionary()
+_taken: "WeakKeyDictionary[nn.Module, InputForm]" = WeakKeyDictionary()
 
 
 def example_inputs(model: nn.Module, sizes: Sizes = TRACED) -> Inputs:
     """The inputs of a trace, on the meta device: the form that `trace` found the model to accept, else the fullest."""
-    return inputs_of(model, _taken.get(model, Form(0)), sizes)
+    return inputs_of(model, _taken.get(model, InputForm(0)), sizes)
 
 
-def inputs_of(model: nn.Module, form: Form, sizes: Sizes = TRACED) -> Inputs:
+def inputs_of(model: nn.Module, form: InputForm, sizes: Sizes = TRACED) -> Inputs:
     """The inputs of a form, on the meta device; numbers that the code reads are real."""
     every = attempts(model, sizes)
     given = every[min(form.attempt, len(every) - 1)]
@@ -65,17 +66,17 @@ def inputs_of(model: nn.Module, form: Form, sizes: Sizes = TRACED) -> Inputs:
     return given
 
 
-def forms(model: nn.Module, sizes: Sizes = TRACED) -> tuple[Form, ...]:
+def forms(model: nn.Module, sizes: Sizes = TRACED) -> tuple[InputForm, ...]:
     """The forms to try, without edits, in order."""
-    return tuple(Form(at) for at in range(len(attempts(model, sizes))))
+    return tuple(InputForm(at) for at in range(len(attempts(model, sizes))))
 
 
-def take(model: nn.Module, form: Form) -> None:
+def take(model: nn.Module, form: InputForm) -> None:
     """Remember the form that the model's forward accepts."""
     _taken[model] = form
 
 
-def taken(model: nn.Module) -> Form | None:
+def taken(model: nn.Module) -> InputForm | None:
     """The form that the model's forward accepts; None before its first trace."""
     return _taken.get(model)
 

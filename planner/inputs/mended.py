@@ -29,13 +29,21 @@ LARGEST = 16384
 class Counts(Protocol):
     """The sizes of a batch (`planner.inputs.example.Sizes`)."""
 
-    rows: int
-    length: int
-    targets: int
+    @property
+    def rows(self) -> int:
+        """The batch size."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+
+    @property
+    def targets(self) -> int:
+        """Tokens of a decoder's row."""
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
+class InputEdit:
     """Another shape for the argument `name`: `dims` are numbers or words; None where the docstring gives its shape.
 
     `filled`: the argument holds numbers also in a trace, because the code reads them.
@@ -69,27 +77,33 @@ def _sizes(model: nn.Module, dims: tuple[int | str, ...], counts: Counts) -> lis
     return [dim if isinstance(dim, int) else sized.of(dim) for dim in dims]
 
 
-def edits(model: nn.Module, given: Named, error: BaseException, counts: Counts) -> Iterator[tuple[Edit, ...]]:
+def edits(model: nn.Module, given: Named, error: BaseException, counts: Counts) -> Iterator[tuple[InputEdit, ...]]:
     """Edits of inputs with which a forward raised, the likeliest first; those of one tuple belong together."""
     text = str(error)
     lacking = [name for name in _asked_for(model, error) if name not in given]
     if len(lacking) > 1:
-        yield tuple(Edit(name) for name in lacking)
-    yield from ((Edit(name),) for name in lacking)
+        yield tuple(InputEdit(name) for name in lacking)
+    yield from ((InputEdit(name),) for name in lacking)
     if "meta" in text and ("item" in text or "same device" in text or "data" in text):
         whole = [name for name, value in given.items() if not value.is_floating_point() and value.is_meta]
-        yield from ((Edit(name, filled=True),) for name in whole if name not in ("input_ids", "decoder_input_ids"))
-    floats = {name: value for name, value in given.items() if value.is_floating_point() and value.ndim > 1}
+        yield from ((InputEdit(name, filled=True),) for name in whole if name not in ("input_ids", "decoder_input_ids"))
+    yield from ((edit,) for edit in _reshaped(model, given, text, counts))
+
+
+def _reshaped(model: nn.Module, given: Named, text: str, counts: Counts) -> Iterator[InputEdit]:
+    """Other shapes of the floating-point inputs that a message asks for."""
     config = model.config
     assert isinstance(config, PreTrainedConfig)
     seen = part_with(config, ("patch_size",))
     patch = number(seen, "patch_size") if seen is not None else 0
-    for name, value in floats.items():
+    for name, value in given.items():
+        if not value.is_floating_point() or value.ndim < 2:
+            continue
         kept = tuple("batch_size" if at == 0 and size == counts.rows else size for at, size in enumerate(value.shape))
         shapes = dict.fromkeys(_shapes(text, tuple(value.shape), kept, patch))
         if value.ndim == 2 and value.shape[0] % counts.rows == 0 and value.shape[0] > counts.rows:
             shapes["batch_size", value.shape[0] // counts.rows, value.shape[1]] = None
-        yield from ((Edit(name, dims),) for dims in shapes if dims != kept)
+        yield from (InputEdit(name, dims) for dims in shapes if dims != kept)
 
 
 def _asked_for(model: nn.Module, error: BaseException) -> list[str]:
@@ -101,7 +115,9 @@ def _asked_for(model: nn.Module, error: BaseException) -> list[str]:
     found: list[str] = []
     for frame in reversed(list(_frames(error.__traceback__))):
         words = re.findall(r"\w+", linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno))
-        absent = [w for w in words if w in arguments and w in frame.tb_frame.f_locals and frame.tb_frame.f_locals[w] is None]
+        absent = [
+            w for w in words if w in arguments and w in frame.tb_frame.f_locals and frame.tb_frame.f_locals[w] is None
+        ]
         found += [word for word in absent if word not in found]
     return found if "None" in str(error) else []
 
@@ -130,7 +146,9 @@ def _shapes(
             yield (kept[0], *[2] * (wanted - got), *kept[1:])
     if re.search(r"too many values to unpack \(expected (\d+)", text) and ndim > 2:
         yield (kept[0], *kept[2:])
-    if re.search(r"Dimension out of range|must be a \d+-?D|Expected \dD|invalid for input|too many indices|channel dim", text):
+    if re.search(
+        r"Dimension out of range|must be a \d+-?D|Expected \dD|invalid for input|too many indices|channel dim", text
+    ):
         yield (kept[0], 1, *kept[1:])
     yield from _unflattened(text, shape)
     numbers = [size for word in re.findall(r"\d+", text)[:12] if 1 < (size := int(word)) <= LARGEST]

@@ -81,7 +81,9 @@ def _text(model: nn.Module, sizes: Sizes, seed: int) -> Inputs:
     forms, tokens = attempts(model, sizes), token_inputs(model).keys()
     given = next((form for form in forms if form.keys() == tokens), forms[0])
     return {
-        name: _tokens(model, form.shape, torch.Generator().manual_seed(seed)) if name in tokens else torch.zeros(form.shape)
+        name: _tokens(model, form.shape, torch.Generator().manual_seed(seed))
+        if name in tokens
+        else torch.zeros(form.shape)
         for name, form in given.items()
     }
 
@@ -96,9 +98,11 @@ def vocabulary(model: nn.Module) -> int:
     rows = [getattr(_held(model, "get_input_embeddings"), "num_embeddings", None)]
     text = model.config.get_text_config() if isinstance(model.config, PreTrainedConfig) else None
     said = field_of(text, "vocab_size")
-    read = [count for count in rows if count] or ([said] if type(said) is int and said > 0 else []) or [
-        module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)
-    ]
+    read = (
+        [count for count in rows if count]
+        or ([said] if type(said) is int and said > 0 else [])
+        or [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    )
     written = getattr(_held(model, "get_output_embeddings"), "out_features", None)
     return min(max(read, default=2), written or max(read, default=2))
 
@@ -122,7 +126,9 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
         elif form.is_floating_point():
             given[name] = torch.randn(form.shape, generator=generator, dtype=torch.float64).to(dtype)
         else:
-            given[name] = (torch.ones if "mask" in name else torch.zeros)(form.shape, dtype=form.dtype) if form.is_meta else form
+            given[name] = (
+                (torch.ones if "mask" in name else torch.zeros)(form.shape, dtype=form.dtype) if form.is_meta else form
+            )
     given = {name: value.to(device) for name, value in given.items()}
     for kind in _MEDIA if len(given) > len(tokens) else ():
         given = _with_placeholders(model, given, kind)

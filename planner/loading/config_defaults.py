@@ -29,6 +29,7 @@ def repaired(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Pr
     """A config made of defaults, with values for the fields that its class leaves empty and its model needs."""
     filled = with_fields(config, _missing(config, partial(_made, model_class), kind=model_class))
     _give_placeholders(filled)
+    _fit_parts(filled)
     if not any(getattr(part, "rope_parameters", None) for part in parts_of(filled)):
         return filled
     try:
@@ -40,9 +41,20 @@ def repaired(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Pr
 def _give_placeholders(config: PreTrainedConfig) -> None:
     """The token that stands for an image, a video or audio: the last ones of the vocabulary, where a config leaves it empty."""
     vocabulary = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        return
     empty = [name for name, value in vars(config).items() if value is None and _PLACEHOLDER.fullmatch(name)]
-    for at, name in enumerate(empty if isinstance(vocabulary, int) else ()):
+    for at, name in enumerate(empty):
         setattr(config, name, vocabulary - 1 - at)
+
+
+def _fit_parts(config: PreTrainedConfig) -> None:
+    """A part hands on vectors as wide as the language model: the defaults of the two are written apart, and may differ."""
+    text = config.get_text_config(decoder=True)
+    width = getattr(text, "hidden_size", None)
+    for part in parts_of(config) if text is not config and type(width) is int else ():
+        if part is not text and type(getattr(part, "out_hidden_size", None)) is int:
+            part.out_hidden_size = width
 
 
 def sectioned(config: PreTrainedConfig, model: nn.Module) -> PreTrainedConfig:

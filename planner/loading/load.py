@@ -360,7 +360,11 @@ class NumbersStay(TorchFunctionMode):
     """A lone integer that a constructor puts into a tensor keeps its value on the meta device: code computes sizes from it."""
 
     def __torch_function__(
-        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         kwargs = kwargs or {}
         given = args[0] if args else kwargs.get("data")

@@ -138,7 +138,7 @@ _AGREEMENTS = 6
 
 
 def _fitted(loaded: LoadedModel, small: LoadedModel) -> tuple[LoadedModel, _Outcome]:
-    """A small model whose parts fit together: sizes that its forward finds unequal are made equal, while that takes it further."""
+    """A small model whose parts fit together: sizes that its forward finds unequal are made equal, one after the other."""
     outcome = _outcome(small)
     for _ in range(_AGREEMENTS):
         if outcome.error is None or outcome.whole:
