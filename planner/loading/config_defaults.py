@@ -49,11 +49,15 @@ def _give_placeholders(config: PreTrainedConfig) -> None:
 
 
 def _fit_parts(config: PreTrainedConfig) -> None:
-    """A part hands on vectors as wide as the language model: the defaults of the two are written apart, and may differ."""
+    """A part hands on vectors as wide as the language model: the defaults of the two are written apart, and may differ.
+
+    A width that is not the default was given, and stays.
+    """
     text = config.get_text_config(decoder=True)
     width = getattr(text, "hidden_size", None)
     for part in parts_of(config) if text is not config and type(width) is int else ():
-        if part is not text and type(getattr(part, "out_hidden_size", None)) is int:
+        given = getattr(part, "out_hidden_size", None)
+        if part is not text and type(given) is int and given == getattr(type(part), "out_hidden_size", None):
             part.out_hidden_size = width
 
 

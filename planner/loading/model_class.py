@@ -35,7 +35,7 @@ def paired(config: PreTrainedConfig, fields: Mapping[str, object], *, name: str)
     if not runs_forward(model_class):
         parts = parts_with_types(config)
         told = f"give one of its parts: {', '.join(parts)}" if parts else "give the class of a part that has one"
-        raise LoadError(f"{name}: {model_class.__name__} has no forward, it only generates; {told}.")
+        raise LoadError(f"{name}: {model_class.__name__} has no forward; {told}.")
     wanted = config_class_of(model_class)
     if not isinstance(config, wanted):
         text = config.get_text_config(decoder=True)
@@ -76,6 +76,11 @@ def _own(config_class: type[PreTrainedConfig], *, name: str) -> type[PreTrainedM
             f"{name}: {config_class.__name__} describes a part that no model class is made of alone; "
             f"give {' or '.join(holders)}, which contains it."
         )
+    kinds = [one.model_type for one in config_class.sub_configs.values() if getattr(one, "model_type", "")]
+    if not choice and kinds:
+        raise LoadError(
+            f"{name}: no class that is made of all of it has a forward; give one of its parts: {', '.join(kinds)}."
+        )
     raise LoadError(
         f"{name}: the auto classes know no {config_class.__name__}; give {choice or 'package.module:Class'}."
     )
@@ -107,7 +112,7 @@ def _takes(model_class: type[PreTrainedModel], config_class: type[PreTrainedConf
 
 
 def runs_forward(model_class: type[PreTrainedModel]) -> bool:
-    """Whether models of this class have a forward; some only generate, through their parts."""
+    """Whether models of this class have a forward; some only generate, or encode and decode."""
     return model_class.forward is not nn.Module.forward
 
 
