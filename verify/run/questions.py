@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
@@ -113,8 +114,12 @@ def _drop_infinite(into: Observed, answered: set[str]) -> None:
 
 
 def logits(model: nn.Module, **given: object) -> torch.Tensor:
-    """The model's first output, whole."""
-    return whole(model(**given)[0])
+    """The model's first output, whole; of a group of tensors (one for each of several heads) all their elements in one row."""
+    first = model(**given)[0]
+    if isinstance(first, torch.Tensor):
+        return whole(first)
+    leaves = [whole(leaf) for leaf in tree_flatten(first)[0] if isinstance(leaf, torch.Tensor)]
+    return torch.cat([leaf.flatten() for leaf in leaves])
 
 
 def _answered(model: PreTrainedModel, inputs: Inputs, **more: object) -> torch.Tensor:
