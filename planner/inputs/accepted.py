@@ -10,7 +10,7 @@ from torch import nn
 from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, inputs_of, token_inputs
 from shardproof.planner.inputs.mended import edits, takes_objects
 
-MOST = 16
+MOST = 10
 """Mended forms that are tried for one model."""
 OF_ONE = 8
 """Edits that are tried for one exception."""

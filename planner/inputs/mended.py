@@ -22,6 +22,8 @@ from shardproof.planner.inputs.media import number, part_with
 
 Named: TypeAlias = Mapping[str, Tensor]
 
+ELEMENTS = 2**22
+"""The most elements of an input that is made from a message: a run makes it of real numbers."""
 LARGEST = 16384
 """The largest size of a dim that a message is believed to ask for."""
 
@@ -61,6 +63,8 @@ class InputEdit:
         else:
             sizes = _sizes(model, self.dims, counts)
             new = torch.empty(sizes, dtype=torch.float32 if old is None else old.dtype, device="meta")
+        if new.numel() > ELEMENTS:
+            raise RuntimeError(f"{self.name} would have {new.numel()} elements")
         if self.filled and new.is_meta:
             new = torch.ones(new.shape, dtype=new.dtype)
         return {**given, self.name: new}
