@@ -30,6 +30,7 @@ from benchmarks import (
 )
 from benchmarks.engines import bench as engines
 from benchmarks.engines import traces
+from benchmarks.others import bench as others
 from benchmarks.zoo import bench as zoo
 
 BENCHMARKS = {
@@ -55,7 +56,7 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    own = ("engines", "fuzz", "guards", "localize", "mutants", "pipeline-mutants", "runtime", "zoo")
+    own = ("engines", "fuzz", "guards", "localize", "mutants", "others", "pipeline-mutants", "runtime", "zoo")
     parser.add_argument("name", choices=(*BENCHMARKS, *own))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
@@ -63,18 +64,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
     parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
     parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
-    parser.add_argument("--redo", choices=("", "failed", "all"), default="", help="zoo, mutants, engines: these again")
+    parser.add_argument(
+        "--redo", choices=("", "failed", "all"), default="", help="zoo, others, mutants, engines: these again"
+    )
     parser.add_argument(
         "--page",
         type=Path,
         default=None,
-        help="zoo, engines, mutants, pipeline-mutants, runtime: also write the page of the docs",
+        help="zoo, others, engines, mutants, pipeline-mutants, runtime: also write the page of the docs",
     )
-    parser.add_argument("--limit", type=int, default=0, help="mutants, localize: at most this many of each plan")
-    parser.add_argument("--seed", type=int, default=0, help="mutants, fuzz: which ones")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="mutants, localize: at most this many of each plan; others: types"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="mutants, fuzz: which ones; others: the order")
     parser.add_argument("--pairs", type=int, default=100, help="fuzz: how many models with a plan")
     parser.add_argument(
-        "--time", type=float, default=0.0, help="mutants, engines: start no further type after this many seconds"
+        "--time",
+        type=float,
+        default=0.0,
+        help="mutants, others, engines: start no further type after this many seconds",
     )
     parser.add_argument("--plans", default="ours,shipped", help="engines: whose plans are served")
     parser.add_argument("--only", default="", help="mutants: those whose name contains this, again; guards: these")
@@ -83,6 +91,9 @@ def main(arguments: list[str]) -> int:
     if given.name == "zoo":
         levels = tuple(given.levels.split(","))
         return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
+    if given.name == "others":
+        asked = others.Asked(given.limit, given.seed, given.time, given.redo)
+        return others.main(types, given.out or Path("others.jsonl"), asked=asked, page_at=given.page)
     if given.name == "pipeline-mutants":
         return pipeline_mutants.main(
             types, given.out or Path("pipeline-mutants.jsonl"), limit=given.limit, page_at=given.page

@@ -6,9 +6,9 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,21 +28,23 @@ class Measurer:
     """One process that measures types, started anew after a type that ended it."""
 
     process: subprocess.Popen[str] | None = None
+    once: bool = False
+    limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)
 
     def ask(self, row: Row, level: str) -> Row:
         """The row with what was found at a level; a process that dies or does not answer is what was found."""
         process = self.process = self.process or _started()
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps({"row": json.loads(row.line()), "level": level}) + "\n")
+        process.stdin.write(json.dumps({"row": json.loads(row.line()), "level": level, "once": self.once}) + "\n")
         process.stdin.flush()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            ready = selector.select(LIMITS[level])
+            ready = selector.select(self.limits[level])
         line = process.stdout.readline() if ready else ""
         if line:
             return row_of(json.loads(line))
         self.end()
-        reason = f"its process ended with {process.returncode}" if ready else f"no answer in {LIMITS[level]:g} s"
+        reason = f"its process ended with {process.returncode}" if ready else f"no answer in {self.limits[level]:g} s"
         return replace(row, stage=level, reason=reason)
 
     def end(self) -> None:
@@ -72,8 +74,9 @@ def _started() -> subprocess.Popen[str]:
 
 
 @contextmanager
-def _measurer() -> Iterator[Measurer]:
-    made = Measurer()
+def measuring(*, once: bool = False, limits: Mapping[str, float] = LIMITS) -> Iterator[Measurer]:
+    """A measurer whose process has ended afterwards."""
+    made = Measurer(once=once, limits=limits)
     try:
         yield made
     finally:
@@ -104,7 +107,7 @@ def main(types: tuple[str, ...], out: Path, *, levels: tuple[str, ...], redo: st
     known = read_rows(out)
     wanted = todo(types or causal_types(), known, levels, redo)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with out.open("a") as file, _measurer() as measurer, Progress(*columns, console=console) as progress:
+    with out.open("a") as file, measuring() as measurer, Progress(*columns, console=console) as progress:
         task = progress.add_task("zoo", total=len(wanted))
         for name, level in wanted:
             progress.update(task, description=f"{level} {name}")

@@ -1,19 +1,23 @@
 """What is measured of one type, in a process of its own: reads requests as lines on stdin, answers each with one line.
 
-A request is `{"row": ROW, "level": "proof" | "run" | "ranks"}`, the answer the row with what was found.
+A request is `{"row": ROW, "level": "proof" | "run" | "ranks", "once": BOOL}`, the answer the row with what was found. `once` asks
+for one degree, without the plan that the model carries.
 """
 
 import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from benchmarks.zoo.rows import Judged, Row, row_of
 from shardproof.planner.inference.suggest import Suggestion, sharded_fraction, suggest
+from shardproof.planner.inputs.example import example_inputs
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Plan
@@ -32,8 +36,8 @@ PATIENCE = 120.0
 Result = TypeVar("Result")
 
 
-def proved(name: str) -> Row:
-    """Build, trace, suggest and prove, each timed; then the same proof of the plan that the model carries."""
+def proved(name: str, *, once: bool = False) -> Row:
+    """Build, trace, suggest and prove, each timed; then, unless `once`, the same proof of the plan that the model carries."""
     seconds: dict[str, float] = {}
     row = Row(name, "load", seconds=seconds)
     try:
@@ -43,13 +47,13 @@ def proved(name: str) -> Row:
         model = _timed(seconds, "build", lambda: build(loaded))
         row = replace(row, stage="suggest")
         graph = _timed(seconds, "trace", lambda: trace(model))
-        row = replace(row, ops=len(graph.ops))
+        row = replace(row, ops=len(graph.ops), inputs=tuple(example_inputs(model)), notes=graph.notes)
         suggestion = _timed(seconds, "suggest", lambda: suggest(loaded))
         row = replace(row, stage="prove", degrees=suggestion.degrees)
         mine = Judged(suggestion.sharded_fraction, suggestion.plan.to_json())
-        degrees = judged_at(suggestion.degrees)
+        degrees = judged_at(suggestion.degrees)[: 1 if once else None]
         row = replace(row, mine=_with_proofs(mine, loaded, suggestion.plan, degrees, seconds))
-        row = replace(row, upstream=_upstream(loaded, suggestion, degrees))
+        row = replace(row, upstream=None if once else _upstream(loaded, suggestion, degrees))
         return replace(row, stage="done")
     except (LoadError, TraceError, ValueError) as error:
         return replace(row, reason=_reason(error))
@@ -135,17 +139,25 @@ def _any(judged: Judged) -> bool:
     return bool(plan.tp or plan.head_tp)
 
 
+def _answer(row: Row, level: str, *, once: bool) -> Row:
+    try:
+        return (
+            proved(row.name, once=once) if level == "proof" else ran(row, "ranks" if level == "ranks" else "inprocess")
+        )
+    except Exception as error:  # our own bug: a line of the table too
+        where = "; ".join(
+            f"{Path(at.filename).name}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)[-4:]
+        )
+        return replace(row, stage="crash", reason=f"{level}: {type(error).__name__}: {error} ({where})"[:600])
+
+
 def main() -> None:
     """Answer until stdin ends. What libraries print goes to stderr: stdout is for answers."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
-        row = row_of(request["row"])
-        if request["level"] == "proof":
-            answer = proved(row.name)
-        else:
-            answer = ran(row, "ranks" if request["level"] == "ranks" else "inprocess")
+        answer = _answer(row_of(request["row"]), request["level"], once=request.get("once", False))
         answers.write(answer.line() + "\n")
         answers.flush()
 

@@ -27,8 +27,8 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One type. `stage` is how far it came: `load`, `build`, `suggest`, `prove`, `twin`, `run` or `done`; `reason` says why
-    no further. `seconds` are of processor time, without imports; those of a run are of the clock.
+    """One type. `stage` is how far it came: `load`, `build`, `suggest`, `prove`, `twin`, `run`, `crash` or `done`; `reason` says
+    why no further. `seconds` are of processor time, without imports; those of a run are of the clock.
     """
 
     name: str
@@ -39,6 +39,10 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)
     mine: Judged | None = None
     upstream: Judged | None = None
+    inputs: tuple[str, ...] = ()
+    """The arguments of the forward that the trace gave."""
+    notes: tuple[str, ...] = ()
+    """What the trace left out or took for granted."""
 
     def line(self) -> str:
         """As one line of JSON."""
@@ -52,8 +56,9 @@ def row_of(data: dict[str, object]) -> Row:
     for key in ("mine", "upstream"):
         inner = given.get(key)
         given[key] = Judged(**inner) if isinstance(inner, dict) else None
-    degrees = given.get("degrees")
-    given["degrees"] = tuple(degrees) if isinstance(degrees, list) else ()
+    for key in ("degrees", "inputs", "notes"):
+        listed = given.get(key)
+        given[key] = tuple(listed) if isinstance(listed, list) else ()
     return Row(**given)  # type: ignore[arg-type]  # the fields of a file that this module wrote
 
 

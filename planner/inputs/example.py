@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from shardproof.planner.inputs.documented import made, needed
 from shardproof.planner.inputs.guessed import guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
+from shardproof.planner.inputs.mended import InputEdit
 from shardproof.planner.loading.any_module import ModuleConfig, declared
+from shardproof.planner.loading.config_fields import field_of
 
 Inputs: TypeAlias = dict[str, Tensor]
 
@@ -37,22 +40,44 @@ class Sizes:
 
 TRACED = Sizes()
 
-_taken: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+
+@dataclass(frozen=True, slots=True)
+class InputForm:
+    """A form of inputs: the number of an attempt, and the edits of it, in order."""
+
+    attempt: int
+    edits: tuple[InputEdit, ...] = ()
+
+
+_taken: "WeakKeyDictionary[nn.Module, InputForm]" = WeakKeyDictionary()
 
 
 def example_inputs(model: nn.Module, sizes: Sizes = TRACED) -> Inputs:
     """The inputs of a trace, on the meta device: the form that `trace` found the model to accept, else the fullest."""
+    return inputs_of(model, _taken.get(model, InputForm(0)), sizes)
+
+
+def inputs_of(model: nn.Module, form: InputForm, sizes: Sizes = TRACED) -> Inputs:
+    """The inputs of a form, on the meta device; numbers that the code reads are real."""
     every = attempts(model, sizes)
-    return every[min(_taken.get(model, 0), len(every) - 1)]
+    given = every[min(form.attempt, len(every) - 1)]
+    for edit in form.edits:
+        given = edit.apply(model, given, sizes)
+    return given
 
 
-def take(model: nn.Module, attempt: int) -> None:
-    """Remember the number of the attempt that the model's forward accepts."""
-    _taken[model] = attempt
+def forms(model: nn.Module, sizes: Sizes = TRACED) -> tuple[InputForm, ...]:
+    """The forms to try, without edits, in order."""
+    return tuple(InputForm(at) for at in range(len(attempts(model, sizes))))
 
 
-def taken(model: nn.Module) -> int | None:
-    """The number of the attempt that the model's forward accepts; None before its first trace."""
+def take(model: nn.Module, form: InputForm) -> None:
+    """Remember the form that the model's forward accepts."""
+    _taken[model] = form
+
+
+def taken(model: nn.Module) -> InputForm | None:
+    """The form that the model's forward accepts; None before its first trace."""
     return _taken.get(model)
 
 
@@ -64,10 +89,17 @@ def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
     if isinstance(model.config, ModuleConfig) and "input_ids" not in names:
         form = next(guessed(model, rows=sizes.rows, length=sizes.length), {})
         return tokens_of(form)
-    found = {"input_ids": sizes.length} if "input_ids" in names else {}
+    found = {"input_ids": min(sizes.length, _positions(model.config) or sizes.length)} if "input_ids" in names else {}
     if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = sizes.targets
     return found
+
+
+def _positions(config: object) -> int:
+    """The number of positions of the text; 0 where the config has none."""
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else config
+    found = field_of(text, "max_position_embeddings")
+    return found if type(found) is int and found > 1 else 0
 
 
 def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
@@ -83,9 +115,17 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     tokens: Inputs = {name: _ids(sizes.rows, length) for name, length in token_inputs(model, sizes).items()}
     found = [tokens | _told_apart(form, names, sizes) | form for form in media(config, names, sizes.rows)]
     found += [tokens | states for states in _states(config, names, sizes)]
+    found += _said(model, tokens, sizes) if not found else []
     if tokens:
         found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]
     return [_placed(config, names, form) | form for form in found]
+
+
+def _said(model: nn.Module, tokens: Inputs, sizes: Sizes) -> list[Inputs]:
+    """What the forward cannot be called without, from what its docstring says of it, where there is more than tokens."""
+    rest = [name for name in needed(model) if name not in tokens]
+    made_of = {"rows": sizes.rows, "length": sizes.length, "targets": sizes.targets}
+    return [tokens | {name: made(model, name, **made_of) for name in rest}] if rest else []
 
 
 def _declared(config: ModuleConfig, sizes: Sizes) -> Inputs:

@@ -47,14 +47,14 @@ def number(config: PreTrainedConfig, *names: str) -> int:
 
 def _images(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
     """Images, as pixels or as flattened patches with a grid."""
-    config = _part(whole, ("patch_size",), ("hidden_size", "embed_dim"))
+    config = part_with(whole, ("patch_size",), ("hidden_size", "embed_dim"))
     if "grid_thw" in names:
         yield from _gridded(
             config or whole, "hidden_states" if "hidden_states" in names else "pixel_values", "grid_thw", rows
         )
     if "pixel_values" not in names:
         return
-    config = config or _part(whole, ("num_channels", "in_channels", "in_chans")) or whole
+    config = config or part_with(whole, ("num_channels", "in_channels", "in_chans")) or whole
     if "image_grid_thw" in names:
         yield from _gridded(config, "pixel_values", "image_grid_thw", rows)
         return
@@ -65,6 +65,8 @@ def _pixels(config: PreTrainedConfig, names: Mapping[str, object], rows: int) ->
     channels, patch = _channels(config), number(config, "patch_size")
     size = number(config, "image_size") or 4 * patch or SIDE
     even = patch * max(4, size // patch // 4 * 4) if patch else size  # patches are merged by 2 or 4 a side
+    if rectangle := _rectangle(config):
+        yield {"pixel_values": _floats(rows, channels, *rectangle)}
     for side in dict.fromkeys((size, even)):
         if "image_sizes" in names:
             sides = torch.tensor([[side, side]] * rows)
@@ -74,6 +76,15 @@ def _pixels(config: PreTrainedConfig, names: Mapping[str, object], rows: int) ->
             yield {"pixel_values": _floats(*images, channels, side, side)}
         if frames := _frames(config):
             yield {"pixel_values": _floats(rows, frames, channels, side, side)}
+
+
+def _rectangle(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """Height and width of an image that is not square."""
+    match field_of(config, "image_size"):
+        case [int(height), int(width)] if height != width:
+            return height, width
+        case _:
+            return None
 
 
 def _gridded(config: PreTrainedConfig, pixels: str, grid: str, images: int) -> Iterator[dict[str, Tensor]]:
@@ -88,14 +99,14 @@ def _films(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> I
     """Video, for a model that takes no images: several images per row."""
     if "pixel_values_videos" not in names or "pixel_values" in names:
         return
-    config = _part(whole, ("patch_size", "num_frames", "frames_per_clip")) or whole
+    config = part_with(whole, ("patch_size", "num_frames", "frames_per_clip")) or whole
     side = number(config, "image_size", "crop_size") or SIDE
     yield {"pixel_values_videos": _floats(rows, _frames(config) or 4, _channels(config), side, side)}
 
 
 def _sounds(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
     """Audio, as spectrograms (bins by frames, in either order) or as waveforms."""
-    config = _part(whole, _BINS) or whole
+    config = part_with(whole, _BINS) or whole
     spectra = [name for name in ("input_features", "audio_mel") if name in names]
     bins = number(config, *_BINS)
     if spectra and bins:
@@ -133,12 +144,12 @@ def _durations(config: PreTrainedConfig) -> tuple[int, ...]:
     return tuple(dict.fromkeys(filter(None, (2 * positions, positions, number(config, "max_length"), FRAMES))))
 
 
-def _part(config: PreTrainedConfig, fields: tuple[str, ...], more: tuple[str, ...] = ()) -> PreTrainedConfig | None:
+def part_with(config: PreTrainedConfig, fields: tuple[str, ...], more: tuple[str, ...] = ()) -> PreTrainedConfig | None:
     """The config, or the nested part of it, that has one of `fields` and, if given, one of `more`."""
     if number(config, *fields) and (not more or number(config, *more)):
         return config
     parts = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
-    return next((found for part in parts if (found := _part(part, fields, more)) is not None), None)
+    return next((found for part in parts if (found := part_with(part, fields, more)) is not None), None)
 
 
 def _channels(config: PreTrainedConfig) -> int:

@@ -3,12 +3,15 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, take, taken, token_inputs
+from shardproof.planner.inputs.accepted import NoInputsError, search
+from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, inputs_of, take, taken, token_inputs
+from shardproof.planner.loading.config_fields import field_of
 
 AHEAD = 4
 """Text tokens before the image in a row: more than left padding hides."""
@@ -27,22 +30,62 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
     """As `real_inputs`, with the exception for which they are text only although the model takes more; None if they are
     complete.
     """
-    forms = attempts(model, sizes)
-    known, refused = taken(model), None
-    for attempt, form in enumerate(forms):
-        if known not in (None, attempt):
-            continue
+    form = taken(model)
+    if form is not None:
+        return _filled(model, inputs_of(model, form, sizes), sizes, seed), None
+
+    calls: dict[int, int] = {}
+
+    def run(given: Inputs) -> Inputs:
+        counted = _Calls()
         try:
-            given = _filled(model, form, sizes, seed)
-            if known is None:
-                _runs(model, given)
-                take(model, attempt)
-        except Exception as error:  # this model's code does not accept this form: try the next one
-            refused = refused or error
-            continue
-        return given, refused if refused and form.keys() == token_inputs(model).keys() else None
-    tokens = token_inputs(model).keys()
-    return _filled(model, next((form for form in forms if form.keys() == tokens), forms[0]), sizes, seed), refused
+            with counted:
+                filled = _filled(model, given, sizes, seed)
+                _runs(model, filled)
+        except Exception as error:
+            calls[id(error)] = counted.count
+            raise
+        return filled
+
+    try:
+        accepted, given = search(
+            model, run, sizes=sizes, failed=Exception, reached=lambda error: calls.get(id(error), 0)
+        )
+    except NoInputsError:
+        raise
+    except Exception as error:  # nothing runs: what it raises shows when the model is run
+        return _text(model, sizes, seed), error
+    take(model, accepted.form)
+    return given, accepted.refused
+
+
+class _Calls:
+    """Counts the calls of modules that came to their end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self.handle = nn.modules.module.register_module_forward_hook(self._ended)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _ended(self, *_: object) -> None:
+        self.count += 1
+
+
+def _text(model: nn.Module, sizes: Sizes, seed: int) -> Inputs:
+    """The text alone, where the model takes text; else its first form."""
+    forms, tokens = attempts(model, sizes), token_inputs(model).keys()
+    given = next((form for form in forms if form.keys() == tokens), forms[0])
+    return {
+        name: _tokens(model, form.shape, torch.Generator().manual_seed(seed))
+        if name in tokens
+        else torch.zeros(form.shape)
+        for name, form in given.items()
+    }
 
 
 def _runs(model: nn.Module, given: Inputs) -> None:
@@ -53,9 +96,13 @@ def _runs(model: nn.Module, given: Inputs) -> None:
 def vocabulary(model: nn.Module) -> int:
     """The number of token ids that are valid both as input and as output."""
     rows = [getattr(_held(model, "get_input_embeddings"), "num_embeddings", None)]
-    read = [count for count in rows if count] or [
-        module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)
-    ]
+    text = model.config.get_text_config() if isinstance(model.config, PreTrainedConfig) else None
+    said = field_of(text, "vocab_size")
+    read = (
+        [count for count in rows if count]
+        or ([said] if type(said) is int and said > 0 else [])
+        or [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    )
     written = getattr(_held(model, "get_output_embeddings"), "out_features", None)
     return min(max(read, default=2), written or max(read, default=2))
 
@@ -79,7 +126,9 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
         elif form.is_floating_point():
             given[name] = torch.randn(form.shape, generator=generator, dtype=torch.float64).to(dtype)
         else:
-            given[name] = torch.zeros(form.shape, dtype=form.dtype) if form.is_meta else form
+            given[name] = (
+                (torch.ones if "mask" in name else torch.zeros)(form.shape, dtype=form.dtype) if form.is_meta else form
+            )
     given = {name: value.to(device) for name, value in given.items()}
     for kind in _MEDIA if len(given) > len(tokens) else ():
         given = _with_placeholders(model, given, kind)
@@ -127,9 +176,8 @@ def _with_placeholders(model: nn.Module, given: Inputs, kind: str) -> Inputs:
 
 
 def _placeholder(model: nn.Module, kind: str) -> int | None:
-    return next(
-        (token for word in ("id", "index") if (token := getattr(model.config, f"{kind}_token_{word}", None))), None
-    )
+    tokens = (getattr(model.config, f"{kind}_token_{word}", None) for word in ("id", "index"))
+    return next((token for token in tokens if token is not None), None)
 
 
 def _inserted(rows: Tensor, value: int, count: int) -> Tensor:

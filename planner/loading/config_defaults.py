@@ -13,19 +13,100 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
 from shardproof.planner.loading.config import parse_value
 from shardproof.planner.loading.field_roles import Fields, role_of
 
+_PLACEHOLDER = re.compile(r"(image|video|audio)_token_(id|index)")
 _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
 """Roles of fields whose value follows from other fields, or can be any small number."""
 
 
 def repaired(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
     """A config made of defaults, with values for the fields that its class leaves empty and its model needs."""
-    return with_fields(config, _missing(config, partial(_made, model_class), kind=model_class))
+    filled = with_fields(config, _missing(config, partial(_made, model_class), kind=model_class))
+    _give_placeholders(filled)
+    _fit_parts(filled)
+    if not any(getattr(part, "rope_parameters", None) for part in parts_of(filled)):
+        return filled
+    try:
+        return _fitting_sections(filled, _made(model_class, deepcopy(filled)))
+    except Exception:  # what the constructor raises is said where the model is built
+        return filled
+
+
+def _give_placeholders(config: PreTrainedConfig) -> None:
+    """The token that stands for an image, a video or audio: the last ones of the vocabulary, where a config leaves it empty."""
+    vocabulary = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        return
+    empty = [name for name, value in vars(config).items() if value is None and _PLACEHOLDER.fullmatch(name)]
+    for at, name in enumerate(empty):
+        setattr(config, name, vocabulary - 1 - at)
+
+
+def _fit_parts(config: PreTrainedConfig) -> None:
+    """A part hands on vectors as wide as the language model: the defaults of the two are written apart, and may differ.
+
+    A width that is not the default was given, and stays.
+    """
+    text = config.get_text_config(decoder=True)
+    width = getattr(text, "hidden_size", None)
+    for part in parts_of(config) if text is not config and type(width) is int else ():
+        given = getattr(part, "out_hidden_size", None)
+        if part is not text and type(given) is int and given == getattr(type(part), "out_hidden_size", None):
+            part.out_hidden_size = width
+
+
+def sectioned(config: PreTrainedConfig, model: nn.Module) -> PreTrainedConfig:
+    """A config that says the sections of its rotary frequencies (`mrope_section`), where only the code says them.
+
+    Source: transformers 5.23.0, models/qwen2_vl/modeling_qwen2_vl.py, `rope_parameters.get("mrope_section", [16, 24, 24])`.
+    """
+    made = deepcopy(config)
+    for kind, name, sections, _ in _sections(model):
+        for part in parts_of(made):
+            if type(part) is kind and isinstance(part.rope_parameters, dict):
+                part.rope_parameters.setdefault(name, sections)
+    return made
+
+
+def _sections(model: nn.Module) -> Iterator[tuple[type, str, list[int], int]]:
+    """The sections that a rotary embedding keeps: the class of its config, their name, their sizes, how many frequencies
+    there are.
+    """
+    for module in model.modules():
+        config, frequencies = getattr(module, "config", None), getattr(module, "inv_freq", None)
+        if not isinstance(getattr(config, "rope_parameters", None), dict) or not isinstance(frequencies, torch.Tensor):
+            continue
+        for name, value in vars(module).items():
+            if isinstance(value, list) and len(value) > 1 and all(type(size) is int for size in value):
+                yield type(config), name, list(value), frequencies.numel()
+
+
+def parts_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """A config and the configs in it."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from parts_of(value)
+
+
+def _fitting_sections(config: PreTrainedConfig, model: object) -> PreTrainedConfig:
+    """The config with sections that fill the frequencies, where those of the code do not fit the other defaults."""
+    if not isinstance(model, nn.Module):
+        return config
+    for kind, name, sections, count in _sections(model):
+        for part in parts_of(config):
+            if type(part) is kind and isinstance(part.rope_parameters, dict) and name not in part.rope_parameters:
+                total = sum(sections)
+                if total != count and count >= len(sections):
+                    small = [size * count // total for size in sections]
+                    part.rope_parameters[name] = [small[0] + count - sum(small), *small[1:]]
+    return config
 
 
 def empty_fields(

@@ -16,6 +16,7 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -361,7 +362,7 @@ def build(loaded: LoadedModel, *, device: str = "meta", dtype: torch.dtype = tor
         LoadError: its constructor raises.
     """
     try:
-        with quiet(), torch.device(device):
+        with quiet(), torch.device(device), NumbersStay():
             make: Callable[..., nn.Module] = loaded.model_class._from_config
             # A copy: `post_init` deletes an old `gradient_checkpointing` field, which the next model would need.
             model = make(deepcopy(loaded.config), dtype=dtype)
@@ -373,6 +374,23 @@ def build(loaded: LoadedModel, *, device: str = "meta", dtype: torch.dtype = tor
     if device == "meta":
         _leave_no_data(model)
     return model.eval()
+
+
+class NumbersStay(TorchFunctionMode):
+    """A lone integer that a constructor puts into a tensor keeps its value on the meta device: code computes sizes from it."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        given = args[0] if args else kwargs.get("data")
+        if func is torch.tensor and type(given) is int and "device" not in kwargs:
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
 
 
 def _leave_no_data(model: nn.Module) -> None:

@@ -120,6 +120,7 @@ READS: Mapping[object, Callable[[Tensor], Any]] = {
     Tensor.__int__: place_of,
     Tensor.__index__: place_of,
     Tensor.__float__: lambda tensor: 0.0,
+    Tensor.__format__: lambda tensor: str(_zeros(tensor)),  # an expert is found by the name that its number is part of
     Tensor.tolist: _numbers,
     Tensor.numpy: lambda tensor: torch.tensor(_numbers(tensor), dtype=tensor.dtype).numpy(),
 }

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from shardproof.planner.inputs.example import attempts, caching, example_inputs, take, taken
+from shardproof.planner.inputs.accepted import NoInputsError, search
+from shardproof.planner.inputs.example import TRACED, caching, example_inputs, take, taken
 from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
@@ -64,18 +65,20 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     """
     if inputs is not None or taken(model) is not None:
         return _settled(model, inputs if inputs is not None else example_inputs(model))
-    failed: TraceError | None = None
-    first: TraceError | None = None
-    for attempt, form in enumerate(attempts(model)):
-        try:
-            graph = _settled(model, form)
-        except TraceError as error:
-            first = first or error
-            failed = failed if failed is not None and "input_ids" not in form else error
-        else:
-            take(model, attempt)
-            return graph if first is None else replace(graph, notes=(*graph.notes, _left_out(first)))
-    raise failed or TraceError(f"{type(model).__name__} takes neither tokens nor images, sounds or states", "", None)
+    try:
+        accepted, graph = search(
+            model, lambda given: _settled(model, given), sizes=TRACED, failed=TraceError, reached=_ops_before
+        )
+    except NoInputsError as error:
+        raise TraceError(str(error), "", None) from None
+    take(model, accepted.form)
+    refused = accepted.refused
+    return replace(graph, notes=(*graph.notes, _left_out(refused))) if isinstance(refused, TraceError) else graph
+
+
+def _ops_before(error: Exception) -> int:
+    """How far a forward came: the ops that ran before it raised."""
+    return len(error.before.ops) if isinstance(error, TraceError) and error.before is not None else 0
 
 
 def trace_script(model: nn.Module, script: Script) -> tuple[Graph, bool]:

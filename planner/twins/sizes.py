@@ -92,16 +92,16 @@ def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Ru
     numbers = {name: value for name, value in fields.items() if type(value) is int and value > 0}
     roles = {name: role for name in numbers if (role := role_of(name))}
     small: Fields = dict(fields)
-    small |= _head_sizes(numbers, roles, tp=tp, rung=rung)
+    small |= _head_sizes(numbers, roles, tp=tp, rung=rung, least=_least_head(fields, roles))
     small |= _counts(numbers, roles)
     small |= depth(small, roles, least=least_layers)
-    small |= numbers_beside_sizes(small, scaled=rung.scaled)
     small |= _rotary(fields, small, roles)
     small |= {
         name: shrunk(part, tp=tp, least_layers=least_layers, rung=rung)
         for name, part in fields.items()
         if is_config(part)
     }
+    small |= numbers_beside_sizes(small, scaled=rung.scaled)
     small |= _inner_heads(numbers, small, tp=tp)
     return small | _scaled_lists(fields, small, roles) | _scaled_overrides(fields, small)
 
@@ -144,12 +144,12 @@ def narrowed(fields: Mapping[str, object], *, tp: int, least_layers: int, factor
     small |= _counts(numbers, roles)
     small |= _shared_widths(fields, small, factor=factor)
     small |= depth(small, roles, least=least_layers)
-    small |= numbers_beside_sizes(small, scaled=True)
-    return small | {
+    small |= {
         name: narrowed(part, tp=tp, least_layers=least_layers, factor=factor)
         for name, part in fields.items()
         if is_config(part)
     }
+    return small | numbers_beside_sizes(small, scaled=True)
 
 
 def _shared_widths(fields: Mapping[str, object], small: Mapping[str, object], *, factor: int) -> Fields:
@@ -164,7 +164,21 @@ def _shared_widths(fields: Mapping[str, object], small: Mapping[str, object], *,
     }
 
 
-def _head_sizes(numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int, rung: Rung) -> Fields:
+def _least_head(fields: Mapping[str, object], roles: Mapping[str, str]) -> int:
+    """The least head dim: each section of the rotary frequencies keeps one."""
+    rope = fields.get("rope_parameters")
+    real = _head_dim(fields, next((name for name, role in roles.items() if role == "head dim"), None))
+    least = HEAD_DIM
+    for value in rope.values() if isinstance(rope, dict) else ():
+        if isinstance(value, list) and value and all(type(size) is int for size in value) and 0 < sum(value) <= real:
+            while len(value) > sum(value) * least // real:
+                least *= 2
+    return least
+
+
+def _head_sizes(
+    numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int, rung: Rung, least: int = HEAD_DIM
+) -> Fields:
     """Heads, head dims, hidden and intermediate sizes, ranks, vocabulary."""
     named: Callable[[str], list[str]] = lambda role: [name for name in numbers if roles.get(name) == role]  # noqa: E731
     picker = _Picker(tp, rung.apart)
@@ -178,14 +192,14 @@ def _head_sizes(numbers: Mapping[str, int], roles: Mapping[str, str], *, tp: int
             count, kv = heads(count, real_kv, tp=tp)
         small |= dict.fromkeys(head_names, count) | dict.fromkeys(kv_names, kv)
     for name in named("head dim"):
-        small[name] = picker.size("head dim", real=numbers[name], least=HEAD_DIM, step=2)
+        small[name] = picker.size("head dim", real=numbers[name], least=least, step=2)
     tied = not named("head dim") or not rung.apart
     for name in named("hidden"):
-        least = count * (HEAD_DIM if tied else HEAD_DIM + 2)
-        small[name] = picker.size("hidden", real=numbers[name], least=least, step=2 * count)
-    for role, least in (("intermediate", 44), ("rank", 20)):
+        width = count * (least if tied else least + 2)
+        small[name] = picker.size("hidden", real=numbers[name], least=width, step=2 * count)
+    for role, fewest in (("intermediate", 44), ("rank", 20)):
         for name in named(role):
-            small[name] = picker.size(role, real=numbers[name], least=min(least, numbers[name]), step=1)
+            small[name] = picker.size(role, real=numbers[name], least=min(fewest, numbers[name]), step=1)
     vocabularies = dict.fromkeys(numbers[name] for name in named("vocabulary"))  # equal ones are one vocabulary
     sizes = {real: picker.size("vocabulary", real=real, least=min(100, real)) for real in vocabularies}
     return small | {name: sizes[numbers[name]] for name in named("vocabulary")}
@@ -211,18 +225,24 @@ def _inner_heads(numbers: Mapping[str, int], small: Mapping[str, object], *, tp:
 
 
 def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
-    """Small numbers of experts, expert groups, windows and positions, with the same structure."""
+    """Small numbers of experts, expert groups, windows and positions, with the same structure.
+
+    A window of an image stays: it is counted in pixels or patches, whose sizes stay too.
+    """
     limits = {"experts": 8, "chosen": 2, "groups": 2, "chosen groups": 1, "window": 5, "dense layers": 1}
     return {
         name: min(value, limits[role])
         for name, value in numbers.items()
-        if (role := roles.get(name)) in limits and role
+        if (role := roles.get(name)) in limits and role and not (role == "window" and "patch_size" in numbers)
     }
 
 
 def numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Fields:
-    """No dropout, token ids inside the vocabulary, and multipliers of 1.0 changed so that a lost one shows."""
-    vocabulary = next((v for k, v in fields.items() if role_of(k) == "vocabulary" and isinstance(v, int)), None)
+    """No dropout, token ids inside the vocabulary, and multipliers of 1.0 changed so that a lost one shows.
+
+    The vocabulary of a config without one of its own is that of its text part.
+    """
+    vocabulary = _vocabulary(fields)
     small: Fields = {}
     for name, value in fields.items():
         if isinstance(value, float) and _DROPPED.fullmatch(name):
@@ -234,6 +254,13 @@ def numbers_beside_sizes(fields: Mapping[str, object], *, scaled: bool) -> Field
         elif _GRID.fullmatch(name) and isinstance(value, list | tuple) and len(value) == 2:
             small[name] = [LENGTH // 4, 4]
     return small
+
+
+def _vocabulary(fields: Mapping[str, object]) -> int | None:
+    own = next((v for k, v in fields.items() if role_of(k) == "vocabulary" and isinstance(v, int)), None)
+    parts = sorted((name != "text_config", name) for name, part in fields.items() if is_config(part))
+    inner = (fields[name] for _, name in parts)
+    return own or next((found for part in inner if isinstance(part, dict) and (found := _vocabulary(part))), None)
 
 
 def _scaled_overrides(fields: Mapping[str, object], small: Mapping[str, object]) -> Fields:

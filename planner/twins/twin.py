@@ -13,16 +13,20 @@ from math import gcd
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedConfig
 
 from shardproof.planner.inputs.example import Sizes, caching, token_inputs
-from shardproof.planner.inputs.numbers import real_inputs
+from shardproof.planner.inputs.numbers import fullest_inputs, real_inputs
 from shardproof.planner.inputs.run_modes import RunMode, scripts
-from shardproof.planner.ir.errors import ShardproofError
+from shardproof.planner.ir.errors import ShardproofError, reason
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.adapters.adapted_class import without_dropout
+from shardproof.planner.loading.config_defaults import sectioned
 from shardproof.planner.loading.field_roles import Fields, role_of
 from shardproof.planner.loading.load import LoadedModel, build, quiet, with_adapter_classes
+from shardproof.planner.loading.source_lines import line_of
+from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
 
 SMALL = 4_000_000
@@ -35,6 +39,8 @@ _NEUTRAL = 1e3
 """A vector with a value of at least this magnitude, or NaN, is memory that its constructor did not initialise."""
 _TRIALS = 80
 _SHORT = Sizes(2, 5, 5)
+_PATIENCE = 4
+"""Small models that run on text alone, before one of them is taken."""
 
 
 class TwinError(ShardproofError, ValueError):
@@ -53,33 +59,102 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     if loaded.adapters:
         loaded = with_adapter_classes(loaded, tuple(map(without_dropout, loaded.adapters)))
     with quiet():
-        kinds = _kinds(loaded)
+        kinds, text_alone, first, patience = _kinds(loaded), None, "", _PATIENCE
         for most, config in chain(
-            ((SMALL, config) for config in _by_names(loaded.config, tp=tp, pp=pp)),
+            ((SMALL, config) for config in _by_names(loaded, tp=tp, pp=pp)),
+            ((SMALL, config) for config in [_beside_sizes(loaded)]),
             ((NARROW, config) for config in _by_width(loaded.config, tp=tp, pp=pp)),
         ):
             small = dataclasses.replace(loaded, config=config, checkpoint=None)
-            if _parameters(small) <= most and (not kinds or _kinds(small) == kinds) and runs(small):
+            if _parameters(small) > most or (kinds and _kinds(small) != kinds):
+                continue
+            small, outcome = _fitted(loaded, small)
+            if outcome.whole:
                 return small
+            first = first or outcome.raised
+            if outcome.runs:
+                text_alone, patience = text_alone or small, patience - 1
+            if not patience:
+                break
+        if text_alone is not None:
+            return text_alone
         small = dataclasses.replace(loaded, config=_by_trial(loaded, tp=tp, pp=pp), checkpoint=None)
         if _parameters(small) <= LARGEST and runs(small):
             return small
+    why = f" The first small copy that was built raised {first}." if first else ""
     raise TwinError(
         f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
-        f"{LARGEST // 1_000_000} million parameters."
+        f"{LARGEST // 1_000_000} million parameters.{why}"
     )
 
 
 def runs(loaded: LoadedModel) -> bool:
     """Whether the model builds on the CPU and its forward gives finite numbers."""
+    return _outcome(loaded).runs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Whether a small model runs; `error` is what it raised, on all that it takes where it runs on text alone."""
+
+    runs: bool
+    error: Exception | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it runs on all that it takes."""
+        return self.runs and self.error is None
+
+    @property
+    def raised(self) -> str:
+        """The exception, with its line."""
+        if self.error is None:
+            return ""
+        at = line_of(self.error, None)
+        return f"{reason(self.error)}{f' ({at})' if at else ''}"
+
+
+def _outcome(loaded: LoadedModel) -> _Outcome:
+    refused: Exception | None = None
     try:
         torch.manual_seed(0)
         model = build(loaded, device="cpu")
         model.load_state_dict(random_state(model))  # some constructors leave memory uninitialised
+        given, refused = fullest_inputs(model, _SHORT)
         with torch.no_grad():
-            return bool(torch.isfinite(model(**real_inputs(model, _SHORT), **caching(model, False))[0]).all())
-    except Exception:  # any failure of the model's code only means that this size does not work
-        return False
+            finite = all(
+                bool(torch.isfinite(value).all()) for value in first_tensors(model(**given, **caching(model, False)))
+            )
+        return _Outcome(finite, refused if finite else ArithmeticError("its forward gives numbers that are not finite"))
+    except Exception as error:  # any failure of the model's code only means that this size does not work
+        return _Outcome(False, refused or error)
+
+
+def first_tensors(output: object) -> list[torch.Tensor]:
+    """The tensors of the first output, which may be a list of them."""
+    first = output[0] if isinstance(output, tuple | list) or hasattr(output, "keys") else output  # type: ignore[index]
+    return [leaf for leaf in tree_flatten(first)[0] if isinstance(leaf, torch.Tensor)]
+
+
+_AGREEMENTS = 6
+"""Sizes of a twin that are made equal to others, one after the other."""
+
+
+def _fitted(loaded: LoadedModel, small: LoadedModel) -> tuple[LoadedModel, _Outcome]:
+    """A small model whose parts fit together: sizes that its forward finds unequal are made equal, one after the other."""
+    outcome = _outcome(small)
+    for _ in range(_AGREEMENTS):
+        if outcome.error is None or outcome.whole:
+            break
+        for config in agreeing(loaded.config, small.config, str(outcome.error)):
+            other = dataclasses.replace(small, config=config)
+            now = _outcome(other)
+            if now.whole or (str(now.error) != str(outcome.error) and now.runs >= outcome.runs):
+                small, outcome = other, now
+                break
+        else:
+            break
+    return small, outcome
 
 
 def raises_on_one_device(loaded: LoadedModel, mode: RunMode) -> bool:
@@ -133,7 +208,8 @@ def random_state(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
     drawn: dict[int, torch.Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in drawn:
-            drawn[id(value)] = _drawn(value.detach(), generator)
+            made = _drawn(value.detach(), generator)
+            drawn[id(value)] = made.abs() + 0.1 if name.endswith("running_var") else made  # a variance is positive
         state[name] = drawn[id(value)]
     return state
 
@@ -148,13 +224,22 @@ def _drawn(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(made.abs() < _NEUTRAL, made, 1.0) + 0.3 * noise
 
 
-def _by_names(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+def _by_names(loaded: LoadedModel, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
     """Configs shrunk by the names of their fields, one attempt after the other; deeper if a kind of layer was lost."""
+    config = _with_sections(loaded)
     fields = fields_of(config)
     for deeper in (1, 2, 4):
         for rung in RUNGS:
             with suppress(Exception):  # a config class may refuse sizes: try the next attempt
                 yield rebuilt(config, shrunk(fields, tp=tp, least_layers=2 * pp * deeper, rung=rung))
+
+
+def _with_sections(loaded: LoadedModel) -> PreTrainedConfig:
+    """The config with the sections of its rotary frequencies, which the code has where the config does not say them."""
+    try:
+        return sectioned(loaded.config, build(loaded))
+    except Exception:  # the model's code cannot run on the meta device
+        return loaded.config
 
 
 def _by_width(config: PreTrainedConfig, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:

@@ -7,6 +7,7 @@ rank's part of the scales fits its part of the weight where it holds whole block
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -85,13 +86,15 @@ def refused_by_quantiser(config: object, degree: int) -> str:
 
     Its quantiser's `update_parallel_plan` is called for a model without parameters, before any weight is read.
     """
-    kind = AUTO_QUANTIZER_MAPPING.get(method_of(config) or "")
+    kind: Any = AUTO_QUANTIZER_MAPPING.get(
+        method_of(config) or ""
+    )  # a class, that the library annotates as a metaclass
     if kind is None or degree < 2:
         return ""
     settings = SimpleNamespace(distributed_config=SimpleNamespace(tp_size=degree))
     model = SimpleNamespace(config=settings, named_parameters=lambda: iter(()))
     try:
-        kind.__new__(kind).update_parallel_plan(model, {})
+        object.__new__(kind).update_parallel_plan(model, {})
     except ValueError as error:
         return " ".join(str(error).split())
     except Exception:  # it needs more than a plan and a degree: nothing is known

@@ -200,7 +200,7 @@ def test_a_wrong_config_file(text: str, message: str, tmp_path: Path) -> None:
     [
         ("lama", "has this name. Did you mean llama"),
         ("clip_text", "has this name. Did you mean clip_text_model"),
-        ("blip_text_model", "the auto classes know no BlipTextConfig; give package.module:Class."),
+        ("layoutxlm", "the auto classes know no LayoutXLMConfig; give package.module:Class."),
         ("transformers:LlamaForCasualLM", "there is no class LlamaForCasualLM. Did you mean LlamaForCausalLM"),
         ("some/model", "To use a Hub model, first run: hf download some/model"),
         ("/nowhere/at/all", "/nowhere/at/all: there is no such file or folder; give a Transformers model type"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
@@ -74,6 +75,7 @@ def observe(
             the single-device model, and a question outside `_NEEDED` that raises is noted in `into.unasked`.
         enough: ends the questions as soon as it is true of the answers.
     """
+    held = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     into.trains = None if asked_of is None and exact else asked_of is not None and bool(asked_of.trains)
     if inputs.refused is not None:
         into.unasked["the forward with images"] = inputs.refused
@@ -96,10 +98,19 @@ def observe(
                 raise
             into.unasked[stage] = error
         finally:
+            _restore(held)
             into.inside = boundaries.inside
             into.activations = into.activations or boundaries.activations
     into.stage = "done"
     return into
+
+
+def _restore(held: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Undo what a question did to buffers: the statistics of a batch norm follow what it is trained on."""
+    with torch.no_grad():
+        for buffer, before in held:
+            if buffer.shape == before.shape:
+                buffer.copy_(before)
 
 
 def _drop_infinite(into: Observed, answered: set[str]) -> None:
@@ -113,8 +124,12 @@ def _drop_infinite(into: Observed, answered: set[str]) -> None:
 
 
 def logits(model: nn.Module, **given: object) -> torch.Tensor:
-    """The model's first output, whole."""
-    return whole(model(**given)[0])
+    """The model's first output, whole; of a group of tensors (one for each of several heads) all their elements in one row."""
+    first = model(**given)[0]
+    if isinstance(first, torch.Tensor):
+        return whole(first)
+    leaves = [whole(leaf) for leaf in tree_flatten(first)[0] if isinstance(leaf, torch.Tensor)]
+    return torch.cat([leaf.flatten() for leaf in leaves])
 
 
 def _answered(model: PreTrainedModel, inputs: Inputs, **more: object) -> torch.Tensor:
