@@ -53,6 +53,7 @@ def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
     tables = dict(result.entries)
     candidates = _consistent(find_candidates(groups, without_style), result, reasons)
     while True:
+        result.entries = dict(tables)
         candidates = _settle(candidates, result, probe, reasons)
         result.entries = tables | {entry.pattern: entry for c in candidates for entry in c.entries}
         result.sizes = [candidate.size for candidate in candidates]
@@ -67,13 +68,13 @@ def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
 
 
 def _without(candidates: list[Candidate], fault: GradientFault, reasons: dict[str, str]) -> list[Candidate]:
-    """Drop the group that leaves a partial gradient which no style all-reduces."""
+    """Drop the group that leaves a partial gradient which no style all-reduces, and those that share a pattern with it."""
     module = fault.root.module if fault.root is not None else fault.parameter.rpartition(".")[0]
     where = f" ({fault.root.source})" if fault.root is not None else ""
     blamed = _blamed(candidates, Probe(False, module=module))
     for entry in blamed.entries:
         reasons.setdefault(entry.pattern, f"no style sums the gradient of {fault.parameter} over the ranks{where}")
-    return [candidate for candidate in candidates if candidate is not blamed]
+    return _unrelated(candidates, blamed)
 
 
 def _consistent(candidates: list[Candidate], result: Inference, reasons: dict[str, str]) -> list[Candidate]:
@@ -104,8 +105,13 @@ def _settle(candidates: list[Candidate], result: Inference, probe: Prober, reaso
         result.refused.append(blamed)
         for entry in blamed.entries:
             reasons.setdefault(entry.pattern, found.reason)
-        chosen = [c for c in chosen if c is not blamed and not _shares(c, blamed)]
+        chosen = _unrelated(chosen, blamed)
     return []
+
+
+def _unrelated(candidates: list[Candidate], dropped: Candidate) -> list[Candidate]:
+    """The groups that can stay without another one: an entry of both stands in the plan for both, or not at all."""
+    return [each for each in candidates if each is not dropped and not _shares(each, dropped)]
 
 
 def _styles(entries: Iterable[TpEntry]) -> dict[str, str]:

@@ -72,6 +72,15 @@ def test_the_plan_of_lora_follows_its_base_layers_and_is_confirmed(tmp_path: Pat
     assert wrong.verdict is Verdict.REFUTED
 
 
+def test_an_adapter_of_some_layers_leaves_no_half_of_a_group(tmp_path: Path) -> None:
+    """`q_proj` is a linear layer in one layer and a wrapper in the other: its entry raises the gradient twice there."""
+    fields = {**LORA, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0]}
+    model = llama(folder(tmp_path / "one", fields))
+    plan = suggest(model).plan
+    assert {style for name, style in of_attention(plan).items()} <= {"colwise_gather_output"}
+    assert prove(model, plan).verdict is Verdict.PROVED
+
+
 def test_two_adapters_are_computed_at_once(tmp_path: Path) -> None:
     second = {**LORA, "r": 2, "target_modules": ["q_proj", "v_proj"]}
     plan = of_attention(suggest(llama(folder(tmp_path / "one", LORA), folder(tmp_path / "2nd.half", second))).plan)
