@@ -32,6 +32,7 @@ from shardproof.launch.output.suggestion_text import suggestion_text
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError, UndecidedError
 from shardproof.launch.saved_shares import shares_of
 from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan
 from shardproof.verify.findings import pl104
 from shardproof.verify.report.client_readings import Everywhere
@@ -177,6 +178,11 @@ def suggest_plan(
         else:
             plan, everywhere = _everywhere(loaded, suggestion.plan, degree)
             proof, losses, fraction = _proof_of_suggestion(loaded, plan, degree), (), suggestion.sharded_fraction
+            if proof.verdict is Verdict.REFUTED:
+                from shardproof.launch.proved_suggestion import right_part
+
+                plan, right, losses, fraction = right_part(loaded, suggestion.graph, plan, degree)
+                proof, degrees, everywhere = right or _nothing_to_prove(loaded), _degrees(loaded, plan), None
     return Suggested(
         model=loaded.title,
         config_class="" if loaded.is_module else type(loaded.config).__name__,
@@ -380,4 +386,8 @@ def _proof_of_suggestion(loaded: "LoadedModel", plan: Plan, degree: int) -> Leve
 
     if plan.tp or plan.head_tp:
         return prove(loaded, plan, tp=degree)
+    return _nothing_to_prove(loaded)
+
+
+def _nothing_to_prove(loaded: "LoadedModel") -> LevelResult:
     return LevelResult("proof", 0.0, (pl104.nothing_to_prove(loaded.title),))

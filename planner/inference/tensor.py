@@ -18,7 +18,7 @@ from shardproof.planner.inference.groups import Groups, infer_groups
 from shardproof.planner.inference.matrices import large_leftovers
 from shardproof.planner.inference.probe import Probe, Prober
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.ir.plan import TpEntry, generic, join
+from shardproof.planner.ir.plan import TpEntry, common_parts, generic, join
 from shardproof.planner.propagation.assign import automatic
 from shardproof.planner.propagation.backward import GradientFault
 
@@ -130,18 +130,9 @@ def _blamed(chosen: list[Candidate], found: Probe) -> Candidate:
     near = generic(found.module)
 
     def distance(candidate: Candidate) -> int:
-        return max(_common(entry.pattern, near) for entry in candidate.entries)
+        return max(common_parts(entry.pattern, near) for entry in candidate.entries)
 
     return max(reversed(chosen), key=distance)
-
-
-def _common(one: str, other: str) -> int:
-    count = 0
-    for a, b in zip(one.split("."), other.split("."), strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def probe_degree(sizes: Iterable[int]) -> int:

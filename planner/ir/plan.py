@@ -17,6 +17,16 @@ _NUMBER = re.compile(r"\.\d+(\.|$)")
 
 
 @lru_cache(maxsize=1 << 16)
+def common_parts(one: str, other: str) -> int:
+    """The number of leading names that two dotted paths share."""
+    count = 0
+    for a, b in zip(one.split("."), other.split("."), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
 def generic(name: str) -> str:
     """A module or parameter name with its layer numbers as wildcards: `layers.3.mlp` -> `layers.*.mlp`.
 

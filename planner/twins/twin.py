@@ -64,6 +64,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             ((SMALL, config) for config in _by_names(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in [_beside_sizes(loaded)]),
             ((NARROW, config) for config in _by_width(loaded.config, tp=tp, pp=pp)),
+            ((NARROW, config) for config in _by_names(loaded, tp=tp, pp=pp, derive=True)),
         ):
             small = dataclasses.replace(loaded, config=config, checkpoint=None)
             if _parameters(small) > most or (kinds and _kinds(small) != kinds):
@@ -224,14 +225,33 @@ def _drawn(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(made.abs() < _NEUTRAL, made, 1.0) + 0.3 * noise
 
 
-def _by_names(loaded: LoadedModel, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
-    """Configs shrunk by the names of their fields, one attempt after the other; deeper if a kind of layer was lost."""
+def _by_names(loaded: LoadedModel, *, tp: int, pp: int, derive: bool = False) -> Iterator[PreTrainedConfig]:
+    """Configs shrunk by the names of their fields, one attempt after the other; deeper if a kind of layer was lost.
+
+    With `derive`, fields that the class can derive are not given; there is none where it can derive nothing.
+    """
     config = _with_sections(loaded)
     fields = fields_of(config)
-    for deeper in (1, 2, 4):
+    if derive:
+        derived = _derived(config, fields)
+        fields = {name: value for name, value in fields.items() if derived and name not in derived}
+    for deeper in (1, 2, 4) if fields else ():
         for rung in RUNGS:
             with suppress(Exception):  # a config class may refuse sizes: try the next attempt
                 yield rebuilt(config, shrunk(fields, tp=tp, least_layers=2 * pp * deeper, rung=rung))
+
+
+def _derived(config: PreTrainedConfig, fields: Fields) -> set[str]:
+    """Fields whose value the class computes from the others where it is not given, such as a sum of two widths."""
+    parameters = inspect.signature(type(config).__init__).parameters
+    found = set()
+    for name, value in fields.items():
+        if type(value) is int and name in parameters and parameters[name].default is None:
+            with suppress(Exception):  # it cannot be left out
+                again = rebuilt(config, {other: given for other, given in fields.items() if other != name})
+                if getattr(again, name, None) == value:
+                    found.add(name)
+    return found
 
 
 def _with_sections(loaded: LoadedModel) -> PreTrainedConfig:

@@ -1,7 +1,10 @@
 """Plans inferred from the computation: on architectures of Transformers, and on models whose names say nothing."""
 
+from dataclasses import replace
+
 import pytest
 
+from shardproof.launch.proved_suggestion import right_part
 from shardproof.launch.proved_suggestion import suggest as proved
 from shardproof.planner.inference.suggest import Suggestion, suggest
 from shardproof.planner.ir.findings import Verdict
@@ -214,3 +217,21 @@ def test_a_pipeline_plan_that_could_not_be_proved_is_told() -> None:
     found = proved(load("llama", overrides={"num_hidden_layers": 1}))
     assert found.plan.pp
     assert any("the pipeline plan was not proved" in note and "1 layers" in note for note in found.notes)
+
+
+def test_what_its_own_proof_refutes_is_not_suggested() -> None:
+    model = load("llama", overrides={"num_hidden_layers": 2})
+    found = suggest(model)
+    wrong = replace(
+        found.plan, tp=tuple(e for e in found.plan.tp if not e.pattern.endswith(("k_proj", "up_proj"))), head_tp=()
+    )
+    plan, proof, notes, fraction = right_part(model, found.graph, wrong, 2)
+    assert plan.styles("") == {"embed_tokens": "embedding_rowwise"}
+    assert proof is not None
+    assert proof.verdict is Verdict.PROVED
+    assert 0 < fraction < found.sharded_fraction
+    assert [note.partition(":")[0].count("layers.*.") for note in notes] == [3, 2]
+    nothing, unproved, _, none = right_part(
+        model, found.graph, Plan(tp=(TpEntry("layers.*.mlp.down_proj", "rowwise"),)), 2
+    )
+    assert (nothing.tp, unproved, none) == ((), None, 0.0)

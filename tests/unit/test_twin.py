@@ -108,3 +108,9 @@ def test_widths_that_make_up_another_are_divided_with_it() -> None:
 
 def test_dropout_is_off_where_sizes_are_found_by_trial() -> None:
     assert _beside_sizes(load("reformer")).hidden_dropout_prob == 0.0
+
+
+def test_a_width_that_the_class_derives_is_derived_again() -> None:
+    """`qk_head_dim` is the sum of two widths; the config knows it as a number of its own."""
+    small = twin(load("longcat_flash"), tp=4).config
+    assert small.qk_head_dim == small.qk_nope_head_dim + small.qk_rope_head_dim
