@@ -32,7 +32,7 @@ from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes
 SMALL = 4_000_000
 """A model with at most this many parameters is small enough; a twin by field names is far smaller."""
 NARROW = 20_000_000
-"""The most parameters of a twin whose widths are divided by one factor."""
+"""The most parameters of a twin where there is none of `SMALL`."""
 LARGEST = 50_000_000
 """The most parameters of a twin; above it, a float64 model and its gradients do not fit in the memory of a small machine."""
 _NEUTRAL = 1e3
@@ -64,7 +64,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             ((SMALL, config) for config in _by_names(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in [_beside_sizes(loaded)]),
             ((NARROW, config) for config in _by_width(loaded.config, tp=tp, pp=pp)),
-            ((NARROW, config) for config in _by_names(loaded, tp=tp, pp=pp, derive=True)),
+            ((NARROW, config) for derive in (False, True) for config in _by_names(loaded, tp=tp, pp=pp, derive=derive)),
         ):
             small = dataclasses.replace(loaded, config=config, checkpoint=None)
             if _parameters(small) > most or (kinds and _kinds(small) != kinds):
