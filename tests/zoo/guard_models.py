@@ -99,5 +99,5 @@ class PictureForCausalLM(FuzzPreTrained):
         self.up = nn.Linear(4, 4)
         self.post_init()
 
-    def forward(self, unheard_of: Tensor) -> Tensor:
-        return self.up(unheard_of)
+    def forward(self, unheard_of: Any) -> Tensor:
+        return self.up(unheard_of.rows["first"])
