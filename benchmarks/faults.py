@@ -22,7 +22,7 @@ from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import build, load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.stages.case import Case
-from tests.dist.faulty import Fault, faulty
+from tests.ranks.faulty import Fault, faulty
 
 COUNT = 100
 LIMIT = 20.0

@@ -29,7 +29,7 @@ from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.collectives.threads import _Group as Group
 from shardproof.verify.stages.case import Case
-from tests.dist.recorded import TOKENS, Recorded, Trained, measured
+from tests.ranks.recorded import TOKENS, Recorded, Trained, measured
 
 DEGREES = (2, 4)
 

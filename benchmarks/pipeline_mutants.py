@@ -2,7 +2,7 @@
 
 Counted as for tensor-parallel plans (`benchmarks.mutants`): a mutant is equivalent where a run confirms it. Plans are proved
 at full size; a stage program is proved, and run, on the twin. The ranks are threads, which say what real ranks say
-(tests/dist/test_inprocess.py).
+(tests/ranks/test_inprocess.py).
 """
 
 import json

@@ -16,6 +16,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 
 from shardproof.launch.processes.supervise import PATIENCE, child_process, client_environment
 from shardproof.launch.result import MisuseError
@@ -83,11 +84,8 @@ def run_elsewhere(python: str, arguments: Sequence[str], say: Callable[[str], No
     arguments = without_option(arguments)
     with tempfile.TemporaryDirectory(prefix="shardproof-") as folder:
         _lay_out(Path(folder), other)
-        paths = [folder, *filter(None, [os.environ.get("PYTHONPATH", "")])]
-        variables = client_environment(other.path) | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            STARTED_FROM: json.dumps(environment()),
-        }
+        variables = client_environment(other.path) | _module_path(folder)
+        variables[STARTED_FROM] = json.dumps(environment())
         command = [other.path, "-P", "-c", _MAIN, *arguments]
         with child_process(command, environment=variables, stdin=0, stdout=1, stderr=2, patience=2 * PATIENCE) as child:
             return child.wait()
@@ -119,7 +117,7 @@ def examined(python: str) -> OtherPython:
             capture_output=True,
             text=True,
             timeout=_LIMIT,
-            env=client_environment(path),
+            env=client_environment(path) | _module_path(),
             cwd=os.sep,
             check=True,
         )
@@ -130,23 +128,26 @@ def examined(python: str) -> OtherPython:
     if other.version < _OLDEST:
         have, need = (".".join(map(str, each)) for each in (other.version, _OLDEST))
         raise MisuseError(f"--python {python} is Python {have}, and shardproof needs {need} or later.")
-    for requirement in _wanted("shardproof"):
-        if requirement.name in _REQUIRED:
-            _refuse_unfit(python, requirement, other)
+    bounds = {one.name: one.specifier for one in _wanted("shardproof")}  # none where shardproof itself is not installed
+    for name in _REQUIRED:
+        _refuse_unfit(python, name, other.have.get(name), bounds.get(name, SpecifierSet()))
     return other
 
 
-def _refuse_unfit(python: str, requirement: Requirement, other: OtherPython) -> None:
+def _refuse_unfit(python: str, name: str, have: str | None, bounds: SpecifierSet) -> None:
     """Torch and Transformers have to be there, and not below the floor; above it the command itself warns."""
-    have = other.have.get(requirement.name)
     if have is None:
-        raise MisuseError(
-            f"--python {python} has no {requirement.name}; install it there, or give another interpreter."
-        )
-    floors = [bound for bound in requirement.specifier if bound.operator == ">="]
+        raise MisuseError(f"--python {python} has no {name}; install it there, or give another interpreter.")
+    floors = [bound for bound in bounds if bound.operator == ">="]
     if not all(bound.contains(have, prereleases=True) for bound in floors):
         needed = ", ".join(bound.version for bound in floors)
-        raise MisuseError(f"--python {python} has {requirement.name} {have}, and {needed} is the oldest that works.")
+        raise MisuseError(f"--python {python} has {name} {have}, and {needed} is the oldest that works.")
+
+
+def _module_path(*first: str) -> dict[str, str]:
+    """PYTHONPATH for the other interpreter: these folders, then what the user has there, from wherever it is read."""
+    own = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    return {"PYTHONPATH": os.pathsep.join([*first, *own])} if first or own else {}
 
 
 def _lay_out(folder: Path, other: OtherPython) -> None:

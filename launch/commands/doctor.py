@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 
 import typer
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from shardproof.launch.commands.options import PythonOption
 from shardproof.launch.failures import told
@@ -66,12 +67,13 @@ class Package:
         if self.have is None:
             return "missing"
         tested = self.name != "transformers" or is_tested(self.have)
-        return "ok" if tested and _fits(self.have, self.bounds) else "differs"
+        return "ok" if tested and SpecifierSet(self.bounds).contains(self.have, prereleases=True) else "differs"
 
     @property
     def too_old(self) -> bool:
         """Whether this is below the range that works; above it, nobody has tested."""
-        return self.have is not None and not _fits(self.have, ",".join(re.findall(r">=[\d.]+", self.bounds)))
+        floors = [bound for bound in SpecifierSet(self.bounds) if bound.operator == ">="]
+        return self.have is not None and not all(bound.contains(self.have, prereleases=True) for bound in floors)
 
 
 _READ = ("torch", "transformers")
@@ -106,24 +108,10 @@ def _packages() -> list[Package]:
     try:
         wanted = [one for one in requires("shardproof") or [] if "extra" not in one]
     except PackageNotFoundError:
-        wanted = ["torch", "transformers", "accelerate", "networkx", "typer", "rich", "libcst", "jinja2"]
-    for requirement in wanted:
-        name = re.split(r"[<>=!~ ;\[]", requirement, maxsplit=1)[0]
-        found.append(Package(name, _version(name), requirement.removeprefix(name).partition(";")[0].strip()))
+        wanted = ["torch", "transformers", "accelerate", "networkx", "packaging", "typer", "rich", "libcst", "jinja2"]
+    for one in map(Requirement, wanted):
+        found.append(Package(one.name, _version(one.name), str(one.specifier)))
     return found
-
-
-def _fits(have: str, bounds: str) -> bool:
-    numbers = _numbers(have)
-    for sign, bound in re.findall(r"(>=|<)([\d.]+)", bounds):
-        limit = _numbers(bound)
-        if (sign == ">=" and numbers < limit) or (sign == "<" and numbers >= limit):
-            return False
-    return True
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])
 
 
 def _engines() -> str:

@@ -37,8 +37,10 @@ class BlockedSide:
 
 
 def blocked_sides(graph: Graph, assigned: Assigned, model: nn.Module) -> Iterator[BlockedSide]:
-    """Every sharded side of a linear layer that is quantised in blocks."""
+    """Every sharded side of a linear layer that is quantised in blocks; none of a checkpoint that is not quantised."""
     config = getattr(model, "config", None)
+    if method_of(config) is None:
+        return
     blocks, quantised = blocks_of(config), _quantised(model)
     for name, (placement, entry) in assigned.parameters.items():
         path, _, local = name.rpartition(".")
@@ -63,8 +65,6 @@ def is_modelled(graph: Graph, assigned: Assigned, model: nn.Module, degree: int)
     config = getattr(model, "config", None)
     fields = fields_of(config)
     block = fields.get("weight_block_size")
-    if not hasattr(HfQuantizer, "update_parallel_plan"):  # an older version, which was not read
-        return False
     if method_of(config) != "fp8" or not isinstance(block, list | tuple) or blocks_of(config) == Blocks():
         return False
     if fields.get("modules_to_convert") or any(path.endswith(".experts") for path in graph.module_of):
@@ -81,24 +81,23 @@ def is_modelled(graph: Graph, assigned: Assigned, model: nn.Module, degree: int)
     return True
 
 
-def refused_by_quantiser(config: object, degree: int) -> str:
-    """The words with which the installed Transformers refuses to shard a checkpoint of this method; empty where it does not.
+def refused_by_quantiser(config: object, degree: int) -> str | None:
+    """The words with which the installed Transformers refuses to shard a checkpoint of this method; empty where it does not, and
+    None where that is not known: it has no such quantiser, or one that asks for more than a plan and a degree.
 
     Its quantiser's `update_parallel_plan` is called for a model without parameters, before any weight is read.
     """
-    kind: Any = AUTO_QUANTIZER_MAPPING.get(
-        method_of(config) or ""
-    )  # a class, that the library annotates as a metaclass
-    if kind is None or degree < 2:
-        return ""
+    kind: Any = AUTO_QUANTIZER_MAPPING.get(method_of(config) or "")
+    if not hasattr(kind, "update_parallel_plan"):
+        return None
     settings = SimpleNamespace(distributed_config=SimpleNamespace(tp_size=degree))
     model = SimpleNamespace(config=settings, named_parameters=lambda: iter(()))
     try:
         object.__new__(kind).update_parallel_plan(model, {})
     except ValueError as error:
         return " ".join(str(error).split())
-    except Exception:  # it needs more than a plan and a degree: nothing is known
-        return ""
+    except Exception:  # it asks for more
+        return None
     return ""
 
 

@@ -1,11 +1,13 @@
 """A quantised checkpoint is never proved by the weights that it had before; a block that a rank's part cuts is refuted."""
 
 import pytest
+from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-from shardproof.planner.ir.findings import Verdict
+from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
+from shardproof.planner.weights.block_layout import refused_by_quantiser
 from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.proof.prove import prove
 
@@ -56,3 +58,17 @@ def test_a_run_of_a_twin_is_no_run_of_the_checkpoint() -> None:
     result = confirm(quantised(512, dict(FP8)), tp=2)
     assert result.verdict is Verdict.NOT_PROVED
     assert "TP222" in [finding.code for finding in result.findings]
+
+
+def test_what_a_quantiser_does_not_say_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version whose quantiser asks for more than a plan and a degree was not read: nothing is proved of it."""
+    model = quantised(512, dict(FP8))
+    assert refused_by_quantiser(model.config, 2) == ""
+
+    def asks_for_more(self: object, *_: object) -> None:
+        raise AttributeError("pre_quantized")
+
+    monkeypatch.setattr(FineGrainedFP8HfQuantizer, "update_parallel_plan", asks_for_more, raising=False)
+    assert refused_by_quantiser(model.config, 2) is None
+    (found,) = prove(model, tp=2).findings
+    assert (found.code, found.severity) == ("TP222", Severity.UNDECIDED)

@@ -95,7 +95,7 @@ def test_few_ranks_tell_what_many_hold(model: str, key: str, style: str, monkeyp
 
 @pytest.mark.parametrize(("written_out", "style"), [("true", "rowwise"), ("false", "colwise_gather_output")])
 def test_a_transposed_shard_is_not_viewed_as_rows(written_out: str, style: str) -> None:
-    """Only where it is trained; `tests/dist/test_inprocess.py` sees the client raise."""
+    """Only where it is trained; `tests/ranks/test_inprocess.py` sees the client raise."""
     loaded = load("tests.zoo.borrowing_model:TurnedForCausalLM", overrides={"written_out": written_out})
     plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down", "rowwise")))
     codes = [finding.code for finding in prove(loaded, plan, tp=2).findings]
@@ -108,7 +108,7 @@ def test_a_transposed_shard_is_not_viewed_as_rows(written_out: str, style: str) 
 
 @pytest.mark.parametrize(("asked", "code"), [("view", "TP202"), *((way, None) for way in ASKED)])
 def test_code_is_told_the_size_of_the_whole_weight(asked: str, code: str | None) -> None:
-    """A sharded parameter is a distributed tensor to it; `tests/dist/test_inprocess.py` sees the client answer so."""
+    """A sharded parameter is a distributed tensor to it; `tests/ranks/test_inprocess.py` sees the client answer so."""
     loaded = load("tests.zoo.borrowing_model:AskingForCausalLM", overrides={"asked": asked})
     plan = Plan(tp=(TpEntry("up", "colwise"), TpEntry("down", "rowwise")))
     assert [finding.code for finding in prove(loaded, plan, tp=2).findings] == ([] if code is None else [code])

@@ -101,13 +101,15 @@ def quantised_findings(subject: Subject, styles: Mapping[str, str], tp: int) -> 
     method = method_of(config)
     if method is None or tp == 1:
         return ()
-    if words := refused_by_quantiser(config, tp):
-        return (tp222.refused(method, words),)
+    refused = refused_by_quantiser(config, tp)
+    if refused:
+        return (tp222.refused(method, refused),)
     assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
     for one in blocked_sides(subject.graph, assigned, subject.model):
         if one.is_cut(tp):
             return (tp222.block_is_cut(one.entry, one.module, side=one.side, held=one.count // tp, block=one.block),)
-    return () if is_modelled(subject.graph, assigned, subject.model, tp) else (tp222.not_looked_at(method),)
+    known = refused is not None and is_modelled(subject.graph, assigned, subject.model, tp)
+    return () if known else (tp222.not_looked_at(method),)
 
 
 def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) -> tuple[Finding, ...]:

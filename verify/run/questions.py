@@ -259,6 +259,10 @@ def _train(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
         model.train(before)
 
 
+ONCE, TWICE = "gradient", "gradient of two backwards"
+"""The names under which the gradients of one and of two backwards are kept."""
+
+
 class NotComparableError(RuntimeError):
     """A question that one device answers differently from one time to the next, or not at all."""
 
@@ -287,7 +291,7 @@ def _backward_out_of_place(model: PreTrainedModel, inputs: Inputs, into: Observe
 def _backward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Two backwards without zeroing the gradients: a gradient that is all-reduced in place is wrong only after the second."""
     model.zero_grad(set_to_none=True)
-    for once_or_twice in ("gradient", "gradient of two backwards"):
+    for once_or_twice in (ONCE, TWICE):
         loss = model_loss(model, inputs)
         into.values["loss"] = loss.detach()
         loss.backward()

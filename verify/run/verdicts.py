@@ -183,7 +183,7 @@ def _clients_accumulation(case: Case, comparison: Comparison, styles: dict[str, 
     return (
         entry is not None
         and styles[entry] == "replicated_with_grad_allreduce"
-        and abs(comparison.factor - counted) < 1e-6
+        and abs(comparison.factor - counted) < max(1e-6, comparison.limit)
     )
 
 

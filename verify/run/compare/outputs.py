@@ -8,8 +8,16 @@ from torch import nn
 
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.module_activations import ModuleActivations
-from shardproof.verify.run.compare.tensors import LIMIT, Comparison, factor_between, floor, relative_error
-from shardproof.verify.run.questions import Observed
+from shardproof.verify.run.compare.tensors import (
+    FLOOR,
+    LIMIT,
+    Comparison,
+    factor_between,
+    floor,
+    relative_error,
+    repetition_limit,
+)
+from shardproof.verify.run.questions import ONCE, TWICE, Observed
 
 Limits = Mapping[tuple[str, str], float]
 """Relative limits by quantity and place; others have the limit of float64."""
@@ -98,12 +106,38 @@ def _gradients(got: Observed, want: Observed, limits: Limits) -> list[Comparison
         scales = _scales(gradients)
         for name, gradient in gradients.items():
             mine = got.gradients[what].get(name)
+            repeated = _repeated(got, want, name) if what == TWICE and mine is not None else None
+            if mine is not None and repeated is not None:
+                found.append(_twice(mine, repeated, name, scale=scales[name]))
+                continue
             error = float("inf") if mine is None else relative_error(mine, gradient, floor=scales[name])
             compared = _comparison(what, error, limits, name)
             if mine is not None and not compared.right:
                 compared = replace(compared, factor=factor_between(mine, gradient))
             found.append(compared)
     return found
+
+
+def _repeated(got: Observed, want: Observed, name: str) -> torch.Tensor | None:
+    """What the ranks' own gradient is after two backwards, twice the first, if that holds on one device; else None.
+
+    Held against the ranks' own first gradient, an accumulated one is wrong or right at every precision: rounding is far below
+    the gradient itself, also where it is not far below the difference between ranks and one device.
+    """
+    alone, ranks = (answers.gradients.get(ONCE, {}).get(name) for answers in (want, got))
+    if alone is None or ranks is None:
+        return None
+    repeats = relative_error(want.gradients[TWICE][name], 2 * alone) <= repetition_limit(alone.dtype)
+    return 2 * ranks if repeats else None
+
+
+def _twice(mine: torch.Tensor, repeated: torch.Tensor, name: str, *, scale: float) -> Comparison:
+    """Compare with a repeated gradient; `scale` is that of a gradient which is rounding alone."""
+    limit = repetition_limit(mine.dtype)
+    rounding = not repeated.numel() or float(repeated.abs().max()) < FLOOR * scale
+    error = relative_error(mine, repeated, floor=scale if rounding else 0.0)
+    right = error <= limit
+    return Comparison(TWICE, error, limit, name, 0.0 if right else factor_between(mine, repeated, limit=limit))
 
 
 def _scales(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:

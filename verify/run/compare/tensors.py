@@ -51,10 +51,15 @@ def relative_error(got: torch.Tensor, want: torch.Tensor, *, floor: float = 0.0)
     return error if math.isfinite(error) else math.inf
 
 
-def factor_between(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The number f with got = f * want; zero where there is none."""
+def repetition_limit(dtype: torch.dtype) -> float:
+    """How far, relatively, the same sum may be from itself when it is computed again: some roundings of the dtype."""
+    return max(LIMIT, 16 * torch.finfo(dtype).eps)
+
+
+def factor_between(got: torch.Tensor, want: torch.Tensor, *, limit: float = LIMIT) -> float:
+    """The number f with got = f * want within a relative limit; zero where there is none."""
     if got.shape != want.shape or not want.numel():
         return 0.0
     got, want = got.detach().to("cpu", torch.float64), want.detach().to("cpu", torch.float64)
     factor = float((got * want).sum() / (want * want).sum())
-    return factor if relative_error(got, factor * want) <= LIMIT else 0.0
+    return factor if relative_error(got, factor * want) <= limit else 0.0

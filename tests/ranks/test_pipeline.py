@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 from shardproof.launch.ranks.confirm import confirm_cases
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.tracing.trace import trace
-from shardproof.planner.twins.twin import twin
 from shardproof.planner.inference.pipeline import infer_pipeline
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, PpEntry
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.tracing.trace import trace
+from shardproof.planner.twins.twin import twin
+from shardproof.verify.report.report import LevelResult
 from shardproof.verify.stages.case import Case, Schedule, Staging
-from shardproof.verify.stages.stage_layout import StageLayout, dealt, layout_of, moved
 from shardproof.verify.stages.record import recorded
+from shardproof.verify.stages.stage_layout import StageLayout, dealt, layout_of, moved
 from shardproof.verify.stages.weights import drop, untie
 from tests.mutants.injected_faults import FaultKind, InjectedFault, InjectedFaults
-from shardproof.verify.report.report import LevelResult
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -54,7 +54,7 @@ def asked(cases: Mapping[str, Case]) -> dict[str, LevelResult]:
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, LevelResult]:
-    """Many cases, on ranks that are threads; that real ranks say the same is tests/dist/test_inprocess.py."""
+    """Many cases, on ranks that are threads; that real ranks say the same is tests/ranks/test_inprocess.py."""
     llama = carried("llama")
     unread = replace(llama, pp=tuple(replace(e, inputs=("x",)) if e.module == "layers" else e for e in llama.pp))
     return asked(
@@ -116,7 +116,10 @@ STAGINGS = {
     "interleaved, tied": ("gemma2", Staging(Schedule.INTERLEAVED, rounds=2)),
     "uneven, interleaved": ("mixtral", Staging(Schedule.INTERLEAVED, 2, (2, 3, 6))),
 }
-FAULTS = {"a layer too much": Staging(faults=InjectedFaults(overlap=1)), "a layer too few": Staging(bounds=(3,), faults=InjectedFaults(overlap=-1))}
+FAULTS = {
+    "a layer too much": Staging(faults=InjectedFaults(overlap=1)),
+    "a layer too few": Staging(bounds=(3,), faults=InjectedFaults(overlap=-1)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +166,9 @@ def test_mistakes_of_a_runtime_are_seen_in_what_they_change() -> None:
     loaded = load("granite", overrides={"embedding_multiplier": "12.0", "tie_word_embeddings": "true"})
     plan = carried_plan(loaded, build(loaded))
     case = Case(twin(loaded, tp=1, pp=2), plan, 1, 2)
-    cases = {name: replace(case, staging=Staging(faults=InjectedFaults((one,)))) for name, one in RUNTIME_FAULTS.items()}
+    cases = {
+        name: replace(case, staging=Staging(faults=InjectedFaults((one,)))) for name, one in RUNTIME_FAULTS.items()
+    }
     for name, result in asked(cases).items():
         assert result.verdict is Verdict.REFUTED, name
         assert result.findings[0].code == SAID.get(name, "DY501")

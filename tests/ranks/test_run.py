@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from shardproof.launch.ranks.confirm import confirm, confirm_cases
-from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.planner.ir.errors import LoadError
-from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Fault, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.verify.stages.case import Case
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.twins.twin import twin
 from shardproof.verify.report.report import LevelResult
+from shardproof.verify.stages.case import Case
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -67,7 +67,7 @@ def results() -> Mapping[str, LevelResult]:
     return dict(zip(cases, confirm_cases(tuple(cases.values()), timeout=200), strict=True))
 
 
-RIGHT = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3", "opt", "falcon")
+RIGHT = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3", "opt")
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -105,10 +105,12 @@ def test_what_the_client_gets_wrong_is_not_laid_on_the_plan(results: Mapping[str
     assert "counts the first one 2 times" in warning.message
 
 
-def test_what_the_model_gets_wrong_is_not_laid_on_the_plan(results: Mapping[str, LevelResult]) -> None:
-    (warning,) = results["falcon"].findings
-    assert (warning.severity, warning.fault) == (Severity.WARNING, Fault.MODEL)
-    assert str(warning.place.source).startswith("transformers/models/falcon/modeling_falcon.py:")
+def test_what_raises_in_training_is_refuted_and_laid_on_the_model(results: Mapping[str, LevelResult]) -> None:
+    """Falcon adds in place to the output of a sharded module, which autograd refuses; the numbers are right."""
+    assert results["falcon"].verdict is Verdict.REFUTED
+    (refusal,) = results["falcon"].findings
+    assert (refusal.severity, refusal.fault) == (Severity.ERROR, Fault.MODEL)
+    assert str(refusal.place.source).startswith("transformers/models/falcon/modeling_falcon.py:")
 
 
 def test_heads_that_do_not_divide_do_not_in_the_run_either() -> None:

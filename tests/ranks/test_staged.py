@@ -14,10 +14,10 @@ from shardproof.launch.ranks import shared_gpu
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
-from shardproof.verify.stages.case import Case
 from shardproof.verify.run.outcome import Outcome
 from shardproof.verify.run.verdicts import findings_of, measures_of
 from shardproof.verify.run.worker import check
+from shardproof.verify.stages.case import Case
 
 pytestmark = pytest.mark.timeout(240)
 

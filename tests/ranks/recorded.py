@@ -7,8 +7,8 @@ import socket
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeAlias, TypeVar
 from unittest.mock import patch
 
@@ -21,20 +21,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.loading.load import quiet
-from shardproof.verify.run.pipeline import check as pipeline_check
-from shardproof.verify.stages.cutting import laid_out
-
-from shardproof.verify.run.inputs import SIZES
-from shardproof.verify.stages.case import Case
-from shardproof.verify.run.inputs import inputs
-from shardproof.verify.stages.exact import Wide, copied_outputs
-from shardproof.verify.run.reference import from_state, sharded_model, single_device, with_plan
-from shardproof.verify.run.pipeline.schedules import StageSlot
+from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.collectives.threads import _Group as Group
+from shardproof.verify.run.inputs import SIZES, inputs
+from shardproof.verify.run.pipeline import check as pipeline_check
+from shardproof.verify.run.pipeline.schedules import StageSlot
+from shardproof.verify.run.reference import from_state, sharded_model, single_device, with_plan
+from shardproof.verify.stages.case import Case
+from shardproof.verify.stages.cutting import laid_out
+from shardproof.verify.stages.exact import Wide, copied_outputs
 
 TOKENS = (SIZES.rows, SIZES.length)
 
@@ -85,7 +83,9 @@ def _summed(case: Case, replicas: int) -> int:
     single = single_device(case, torch.device("cpu"))
     degrees = DistributedConfig(tp_size=case.tp, fsdp_size=1, dp_replicate_size=replicas)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # of the client's own modules
+        warnings.filterwarnings(
+            "ignore", "FSDP2-wrapped module .* returned a view tensor"
+        )  # of the client's own modules
         model = from_state(with_plan(case.loaded, case.plan), single.state_dict(), degrees)
         beside = list(range(dist.get_rank() % case.tp, case.tp * replicas, case.tp))
         found = 0
@@ -191,7 +191,9 @@ def _trained(model: nn.Module) -> Trained:
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     optimizer.step()
     gradients = [_local(value.grad) for value in model.parameters() if value.grad is not None]
-    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    states = [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+    ]
     bytes_of = [part.numel() * part.element_size() for part in map(_local, states)]
     return sum(gradient.numel() for gradient in gradients), sum(bytes_of)
 
@@ -209,7 +211,9 @@ def _kept(model: nn.Module, ids: torch.Tensor) -> int | None:
             output = model(input_ids=ids, use_cache=True, **given)
     except Exception:  # what one device cannot answer either is another benchmark's question
         return None
-    cache = next((output[name] for name in CACHE_OBJECTS if output.get(name) is not None), next(iter(given.values()), None))
+    cache = next(
+        (output[name] for name in CACHE_OBJECTS if output.get(name) is not None), next(iter(given.values()), None)
+    )
     old = {id(value) for value in before}
     left = [value for value in _attributes(model) if id(value) not in old]
     found = {(t.data_ptr(), t.shape): t.numel() for t in (*_inside(cache, set()), *left) if t.dim() > 1}
@@ -263,7 +267,9 @@ def staged(case: Case) -> list[OfStage]:
     def rank(number: int) -> OfStage:
         mesh = init_device_mesh("cpu", (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
         slot = StageSlot(case.pp, mesh)
-        (stage,) = (pipeline_check._stage(case, before, place, slot) for place in pipeline_check._places(case, before, slot))
+        (stage,) = (
+            pipeline_check._stage(case, before, place, slot) for place in pipeline_check._places(case, before, slot)
+        )
         with Wide():
             pipeline_check._gradients((stage,), before, slot, case.staging)
         held = sum(_local(value).numel() for _, value in stage.owned())

@@ -4,9 +4,9 @@ import pytest
 
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.inference.suggest import suggest
+from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
-from shardproof.planner.ir.findings import Verdict
 from shardproof.verify.stages.case import Case
 
 MODELS = ("OddCubes", "OddOwnPair", "OddOwnUp", "OddDecaying", "OddRecalling", "OddPicked", "OddStreams")
@@ -17,7 +17,9 @@ EXPERTS = ("OddPicked", "OddPickedBiased")
 def test_mixers_experts_and_streams_run_as_planned() -> None:
     cases = (*(_case(name, ep=1) for name in MODELS), *(_case(name, ep=2) for name in EXPERTS))
     results = confirm_cases(cases, engine="inprocess")
-    assert {case.loaded.title: result.findings for case, result in zip(cases, results, strict=True) if result.findings} == {}
+    assert {
+        case.loaded.title: result.findings for case, result in zip(cases, results, strict=True) if result.findings
+    } == {}
     assert {result.verdict for result in results} == {Verdict.CONFIRMED}
 
 

@@ -5,6 +5,7 @@ import resource
 import signal
 import time
 from enum import StrEnum
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -64,7 +65,7 @@ def commit(fault: Fault, shape: torch.Size) -> None:
         case Fault.RUNS_OUT_OF_MEMORY:
             raise MemoryError(f"no room for {tuple(shape)}")
         case Fault.HITS_A_LIMIT:
-            used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
             torch.empty(2**31, dtype=torch.uint8).fill_(1)
         case Fault.CALLS_ONE_MORE:

@@ -8,17 +8,17 @@ import torch.distributed as dist
 
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.inference.suggest import suggest
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Edit, Plan, TpEntry, join
-from shardproof.verify.stages.case import Case, Schedule, Staging
-from shardproof.verify.run.compare.tensors import LIMIT
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.twins.twin import twin
+from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.collectives.thread_scheduler import GoneError
 from shardproof.verify.run.collectives.threads import Threads
+from shardproof.verify.run.compare.tensors import LIMIT
+from shardproof.verify.stages.case import Case, Schedule, Staging
 from tests.mutants.injected_faults import InjectedFaults
-from shardproof.verify.report.report import LevelResult
 
 
 def _cases(name: str, edits: list[tuple[str, str | None, str | None]], *, tp: int = 2) -> list[Case]:

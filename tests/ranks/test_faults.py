@@ -14,14 +14,14 @@ import pytest
 
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.launch.ranks.elastic import _last_words
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan
-from tests.dist.faulty import Fault, faulty
-from tests.gate import PATH, ROOT
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.twins.twin import twin
 from shardproof.verify.stages.case import Case
+from tests.gate import PATH, ROOT
+from tests.ranks.faulty import Fault, faulty
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -88,8 +88,8 @@ def test_the_first_cause_is_said_and_the_next_case_is_not_spoilt() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_stays_when_the_command_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "from shardproof.launch.ranks.confirm import confirm; from tests.dist.faulty import Fault, faulty;"
-        "from tests.dist.test_faults import llama_plan;"
+        "from shardproof.launch.ranks.confirm import confirm; from tests.ranks.faulty import Fault, faulty;"
+        "from tests.ranks.test_faults import llama_plan;"
         "confirm(faulty(Fault.LOOPS), llama_plan(), tp=2, timeout=100)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": PATH})

@@ -11,22 +11,22 @@ from transformers import core_model_loading as conversions
 from transformers.distributed import tensor_parallel as client
 
 from shardproof.launch.ranks.confirm import confirm_cases
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Edit, Plan, TpEntry
-from tests.dist.planted import Wrong, planted
-from shardproof.verify.stages.case import Case
+from shardproof.planner.loading.carried_plan import carried_plan
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.twins.twin import twin
 from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.run.inprocess import InProcess
 from shardproof.verify.run.verdicts import findings_of
+from shardproof.verify.stages.case import Case
+from tests.ranks.planted import Wrong, planted
 
 pytestmark = pytest.mark.timeout(240)
 
 RECOMPUTED = "decoded logits against a full forward"
 SEEN = {
-    Wrong.WEIGHTS: ("DY506", {"weights", "gradient", "gradient of two backwards", "saved weights"}),
+    Wrong.WEIGHTS: ("DY506", {"weights", "gradient", "gradient in training", "saved weights"}),
     Wrong.HIDDEN: ("DY501", {"hidden states"}),
     Wrong.LOGITS: ("DY501", {"logits", RECOMPUTED}),
     Wrong.PADDED: ("DY501", {"left-padded logits"}),
@@ -35,8 +35,10 @@ SEEN = {
     Wrong.DECODED: ("DY503", {"decoded logits", RECOMPUTED}),
     Wrong.GENERATED: ("DY503", {"generated tokens"}),
     Wrong.LOSS: ("DY501", {"loss"}),
-    Wrong.GRADIENT: ("DY502", {"gradient", "gradient of two backwards"}),
+    Wrong.GRADIENT: ("DY502", {"gradient"}),
     Wrong.SECOND: ("DY502", {"gradient of two backwards"}),
+    Wrong.TRAINING_LOSS: ("DY501", {"loss in training"}),
+    Wrong.TRAINING_GRADIENT: ("DY502", {"gradient in training"}),
     Wrong.EAGER: ("DY501", {"eager logits", "left-padded eager logits"}),
     Wrong.SAVED: ("DY506", {"saved weights"}),
 }

@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.layouts import measured_row, predicted
 from shardproof.planner.inference.suggest import suggest
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.twins.twin import twin
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.layouts.cost import Load, Machine, handed, held, sent
 from shardproof.planner.layouts.measure import measure
 from shardproof.planner.layouts.search import search
 from shardproof.planner.layouts.space import Layout
-from benchmarks.layouts import measured_row, predicted
-from tests.dist.recorded import TOKENS, record, replicated, staged
+from shardproof.planner.loading.load import build, load
+from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.stages.case import Case
+from tests.ranks.recorded import TOKENS, record, replicated, staged
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2_moe"])

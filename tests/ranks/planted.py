@@ -29,6 +29,8 @@ class Wrong(StrEnum):
     LOSS = "the value of the loss, not its gradient"
     GRADIENT = "the gradient of the loss, counted by every rank (E5)"
     SECOND = "the gradient of the second backward"
+    TRAINING_LOSS = "the value of the loss in training mode, not its gradient"
+    TRAINING_GRADIENT = "the gradient of the loss in training mode"
     EAGER = "eager attention"
     SAVED = "what is saved"
 
@@ -85,9 +87,12 @@ class Planted(LlamaForCausalLM):
         wrong = self.config.wrong
         if wrong == _asked(ids, mask, what, eager=self.config._attn_implementation == "eager"):
             given["logits"].mul_(-1.0 if wrong == Wrong.GENERATED else 1.0 + SMALL)
-        if what.trains and wrong == Wrong.LOSS:
+        if not what.trains:
+            return
+        if wrong == (Wrong.TRAINING_LOSS if self.training else Wrong.LOSS):
             given["loss"].data.add_(SMALL)
-        if what.trains and (wrong == Wrong.GRADIENT or (wrong == Wrong.SECOND and self.trained > 1)):
+        second = Wrong.SECOND if self.trained > 1 else None
+        if wrong in ((Wrong.TRAINING_GRADIENT,) if self.training else (Wrong.GRADIENT, second)):
             given["loss"].register_hook(lambda gradient: gradient * dist.get_world_size())
 
 
