@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from shardproof.planner.inference.suggest import Suggestion, sharded_fraction
+from shardproof.planner.inference.explain import left_whole
+from shardproof.planner.inference.suggest import Suggestion
 from shardproof.planner.inference.suggest import suggest as infer
 from shardproof.planner.ir.findings import Finding, Severity
-from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, common_parts, generic, join
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.propagation.assign import assign, sharded_share
 from shardproof.planner.propagation.expert_dispatch import stacked
 from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.verify.proof.prove import expert_findings, prove, prove_stages
@@ -45,25 +46,19 @@ def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = Non
     return replace(suggestion, plan=plan, notes=tuple(notes))
 
 
-def right_part(
-    loaded: LoadedModel, graph: Graph, plan: Plan, degree: int
-) -> tuple[Plan, LevelResult | None, tuple[str, ...], float]:
-    """What is left of a refuted tensor-parallel plan when the entries nearest to each fault are left out, one after the other.
+def right_part(loaded: LoadedModel, suggestion: Suggestion, degree: int) -> tuple[Suggestion, LevelResult | None]:
+    """What is left of a suggestion whose tensor-parallel plan is refuted, and its proof; None where no entry is left.
 
-    The inference asks the judge of the proof, so nothing that it gives should be refuted; what is refuted all the same is not
-    suggested.
-
-    Returns:
-        The plan, its proof (None where no entry is left), a note for each part that was left out, and the share (0 to 1) of the
-        parameter bytes that is sharded.
+    The inference asks the judge of the proof, so nothing that it gives should be refuted. What is refuted all the same is not
+    suggested: the entries nearest to each fault are left out, one after the other, and `notes` say which.
     """
     prefix = base_prefix(on_meta(loaded))
-    notes: list[str] = []
+    plan, notes, proof = suggestion.plan, list(suggestion.notes), None
     while plan.tp or plan.head_tp:
         proof = prove(loaded, plan, tp=degree)
         wrong = _first_error(proof.findings)
         if wrong is None:
-            return plan, proof, tuple(notes), sharded_fraction(graph, plan, prefix)
+            break
         near = generic(wrong.place.module or join(prefix, wrong.place.entry or ""))
         shared = {key: common_parts(key, near) for key in plan.styles(prefix)}
         nearest = {key for key, count in shared.items() if count == max(shared.values())}
@@ -73,7 +68,15 @@ def right_part(
             head_tp=tuple(entry for entry in plan.head_tp if entry.pattern not in nearest),
         )
         notes.append(f"{', '.join(sorted(nearest))}: left out, for with it the plan is refuted: {wrong.message}")
-    return plan, None, tuple(notes), 0.0
+    assigned = assign(suggestion.graph, plan.styles(prefix), base_prefix=prefix)
+    left = replace(
+        suggestion,
+        plan=plan,
+        notes=tuple(notes),
+        sharded_fraction=sharded_share(suggestion.graph, assigned),
+        left=left_whole(suggestion.graph, assigned, plan.unplanned),
+    )
+    return left, proof if plan.tp or plan.head_tp else None
 
 
 def _of_experts(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:

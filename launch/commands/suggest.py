@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -177,12 +178,11 @@ def suggest_plan(
             plan, proof, losses, fraction = _compiled(loaded, suggestion.plan, dialects, degree)
         else:
             plan, everywhere = _everywhere(loaded, suggestion.plan, degree)
-            proof, losses, fraction = _proof_of_suggestion(loaded, plan, degree), (), suggestion.sharded_fraction
+            proof, losses = _proof_of_suggestion(loaded, plan, degree), ()
             if proof.verdict is Verdict.REFUTED:
-                from shardproof.launch.proved_suggestion import right_part
-
-                plan, right, losses, fraction = right_part(loaded, suggestion.graph, plan, degree)
-                proof, degrees, everywhere = right or _nothing_to_prove(loaded), _degrees(loaded, plan), None
+                suggestion, proof = _right_part(loaded, replace(suggestion, plan=plan), degree)
+                plan, degrees, everywhere = suggestion.plan, _degrees(loaded, suggestion.plan), None
+            fraction = suggestion.sharded_fraction
     return Suggested(
         model=loaded.title,
         config_class="" if loaded.is_module else type(loaded.config).__name__,
@@ -381,12 +381,17 @@ def _degrees(loaded: "LoadedModel", plan: Plan) -> Degrees:
     return legal_degrees(loaded, plan)
 
 
+def _right_part(loaded: "LoadedModel", suggestion: "Suggestion", degree: int) -> tuple["Suggestion", LevelResult]:
+    from shardproof.launch.proved_suggestion import right_part
+
+    left, proof = right_part(loaded, suggestion, degree)
+    return left, proof or _nothing_to_prove(loaded)
+
+
 def _proof_of_suggestion(loaded: "LoadedModel", plan: Plan, degree: int) -> LevelResult:
     from shardproof.verify.proof.prove import prove
 
-    if plan.tp or plan.head_tp:
-        return prove(loaded, plan, tp=degree)
-    return _nothing_to_prove(loaded)
+    return prove(loaded, plan, tp=degree) if plan.tp or plan.head_tp else _nothing_to_prove(loaded)
 
 
 def _nothing_to_prove(loaded: "LoadedModel") -> LevelResult:

@@ -225,13 +225,13 @@ def test_what_its_own_proof_refutes_is_not_suggested() -> None:
     wrong = replace(
         found.plan, tp=tuple(e for e in found.plan.tp if not e.pattern.endswith(("k_proj", "up_proj"))), head_tp=()
     )
-    plan, proof, notes, fraction = right_part(model, found.graph, wrong, 2)
-    assert plan.styles("") == {"embed_tokens": "embedding_rowwise"}
+    left, proof = right_part(model, replace(found, plan=wrong), 2)
+    assert left.plan.styles("") == {"embed_tokens": "embedding_rowwise"}
     assert proof is not None
     assert proof.verdict is Verdict.PROVED
-    assert 0 < fraction < found.sharded_fraction
-    assert [note.partition(":")[0].count("layers.*.") for note in notes] == [3, 2]
-    nothing, unproved, _, none = right_part(
-        model, found.graph, Plan(tp=(TpEntry("layers.*.mlp.down_proj", "rowwise"),)), 2
-    )
-    assert (nothing.tp, unproved, none) == ((), None, 0.0)
+    assert 0 < left.sharded_fraction < found.sharded_fraction
+    assert [note.partition(":")[0].count("layers.*.") for note in left.notes] == [3, 2]
+    assert {part.pattern.rpartition(".")[2] for part in left.left} >= {"q_proj", "down_proj"}
+    alone = Plan(tp=(TpEntry("layers.*.mlp.down_proj", "rowwise"),))
+    nothing, unproved = right_part(model, replace(found, plan=alone), 2)
+    assert (nothing.plan.tp, unproved, nothing.sharded_fraction) == ((), None, 0.0)

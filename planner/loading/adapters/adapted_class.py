@@ -2,8 +2,8 @@
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -75,7 +75,7 @@ def _made(kind: type[PreTrainedModel], adapters: tuple[Adapter, ...]) -> type[Pr
     return type(kind.__name__, (kind,), body)
 
 
-def inject(model: PreTrainedModel, adapters: Iterable[Adapter]) -> None:
+def inject(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
     """Put the layers of adapters into a model, in place, and make all of them active.
 
     Raises:
@@ -106,18 +106,10 @@ def _fitting(fields: Fields, config: PreTrainedConfig) -> dict[str, Any]:
     layers, count = fields.get("layers_to_transform"), config.get_text_config().num_hidden_layers
     if isinstance(layers, Sequence):
         layers = [layer for layer in layers if layer < count] or None
-    return (
-        {**fields, "inference_mode": False, "layers_to_transform": layers}
-        if layers
-        else {**fields, "inference_mode": False}
-    )
+    return {**fields, "inference_mode": False} | ({"layers_to_transform": layers} if layers else {})
 
 
 def without_dropout(adapter: Adapter) -> Adapter:
     """The adapter for a twin, whose ranks are compared with one device."""
     fields = adapter.as_mapping()
-    return (
-        replace(adapter, fields=Adapter.of("", fields | {"lora_dropout": 0.0}).fields)
-        if "lora_dropout" in fields
-        else adapter
-    )
+    return Adapter.of(adapter.name, fields | {"lora_dropout": 0.0}) if "lora_dropout" in fields else adapter
