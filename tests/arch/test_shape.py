@@ -3,9 +3,12 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
-from tests.gate import ROOT
+import pytest
+
+from tests.gate import MORE, ROOT, STEPS
 
 FOLDERS = ("planner", "verify", "launch")
 MOST_FILES = 13
@@ -48,3 +51,12 @@ def test_no_function_has_too_many_branches() -> None:
         if isinstance(node, ast.FunctionDef)
     }
     assert {name: count for name, count in functions.items() if count > MOST_BRANCHES} == {}
+
+
+def test_every_folder_of_tests_is_collected_and_run_by_a_step(pytestconfig: pytest.Config) -> None:
+    """Pytest passes over folders of some names (`dist`, `build`) without a word; so do linters."""
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "tests").rglob("test_*.py")}
+    passed_over = [str(pattern) for pattern in pytestconfig.getini("norecursedirs")]
+    assert [folder for folder in folders if any(fnmatch(folder.name, pattern) for pattern in passed_over)] == []
+    named = {Path(argument) for step in (STEPS | MORE).values() for argument in step}
+    assert folders - named == set()

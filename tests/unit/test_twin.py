@@ -12,7 +12,7 @@ from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.depth import depth
 from shardproof.planner.twins.sizes import LENGTH, RUNGS, shrunk
-from shardproof.planner.twins.twin import SMALL, _beside_sizes, fields_of, random_state, twin
+from shardproof.planner.twins.twin import SMALL, _beside_sizes, _by_names, fields_of, random_state, twin
 
 
 def _program(name: str, *, small: bool, tp: int) -> set[tuple[str, str]]:
@@ -112,5 +112,7 @@ def test_dropout_is_off_where_sizes_are_found_by_trial() -> None:
 
 def test_a_width_that_the_class_derives_is_derived_again() -> None:
     """`qk_head_dim` is the sum of two widths; the config knows it as a number of its own."""
-    small = twin(load("longcat_flash"), tp=4).config
-    assert small.qk_head_dim == small.qk_nope_head_dim + small.qk_rope_head_dim
+    loaded = load("longcat_flash")
+    small = next(_by_names(loaded, tp=4, pp=1, derive=True))
+    assert small.qk_head_dim == small.qk_nope_head_dim + small.qk_rope_head_dim < loaded.config.qk_head_dim
+    assert list(_by_names(load("gpt2"), tp=2, pp=1, derive=True)) == []
