@@ -62,7 +62,10 @@ def test_the_plan_of_lora_follows_its_base_layers_and_is_confirmed(tmp_path: Pat
         "o_proj.lora_A.default": "rowwise",
     }
     assert of_attention(carried_plan(model, on_meta(model))) == of_attention(plan)
-    assert prove(model, plan).verdict is Verdict.PROVED
+    proof = prove(model, plan)
+    assert proof.verdict is Verdict.PROVED
+    assert proof.scope is not None
+    assert any("PEFT" in assumed for assumed in proof.scope.assumptions)
     small = twin(model, tp=2)
     lame = Plan(tuple(entry for entry in plan.tp if "q_proj.lora_B" not in entry.pattern), head_tp=plan.head_tp)
     assert prove(model, lame).verdict is Verdict.REFUTED

@@ -30,6 +30,11 @@ from shardproof.verify.report.report import LevelResult
 from shardproof.verify.report.scope import Scope
 from shardproof.verify.stages.case import Case
 
+_ADAPTED_FIRST = (
+    "the adapters are in the model before Transformers shards it: what PEFT does when it puts them onto a sharded model was not "
+    "looked at"
+)
+
 
 def prove(
     model: LoadedModel | str, plan: Plan | None = None, *, tp: int = 2, pp: int = 1, ep: int = 1, strict: bool = False
@@ -68,6 +73,8 @@ def prove(
     elif loading.untried and scope is not None:
         told = f"loading gives what a checkpoint holds, which could not be tried ({loading.untried})"
         scope = replace(scope, assumptions=(*scope.assumptions, told))
+    if loaded.adapters and scope is not None:
+        scope = replace(scope, assumptions=(*scope.assumptions, _ADAPTED_FIRST))
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
