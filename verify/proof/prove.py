@@ -67,14 +67,8 @@ def prove(
     if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         more, scope = _tensor_findings(loaded, built, plan, tp, ep)
         findings += more
-    loading = try_loading(loaded)
-    if loading.lost:
-        findings += (tp221.weights_are_lost(loading.lost),)
-    elif loading.untried and scope is not None:
-        told = f"loading gives what a checkpoint holds, which could not be tried ({loading.untried})"
-        scope = replace(scope, assumptions=(*scope.assumptions, told))
-    if loaded.adapters and scope is not None:
-        scope = replace(scope, assumptions=(*scope.assumptions, _ADAPTED_FIRST))
+    more, scope = _loading_findings(loaded, scope)
+    findings += more
     prefix = base_prefix(built)
     findings = tuple(as_written(finding, prefix) for finding in findings)
     if pp > 1:
@@ -98,6 +92,18 @@ def _tensor_findings(
     styles = plan.styles(subject.prefix)
     found, scope = check_modes(loaded, subject, styles, tp)
     return (*found, *quantised_findings(subject, styles, tp), *expert_findings(loaded, subject, plan, ep)), scope
+
+
+def _loading_findings(loaded: LoadedModel, scope: Scope | None) -> tuple[tuple[Finding, ...], Scope | None]:
+    """What a trial of the client's loading found, and the scope with what could not be tried."""
+    loading = try_loading(loaded)
+    assumed: tuple[str, ...] = ()
+    if loading.untried and not loading.lost:
+        assumed += (f"loading gives what a checkpoint holds, which could not be tried ({loading.untried})",)
+    if loaded.adapters:
+        assumed += (_ADAPTED_FIRST,)
+    found = (tp221.weights_are_lost(loading.lost),) if loading.lost else ()
+    return found, scope and replace(scope, assumptions=(*scope.assumptions, *assumed))
 
 
 def quantised_findings(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
