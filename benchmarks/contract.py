@@ -224,7 +224,7 @@ def own_mask(config, inputs_embeds, attention_mask, past_key_values, position_id
 """
 
 
-def _with_context(planted: Planted) -> str:
+def with_context(planted: Planted) -> str:
     """The source with what the fault needs beside its own line."""
     source = planted.source + HELPERS
     if "attribute of the layer" in planted.name:
@@ -270,7 +270,7 @@ def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
             for number, planted in enumerate(faults(source)):
                 place = Path(folder) / f"{model}{number}"
                 place.mkdir()
-                found = _found(_with_context(planted), kind, place, planted.codes)
+                found = _found(with_context(planted), kind, place, planted.codes)
                 rows.append({"model": model, "fault": planted.name, **found})
                 print(
                     f"{model:<8} {planted.name:<46} {'found' if found['right'] else 'MISSED'} {found['codes']}",

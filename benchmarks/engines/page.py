@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.engines.families import CUSTOM
+from benchmarks.engines.planted import planted
 from benchmarks.engines.rows import LAYOUTS, Answer, Row, key
 from shardproof.launch.clients.vllm_engine import LIMIT
 
@@ -16,15 +17,26 @@ nats; up to {LIMIT:g} is right. *Proof* is what `plan verify --for vllm` said of
 """
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(every: Sequence[Row]) -> str:
     """The whole page."""
+    rows = [row for row in every if row.name not in planted()]
+    faulty = [row for row in every if row.name in planted()]
     served = [row for row in rows if row.alone.right]
     beside = sorted({", ".join(f"{name} {version}" for name, version in row.versions.items()) for row in rows} - {""})
     return (
         HEAD
         + "".join(f"Versions: {each}.\n\n" for each in beside)
         + "\n".join(
-            [*_totals(rows, served), "", *_table("ours", served), "", *_table("shipped", served), "", *_rest(rows)]
+            [
+                *_totals(rows, served),
+                "",
+                *_table("ours", served),
+                "",
+                *_table("shipped", served),
+                "",
+                *_planted(faulty),
+                *_rest(rows),
+            ]
         )
     )
 
@@ -71,6 +83,63 @@ def _cell(answer: Answer) -> str:
     if answer.difference is not None:
         return f"{answer.difference:.1e}" if answer.right else f"**{answer.difference:.2g}**"
     return "**raises**" if answer.error else ""
+
+
+def _planted(rows: Sequence[Row]) -> list[str]:
+    """What the engine made of each planted fault, beside what `plan check` said of the same model."""
+    if not rows:
+        return []
+    counted = (
+        ("faults served", len(rows)),
+        ("wrong in the engine or refused by it, on one rank or at a layout", sum(_fails(row) for row in rows)),
+        (
+            "of them told before: by `plan check`, or refuted where it fails",
+            sum(_fails(row) and _told(row) for row in rows),
+        ),
+        (
+            "served rightly everywhere, and an error of `plan check`",
+            sum(bool(row.checked) and not _fails(row) for row in rows),
+        ),
+    )
+    lines = [
+        _line(
+            [
+                row.name,
+                _cell(row.alone),
+                *(_cell(row.answers.get("ours", {}).get(key(*layout), Answer())) for layout in LAYOUTS[:2]),
+                ", ".join(sorted({said.split()[0] for said in row.checked})) or "nothing",
+            ]
+        )
+        for row in rows
+    ]
+    head = ["fault", "one rank", *(key(*layout) for layout in LAYOUTS[:2]), "`plan check --backend vllm`"]
+    return [
+        "## Planted faults",
+        "",
+        "One fault of the backend contract in a right model (`python -m benchmarks engines --types planted`). The checks",
+        "ask more than this version of the engine needs on this model: what it serves rightly all the same is counted apart.",
+        "",
+        "| measure | number |",
+        "|---|---|",
+        *(f"| {label} | {number} |" for label, number in counted),
+        "",
+        _line(head),
+        _line(["---"] * len(head)),
+        *lines,
+        "",
+    ]
+
+
+def _fails(row: Row) -> bool:
+    given = (row.alone, *row.answers.get("ours", {}).values())
+    return any(answer.ran and not answer.right for answer in given)
+
+
+def _told(row: Row) -> bool:
+    if row.checked:
+        return True
+    ours = row.answers.get("ours", {}).values()
+    return row.alone.right and all(answer.right or answer.verdict == "refuted" for answer in ours if answer.ran)
 
 
 def _rest(rows: Sequence[Row]) -> list[str]:

@@ -39,6 +39,8 @@ class Row:
     name: str
     reason: str = ""
     """Why nothing was served."""
+    unplanned: str = ""
+    """Why there is no plan of ours, and so nothing served on ranks with it."""
     carried: bool = False
     """Whether Transformers ships a tensor-parallel plan of its layers."""
     checked: list[str] = field(default_factory=list)
