@@ -25,7 +25,6 @@ STEPS = {
         "tests/truth",
         "tests/unit",
         "tests/ranks/test_seen.py",
-        "tests/ranks/test_pipeline.py",
     ),
 }
 MORE = {"ranks": (*_PYTEST, "tests/ranks")}

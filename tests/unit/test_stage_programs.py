@@ -14,6 +14,7 @@ from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import build, load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.transformers_facts.version import is_least
+from shardproof.planner.twins.twin import twin
 from shardproof.verify.clients.check import check
 from shardproof.verify.clients.stages.keyed import KeyedSplit, check_keyed_stages
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
@@ -164,4 +165,4 @@ def test_more_layers_than_there_are_cannot_be_dealt_out() -> None:
 
 @pytest.mark.parametrize("name", ["gemma4_text", "dots3_note_text"])
 def test_a_config_whose_layers_have_heads_of_their_own_is_read(name: str) -> None:
-    assert len(check(name).levels) == 5
+    assert len(check(twin(load(name), tp=2, pp=2)).levels) == 5
