@@ -123,7 +123,7 @@ def difference(model: PreTrainedModel, served: Served) -> float | None:
     for prompt, tokens, rows in zip(PROMPTS, served.tokens, served.logprobs, strict=True):
         ids = torch.tensor([[*prompt, *tokens]])
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits[0].double()
+            logits = model(input_ids=ids).logits[0].double()
         expected = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
         gaps = (expected - rows[:, : expected.shape[-1]]).abs()
         worst = max(worst, float(gaps.max()) if bool(torch.isfinite(gaps).all()) else float("inf"))
