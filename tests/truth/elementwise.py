@@ -46,6 +46,7 @@ ONE: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sqrt": lambda a: a.abs().sqrt(), "tan": torch.tan, "tanh": torch.tanh,
     "threshold": lambda a: F.threshold(a, 0.5, 7.0), "trunc": lambda a: (a / 3).trunc(),
     "fmod number": lambda a: a.fmod(3), "to float": lambda a: a.float(), "to integer": lambda a: (a / 3).long(),
+    "div rounded": lambda a: torch.div(a, 2, rounding_mode="floor"),
     "add number": lambda a: a + 1.5, "rsub": lambda a: 3 - a,
     "masked_fill zero": lambda a: a.masked_fill(torch.ones_like(a, dtype=torch.bool), 0.0),
     "masked_fill": lambda a: a.masked_fill(a > 1, 7.0),

@@ -49,6 +49,13 @@ def proof(trait: str, *, strict: bool = False) -> LevelResult:
         ("hook on a gradient", "TP206", "model.layers.0.feed"),
         ("own backward", "TP206", "model.layers.0.feed"),
         ("written in place", "TP218", "model.layers.0.feed"),
+        ("view of what is written", "TP206", "model.layers.0.feed"),
+        ("written to as out", "TP206", "model.layers.0.feed"),
+        ("a slice that begins at a local size", "TP209", "model.layers.0.feed"),
+        ("a step of a local size", "TP209", "model.layers.0.feed"),
+        ("set by the model", "TP206", "model.layers.2.feed"),
+        ("frozen layer", "TP206", "model.layers.1.feed"),
+        ("left for the loss", "TP206", "model.layers.0.feed"),
     ],
 )
 def test_a_wrong_plan_is_refuted(trait: str, code: str, module: str | None) -> None:
@@ -62,7 +69,8 @@ def test_a_wrong_plan_is_refuted(trait: str, code: str, module: str | None) -> N
     [
         *("plain", "forward directly", "one module in all layers", "own backward, each element", "index as a factor"),
         *("hook on a gradient, each element", "without gradient", "gradient switched off", "data attribute"),
-        *("logged and not read", "not a number", "straight through"),
+        *("logged and not read", "not a number", "straight through", "tiled to a local size"),
+        *("view of what is written by element", "left for the loss, whole"),
     ],
 )
 def test_a_right_plan_is_not_accused(trait: str) -> None:

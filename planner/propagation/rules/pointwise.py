@@ -47,7 +47,9 @@ def multiply(call: Call) -> Einsum:
 
 @rule(*FIRST_ONLY)
 def first_only(call: Call) -> Einsum:
-    """Linear in the first operand; a masked fill only if it fills with zero."""
+    """Linear in the first operand; a masked fill only if it fills with zero, a quotient only if it is not rounded."""
+    if call.op.target == "aten.div" and call.op.arg(2, "rounding_mode") is not None:
+        return elementwise(call)
     if call.op.target.startswith("aten.masked_fill") and call.op.arg(2, "value") not in (0, 0.0, False):
         return elementwise(call)
     if call.op.target == "aten._to_copy" and not _is_float(call):

@@ -105,14 +105,16 @@ def along_one_dim(call: Call) -> Einsum:
 
 @rule("aten.topk", "aten.kthvalue")
 def topk(call: Call) -> Einsum:
-    """Top-k needs the whole dim; the result has a new dim instead."""
+    """Top-k needs the whole dim; the result has a new dim instead, or with `kthvalue` none."""
     ndim = len(call.shapes[0])
     dim = call.number(2, "dim", -1) % ndim
     names: Letters = tuple(f"d{position}" for position in range(ndim))
-    kept = tuple(None if position == dim else name for position, name in enumerate(names))
+    kept = [None if position == dim else name for position, name in enumerate(names)]
+    if len(call.results[0]) < ndim:
+        del kept[dim]
     return Einsum(
         (names,),
-        tuple(kept for _ in call.results),
+        tuple(tuple(kept) for _ in call.results),
         frozenset({f"d{dim}"}),
         why_locked="top-k picks among all of the dim",
     )
