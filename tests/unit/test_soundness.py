@@ -1,9 +1,11 @@
 """What a proof claims, class by class: code that makes a plan wrong is not proved, and code that only looks so is not accused."""
 
+from dataclasses import replace
+
 import pytest
 
 from shardproof.planner.ir.findings import Verdict
-from shardproof.planner.ir.plan import Plan
+from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.load import load
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.report import LevelResult
@@ -119,6 +121,13 @@ EXPERTS = Plan.from_json(
 )
 
 
+def test_experts_have_a_number_each() -> None:
+    model = load("tests.zoo.expert_models:ExpertsForCausalLM", overrides={"trait": "a factor for each expert"})
+    assert prove(model, EXPERTS, tp=2, ep=2).findings[0].message.endswith("factor stays whole.")
+    plan = replace(EXPERTS, ep=(*EXPERTS.ep, TpEntry("layers.*.feed.experts.factor", "grouped_gemm")))
+    assert prove(model, plan, tp=2, ep=2).findings == ()
+
+
 @pytest.mark.parametrize(
     ("trait", "problem"),
     [
@@ -128,6 +137,9 @@ EXPERTS = Plan.from_json(
         ("weights without gradient", "gradient of the routing weights"),
         ("last layer", "model.layers.2.feed.experts"),
         ("capacity", "the ranks' output"),
+        ("all at once", None),
+        ("sorted, by counts", None),
+        ("unique", None),
     ],
 )
 def test_experts_are_run_as_ranks_run_them(trait: str, problem: str | None) -> None:
