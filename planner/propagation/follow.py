@@ -123,7 +123,7 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
 
 def _locked(meaning: Einsum, whole: Call, placements: Placements, blame: int) -> Problem:
     return Problem(
-        "TP206",
+        "TP210" if meaning.near else "TP206",
         f"{name(whole)} needs all of a dim that is sharded",
         meaning.why_locked,
         shown(placements),

@@ -65,6 +65,7 @@ TWO: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "logical_or": lambda a, b: torch.logical_or(a > 0, b > 1),
     "logical_xor": lambda a, b: torch.logical_xor(a > 0, b > 1), "lt": torch.lt,
     "maximum": torch.maximum, "minimum": torch.minimum, "max of two": torch.max, "ne": torch.ne,
+    "complex": lambda a, b: torch.view_as_real(torch.complex(a, b)),
     "polar": lambda a, b: torch.view_as_real(torch.polar(a.abs(), b)),
     "prelu": lambda a, b: aten._prelu_kernel(a, b), "xlogy": lambda a, b: torch.xlogy(a, _positive(b)),
     "where": lambda a, b: torch.where(torch.tensor(True), a, b), "where chosen": lambda a, b: torch.where(a > b, a, b),

@@ -15,9 +15,7 @@ from shardproof.verify.findings import tp201, tp210, tp214
 DISPATCH, STACKED = "ep_dispatch_experts", "grouped_gemm"
 
 
-def check_experts(
-    graph: Graph, plan: Plan, prefix: str, degree: int, *, tried: bool = False
-) -> tuple[Finding, ...]:
+def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int, *, tried: bool = False) -> tuple[Finding, ...]:
     """Findings TP201, TP210 and TP214 of the expert-parallel entries, at this many ranks; `tried` as in `dispatch_fault`."""
     styles = {join(prefix, entry.pattern): entry.style for entry in plan.ep}
     called = {call.module for call in graph.calls}

@@ -4,7 +4,7 @@ from shardproof.planner.ir.graph import GRADIENT_OF, OWN_BACKWARD
 from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
-SUMS = ("aten.add", "aten.sub", "aten.rsub")
+SUMS = ("aten.add", "aten.sub", "aten.rsub", "aten.complex")
 PRODUCTS = ("aten.mul",)
 FIRST_ONLY = ("aten.div", "aten.neg", "detach", "aten._to_copy", "aten.masked_fill", "dropout")
 NON_LINEAR = """polar __lshift__ __rshift__ _prelu_kernel abs acos acosh addcdiv addcmul atan atan2 asin
@@ -77,6 +77,13 @@ def lerp(call: Call) -> Einsum:
 def non_linear(call: Call) -> Einsum:
     """Linear in nothing: a partial sum must be reduced first."""
     return elementwise(call)
+
+
+@rule("aten.bucketize")
+def bucketize(call: Call) -> Einsum:
+    """Element by element, with all of the boundaries."""
+    names: Letters = tuple(f"d{position}" for position in range(len(call.shapes[0])))
+    return Einsum((names, ("boundary",)), (names,), frozenset({"boundary"}))
 
 
 @rule(OWN_BACKWARD)
