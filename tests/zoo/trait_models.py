@@ -264,6 +264,7 @@ class TraitModel(TraitPreTrained):
         x = self.words(input_ids)
         for number, layer in enumerate(self.layers):
             if self.config.trait == "set by the model":
+                assert isinstance(layer, Layer)
                 layer.feed.last = number == len(self.layers) - 1
             x = layer(x, cache)
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=cache)
