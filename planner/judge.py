@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
@@ -18,7 +19,7 @@ from shardproof.planner.propagation.backward import GradientFault, gradient_faul
 from shardproof.planner.propagation.propagate import Propagation, explain_failure, propagate
 from shardproof.planner.propagation.reach import Unreachable, strided, unreachable
 from shardproof.planner.propagation.relation import Stuck
-from shardproof.planner.tracing.programs import Subject, local_program
+from shardproof.planner.tracing.programs import Subject, local_program, subject_in
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.transformers_facts.styles import differs, lays_out_otherwise, registered, takes_uneven_parts
@@ -153,7 +154,7 @@ def judge(
     loading = tuple(misplaced(subject.model, assigned, degree))
     ran, forward = related_programs(subject, assigned, degree, unfixed=unfixed)
     if ran is not None and not forward and not one_side:
-        forward = untraced(ran.local, assigned)
+        forward = tuple(one for one in untraced(ran.local, assigned) if not _trained(subject, one.entry))
     gradients = backward_faults(subject, ran, assigned) if ran is not None and not forward else ()
     return Judgement(assigned, ran, forward, gradients, loading, opaque)
 
@@ -218,6 +219,20 @@ def untraced(local: Graph, assigned: Assigned) -> tuple[Untraced, ...]:
     """Sharded parameters under a pattern none of whose modules ran; one for each entry."""
     silent = {e: name for name, (_, e) in assigned.parameters.items() if generic(name) not in local.used_parameters}
     return tuple(Untraced(name, entry) for entry, name in silent.items())
+
+
+def _trained(subject: Subject, entry: str) -> bool:
+    """Whether what an entry shards is used in training, where it is judged, and not in the mode of the subject: a head that only
+    the loss reads.
+    """
+    if subject.script is not None and subject.script.mode is RunMode.TRAINING:
+        return False
+    try:
+        training = subject_in(subject.model, RunMode.TRAINING)
+    except TraceError:
+        return False
+    used = training.graph.used_parameters if training is not None else frozenset[str]()
+    return any(name == entry or name.startswith(f"{entry}.") for name in used)
 
 
 def _unlike(subject: Subject, styles: Mapping[str, str], assigned: Assigned) -> tuple[Unlike, ...]:

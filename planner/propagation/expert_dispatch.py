@@ -16,17 +16,20 @@ _ZEROS = ("aten.zeros", "aten.zeros_like", "aten.new_zeros")
 
 
 def stacked(graph: Graph, module: Module) -> int | None:
-    """The number of stacked experts of a module: the size of dim 0, if all its parameters share it and have at least two
-    dims, one of them three; else None.
+    """The number of stacked experts of a module: the size of dim 0, if all its parameters share it, and one of them has three
+    dims; else None.
     """
     shapes = [graph.values[number].shape for _, number in module.parameters]
-    if not shapes or min(map(len, shapes)) < 2 or max(map(len, shapes)) < 3 or len({shape[0] for shape in shapes}) > 1:
+    if not shapes or min(map(len, shapes)) < 1 or max(map(len, shapes)) < 3 or len({shape[0] for shape in shapes}) > 1:
         return None
     return shapes[0][0]
 
 
-def dispatch_fault(graph: Graph, module: Module) -> str | None:
-    """The reason why tokens cannot be dispatched to a module's experts on other ranks; None if they can."""
+def dispatch_fault(graph: Graph, module: Module, *, tried: bool = False) -> str | None:
+    """The reason why tokens cannot be dispatched to a module's experts on other ranks; None if they can.
+
+    With `tried`, the module is also run with numbers, which tells whether experts that meet an op all at once do so by rank.
+    """
     count = stacked(graph, module)
     if count is None:
         return "its parameters are not stacked by expert along their first dim"
@@ -35,7 +38,8 @@ def dispatch_fault(graph: Graph, module: Module) -> str | None:
     call = next((call for call in graph.calls if call.module == module.path), None)
     if call is None:
         return "it took no part in the traced forward"
-    return _signature_fault(graph, call, count) or _use_fault(graph, module) or _weight_fault(graph, module, call)
+    uses = None if tried else _use_fault(graph, module)
+    return _signature_fault(graph, call, count) or uses or _weight_fault(graph, module, call)
 
 
 def _signature_fault(graph: Graph, call: ModuleCall, count: int) -> str | None:
@@ -92,6 +96,8 @@ def _weight_fault(graph: Graph, module: Module, call: ModuleCall) -> str | None:
             if not _linear(graph, op, summands, zeros):
                 return f"its output is not linear in the routing weights ({op.source})"
             summands.update(op.outputs)
+        elif zeros.intersection(op.inputs) and _linear(graph, op, zeros, set()):
+            zeros.update(op.outputs)
     branches = any(op.target == READ and BRANCH in op.args and _inside(op.module, module.path) for op in graph.ops)
     if call.outputs[0] not in summands and not branches:  # the branch that adds the experts' outputs may not have run
         return "its output does not depend on the routing weights"

@@ -123,7 +123,7 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
 
 def _locked(meaning: Einsum, whole: Call, placements: Placements, blame: int) -> Problem:
     return Problem(
-        "TP206",
+        "TP210" if meaning.near else "TP206",
         f"{name(whole)} needs all of a dim that is sharded",
         meaning.why_locked,
         shown(placements),
@@ -178,8 +178,10 @@ def _only_partial(
 
 
 def _grown(meaning: Einsum, whole: Call, local: Call, degree: int) -> Placements:
-    """Whole inputs give a whole output, unless a broadcast dim took its size from a sharded tensor: any part of it is right."""
-    if whole.op.target not in ("aten.expand", "aten.expand_as"):
+    """Whole inputs give a whole output, unless a broadcast or tiled dim took its size from a sharded tensor: a part of it is
+    right anywhere, for each begins with a whole tile.
+    """
+    if whole.op.target not in ("aten.expand", "aten.expand_as", "aten.repeat"):
         return tuple(R for _ in meaning.outputs)
     given = meaning.inputs[0]
     for dim, letter in enumerate(meaning.outputs[0]):
@@ -340,6 +342,9 @@ def _beside_shapes(op: Op) -> list[tuple[str, Arg]]:
             positional = op.args[:8]
         case "aten.full" | "aten.new_full":
             positional = op.args[-1:]
+        case "aten.slice":  # where a slice without a step begins is compared with its placement
+            step = op.arg(4, "step") or 1
+            positional = (step, None if step == 1 else op.arg(2, "start"))
         case target if any(part in target for part in _SIZES_FREE):
             positional = ()
     given = [("", arg) for arg in _plain(positional)]

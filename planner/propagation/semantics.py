@@ -28,6 +28,8 @@ class Einsum:
     linear: tuple[frozenset[int], ...] = ()
     added: frozenset[int] = frozenset()
     why_locked: str = "the op mixes values along this dim"
+    near: bool = False
+    """Along `locked` dims the op mixes only what lies beside each other, so a rank's part may be enough: undecided."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,9 @@ def narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degr
     count = len(meaning.starts)
     size = whole.shapes[0][meaning.dim]
     if not isinstance(placement, Shard) or placement.dim != meaning.dim:
+        there = semantics(local)
+        if isinstance(there, Narrow) and there.starts != meaning.starts:
+            return _other_part(whole, there, meaning)
         return tuple(placement for _ in range(count))
     block = size // placement.blocks
     if meaning.lengths == (size,):
@@ -111,6 +114,17 @@ def narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degr
     if not isinstance(there, Narrow) or there.starts != tuple(start // block * part for start in meaning.starts):
         return _offsets(whole, placement)
     return tuple(Shard(meaning.dim, length // block) for length in meaning.lengths)
+
+
+def _other_part(whole: Call, there: Narrow, meaning: Narrow) -> Problem:
+    got, wanted = (" ".join(map(str, one.starts)) for one in (there, meaning))
+    return Problem(
+        "TP209",
+        f"{name(whole)} begins at {got} on a rank",
+        "a constant was taken from a local size",
+        got,
+        wanted,
+    )
 
 
 def _offsets(whole: Call, placement: Placement) -> Problem:

@@ -83,10 +83,24 @@ def _masked_select(tensor: Tensor, *_: object) -> Tensor:
     return tensor.new_empty((FOUND,))
 
 
+def _bincount(tensor: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    """As many counts as the code asks for at least: what is counted are numbers of so many things."""
+    return tensor.new_empty((minlength or FOUND,), dtype=torch.long if weights is None else weights.dtype)
+
+
+def _unique(tensor: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The values, for each element the place of its value, and the counts."""
+    found = min(FOUND, max(tensor.numel(), 1))
+    places = tensor.new_empty(tensor.shape, dtype=torch.long)
+    return tensor.new_empty((found,)), places, tensor.new_empty((found,), dtype=torch.long)
+
+
 UNSEEN: Mapping[str, Callable[..., Any]] = {
     "aten.nonzero": _nonzero,
     "aten.index": _masked_index,
     "aten.masked_select": _masked_select,
+    "aten.bincount": _bincount,
+    "aten._unique2": _unique,
 }
 """What data-dependent aten ops return on meta tensors."""
 

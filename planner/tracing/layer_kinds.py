@@ -39,6 +39,31 @@ class LayerKind:
     stack: int
 
 
+class Attributes:
+    """The attributes of a layer's modules when somebody last looked: what has anybody else set since?"""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.look()
+
+    def look(self) -> None:
+        """Take what is held now as known."""
+        self.held = [(path, vars(part), dict(vars(part))) for path, part in self.layer.named_modules()]
+
+    def set_since(self) -> object:
+        """The attributes that are other objects than they were, in a form that is equal for layers that compute the same."""
+        changed = [
+            (path, name, now.get(name))
+            for path, now, before in self.held
+            for name in (now if len(now) == len(before) else {**before, **now})
+            if now.get(name) is not before.get(name) and name not in INTERNAL and name != "forward"
+        ]
+        if not changed:
+            return ()
+        paths = {id(part): path for path, part in self.layer.named_modules()}
+        return tuple((path, name, _form(value, paths)) for path, name, value in changed)
+
+
 def layer_kinds(model: nn.Module) -> dict[int, LayerKind]:
     """The kind of each member, by its id, of every `ModuleList` with several members that have parts of their own.
 
@@ -87,7 +112,7 @@ def _description(layer: nn.Module) -> dict[tuple[str, str], Any]:
         found[path, "class"] = id(type(part))
         for name, value in vars(part).items():
             if name in ("_parameters", "_buffers"):
-                found |= {(path, key): (tuple(t.shape), t.dtype) for key, t in value.items() if t is not None}
+                found |= {(path, key): _form(tensor, paths) for key, tensor in value.items() if tensor is not None}
             elif name in HOOK_TABLES:
                 found |= {(path, f"{name}{at}"): _form(hook, paths) for at, hook in enumerate(value.values())}
             elif name not in INTERNAL:

@@ -112,7 +112,7 @@ class Functions(TorchFunctionMode):
         target, args, kwargs = REORDERED[target](args, kwargs) if target in REORDERED else (target, args, kwargs)
         recorder.record(target, args, kwargs, result)
         if target == "detach":
-            recorder.view_of[id(result)] = args[0]
+            recorder.note_view(target, args, kwargs, result)
         return with_counts(func, args, result)
 
     def _unfixed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -173,11 +173,7 @@ class Dispatch(TorchDispatchMode):
         if target in SAME and isinstance(result, Tensor):
             recorder.alias(result, args[0])
             return result
-        written = [
-            value
-            for value, slot in zip(args, func._schema.arguments, strict=False)
-            if slot.alias_info is not None and slot.alias_info.is_write and isinstance(value, Tensor)
-        ]
+        written, kwargs = _written(func, args, kwargs)
         if written:
             recorder.note_write(written[0])
         if target == "aten.native_dropout":
@@ -186,8 +182,7 @@ class Dispatch(TorchDispatchMode):
         if written:
             self._mutate(written[0], result)
         elif any(out.alias_info is not None for out in func._schema.returns):
-            for view in tree_flatten(result)[0]:
-                recorder.view_of[id(view)] = args[0]
+            recorder.note_view(target, args, kwargs, result)
         return result
 
     def _taken_in_turns(self, tensor: Tensor, result: Tensor, dim: int, step: int, start: int) -> Tensor:
@@ -198,7 +193,7 @@ class Dispatch(TorchDispatchMode):
             grouped = tensor.new_empty(shape)
         recorder.record("aten.view", (tensor, shape), {}, grouped)
         recorder.record("aten.select", (grouped, dim + 1, start), {}, result)
-        recorder.view_of[id(result)] = tensor
+        recorder.note_view("", (tensor,), {}, result)
         return result
 
     def _result(self, func: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -210,17 +205,23 @@ class Dispatch(TorchDispatchMode):
         recorder = self.recorder
         if not (isinstance(result, Tensor) and result is tensor):
             recorder.bind(tensor)
-        base = recorder.view_of.get(id(tensor))
-        if base is not None:
-            # NB: other live views of the base keep their old value; modeling code does not read them again.
+        recorder.outdate_views(tensor, tensor)
+        while (base := recorder.view_of.get(id(tensor))) is not None:
             recorder.record("view_write", (base, tensor), {}, base)
-            self._mutate_base(base)
+            recorder.outdate_views(base, tensor)
+            tensor = base
 
-    def _mutate_base(self, tensor: Tensor) -> None:
-        above = self.recorder.view_of.get(id(tensor))
-        if above is not None:
-            self.recorder.record("view_write", (above, tensor), {}, above)
-            self._mutate_base(above)
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
+    """The tensors that an op writes to, and its keyword arguments without those, which only say where a result goes (`out=`)."""
+    slots = [slot for slot in func._schema.arguments if slot.alias_info is not None and slot.alias_info.is_write]
+    if not slots:
+        return [], kwargs
+    names = {slot.name for slot in slots}
+    first = [value for value, slot in zip(args, func._schema.arguments, strict=False) if slot.name in names]
+    given = (*first, *(value for name, value in kwargs.items() if name in names))
+    rest = {name: value for name, value in kwargs.items() if name not in names}
+    return [value for value in given if isinstance(value, Tensor)], rest
 
 
 @cache

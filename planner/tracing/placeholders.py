@@ -117,6 +117,8 @@ KEEP = frozenset(
     }
 )
 """Functions whose result counts the same things."""
+COUNTS = frozenset({F.one_hot, torch.bincount, Tensor.bincount})
+"""Functions whose result sums up to the number of their elements."""
 MARKS = frozenset({Tensor.scatter_, Tensor.scatter, torch.scatter})
 """Functions that put one number for every index: where that is 1, they count."""
 
@@ -125,7 +127,7 @@ def with_counts(func: Callable[..., Any], args: tuple[Any, ...], result: Any) ->
     """The result of a call, marked with the sum of what it counts, if it counts anything."""
     if not isinstance(result, Tensor):
         return result
-    if func is F.one_hot:
+    if func in COUNTS:
         total = args[0].numel()
     elif func in MARKS and len(args) > 3 and isinstance(args[2], Tensor) and (args[3] == 1) is True:
         total = args[2].numel()

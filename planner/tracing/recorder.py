@@ -31,6 +31,16 @@ def content_of(tensor: Tensor) -> str:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class ViewOp:
+    """An op whose results are views of its first argument. `target` is empty where the op cannot be recorded once more."""
+
+    target: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    made: tuple[Tensor, ...]
+
+
 @dataclass
 class Recorder:
     """Mutable state of one recording: numbered values, ops, the module stack."""
@@ -42,6 +52,10 @@ class Recorder:
     notes: dict[str, None] = field(default_factory=dict)
     number_of: dict[int, int] = field(default_factory=dict)
     view_of: dict[int, Tensor] = field(default_factory=dict)
+    views: dict[int, list[ViewOp]] = field(default_factory=dict)
+    """The ops that made views of a tensor, by that tensor's id."""
+    outdated: dict[int, ViewOp] = field(default_factory=dict)
+    """By its id, a view whose memory was written to past it, and the op that makes it of what is there now."""
     keep: list[Tensor] = field(default_factory=list)
     paused: int = 0
     gradients: GradientMode = field(default_factory=GradientMode)
@@ -63,6 +77,8 @@ class Recorder:
 
     def number(self, tensor: Tensor, name: str | None = None) -> int:
         """The value number of a tensor; one that was never seen is a constant with its content, or was made unrecorded."""
+        if id(tensor) in self.outdated:
+            self._take_again(self.outdated[id(tensor)])
         known = self.number_of.get(id(tensor))
         if known is not None:
             return known
@@ -72,8 +88,34 @@ class Recorder:
             name, self.constants = f"{kind}{self.constants}", self.constants + 1
         return self.bind(tensor, name)
 
+    def note_view(self, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], made: object) -> None:
+        """These tensors are views of the first argument."""
+        op = ViewOp(target, args, kwargs, tuple(one for one in tree_flatten(made)[0] if isinstance(one, Tensor)))
+        self.view_of.update((id(one), args[0]) for one in op.made)
+        self.views.setdefault(id(args[0]), []).append(op)
+
+    def outdate_views(self, tensor: Tensor, beside: Tensor) -> None:
+        """A tensor was written to, through its view `beside` or (if that is the tensor itself) directly."""
+        for op in self.views.get(id(tensor), ()):
+            if all(one is not beside for one in op.made):
+                for one in op.made:
+                    self.outdated[id(one)] = op
+                    self.outdate_views(one, one)
+
+    def _take_again(self, op: ViewOp) -> None:
+        """The views that an op made, of what their memory holds now."""
+        for one in op.made:
+            self.outdated.pop(id(one), None)
+        if op.target:
+            self.record(op.target, op.args, op.kwargs, op.made)
+            return
+        for one in op.made:
+            self.bind(one, f"{UNRECORDED}{self.constants}")
+            self.constants += 1
+
     def bind(self, tensor: Tensor, name: str | None = None) -> int:
         """Give a tensor a new value number."""
+        self.outdated.pop(id(tensor), None)
         self.keep.append(tensor)
         content = content_of(tensor) if name is not None and not tensor.is_meta else ""
         self.values.append(Value(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name, content))

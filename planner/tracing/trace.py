@@ -23,7 +23,7 @@ from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
 from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.loading.version_breaks import version_advice
-from shardproof.planner.tracing.layer_kinds import LayerNumber, SharedState, layer_kinds, numbered
+from shardproof.planner.tracing.layer_kinds import Attributes, LayerNumber, SharedState, layer_kinds, numbered
 from shardproof.planner.tracing.modes import Dispatch, Functions
 from shardproof.planner.tracing.module_tree import kept_tensors, module_table
 from shardproof.planner.tracing.own_backward import apply_function
@@ -99,7 +99,7 @@ def _run_script(
         try:
             return tracing, tracing.run_script(script)
         except TraceError as error:
-            if not _finds_less(model, error) and not _reads_other_caches(tracing, script, error):
+            if not _finds_less(model, error) and not _reads_what_layers_left(tracing, script, error):
                 raise
 
 
@@ -118,11 +118,11 @@ _every: "WeakKeyDictionary[nn.Module, set[RunMode]]" = WeakKeyDictionary()
 """Of each model the modes in which a trace runs every layer."""
 
 
-def _reads_other_caches(tracing: "Tracing", script: Script, failed: TraceError) -> bool:
-    """Whether what failed may run where every layer runs, and was not tried so: a layer that stood for another in one forward
-    left the other's cache empty, which the next forward may read.
+def _reads_what_layers_left(tracing: "Tracing", script: Script, failed: TraceError) -> bool:
+    """Whether what failed may run where every layer runs, and was not tried so: a layer for which another stood left nothing in
+    its attributes (an auxiliary loss) or its cache, which what runs after it may read.
     """
-    if len(script.calls) < 2 or not tracing.repeats or isinstance(failed.__cause__, NoCacheError):
+    if not tracing.repeats or isinstance(failed.__cause__, NoCacheError):
         return False
     known = _every.setdefault(tracing.model, set())
     again = script.mode not in known
@@ -375,7 +375,8 @@ class Tracing:
             given = [recorder.number(tensor) for tensor in tensors]
             same = tuple(given.index(number) for number in given)  # what is read of one value that is given twice?
             state = shared.now()
-            key = (kind.kind, recorder.gradients.enabled, same, state, *_call_signature(args, kwargs, kind.position))
+            told = _call_signature(args, kwargs, kind.position)
+            key = (kind.kind, attributes.set_since(), recorder.gradients.enabled, same, state, *told)
             if key in self.apart:
                 return original(*args, **kwargs)
             first = self.seen.setdefault(key, path)
@@ -385,6 +386,7 @@ class Tracing:
                     given_args = [_numbered(value, kind.position, uses) for value in args]
                     given_kwargs = {name: _numbered(value, kind.position, uses) for name, value in kwargs.items()}
                     output = original(*given_args, **given_kwargs)
+                attributes.look()  # what a layer keeps of its own run is part of what it stands for
                 self.gave[path] = _Gave.of(output, given, recorder)
                 if uses or shared.now() != state:
                     self.apart.add(key)
@@ -404,6 +406,7 @@ class Tracing:
                 layer.forward = held
 
         layer.forward = forward
+        attributes = Attributes(layer)
         return undo
 
 

@@ -1,5 +1,7 @@
 """One small program for every rule, and the rules that no such program can test."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -117,6 +119,26 @@ REDUCTIONS = (
     Case("roll", lambda a: a.roll(1, 0), ((6, 12),)),
     Case("glu", lambda a: F.glu(a, -1), ((6, 12),)),
     Case("topk", lambda a: a.topk(2, -1)[0], ((6, 12),)),
+    Case("max_pool1d", lambda a: F.max_pool1d(a, 2), ((1, 6, 4),)),
+    Case("max_pool3d", lambda a: F.max_pool3d(a, 2), ((1, 6, 4, 4, 4),)),
+    Case("avg_pool1d", lambda a: F.avg_pool1d(a, 3, 1), ((1, 6, 5),)),
+    Case("avg_pool2d", lambda a: F.avg_pool2d(a, 3, 1), ((1, 6, 5, 5),)),
+    Case("avg_pool3d", lambda a: F.avg_pool3d(a, 2), ((1, 6, 4, 4, 4),)),
+    Case("adaptive_avg_pool2d", lambda a: F.adaptive_avg_pool2d(a, 2), ((1, 6, 5, 5),)),
+    Case("adaptive_avg_pool3d", lambda a: F.adaptive_avg_pool3d(a, 2), ((1, 6, 5, 5, 5),)),
+    *(
+        Case(f"upsample {size}", lambda a: F.interpolate(a, scale_factor=2), ((1, 6, 4, 4, 4)[: size + 2],))
+        for size in (1, 2, 3)
+    ),
+    Case("upsample linear", lambda a: F.interpolate(a, scale_factor=2, mode="linear"), ((1, 6, 4),)),
+    Case("upsample bilinear", lambda a: F.interpolate(a, scale_factor=2, mode="bilinear"), ((1, 6, 4, 4),)),
+    *(
+        Case(f"{mode} pad {size}", partial(F.pad, pad=(1, 0) * size, mode=mode), ((1, 6, 4, 4)[: size + 2],))
+        for mode in ("replicate", "reflect")
+        for size in (1, 2)
+    ),
+    Case("bucketize", lambda a: torch.bucketize(a, torch.tensor([0.0, 1.0])), ((6, 4),)),
+    Case("kthvalue of a dim before", lambda a: a.kthvalue(1, 1)[0], ((6, 2, 12),)),
     Case("kthvalue", lambda a: a.kthvalue(2, -1)[0], ((6, 12),)),
     Case("layer_norm", lambda a, w: F.layer_norm(a, (6,), w), ((4, 6), (6,))),
     Case("rms_norm", lambda a, w: F.rms_norm(a, (6,), w), ((4, 6), (6,))),
@@ -163,6 +185,8 @@ LOOKUPS = (
     Case("index", lambda a: a[torch.tensor([0, 2])], ((6, 4),)),
     Case("index_select", lambda a: a.index_select(0, LIST), ((6, 4),)),
     Case("gather", lambda a: a.gather(1, torch.zeros(a.shape[0], 1, dtype=torch.long)), ((6, 4),)),
+    Case("gather short", lambda a, b: a.gather(1, (b * 0).long()), ((6, 2, 12), (6, 1, 6))),
+    Case("scatter_add short", lambda a, b: a.scatter_add(1, (b * 0).long(), b), ((6, 2, 12), (6, 1, 6))),
     Case("scatter", lambda a, b: a.scatter(1, (b * 0).long(), b), ((6, 4), (6, 1))),
     Case("scatter_add", lambda a, b: a.scatter_add(1, torch.ones_like(b).long(), b), ((6, 4), (6, 1))),
     Case("scatter_reduce", lambda a, b: a.scatter_reduce(1, torch.ones_like(b).long(), b, "amax"), ((6, 4), (6, 1))),

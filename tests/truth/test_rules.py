@@ -49,6 +49,8 @@ BY_POSITION = "queries may be split by position where nothing depends on it, whi
 PACKED = "true of packed blocks alone, which the rule does not tell"
 WHOLE = "linear on whole numbers, of which no partial sum is made"
 COARSE = "the rule asks for whole inputs: no model shards these"
+NEAR = "no window reaches over the border of a part here, which the rule leaves undecided"
+SHORT = "the index is all zeros here, so one part of a shorter index is as good as another"
 
 UNCLAIMED = {
     "where": "the condition is a constant here, so one branch is never read",
@@ -67,6 +69,8 @@ UNCLAIMED = {
     "ones_like": CONSTANT, "full_like": CONSTANT, "fill": CONSTANT,
     "attention mask": BY_POSITION, "attention grouped": BY_POSITION, "uneven attention": BY_POSITION,
     "lshift": WHOLE, "rshift": WHOLE, "bitwise_left_shift": WHOLE, "bitwise_right_shift": WHOLE,
+    "max_pool1d": NEAR, "max_pool3d": NEAR, "avg_pool3d": NEAR, "upsample 1": NEAR, "upsample 2": NEAR, "upsample 3": NEAR,
+    "gather short": SHORT, "scatter_add short": SHORT,
     "searchsorted": COARSE, "histc": COARSE,
 }  # fmt: skip
 """Cases with true rows that are not claimed, with the reason."""

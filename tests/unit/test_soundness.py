@@ -1,9 +1,11 @@
 """What a proof claims, class by class: code that makes a plan wrong is not proved, and code that only looks so is not accused."""
 
+from dataclasses import replace
+
 import pytest
 
 from shardproof.planner.ir.findings import Verdict
-from shardproof.planner.ir.plan import Plan
+from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.load import load
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.report import LevelResult
@@ -49,6 +51,13 @@ def proof(trait: str, *, strict: bool = False) -> LevelResult:
         ("hook on a gradient", "TP206", "model.layers.0.feed"),
         ("own backward", "TP206", "model.layers.0.feed"),
         ("written in place", "TP218", "model.layers.0.feed"),
+        ("view of what is written", "TP206", "model.layers.0.feed"),
+        ("written to as out", "TP206", "model.layers.0.feed"),
+        ("a slice that begins at a local size", "TP209", "model.layers.0.feed"),
+        ("a step of a local size", "TP209", "model.layers.0.feed"),
+        ("set by the model", "TP206", "model.layers.2.feed"),
+        ("frozen layer", "TP206", "model.layers.1.feed"),
+        ("left for the loss", "TP206", "model.layers.0.feed"),
     ],
 )
 def test_a_wrong_plan_is_refuted(trait: str, code: str, module: str | None) -> None:
@@ -62,7 +71,8 @@ def test_a_wrong_plan_is_refuted(trait: str, code: str, module: str | None) -> N
     [
         *("plain", "forward directly", "one module in all layers", "own backward, each element", "index as a factor"),
         *("hook on a gradient, each element", "without gradient", "gradient switched off", "data attribute"),
-        *("logged and not read", "not a number", "straight through"),
+        *("logged and not read", "not a number", "straight through", "tiled to a local size"),
+        *("view of what is written by element", "left for the loss, whole"),
     ],
 )
 def test_a_right_plan_is_not_accused(trait: str) -> None:
@@ -111,6 +121,13 @@ EXPERTS = Plan.from_json(
 )
 
 
+def test_experts_have_a_number_each() -> None:
+    model = load("tests.zoo.expert_models:ExpertsForCausalLM", overrides={"trait": "a factor for each expert"})
+    assert prove(model, EXPERTS, tp=2, ep=2).findings[0].message.endswith("factor stays whole.")
+    plan = replace(EXPERTS, ep=(*EXPERTS.ep, TpEntry("layers.*.feed.experts.factor", "grouped_gemm")))
+    assert prove(model, plan, tp=2, ep=2).findings == ()
+
+
 @pytest.mark.parametrize(
     ("trait", "problem"),
     [
@@ -120,6 +137,9 @@ EXPERTS = Plan.from_json(
         ("weights without gradient", "gradient of the routing weights"),
         ("last layer", "model.layers.2.feed.experts"),
         ("capacity", "the ranks' output"),
+        ("all at once", None),
+        ("sorted, by counts", None),
+        ("unique", None),
     ],
 )
 def test_experts_are_run_as_ranks_run_them(trait: str, problem: str | None) -> None:

@@ -27,8 +27,17 @@ class Experts(nn.Module):
         self.last = index == config.num_hidden_layers - 1
         self.up = nn.Parameter(torch.empty(config.num_experts, config.intermediate_size, config.hidden_size))
         self.down = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, config.intermediate_size))
+        if config.trait == "a factor for each expert":
+            self.factor = nn.Parameter(torch.ones(config.num_experts))
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        match self.trait:
+            case "all at once":
+                return self.at_once(x, ids, weights)
+            case "sorted, by counts":
+                return self.sorted_by_counts(x, ids, weights)
+            case "unique":
+                return self.by_unique(x, ids, weights)
         if self.trait == "mean over tokens":
             x = x - x.mean(0, keepdim=True)
         if self.trait == "weights without gradient":
@@ -43,7 +52,37 @@ class Experts(nn.Module):
             made = F.linear(F.silu(F.linear(x[token], self.up[number])), self.down[number])
             if self.trait == "scaled by number":
                 made = made * (1 + number)
+            if self.trait == "a factor for each expert":
+                made = made * self.factor[number]
             out = out.index_add(0, token, made * weights[token, slot, None])
+        return out
+
+    def one(self, number: Tensor | int, x: Tensor) -> Tensor:
+        return F.linear(F.silu(F.linear(x, self.up[number])), self.down[number])
+
+    def at_once(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        dense = ((ids[..., None] == torch.arange(self.num_experts, device=ids.device)) * weights[..., None]).sum(1)
+        made = torch.einsum("tef,edf->etd", F.silu(torch.einsum("td,efd->tef", x, self.up)), self.down)
+        return torch.einsum("etd,te->td", made, dense)
+
+    def sorted_by_counts(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        order, first = ids.flatten().argsort(), 0
+        out = torch.zeros_like(x)
+        counts = torch.bincount(ids.flatten(), minlength=self.num_experts).tolist()
+        for number, count in enumerate(counts[: self.num_experts]):
+            chosen = order[first : first + count]
+            token = chosen // ids.shape[1]
+            out = out.index_add(0, token, self.one(number, x[token]) * weights.flatten()[chosen, None])
+            first += count
+        return out
+
+    def by_unique(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for number in ids.unique():
+            if number < self.num_experts:
+                chosen = ids == number
+                token = chosen.any(1)
+                out[token] += self.one(number, x[token]) * (weights * chosen).sum(1)[token, None]
         return out
 
 

@@ -92,6 +92,9 @@ class Feed(nn.Module):
             nn.Linear(config.intermediate_size, config.hidden_size),
         )
         self.log: Tensor | None = None
+        self.last = False
+        if config.trait == "frozen layer" and index == 1:
+            self.up.bias.requires_grad_(False)
         if config.trait == "hook of one layer" and index == 1:
             self.up.register_forward_hook(lambda module, args, out: out.softmax(-1))
 
@@ -101,6 +104,10 @@ class Feed(nn.Module):
         if self.trait == "forward directly":
             return self.down(self.up.forward(x).relu())
         return self.down(TRAITS.get(self.trait, plain)(self, self.up(x), x))
+
+    def leave(self, penalty: Tensor, h: Tensor) -> Tensor:
+        self.penalty = penalty
+        return h
 
 
 def plain(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
@@ -142,6 +149,38 @@ def _hooked_each(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
+def _view_of_what_is_written(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
+    h = h.clone()
+    pairs = h.unflatten(-1, (-1, 2))
+    h.copy_(h.softmax(-1))
+    return pairs.flatten(-2)
+
+
+def _view_of_what_is_written_by_element(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
+    h = h.clone()
+    pairs = h.unflatten(-1, (-1, 2))
+    h.mul_(0.5)
+    return pairs.flatten(-2)
+
+
+def _written_to(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        return h
+    made = torch.empty_like(h)
+    torch.cumsum(h, -1, out=made)
+    return made
+
+
+def _part_by_size(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
+    first = h.shape[-1] // 12
+    return h * (1 + x.detach()[..., first : first + 2].mean(-1, keepdim=True))
+
+
+def _step_by_size(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
+    step = h.shape[-1] // 24
+    return h * (1 + x.detach()[..., : 4 * step : step].mean(-1, keepdim=True))
+
+
 TRAITS: dict[str, Callable[[Feed, Tensor, Tensor], Tensor]] = {
     "index": lambda feed, h, x: h.softmax(-1) if feed.index % 2 else h,
     "private attribute": lambda feed, h, x: h.softmax(-1) if feed._private else h,
@@ -170,6 +209,16 @@ TRAITS: dict[str, Callable[[Feed, Tensor, Tensor], Tensor]] = {
     "not a number": lambda feed, h, x: torch.nan_to_num(h.masked_fill(h < -1e9, float("nan"))),
     "dropped": lambda feed, h, x: F.dropout(h, 0.1, feed.training),
     "straight through": lambda feed, h, x: h + (h.sign() - h).detach(),
+    "view of what is written": _view_of_what_is_written,
+    "view of what is written by element": _view_of_what_is_written_by_element,
+    "written to as out": _written_to,
+    "a slice that begins at a local size": _part_by_size,
+    "a step of a local size": _step_by_size,
+    "tiled to a local size": lambda feed, h, x: h * (1 + x.detach()[..., :2].repeat(1, 1, h.shape[-1] // 2)),
+    "set by the model": lambda feed, h, x: h.softmax(-1) if feed.last else h,
+    "frozen layer": lambda feed, h, x: h if feed.up.bias.requires_grad else h.softmax(-1),
+    "left for the loss": lambda feed, h, x: feed.leave(h.abs().mean(), h),
+    "left for the loss, whole": lambda feed, h, x: feed.leave(x.square().mean(), h),
     "index as a factor": lambda feed, h, x: h * (1 + feed.index),
 }
 
@@ -213,7 +262,10 @@ class TraitModel(TraitPreTrained):
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
         x = self.words(input_ids)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if self.config.trait == "set by the model":
+                assert isinstance(layer, Layer)
+                layer.feed.last = number == len(self.layers) - 1
             x = layer(x, cache)
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=cache)
 
@@ -240,4 +292,6 @@ class TraitForCausalLM(TraitPreTrained, GenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             if self.config.trait == "loss reads features":
                 loss = loss + self.model.layers[0].feed.up(out.last_hidden_state).softmax(-1).square().mean()
+            if self.config.trait.startswith("left for the loss"):
+                loss = loss + sum(layer.feed.penalty for layer in self.model.layers)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)

@@ -15,8 +15,8 @@ from shardproof.verify.findings import tp201, tp210, tp214
 DISPATCH, STACKED = "ep_dispatch_experts", "grouped_gemm"
 
 
-def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[Finding, ...]:
-    """Findings TP201, TP210 and TP214 of the expert-parallel entries, at this many ranks."""
+def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int, *, tried: bool = False) -> tuple[Finding, ...]:
+    """Findings TP201, TP210 and TP214 of the expert-parallel entries, at this many ranks; `tried` as in `dispatch_fault`."""
     styles = {join(prefix, entry.pattern): entry.style for entry in plan.ep}
     called = {call.module for call in graph.calls}
     found: list[Finding] = []
@@ -26,12 +26,12 @@ def check_experts(graph: Graph, plan: Plan, prefix: str, degree: int) -> tuple[F
         pattern = generic(module.path)
         if pattern not in seen:
             seen.add(pattern)
-            found += list(_module_findings(graph, module, pattern, styles, degree))[:1]
+            found += list(_module_findings(graph, module, pattern, styles, degree, tried=tried))[:1]
     return tuple(found)
 
 
 def _module_findings(
-    graph: Graph, module: Module, pattern: str, styles: dict[str, str], degree: int
+    graph: Graph, module: Module, pattern: str, styles: dict[str, str], degree: int, *, tried: bool
 ) -> Iterator[Finding]:
     # A module's entry also gives the placement of its parameters that have no entry of their own.
     keys = {name: name if name in styles else pattern for name in (join(pattern, own) for own, _ in module.parameters)}
@@ -50,7 +50,7 @@ def _module_findings(
     if stacked(graph, module) and all(call.module != module.path for call in graph.calls):
         yield tp210.experts_not_called(module.path, pattern)
         return
-    fault = dispatch_fault(graph, module)
+    fault = dispatch_fault(graph, module, tried=tried)
     if fault is not None:
         found = "an entry for experts that tokens cannot be sent to"
         yield tp214.not_dispatchable(module.path, pattern, problem=fault, found=found, needed="no such entry")

@@ -131,7 +131,7 @@ def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) 
     if unread:
         place = Place(join(subject.prefix, unread[0].pattern))
         return (tp210.style_not_modelled(unread[0].style, place, NOT_READ),) if ep > 1 else ()
-    found = check_experts(subject.graph, plan, subject.prefix, ep)
+    found = check_experts(subject.graph, plan, subject.prefix, ep, tried=ep > 1)
     if found or ep == 1 or not plan.ep:
         return found
     return try_experts(loaded, plan, ep)

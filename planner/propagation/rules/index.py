@@ -93,7 +93,14 @@ def gather(call: Call) -> Einsum:
     dim = call.number(1, "dim", 0) % ndim
     names: Letters = tuple(f"d{position}" for position in range(ndim))
     chosen = tuple("i" if position == dim else name for position, name in enumerate(names))
-    return Einsum((names, chosen), (chosen,), frozenset({f"d{dim}"}), (frozenset({0}),), why_locked=_WHY)
+    locked = frozenset({f"d{dim}", *_shorter(call, dim)})
+    return Einsum((names, chosen), (chosen,), locked, (frozenset({0}),), why_locked=_WHY)
+
+
+def _shorter(call: Call, dim: int) -> set[str]:
+    """The other dims in which the index (or what is written) is shorter: it meets the first elements of the whole dim."""
+    whole, *others = (shape for shape in call.shapes if len(shape) == len(call.shapes[0]))
+    return {f"d{at}" for other in others for at, size in enumerate(other) if at != dim and size != whole[at]}
 
 
 @rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", "aten.index_add", "aten.index_copy", "aten.index_fill")
@@ -107,10 +114,11 @@ def scatter(call: Call) -> Einsum:
     inputs: list[Letters] = [names, ("i",) if by_row else other]
     inputs += [other if len(extra) == len(shape) else (None,) * len(extra) for extra in call.shapes[2:]]
     linear = (frozenset({0, 2}),) if len(inputs) == 3 and "reduce" not in call.op.target else ()
+    locked = {f"d{dim}"} if by_row else {f"d{dim}", *_shorter(call, dim)}
     return Einsum(
         tuple(inputs),
         (names,),
-        frozenset({f"d{dim}"}),
+        frozenset(locked),
         linear,
         added=frozenset({0, 2}) if linear else frozenset(),
         why_locked=_WHY,

@@ -4,7 +4,7 @@ from shardproof.planner.ir.graph import GRADIENT_OF, OWN_BACKWARD
 from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
-SUMS = ("aten.add", "aten.sub", "aten.rsub")
+SUMS = ("aten.add", "aten.sub", "aten.rsub", "aten.complex")
 PRODUCTS = ("aten.mul",)
 FIRST_ONLY = ("aten.div", "aten.neg", "detach", "aten._to_copy", "aten.masked_fill", "dropout")
 NON_LINEAR = """polar __lshift__ __rshift__ _prelu_kernel abs acos acosh addcdiv addcmul atan atan2 asin
@@ -47,7 +47,9 @@ def multiply(call: Call) -> Einsum:
 
 @rule(*FIRST_ONLY)
 def first_only(call: Call) -> Einsum:
-    """Linear in the first operand; a masked fill only if it fills with zero."""
+    """Linear in the first operand; a masked fill only if it fills with zero, a quotient only if it is not rounded."""
+    if call.op.target == "aten.div" and call.op.arg(2, "rounding_mode") is not None:
+        return elementwise(call)
     if call.op.target.startswith("aten.masked_fill") and call.op.arg(2, "value") not in (0, 0.0, False):
         return elementwise(call)
     if call.op.target == "aten._to_copy" and not _is_float(call):
@@ -75,6 +77,13 @@ def lerp(call: Call) -> Einsum:
 def non_linear(call: Call) -> Einsum:
     """Linear in nothing: a partial sum must be reduced first."""
     return elementwise(call)
+
+
+@rule("aten.bucketize")
+def bucketize(call: Call) -> Einsum:
+    """Element by element, with all of the boundaries."""
+    names: Letters = tuple(f"d{position}" for position in range(len(call.shapes[0])))
+    return Einsum((names, ("boundary",)), (names,), frozenset({"boundary"}))
 
 
 @rule(OWN_BACKWARD)

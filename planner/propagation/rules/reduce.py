@@ -105,14 +105,34 @@ def along_one_dim(call: Call) -> Einsum:
 
 @rule("aten.topk", "aten.kthvalue")
 def topk(call: Call) -> Einsum:
-    """Top-k needs the whole dim; the result has a new dim instead."""
+    """Top-k needs the whole dim; the result has a new dim instead, or with `kthvalue` none."""
     ndim = len(call.shapes[0])
     dim = call.number(2, "dim", -1) % ndim
     names: Letters = tuple(f"d{position}" for position in range(ndim))
-    kept = tuple(None if position == dim else name for position, name in enumerate(names))
+    kept = [None if position == dim else name for position, name in enumerate(names)]
+    if len(call.results[0]) < ndim:
+        del kept[dim]
     return Einsum(
         (names,),
-        tuple(kept for _ in call.results),
+        tuple(tuple(kept) for _ in call.results),
         frozenset({f"d{dim}"}),
         why_locked="top-k picks among all of the dim",
     )
+
+
+@rule(
+    *(f"aten.{name}{dims}d" for name in ("avg_pool", "_adaptive_avg_pool", "upsample_nearest") for dims in (2, 3)),
+    *("aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices", "aten.upsample_nearest1d"),
+    *("aten.upsample_linear1d", "aten.upsample_bilinear2d"),
+    *(f"aten.{name}_pad{dims}d" for name in ("replication", "reflection") for dims in (1, 2)),
+)
+def over_windows(call: Call) -> Einsum:
+    """Pooling, resampling and padding by what is there: the last dims are mixed, those before are independent."""
+    shape = call.shapes[0]
+    last = next(int(one) for one in ("1", "2", "3") if f"{one}d" in call.op.target)
+    names: Letters = tuple(f"d{position}" for position in range(len(shape)))
+    kept: Letters = (*names[: len(shape) - last], *((None,) * last))
+    mixed = frozenset(name or "" for name in names[len(shape) - last :])
+    why = "a window mixes what lies beside each other, and may reach into the part of another rank"
+    linear = () if "max" in call.op.target else (frozenset({0}),)
+    return Einsum((names,), tuple(kept for _ in call.results), mixed, linear, why_locked=why, near=True)
