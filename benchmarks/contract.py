@@ -68,7 +68,7 @@ EDITS: tuple[tuple[str, str, str, str | Callable[["re.Match[str]"], str]], ...] 
         "scores written out",
         "BE402 BE406",
         _CALL,
-        "mixed = ((query @ key.transpose(-1, -2) * self.scaling).softmax(-1) @ value).transpose(1, 2)",
+        "key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))\n        mixed = ((query @ key.transpose(-1, -2) * self.scaling).softmax(-1) @ value).transpose(1, 2)",
     ),
     (
         "torch's own attention",
