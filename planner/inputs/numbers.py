@@ -121,7 +121,9 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
     tokens = token_inputs(model, sizes)
     given: Inputs = {}
     for name, form in forms.items():
-        if name in tokens:
+        if not isinstance(form, Tensor):
+            given[name] = form
+        elif name in tokens:
             given[name] = _tokens(model, form.shape, generator)
         elif form.is_floating_point():
             given[name] = torch.randn(form.shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -129,7 +131,7 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
             given[name] = (
                 (torch.ones if "mask" in name else torch.zeros)(form.shape, dtype=form.dtype) if form.is_meta else form
             )
-    given = {name: value.to(device) for name, value in given.items()}
+    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
     for kind in _MEDIA if len(given) > len(tokens) else ():
         given = _with_placeholders(model, given, kind)
     return given
