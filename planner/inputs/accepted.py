@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from shardproof.planner.inputs.argument_edits import corrections
 from shardproof.planner.inputs.call_form import CallForm, first_form
 from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, guesses_calls, inputs_of, token_inputs
 from shardproof.planner.inputs.mended import ELEMENTS, edits, takes_objects
-from shardproof.planner.inputs.witness import FailedOperator, Witness
+from shardproof.planner.inputs.witness import Witness
 
 MOST = 10
 """Mended forms that are tried for one model."""
@@ -60,7 +61,7 @@ def search(
         NoInputsError: there is no form to try.
     """
     if guesses_calls(model):
-        return _explored(model, run, sizes=sizes, failed=failed, reached=reached)
+        return _explored(model, run, sizes=sizes, failed=failed)
     every = list(forms(model, sizes))
     tokens = token_inputs(model).keys()
     text = [form for form in every if inputs_of(model, form, sizes).keys() <= tokens]
@@ -101,14 +102,14 @@ def _explored(
     *,
     sizes: Sizes,
     failed: type[Exception],
-    reached: Callable[[Exception], int],
 ) -> tuple[Accepted, Result]:
     """The first call that a forward of a module takes, from what its signature asks for, corrected by what it raises."""
     refused: list[_Refused] = []
     tried: set[CallForm] = set()
     first = [form for form in forms(model, sizes) if form.call is None]
-    known = [InputForm(0, call=first_form(model))] if len(first_form(model).arguments) > 1 or not first else []
-    waiting: list[InputForm] = [*known, *first] if known else first
+    call = first_form(model)
+    asked = InputForm(0, call=call)
+    waiting: list[InputForm] = [*first, asked] if len(call.arguments) == 1 else [asked, *first]
     last: Exception | None = None
     for _ in range(CALLS):
         form = waiting.pop(0) if waiting else _next(refused, tried)
@@ -127,7 +128,7 @@ def _explored(
         except failed as error:
             last = error
             if form.call is not None:
-                refused.append(_refused(model, form.call, error, reached(error), witness.failed, sizes))
+                refused.append(_refused(model, form.call, error, witness, sizes))
             continue
         return Accepted(form), result
     if last is None:
@@ -141,12 +142,10 @@ def _argument(form: InputForm, name: str) -> str:
     return name if name in known or form.call is None else name.rpartition(".")[0]
 
 
-def _refused(
-    model: nn.Module, call: CallForm, error: Exception, reached: int, failed: FailedOperator | None, sizes: Sizes
-) -> _Refused:
+def _refused(model: nn.Module, call: CallForm, error: Exception, witness: Witness, sizes: Sizes) -> _Refused:
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    found = corrections(model, call, cause, failed, rows=sizes.rows, tokens=sizes.length)
-    return _Refused(call, error, reached, found)
+    found = corrections(model, call, cause, witness, rows=sizes.rows, tokens=sizes.length)
+    return _Refused(call, error, witness.count, found)
 
 
 def _next(refused: list[_Refused], tried: set[CallForm]) -> InputForm | None:
@@ -157,6 +156,21 @@ def _next(refused: list[_Refused], tried: set[CallForm]) -> InputForm | None:
                 tried.add(call)
                 return InputForm(0, call=call)
     return None
+
+
+def plain_form(model: nn.Module, sizes: Sizes) -> InputForm | None:
+    """The call that a module takes as torch runs it on the meta device, much sooner found than in traces; None where none runs
+    so.
+    """
+
+    def run(given: Inputs) -> None:
+        with torch.no_grad():
+            model(**given)
+
+    try:
+        return _explored(model, run, sizes=sizes, failed=Exception)[0].form
+    except Exception:  # the model's code, on anything
+        return None
 
 
 class NoInputsError(Exception):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from shardproof.planner.inputs.accepted import NoInputsError, search
-from shardproof.planner.inputs.example import TRACED, caching, example_inputs, take, taken
+from shardproof.planner.inputs.accepted import NoInputsError, plain_form, search
+from shardproof.planner.inputs.example import TRACED, caching, example_inputs, guesses_calls, take, taken
 from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
@@ -30,6 +30,7 @@ from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
 from shardproof.planner.tracing.session import (
+    structural_copy,
     TRACING,
     ModuleState,
     forget,
@@ -63,6 +64,10 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     Raises:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
+    if inputs is None and taken(model) is None and guesses_calls(model):
+        form = plain_form(structural_copy(model), TRACED)
+        if form is not None:
+            take(model, form)
     if inputs is not None or taken(model) is not None:
         return _settled(model, inputs if inputs is not None else example_inputs(model))
     try:
