@@ -102,8 +102,12 @@ def _explored(
     *,
     sizes: Sizes,
     failed: type[Exception],
+    fill: Callable[[Inputs], Inputs] = dict,
 ) -> tuple[Accepted, Result]:
-    """The first call that a forward of a module takes, from what its signature asks for, corrected by what it raises."""
+    """The first call that a forward of a module takes, from what its signature asks for, corrected by what it raises.
+
+    `fill` makes of meta tensors what `run` is given.
+    """
     refused: list[_Refused] = []
     tried: set[CallForm] = set()
     first = [form for form in forms(model, sizes) if form.call is None]
@@ -121,6 +125,7 @@ def _explored(
             continue
         if any(isinstance(one, Tensor) and one.numel() > ELEMENTS for one in given.values()):
             continue
+        given = fill(given)
         witness = Witness({_argument(form, name): value for name, value in given.items()})
         try:
             with witness:
@@ -158,9 +163,10 @@ def _next(refused: list[_Refused], tried: set[CallForm]) -> InputForm | None:
     return None
 
 
-def plain_form(model: nn.Module, sizes: Sizes) -> InputForm | None:
-    """The call that a module takes as torch runs it on the meta device, much sooner found than in traces; None where none runs
-    so.
+def plain_form(model: nn.Module, sizes: Sizes, fill: Callable[[Inputs], Inputs] = dict) -> InputForm | None:
+    """The call that a module takes as torch runs it, much sooner found than in traces; None where none runs.
+
+    `fill` makes of meta tensors what a model on another device is given.
     """
 
     def run(given: Inputs) -> None:
@@ -168,7 +174,7 @@ def plain_form(model: nn.Module, sizes: Sizes) -> InputForm | None:
             model(**given)
 
     try:
-        return _explored(model, run, sizes=sizes, failed=Exception)[0].form
+        return _explored(model, run, sizes=sizes, failed=Exception, fill=fill)[0].form
     except Exception:  # the model's code, on anything
         return None
 

@@ -88,8 +88,25 @@ def guesses_calls(model: nn.Module) -> bool:
 
 
 def take(model: nn.Module, form: InputForm) -> None:
-    """Remember the form that the model's forward accepts."""
+    """Remember the form that the model's forward accepts; of a module, for every model with its fields."""
     _taken[model] = form
+    if form.call is not None:
+        _calls[_alike(model)] = form
+
+
+def known_call(model: nn.Module) -> InputForm | None:
+    """The call that another model of the same class and fields takes."""
+    return _calls.get(_alike(model))
+
+
+_calls: dict[tuple[type, str], InputForm] = {}
+
+
+def _alike(model: nn.Module) -> tuple[type, str]:
+    config = model.config
+    assert isinstance(config, ModuleConfig)
+    fields = {name: getattr(config, name, None) for name in type(config).defaults}
+    return type(config), repr(sorted(fields.items()))
 
 
 def taken(model: nn.Module) -> InputForm | None:

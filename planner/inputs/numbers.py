@@ -9,8 +9,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.accepted import NoInputsError, search
-from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, inputs_of, take, taken, token_inputs
+from shardproof.planner.inputs.accepted import NoInputsError, plain_form, search
+from shardproof.planner.inputs.example import (
+    Inputs,
+    Sizes,
+    attempts,
+    caching,
+    guesses_calls,
+    inputs_of,
+    known_call,
+    take,
+    taken,
+    token_inputs,
+)
 from shardproof.planner.loading.config_fields import field_of
 
 AHEAD = 4
@@ -31,6 +42,10 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
     complete.
     """
     form = taken(model)
+    if form is None and guesses_calls(model):
+        form = known_call(model) or plain_form(model, sizes, lambda given: _filled(model, given, sizes, seed))
+        if form is not None:
+            take(model, form)
     if form is not None:
         return _filled(model, inputs_of(model, form, sizes), sizes, seed), None
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from shardproof.planner.inputs.accepted import NoInputsError, plain_form, search
-from shardproof.planner.inputs.example import TRACED, caching, example_inputs, guesses_calls, take, taken
+from shardproof.planner.inputs.example import TRACED, caching, example_inputs, guesses_calls, known_call, take, taken
 from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
@@ -65,7 +65,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
     if inputs is None and taken(model) is None and guesses_calls(model):
-        form = plain_form(structural_copy(model), TRACED)
+        form = known_call(model) or plain_form(structural_copy(model), TRACED)
         if form is not None:
             take(model, form)
     if inputs is not None or taken(model) is not None:

@@ -27,6 +27,7 @@ from shardproof.planner.loading.field_roles import Fields, role_of
 from shardproof.planner.loading.load import LoadedModel, build, quiet, with_adapter_classes
 from shardproof.planner.loading.source_lines import line_of
 from shardproof.planner.twins.agreement import agreeing
+from shardproof.planner.twins.module_sizes import small_modules
 from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
 
 SMALL = 4_000_000
@@ -61,6 +62,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     with quiet():
         kinds, text_alone, first, patience = _kinds(loaded), None, "", _PATIENCE
         for most, config in chain(
+            ((SMALL, config) for config in _of_module(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in _by_names(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in [_beside_sizes(loaded)]),
             ((NARROW, config) for config in _by_width(loaded.config, tp=tp, pp=pp)),
@@ -239,6 +241,21 @@ def _by_names(loaded: LoadedModel, *, tp: int, pp: int, derive: bool = False) ->
         for rung in RUNGS:
             with suppress(Exception):  # a config class may refuse sizes: try the next attempt
                 yield rebuilt(config, shrunk(fields, tp=tp, least_layers=2 * pp * deeper, rung=rung))
+
+
+def _of_module(loaded: LoadedModel, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+    """Small configs of a module that is no Transformers model; none of a Transformers model."""
+    if not loaded.is_module:
+        return
+    beside = {"declared_inputs": list(loaded.config.declared_inputs)}
+
+    def kinds(fields: Fields) -> frozenset[tuple[str, int]]:
+        return _kinds(dataclasses.replace(loaded, config=rebuilt(loaded.config, {**fields, **beside})))
+
+    fields = {name: getattr(loaded.config, name) for name in type(loaded.config).defaults}  # type: ignore[attr-defined]  # of modules
+    for small in small_modules(fields, tp=tp, least=2 * pp, kinds=kinds):
+        with suppress(Exception):  # a constructor may refuse sizes
+            yield rebuilt(loaded.config, {**small, **beside})
 
 
 def _derived(config: PreTrainedConfig, fields: Fields) -> set[str]:
