@@ -7,6 +7,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 
+from benchmarks.diffusion.published_sizes import SIZES
+
 
 def installed() -> str:
     """The version of the installed diffusers; empty where there is none."""
@@ -15,7 +17,8 @@ def installed() -> str:
 
 @cache
 def transformer_models() -> tuple[str, ...]:
-    """References to all classes of `diffusers.models.transformers` that are models, by file and name.
+    """References to all classes of `diffusers.models.transformers` that are models, by file and name, each with the published
+    sizes for which its constructor has no default.
 
     Raises:
         ImportError: diffusers is not installed.
@@ -29,7 +32,7 @@ def transformer_models() -> tuple[str, ...]:
 
 def _models(module: ModuleType, base: type) -> list[str]:
     own = (name for name, one in vars(module).items() if _is_model(one, base) and one.__module__ == module.__name__)
-    return [f"{module.__name__}:{name}" for name in sorted(own)]
+    return [f"{module.__name__}:{name} {SIZES.get(name, '')}".strip() for name in sorted(own)]
 
 
 def _is_model(one: object, base: type) -> bool:

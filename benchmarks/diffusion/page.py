@@ -8,6 +8,7 @@ import transformers
 
 from benchmarks.diffusion.models import installed, transformer_models
 from benchmarks.others.outcome import Outcome, Told, outcome
+from benchmarks.zoo.measure import LAYERS
 from benchmarks.zoo.rows import Row
 
 _UNSET = "does not build from this config"
@@ -22,9 +23,9 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Models of diffusers",
         "",
-        f"{len(rows)} of the {len(transformer_models())} transformer models of {versions}, each from the defaults of its",
-        "constructor, without a wrapper: `plan suggest diffusers:FluxTransformer2DModel`. Written by",
-        "`python -m benchmarks diffusers --page docs/diffusers.md`; do not edit by hand.",
+        f"{len(rows)} of the {len(transformer_models())} transformer models of {versions}, without a wrapper: `plan suggest",
+        "diffusers:FluxTransformer2DModel`. Each has the widths of its constructor's defaults (of a few, published sizes), and",
+        f"{LAYERS} layers of each stack. Written by `python -m benchmarks diffusers --page docs/diffusers.md`; do not edit by hand.",
         "",
         "A plan is suggested and proved at the smallest degree that it allows, and run at that degree on a small twin in",
         "float64. The inputs are found from the forward itself. *Sharded* is the share of the parameter bytes.",
@@ -48,11 +49,16 @@ def _version() -> str:
 
 def _line(row: Row, told: Told) -> str:
     share = f"{row.mine.fraction:.3f}" if row.mine is not None and row.mine.fraction else "-"
-    cells = [row.name.rpartition(":")[2], share, told.kind.value, ", ".join(row.inputs) or "-", _cell(row, told.reason)]
+    cells = [_class(row), share, told.kind.value, ", ".join(row.inputs) or "-", _cell(row, told.reason)]
     return f"| {' | '.join(cells)} |"
 
 
+def _class(row: Row) -> str:
+    return row.name.partition(" ")[0].rpartition(":")[2]
+
+
 def _cell(row: Row, text: str) -> str:
-    said = text.replace(f"{row.name}: ", "").replace(row.name, row.name.rpartition(":")[2])
+    reference = row.name.partition(" ")[0]
+    said = text.replace(f"{reference}: ", "").replace(reference, _class(row))
     short = said if len(said) <= 300 else said[:297] + "..."
     return " ".join(short.split()).replace("|", "\\|").replace("] [", "] \\[").replace("<", "&lt;")

@@ -41,20 +41,20 @@ def small_modules(fields: Fields, *, tp: int, least: int, kinds: Kinds) -> Itera
         least: the fewest layers of a stack.
         kinds: the kinds of parameters of a model with some fields; none where it cannot be built.
     """
-    shallow = {**fields, **{name: 0.0 for name, value in fields.items() if _dropout(name, value)}}
-    shallow |= _shallow(shallow, least=least, kinds=kinds)
+    few = {**fields, **{name: 0.0 for name, value in fields.items() if _dropout(name, value)}}
+    few |= shallow(few, least=least, kinds=kinds)
     for width in WIDTHS:
-        if (narrow := _narrow(shallow, width, tp=tp)) != shallow:
+        if (narrow := _narrow(few, width, tp=tp)) != few:
             yield narrow
-    yield shallow
+    yield few
 
 
 def _dropout(name: str, value: object) -> bool:
     return isinstance(value, float) and _DROPPED.fullmatch(name) is not None
 
 
-def _shallow(fields: Fields, *, least: int, kinds: Kinds) -> Fields:
-    """Fewer layers, one field after the other, as long as every kind of parameter is still there."""
+def shallow(fields: Fields, *, least: int, kinds: Kinds) -> Fields:
+    """Fields with fewer layers (`least` or a few more), one field after the other, as long as every kind of parameter is still there."""
     wanted, found = kinds(fields), Fields()
     for name, value in fields.items():
         if not _DEPTH.fullmatch(name):
