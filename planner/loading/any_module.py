@@ -57,8 +57,12 @@ class ModuleConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, without the object that they stand for."""
-        found: dict[str, Any] = super().to_dict()
-        found.pop("_stands_for", None)
+        own = vars(self).pop("_stands_for", None)
+        try:
+            found: dict[str, Any] = super().to_dict()
+        finally:
+            if own is not None:
+                self.stands_for(own)
         return found
 
     def own(self) -> Any:
