@@ -57,7 +57,18 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    own = ("diffusers", "engines", "fuzz", "guards", "localize", "mutants", "others", "pipeline-mutants", "runtime", "zoo")
+    own = (
+        "diffusers",
+        "engines",
+        "fuzz",
+        "guards",
+        "localize",
+        "mutants",
+        "others",
+        "pipeline-mutants",
+        "runtime",
+        "zoo",
+    )
     parser.add_argument("name", choices=(*BENCHMARKS, *own))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"

@@ -1,8 +1,8 @@
-"""Corrections of a call's form by what its forward raised: another width, another number of dims, an argument more, another dtype.
+"""Corrections of a call's form by what its forward raised: another width, another number of dims, an argument more.
 
-The operator that failed says which sizes it wanted, and from which arguments its operands were made (`planner.inputs.witness`); the
-line that failed says which argument was none, or how many dims it unpacks. Every correction is a guess: whether the forward comes
-further with it is what decides.
+The operator that failed says which sizes it wanted, and from which arguments its operands were made (`planner.inputs.witness`).
+The line that failed says which argument was none, or how many dims it unpacks. Every correction is a guess: whether the forward
+comes further with it is what decides.
 """
 
 import linecache
@@ -299,9 +299,7 @@ def _other_grid(form: CallForm, text: str, failed: FailedOperator) -> Iterator[C
                 )
         if len(old.dims) > 3:
             for side in (32, 64):
-                yield form.with_argument(
-                    name, replace(old, dims=(*old.dims[:-2], side, side))
-                )
+                yield form.with_argument(name, replace(old, dims=(*old.dims[:-2], side, side)))
         if GRID in old.dims:
             for count in (PLACES[0] * PLACES[1] ** 2, 16, 64):
                 yield form.with_argument(
@@ -361,4 +359,3 @@ def _none_on_lines(error: BaseException) -> list[str]:
         line = linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno)
         found += [word for word in re.findall(r"\w+", line) if word in local and local[word] is None]
     return found
-

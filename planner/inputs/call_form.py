@@ -1,8 +1,8 @@
 """The arguments of a module's forward, as values that can be edited: the dims of each tensor, and what is no tensor.
 
-A first form follows from the signature: annotations say what is a tensor, a list, a number or a dict; the lines of the forward that
-unpack a shape say how many dims an argument has, and which is which; names of arguments are hints for the rest. None of it has to be
-right: `planner.inputs.argument_edits` corrects the form by what the forward raises on it.
+A first form follows from the signature. Annotations say what is a tensor, a list, a number or a dict. The lines of the forward
+that unpack a shape say how many dims an argument has, and which is which. Names of arguments are hints for the rest. None of it
+has to be right: `planner.inputs.argument_edits` corrects the form by what the forward raises on it.
 """
 
 import inspect
@@ -46,12 +46,14 @@ class TensorArgument:
     def made(self, rows: int, tokens: int) -> Tensor:
         """The tensor, on the meta device unless it is filled."""
         sizes = self.sizes(rows, tokens)
-        return torch.ones(sizes, dtype=self.dtype) if self.filled else torch.empty(sizes, dtype=self.dtype, device="meta")
+        return (
+            torch.ones(sizes, dtype=self.dtype) if self.filled else torch.empty(sizes, dtype=self.dtype, device="meta")
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PlainArgument:
-    """A number, a text or a nested tuple of them; `each_row`: a list that holds it once for each row; `mapping`: an empty dict."""
+    """A number, a text or a nested tuple of them; `each_row`: a list with it for each row; `mapping`: an empty dict."""
 
     value: object = None
     each_row: bool = False

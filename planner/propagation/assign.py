@@ -35,7 +35,7 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     parameters: dict[str, tuple[Placement, str]] = {}
     standing: dict[tuple[str, ...], Style] = {}
     for module in graph.modules:
-        key = generic(module.path)
+        key = graph.key(module.path)
         if (name := styles.get(key)) is not None and name in STYLES:
             # A repeated layer has no ops of its own in the graph: the first layer of its kind stands for it.
             kind = (key, module.kind, module.path.rpartition(".")[2])
@@ -76,7 +76,7 @@ def _placed(
     graph: Graph, module: Module, local: str, number: int, styles: Mapping[str, str]
 ) -> tuple[Placement, str] | None:
     """The placement of a parameter and the key that gives it: its own key, else its module's. None without a key."""
-    entry = next((key for key in map(generic, (join(module.path, local), module.path)) if key in styles), None)
+    entry = next((key for key in map(graph.key, (join(module.path, local), module.path)) if key in styles), None)
     if entry is None or styles[entry] not in STYLES:
         return None
     return STYLES[styles[entry]].placement(local, len(graph.values[number].shape)), entry
@@ -89,7 +89,7 @@ def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Sty
     pointwise module without parameters keeps replicated values (`EmbeddingParallel` in transformers 5.23.0,
     distributed/tensor_parallel.py).
     """
-    style = STYLES[styles[generic(module.path)]]
+    style = STYLES[styles[graph.key(module.path)]]
     if not looks_up(style) or "Embedding" in module.bases:
         return style
     if _is_pointwise(graph, module):

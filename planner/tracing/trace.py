@@ -25,17 +25,17 @@ from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.loading.version_breaks import version_advice
 from shardproof.planner.tracing.layer_kinds import LayerNumber, SharedState, layer_kinds, numbered
 from shardproof.planner.tracing.modes import Dispatch, Functions
-from shardproof.planner.tracing.module_tree import kept_tensors, module_table
+from shardproof.planner.tracing.module_tree import kept_tensors, module_table, unlike_lists
 from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
 from shardproof.planner.tracing.session import (
-    structural_copy,
     TRACING,
     ModuleState,
     forget,
     recording,
     remembered,
+    structural_copy,
     without_garbage_collection,
 )
 
@@ -247,6 +247,7 @@ class Tracing:
             written=tuple(recorder.written),
             branches=tuple(recorder.branches),
             calls=tuple(call for call in self.calls if call is not None),
+            unlike=unlike_lists(self.model),
         )
 
     def _stopped(self, error: Exception, inputs: tuple[tuple[str, int], ...]) -> TraceError:

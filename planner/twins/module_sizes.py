@@ -1,9 +1,9 @@
 """Small sizes for a module that is no Transformers model: fewer layers and heads, narrower heads, and what follows from them.
 
-Its fields are the arguments of a constructor, of which most are sizes that need not shrink: the width of another model's vectors, the
-channels of latents, the side of a patch. What shrinks is what makes a model large: how many layers there are (tried on the meta
-device: a field is one if the model then has fewer modules of the same kinds), the heads, their width, and the fields that are equal
-to the product of both or a multiple of it.
+Its fields are the arguments of a constructor. Most of them are sizes that need not shrink: the width of another model's vectors,
+the channels of latents, the side of a patch. What shrinks is what makes a model large: the number of layers (as long as the model
+on the meta device keeps every kind of parameter), the heads, their width, and the fields that are equal to the product of both or
+a multiple of it.
 """
 
 import re
@@ -54,7 +54,7 @@ def _dropout(name: str, value: object) -> bool:
 
 
 def shallow(fields: Fields, *, least: int, kinds: Kinds) -> Fields:
-    """Fields with fewer layers (`least` or a few more), one field after the other, as long as every kind of parameter is still there."""
+    """Fields with fewer layers (`least` or a few more), as long as every kind of parameter is still there."""
     wanted, found = kinds(fields), Fields()
     for name, value in fields.items():
         if not _DEPTH.fullmatch(name):

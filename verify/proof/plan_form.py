@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from shardproof.planner.ir.findings import Finding, Fix, Place, Severity
 from shardproof.planner.ir.placement import Shard
-from shardproof.planner.ir.plan import Edit, Plan, generic, join
+from shardproof.planner.ir.plan import Edit, Plan, join, keyed
 from shardproof.planner.ir.spelling import nearest_names
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import base_prefix, reads_config_plan, reads_plans
+from shardproof.planner.tracing.module_tree import unlike_lists
 from shardproof.planner.transformers_facts.styles import modelled, needs_attribute, registered
 from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106, tp210
 
@@ -56,11 +57,12 @@ class _Names:
     def of(model: nn.Module) -> "_Names":
         modules: dict[str, list[tuple[str, nn.Module]]] = {}
         parameters: dict[str, list[tuple[str, Tensor]]] = {}
+        unlike = unlike_lists(model)
         for path, module in model.named_modules(remove_duplicate=False):
             if path:
-                modules.setdefault(generic(path), []).append((path, module))
+                modules.setdefault(keyed(path, unlike), []).append((path, module))
         for path, parameter in model.named_parameters(remove_duplicate=False):
-            parameters.setdefault(generic(path), []).append((path, parameter))
+            parameters.setdefault(keyed(path, unlike), []).append((path, parameter))
         # The model's own plan as Transformers composed it: there, and only there, a key without a match is a warning.
         own = [getattr(model, attribute, None) or {} for attribute in ("_tp_plan", "_ep_plan")]
         return _Names(model, modules, parameters, frozenset(str(key) for keys in own for key in keys))

@@ -80,7 +80,12 @@ class Inputs:
 
 def _along(value: object, length: int) -> bool:
     """Whether this is one integer for each token."""
-    return isinstance(value, torch.Tensor) and value.ndim == 2 and value.shape[1] == length and not value.is_floating_point()
+    return (
+        isinstance(value, torch.Tensor)
+        and value.ndim == 2
+        and value.shape[1] == length
+        and not value.is_floating_point()
+    )
 
 
 def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:

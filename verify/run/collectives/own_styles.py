@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.placement import Placement, R, Shard
-from shardproof.planner.ir.plan import generic, join, owner_of
+from shardproof.planner.ir.plan import generic, join, key_for, owner_of
 from shardproof.planner.ir.styles import STYLES, After, Before, ParameterLayout, Style
 from shardproof.planner.transformers_facts.tables import TABLE, automatic_style
 from shardproof.verify.run.collectives.autograd import AxisRank, enter, gather, gathered, part, reduce, total
@@ -58,8 +58,8 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) ->
     placements, sizes = _cut(model, styles, at)
     rope = int(getattr(model.config.get_text_config(), "qk_rope_head_dim", 0) or 0)
     for path, module in list(model.named_modules()):
-        if (name := styles.get(generic(path))) is not None:
-            _wrap(module, STYLES[name], _Around(at, rows.get(path, 0), rope))
+        if (key := key_for(path, styles)) is not None:
+            _wrap(module, STYLES[styles[key]], _Around(at, rows.get(path, 0), rope))
     return Application(model, placements, sizes, at)
 
 
@@ -99,8 +99,8 @@ def _cut(model: nn.Module, styles: Mapping[str, str], at: AxisRank) -> tuple[dic
 
 def _placement(name: str, local: str, ndim: int, styles: Mapping[str, str]) -> Placement:
     """By the parameter's own key, else its module's."""
-    style = styles.get(generic(name), styles.get(generic(name).rpartition(".")[0]))
-    return STYLES[style].placement(local, ndim) if style else R
+    key = key_for(name, styles) or key_for(name.rpartition(".")[0], styles)
+    return STYLES[styles[key]].placement(local, ndim) if key else R
 
 
 @dataclass(frozen=True, slots=True)
