@@ -9,7 +9,7 @@ from shardproof.planner.inference.groups import Atom, Dim, Groups, leaves, root,
 from shardproof.planner.ir.graph import Graph, Module, Op
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import TpEntry, generic, join
-from shardproof.planner.ir.styles import STYLES, After, Before, Style
+from shardproof.planner.ir.styles import STYLES, After, Before, Style, packed_name, style_of
 
 PACKED_MOST = 3
 """The most packed blocks of a projection (query, key and value). A group with more blocks, such as a head dim, is not
@@ -200,7 +200,7 @@ def is_linear(module: Module) -> bool:
 def _linear_entry(graph: Graph, atom: Atom, member: _Member) -> TpEntry:
     module, numbers = member.module, dict(member.module.numbers)
     wanted = _wanted(member)
-    for style in STYLES.values():
+    for style in _styles_for(graph, member):
         if (
             _hooks_fit(style, member.summed)
             and style.needs in (None, *numbers)
@@ -211,6 +211,15 @@ def _linear_entry(graph: Graph, atom: Atom, member: _Member) -> TpEntry:
             return TpEntry(graph.key(module.path), style.name, because, _brief(use, atom, summed=summed))
     shown = ", ".join(f"{local} {placement}" for local, placement in wanted.items())
     raise IllegalError(f"no Transformers style lays out {module.path} as {shown}")
+
+
+def _styles_for(graph: Graph, member: _Member) -> list[Style]:
+    """The styles to choose from: of a module that is no Transformers model, also those of as many packed blocks as there are."""
+    blocks = max((use.placement.blocks for use in member.uses), default=1)
+    if not graph.any_module or blocks == 1:
+        return list(STYLES.values())
+    named = style_of(packed_name("colwise" if member.summed is None else "rowwise", (1,) * blocks))
+    return [*STYLES.values(), *([named] if named is not None else [])]
 
 
 def _wanted(member: _Member) -> dict[str, Placement]:

@@ -159,6 +159,9 @@ class Graph:
     unlike: frozenset[str] = frozenset()
     """Paths of lists of unlike modules, whose numbers stay in keys; empty for Transformers models, whose keys cannot say them."""
 
+    any_module: bool = False
+    """Whether this is no Transformers model, so that its plan is for runtimes that know packed blocks of any sizes."""
+
     def key(self, path: str) -> str:
         """The key of a module or a parameter in a plan."""
         return keyed(path, self.unlike)

@@ -278,6 +278,7 @@ def _adopting(
         "base_model_prefix": "",
         "config": None,  # where the adopted class has a property of this name, which nobody can set
         "_tp_plan": None,  # that of the adopted class is not Transformers' own
+        "own_tp_plan": getattr(kind, "_tp_plan", None),
         "__module__": module_name,
         "__doc__": kind.__doc__,
         "_supports_attention_backend": False,

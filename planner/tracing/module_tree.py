@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from shardproof.planner.ir.graph import Module
-from shardproof.planner.loading.any_module import ModuleConfig
 from shardproof.planner.transformers_facts.tables import automatic_style
 
 
@@ -25,14 +24,6 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
         )
         for path, module in model.named_modules(remove_duplicate=False)
     )
-
-
-def unlike_lists(model: nn.Module) -> frozenset[str]:
-    """The paths of lists that hold modules of several classes, in a model that is no Transformers model."""
-    if not isinstance(getattr(model, "config", None), ModuleConfig):
-        return frozenset()
-    lists = ((path, one) for path, one in model.named_modules() if isinstance(one, nn.ModuleList | nn.Sequential))
-    return frozenset(path for path, one in lists if len({type(each) for each in one}) > 1)
 
 
 def kept_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -21,11 +21,13 @@ from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
+from shardproof.planner.loading.any_module import ModuleConfig
+from shardproof.planner.loading.modules.own_plan import unlike_lists
 from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.loading.version_breaks import version_advice
 from shardproof.planner.tracing.layer_kinds import LayerNumber, SharedState, layer_kinds, numbered
 from shardproof.planner.tracing.modes import Dispatch, Functions
-from shardproof.planner.tracing.module_tree import kept_tensors, module_table, unlike_lists
+from shardproof.planner.tracing.module_tree import kept_tensors, module_table
 from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
@@ -248,6 +250,7 @@ class Tracing:
             branches=tuple(recorder.branches),
             calls=tuple(call for call in self.calls if call is not None),
             unlike=unlike_lists(self.model),
+            any_module=isinstance(getattr(self.model, "config", None), ModuleConfig),
         )
 
     def _stopped(self, error: Exception, inputs: tuple[tuple[str, int], ...]) -> TraceError:

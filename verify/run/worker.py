@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.ir.plan import key_for, numbered
+from shardproof.planner.ir.styles import is_packed_name
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.verify.run.collectives.autograd import AxisRank
 from shardproof.verify.run.collectives.own_styles import applied
@@ -113,7 +114,7 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
         progress.limits = _limits(case, single, asked, progress.want)
     progress.observed, progress.sharded, progress.stage = None, True, "loading the sharded model"
     styles = case.plan.styles(base_prefix(single))
-    if case.applied is Applied.OURS or any(map(numbered, styles)):
+    if case.applied is Applied.OURS or any(map(numbered, styles)) or any(map(is_packed_name, styles.values())):
         own = applied(single, styles, AxisRank(rank, case.tp))
         progress.observed = got = Observed()
         observe(own.model, asked, into=got, exact=not case.weights, asked_of=progress.want)

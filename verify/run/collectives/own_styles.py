@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic, join, key_for, owner_of
-from shardproof.planner.ir.styles import STYLES, After, Before, ParameterLayout, Style
+from shardproof.planner.ir.styles import After, Before, ParameterLayout, Style, style_of
 from shardproof.planner.transformers_facts.tables import TABLE, automatic_style
 from shardproof.verify.run.collectives.autograd import AxisRank, enter, gather, gathered, part, reduce, total
 
@@ -52,14 +52,16 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) ->
     """
     model = copy.deepcopy(single)
     styles = {**dict.fromkeys(_automatic(model, styles), "embedding_rowwise"), **styles}
-    if unknown := sorted(style for style in styles.values() if style not in STYLES or STYLES[style].expert_parallel):
+    if unknown := sorted(
+        style for style in styles.values() if (known := style_of(style)) is None or known.expert_parallel
+    ):
         raise StyleError(f"{unknown[0]!r} is no tensor-parallel style")
     rows = {path: len(module.weight) for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     placements, sizes = _cut(model, styles, at)
     rope = int(getattr(model.config.get_text_config(), "qk_rope_head_dim", 0) or 0)
     for path, module in list(model.named_modules()):
         if (key := key_for(path, styles)) is not None:
-            _wrap(module, STYLES[styles[key]], _Around(at, rows.get(path, 0), rope))
+            _wrap(module, _style(styles[key]), _Around(at, rows.get(path, 0), rope))
     return Application(model, placements, sizes, at)
 
 
@@ -100,7 +102,13 @@ def _cut(model: nn.Module, styles: Mapping[str, str], at: AxisRank) -> tuple[dic
 def _placement(name: str, local: str, ndim: int, styles: Mapping[str, str]) -> Placement:
     """By the parameter's own key, else its module's."""
     key = key_for(name, styles) or key_for(name.rpartition(".")[0], styles)
-    return STYLES[styles[key]].placement(local, ndim) if key else R
+    return _style(styles[key]).placement(local, ndim) if key else R
+
+
+def _style(name: str) -> Style:
+    found = style_of(name)
+    assert found is not None, "unknown styles were refused before"
+    return found
 
 
 @dataclass(frozen=True, slots=True)
