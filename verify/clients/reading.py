@@ -7,7 +7,7 @@ from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import Placement
 from shardproof.planner.ir.plan import Plan, generic, join
-from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style
+from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style, style_of
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.deepspeed.layout import layout_of, styles_read
@@ -110,7 +110,7 @@ def _laid_out(graph: Graph, layout: Mapping[str, str | None]) -> Assigned:
     modules: dict[str, tuple[Style, str]] = {}
     parameters: dict[str, tuple[Placement, str]] = {}
     for path, name in layout.items():
-        style = STYLES.get(name or "")
+        style = style_of(name or "")
         module = graph.module_of.get(path)
         if style is None or module is None or style.name == "replicate":
             continue

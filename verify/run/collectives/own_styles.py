@@ -135,12 +135,19 @@ def _wrap(module: nn.Module, style: Style, around: _Around) -> None:
         if style.before is Before.TAKE_IDS:
             return _rows(module, original, args, kwargs, around)
         taken = _taken(style.before, args, around.at)
-        with _without_bias(module, hidden=style.layout is ParameterLayout.INPUT) as bias:
+        with _without_bias(module, hidden=_sums(style)) as bias:
             given = original(*taken, **kwargs)
         given = _given(style, given, module, around)
         return given if bias is None else given + bias
 
     module.forward = forward
+
+
+def _sums(style: Style) -> bool:
+    """Whether a linear layer with this style gives a partial sum, to which its bias is added after the all-reduce."""
+    return style.layout is ParameterLayout.INPUT or (
+        style.layout is ParameterLayout.PACKED_INPUT and bool(style.packing)
+    )
 
 
 @contextmanager
