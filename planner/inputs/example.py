@@ -88,18 +88,22 @@ def guesses_calls(model: nn.Module) -> bool:
 
 
 def take(model: nn.Module, form: InputForm) -> None:
-    """Remember the form that the model's forward accepts; of a module, for every model with its fields."""
+    """Remember the form that the model's forward accepts."""
     _taken[model] = form
-    if form.call is not None:
-        _calls[_alike(model)] = form
 
 
-def known_call(model: nn.Module) -> InputForm | None:
-    """The call that another model of the same class and fields takes."""
-    return _calls.get(_alike(model))
+def take_call(model: nn.Module, form: InputForm, sizes: Sizes) -> None:
+    """Remember the call that a module takes at these sizes, also for other models of the same class and fields."""
+    _calls[_alike(model), sizes] = form
+    take(model, form)
 
 
-_calls: dict[tuple[type, str], InputForm] = {}
+def known_call(model: nn.Module, sizes: Sizes) -> InputForm | None:
+    """The call that another model of the same class and fields takes at these sizes, some of which stand in it as numbers."""
+    return _calls.get((_alike(model), sizes))
+
+
+_calls: dict[tuple[tuple[type, str], Sizes], InputForm] = {}
 
 
 def _alike(model: nn.Module) -> tuple[type, str]:

@@ -19,6 +19,7 @@ from shardproof.planner.inputs.example import (
     inputs_of,
     known_call,
     take,
+    take_call,
     taken,
     token_inputs,
 )
@@ -43,9 +44,9 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
     """
     form = taken(model)
     if form is None and guesses_calls(model):
-        form = known_call(model) or plain_form(model, sizes, lambda given: _filled(model, given, sizes, seed))
+        form = known_call(model, sizes) or plain_form(model, sizes, lambda given: _filled(model, given, sizes, seed))
         if form is not None:
-            take(model, form)
+            take_call(model, form, sizes)
     if form is not None:
         return _filled(model, inputs_of(model, form, sizes), sizes, seed), None
 
