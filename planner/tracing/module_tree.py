@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from types import CellType
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -31,8 +32,17 @@ def forget_results(modules: Iterable[nn.Module]) -> None:
     """Empty the caches of functions of these modules' classes: what one trace computed, the next one has to compute too."""
     for kind in {base for module in modules for base in type(module).__mro__}:
         for value in vars(kind).values():
-            if isinstance(value, _CACHED):
-                value.cache_clear()
+            held = (cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell))
+            for function in (value, *held):
+                if isinstance(function, _CACHED):
+                    function.cache_clear()
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # nothing is in it yet
+        return False
 
 
 _CACHED = type(lru_cache(lambda: None))
