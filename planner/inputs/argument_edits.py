@@ -128,7 +128,9 @@ def _other_dtype(form: CallForm, text: str, failed: FailedOperator) -> Iterator[
         wanted = torch.bool
     elif re.search(r"expected .*floating|Float but found|not implemented for 'Long'", text):
         wanted = torch.float32
-    for name in _made_of(failed) if wanted is not None else ():
+    if wanted is None:
+        return
+    for name in _made_of(failed):
         old = form.tensors().get(name)
         if old is not None and old.dtype is not wanted:
             yield form.with_argument(name, replace(old, dtype=wanted))

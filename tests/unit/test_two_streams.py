@@ -48,7 +48,8 @@ class Block(nn.Module):
         x = x + self.out(torch.cat([mixed, F.gelu(self.up(y))], dim=-1))
         for layer in self.ff:
             y = layer(y)
-        return x + y
+        made: torch.Tensor = x + y
+        return made
 
 
 class Wren(nn.Module):
