@@ -101,7 +101,7 @@ def _narrow(fields: Fields, width: int, *, tp: int) -> Fields:
             times = next((n for n in _MULTIPLES if value == n * product), 0)
             if times:
                 small[name] = times * now
-            elif role_of(name) == "intermediate" and value > product:
+            elif (role_of(name) == "intermediate" or "hidden" in name) and value > product:
                 small[name] = fit(3 * now, real=value, tp=tp, step=2)
     return {**fields, **small}
 
@@ -110,7 +110,7 @@ def _pairs(numbers: Mapping[str, int]) -> list[_Heads]:
     """Every number of heads with the width that belongs to it, by what their names share."""
     counts = [name for name in numbers if role_of(name) == "heads" or re.fullmatch(r"\w*(num|n)_\w*heads?", name)]
     counts = [name for name in counts if role_of(name) != "kv heads" and "kv" not in name and "key_value" not in name]
-    widths = [name for name in numbers if role_of(name) == "head dim"]
+    widths = [name for name in numbers if role_of(name) == "head dim" or name == "dim_head"]
     found = []
     for count in counts:
         own = _words(count)
