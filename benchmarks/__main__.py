@@ -28,6 +28,7 @@ from benchmarks import (
     weights,
     write,
 )
+from benchmarks.diffusion import bench as diffusion
 from benchmarks.engines import bench as engines
 from benchmarks.engines import traces
 from benchmarks.others import bench as others
@@ -56,7 +57,18 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    own = ("engines", "fuzz", "guards", "localize", "mutants", "others", "pipeline-mutants", "runtime", "zoo")
+    own = (
+        "diffusers",
+        "engines",
+        "fuzz",
+        "guards",
+        "localize",
+        "mutants",
+        "others",
+        "pipeline-mutants",
+        "runtime",
+        "zoo",
+    )
     parser.add_argument("name", choices=(*BENCHMARKS, *own))
     parser.add_argument(
         "--types", default="", help="Transformers model types, comma-separated; all causal-LM types by default"
@@ -94,6 +106,9 @@ def main(arguments: list[str]) -> int:
     if given.name == "others":
         asked = others.Asked(given.limit, given.seed, given.time, given.redo)
         return others.main(types, given.out or Path("others.jsonl"), asked=asked, page_at=given.page)
+    if given.name == "diffusers":
+        asked = others.Asked(given.limit, given.seed, given.time, given.redo)
+        return diffusion.main(types, given.out or Path("diffusers.jsonl"), asked=asked, page_at=given.page)
     if given.name == "pipeline-mutants":
         return pipeline_mutants.main(
             types, given.out or Path("pipeline-mutants.jsonl"), limit=given.limit, page_at=given.page

@@ -14,6 +14,7 @@ from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
+from shardproof.planner.ir.styles import STYLES, style_of
 from shardproof.planner.propagation.assign import Assigned, assign, linear_parts, looks_up
 from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
 from shardproof.planner.propagation.propagate import Propagation, explain_failure, propagate
@@ -142,7 +143,7 @@ def judge(
         unfixed: views, by source line, that leave one dim open (counted from the end): what a patch suggestion tries.
         one_side: the program is the other side of a branch on data, which need not read every parameter.
     """
-    if unknown := tuple(Unregistered(style, key) for key, style in styles.items() if style not in registered()):
+    if unknown := tuple(Unregistered(style, key) for key, style in styles.items() if not _has(subject, style)):
         return Judgement(Assigned({}, {}), None, unknown)
     assigned = assign(subject.reference, styles, base_prefix=subject.prefix)
     opaque: tuple[NoLookup | Unlike, ...] = _unlike(subject, styles, assigned) or _without_lookup(
@@ -186,6 +187,11 @@ def related_programs(
         return None, tuple(apart)
     ran = propagate(subject.graph, local, assigned, degree)
     return ran, ran.stuck
+
+
+def _has(subject: Subject, style: str) -> bool:
+    """Whether the runtime has a style: Transformers for its own models; one of packed blocks is for modules of any class."""
+    return style in registered() or (subject.graph.any_module and style_of(style) is not None)
 
 
 def _check_even(graph: Graph, assigned: Assigned, degree: int) -> None:
@@ -241,13 +247,17 @@ def _unlike(subject: Subject, styles: Mapping[str, str], assigned: Assigned) -> 
     cut = [name for name, (placement, _) in assigned.parameters.items() if isinstance(placement, Shard)]
     for path, (style, entry) in assigned.modules.items():
         below = any(name.startswith(f"{path}.") for name in cut) if style.name == "moe_tp_experts" else True
-        if entry not in found and (why := differs(style.name, subject.model.get_submodule(path), sharded=below)):
+        if (
+            entry not in found
+            and style.name in STYLES
+            and (why := differs(style.name, subject.model.get_submodule(path), sharded=below))
+        ):
             found[entry] = Unlike(path, entry, style.name, why)
     for name, (_, entry) in assigned.parameters.items():
         owner = name.rpartition(".")[0]
         if entry in found or entry not in styles:
             continue
-        if why := lays_out_otherwise(styles[entry], subject.model.get_submodule(owner)):
+        if styles[entry] in STYLES and (why := lays_out_otherwise(styles[entry], subject.model.get_submodule(owner))):
             found[entry] = Unlike(owner, entry, styles[entry], why)
     return tuple(found.values())
 

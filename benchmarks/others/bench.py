@@ -3,8 +3,10 @@
 import random
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,6 +19,7 @@ from benchmarks.zoo.rows import Row, read_rows
 
 LIMITS = {"proof": 90.0, "run": 90.0}
 """Seconds for one type at one level."""
+Page: TypeAlias = Callable[[Sequence[Row]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,15 @@ def _again(row: Row, redo: str) -> bool:
     return redo == "all" or (redo == "failed" and not right)
 
 
-def main(types: tuple[str, ...], out: Path, *, asked: Asked, page_at: Path | None) -> int:
+def main(
+    types: tuple[str, ...],
+    out: Path,
+    *,
+    asked: Asked,
+    page_at: Path | None,
+    page_of: Page = page,
+    limits: Mapping[str, float] = LIMITS,
+) -> int:
     """Measure what is missing and print the counts; exit 1 where the run refuted what was proved, or where we crashed."""
     console, began = Console(stderr=True), time.monotonic()
     known = read_rows(out)
@@ -51,7 +62,7 @@ def main(types: tuple[str, ...], out: Path, *, asked: Asked, page_at: Path | Non
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         out.open("a") as file,
-        measuring(once=True, limits=LIMITS) as measurer,
+        measuring(once=True, limits=limits) as measurer,
         Progress(*columns, console=console) as progress,
     ):
         task = progress.add_task("others", total=len(wanted))
@@ -71,5 +82,5 @@ def main(types: tuple[str, ...], out: Path, *, asked: Asked, page_at: Path | Non
     for kind in Outcome:
         Console().print(f"{counts[kind]:4} {kind.value}")
     if page_at is not None:
-        page_at.write_text(page(rows))
+        page_at.write_text(page_of(rows))
     return int(bool(counts[Outcome.WRONG] or counts[Outcome.CRASHED]))

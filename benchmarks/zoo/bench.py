@@ -64,13 +64,18 @@ def _started() -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.zoo.measure"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": PATH},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
     )
+
+
+def _path() -> str:
+    """This checkout before what the environment has, such as a folder with libraries to measure."""
+    return os.pathsep.join(filter(None, (PATH, os.environ.get("PYTHONPATH"))))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, build, load
 from shardproof.planner.tracing.trace import TraceError, trace
-from shardproof.planner.twins.twin import TwinError, twin
+from shardproof.planner.twins.twin import TwinError, shallower, twin
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.report import LevelResult
 
@@ -41,7 +41,7 @@ def proved(name: str, *, once: bool = False) -> Row:
     seconds: dict[str, float] = {}
     row = Row(name, "load", seconds=seconds)
     try:
-        loaded = load(name)
+        loaded = measured_model(name)
         row = replace(row, stage="build")
         build(loaded)  # the imports of the modeling code, untimed
         model = _timed(seconds, "build", lambda: build(loaded))
@@ -57,6 +57,16 @@ def proved(name: str, *, once: bool = False) -> Row:
         return replace(row, stage="done")
     except (LoadError, TraceError, ValueError) as error:
         return replace(row, reason=_reason(error))
+
+
+LAYERS = 3
+"""Layers of each stack of a module that is no Transformers model: its plan is the same at any depth."""
+
+
+def measured_model(name: str) -> LoadedModel:
+    """The model of a row: a reference, with `key=value` behind it for fields that are given."""
+    reference, *given = name.split(" ")
+    return shallower(load(reference, overrides=dict(one.split("=", 1) for one in given)), layers=LAYERS)
 
 
 def _reason(error: Exception) -> str:
@@ -122,7 +132,7 @@ def ran(row: Row, engine: Literal["inprocess", "ranks"]) -> Row:
     began, seconds = time.monotonic(), dict(row.seconds)
     try:
         for degree in sorted({int(degree) for judged in (row.mine, row.upstream) if judged for degree in judged.proof}):
-            small = twin(load(row.name), tp=degree)
+            small = twin(measured_model(row.name), tp=degree)
             plans = {key: judged for key in ("mine", "upstream") if (judged := getattr(row, key)) and _any(judged)}
             cases = tuple(Case(small, Plan.from_json(judged.plan), degree, 1) for judged in plans.values())
             results = confirm_cases(cases, timeout=PATIENCE, engine=engine)

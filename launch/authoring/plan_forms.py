@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardproof.planner.ir.spelling import one_line, python_string
+from shardproof.planner.ir.styles import ParameterLayout, style_of
 
 TORCH = {
     "colwise": "ColwiseParallel()",
@@ -73,6 +74,38 @@ def distributed_config_form(title: str, degree: int, styles: Mapping[str, str], 
     head = "\n".join([*_comments([title, *lost]), "from transformers.distributed import DistributedConfig"])
     text = f"{head}\n\nconfig = DistributedConfig(\n    tp_size={degree},\n    tp_plan={{\n{body}    }},\n)"
     return PrintedForm(text, tuple(lost))
+
+
+def diffusers_form(
+    title: str, styles: Mapping[str, str], whys: Mapping[str, str], lost: Sequence[str] = ()
+) -> PrintedForm:
+    """Python for the body of a class of diffusers: its `_tp_plan`.
+
+    Args:
+        title: what stands in the first comment.
+        styles: keys -> `colwise`, `rowwise`, or one of both with packed blocks.
+        whys: a few words on each key.
+        lost: sentences on entries that were left out before.
+    """
+    made = {key: _diffusers_style(style) for key, style in styles.items()}
+    names = [
+        name for name in ("PackedColwiseParallel", "PackedRowwiseParallel") if any(name in m for m in made.values())
+    ]
+    imports = [f"from diffusers.hooks.tensor_parallel import {', '.join(names)}", ""] if names else []
+    body = "".join(
+        f"    {python_string(key)}: {text},{f'  # {one_line(whys[key])}' if whys.get(key) else ''}\n"
+        for key, text in made.items()
+    )
+    head = "\n".join([*_comments([title, *lost]), *imports])
+    return PrintedForm(f"{head}\n_tp_plan = {{\n{body}}}", tuple(lost))
+
+
+def _diffusers_style(style: str) -> str:
+    found = style_of(style)
+    if found is None or not found.packing:
+        return python_string(style)
+    kind = "Colwise" if found.layout is ParameterLayout.PACKED_OUTPUT else "Rowwise"
+    return f"Packed{kind}Parallel({list(found.packing)})"
 
 
 def deepspeed_form(degree: int, styles: Mapping[str, str], *, vocabulary_apart: bool) -> PrintedForm:

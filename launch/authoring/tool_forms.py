@@ -7,14 +7,17 @@ from shardproof.launch.authoring.arriving_plan import through_config, through_di
 from shardproof.launch.authoring.plan_forms import (
     PrintedForm,
     deepspeed_form,
+    diffusers_form,
     distributed_config_form,
     parallelize_form,
 )
+from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.clients.deepspeed.layout import styles_read, vocabulary_apart
+from shardproof.verify.clients.diffusers.dialect import DIFFUSERS
 from shardproof.verify.clients.torchtitan.parallelize import PARALLELIZE
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.suggestion import Suggested
@@ -25,12 +28,14 @@ class ToolForm(StrEnum):
 
     PARALLELIZE = "parallelize"
     DISTRIBUTED_CONFIG = "distributed-config"
+    DIFFUSERS = "diffusers"
     DEEPSPEED = "deepspeed"
 
 
 CLIENT_OF = {
     ToolForm.PARALLELIZE: PARALLELIZE.client,
     ToolForm.DISTRIBUTED_CONFIG: None,
+    ToolForm.DIFFUSERS: DIFFUSERS.client,
     ToolForm.DEEPSPEED: "deepspeed",
 }
 """In whose reading the plan of a form is suggested; None for Transformers."""
@@ -44,6 +49,13 @@ def in_form(loaded: LoadedModel, suggested: Suggested, form: ToolForm) -> tuple[
         case ToolForm.PARALLELIZE:
             made = parallelize_form(_title(suggested, "parallelize_module"), styles, suggested.lost)
             return made, suggested
+        case ToolForm.DIFFUSERS:
+            if not loaded.is_module:
+                raise ArgumentError(
+                    f"{loaded.title} is a Transformers model, and diffusers runs its own classes alone."
+                )
+            whys = {entry.pattern: entry.brief for entry in (*suggested.plan.head_tp, *suggested.plan.tp)}
+            return diffusers_form(_title(suggested, "diffusers"), styles, whys, suggested.lost), suggested
         case ToolForm.DEEPSPEED:
             read = styles_read(model, base_prefix(model), suggested.plan)
             apart = vocabulary_apart(model, read) is not None

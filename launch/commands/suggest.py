@@ -66,13 +66,15 @@ class PlanFormat(StrEnum):
     """Python that makes the styles for torch's `parallelize_module`."""
     DISTRIBUTED_CONFIG = "distributed-config"
     """Python that makes Transformers' `DistributedConfig`, which is merged over the model's own plan."""
+    DIFFUSERS = "diffusers"
+    """Python that makes the `_tp_plan` of a class of diffusers."""
     DEEPSPEED = "deepspeed"
     """The `tensor_parallel` section of a DeepSpeed config, with a `partition_config`."""
     SARIF = "sarif"
     HTML = "html"
 
 
-TOOL_FORMS = (PlanFormat.PARALLELIZE, PlanFormat.DISTRIBUTED_CONFIG, PlanFormat.DEEPSPEED)
+TOOL_FORMS = (PlanFormat.PARALLELIZE, PlanFormat.DISTRIBUTED_CONFIG, PlanFormat.DIFFUSERS, PlanFormat.DEEPSPEED)
 """Forms that one tool takes: the plan is made in the words of that tool."""
 
 
@@ -275,10 +277,12 @@ def _page(loaded: "LoadedModel", suggested: Suggested, comments: Comments) -> st
 
 def _dialects(client: str) -> tuple["Dialect", ...]:
     from shardproof.verify.clients.common_plan import serving
+    from shardproof.verify.clients.diffusers.dialect import DIFFUSERS
     from shardproof.verify.clients.torchtitan.parallelize import PARALLELIZE
 
-    if client == PARALLELIZE.client:
-        return (PARALLELIZE,)
+    own = {PARALLELIZE.client: PARALLELIZE, DIFFUSERS.client: DIFFUSERS}
+    if client in own:
+        return (own[client],)
     return serving() if client == ALL else (read_dialect(client),)
 
 

@@ -9,7 +9,7 @@ from shardproof.planner.inference.groups import Atom, Dim, Groups, leaves, root,
 from shardproof.planner.ir.graph import Graph, Module, Op
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import TpEntry, generic, join
-from shardproof.planner.ir.styles import STYLES, After, Before, Style
+from shardproof.planner.ir.styles import STYLES, After, Before, Style, packed_name, style_of
 
 PACKED_MOST = 3
 """The most packed blocks of a projection (query, key and value). A group with more blocks, such as a head dim, is not
@@ -56,7 +56,7 @@ def find_candidates(groups: Groups, reasons: dict[str, str]) -> list[Candidate]:
         except IllegalError as illegal:
             for use in uses:
                 if use.placement.blocks <= PACKED_MOST:
-                    reasons.setdefault(generic(use.module.path), str(illegal))
+                    reasons.setdefault(groups.graph.key(use.module.path), str(illegal))
     return sorted(found, key=lambda c: -sum(_elements(groups.graph, name) for name in c.parameters))
 
 
@@ -200,7 +200,7 @@ def is_linear(module: Module) -> bool:
 def _linear_entry(graph: Graph, atom: Atom, member: _Member) -> TpEntry:
     module, numbers = member.module, dict(member.module.numbers)
     wanted = _wanted(member)
-    for style in STYLES.values():
+    for style in _styles_for(graph, member):
         if (
             _hooks_fit(style, member.summed)
             and style.needs in (None, *numbers)
@@ -208,9 +208,18 @@ def _linear_entry(graph: Graph, atom: Atom, member: _Member) -> TpEntry:
         ):
             use, summed = member.uses[0], member.summed
             because = _because(graph, use, atom, summed=summed)
-            return TpEntry(generic(module.path), style.name, because, _brief(use, atom, summed=summed))
+            return TpEntry(graph.key(module.path), style.name, because, _brief(use, atom, summed=summed))
     shown = ", ".join(f"{local} {placement}" for local, placement in wanted.items())
     raise IllegalError(f"no Transformers style lays out {module.path} as {shown}")
+
+
+def _styles_for(graph: Graph, member: _Member) -> list[Style]:
+    """The styles to choose from: of a module that is no Transformers model, also those of as many packed blocks as there are."""
+    blocks = max((use.placement.blocks for use in member.uses), default=1)
+    if not graph.any_module or blocks == 1:
+        return list(STYLES.values())
+    named = style_of(packed_name("colwise" if member.summed is None else "rowwise", (1,) * blocks))
+    return [*STYLES.values(), *([named] if named is not None else [])]
 
 
 def _wanted(member: _Member) -> dict[str, Placement]:
@@ -245,7 +254,7 @@ def _layouts(graph: Graph, atom: Atom, member: _Member) -> list[TpEntry]:
             raise IllegalError(f"no Transformers style lays out {use.name} as {use.placement}")
         contracted = member.summed if use.placement.dim == ndim - 1 and ndim > 1 else None
         because = _because(graph, use, atom, summed=contracted)
-        entries.append(TpEntry(generic(use.name), style, because, _brief(use, atom, summed=contracted)))
+        entries.append(TpEntry(graph.key(use.name), style, because, _brief(use, atom, summed=contracted)))
     return entries
 
 
@@ -259,7 +268,7 @@ def _raw_hook(groups: Groups, atom: Atom, member: _Member) -> TpEntry:
     `moe_tp_experts` takes a replicated input and all-reduces the output; `packed_colwise` takes a replicated input and
     gives a shard; `local_params` takes and gives a shard. No style takes a shard and all-reduces.
     """
-    pattern = generic(member.module.path)
+    pattern = groups.graph.key(member.module.path)
     if member.summed is None:
         if _meets_whole_input(groups, atom, member.module):
             because = "whole values meet its own sharded parameters here"
@@ -277,12 +286,12 @@ def _raw_hook(groups: Groups, atom: Atom, member: _Member) -> TpEntry:
 def _identities(graph: Graph, module: Module) -> list[TpEntry]:
     """Entries for identity modules inside a module whose output is all-reduced: each rank adds its share of the value."""
     inside = {call.module for call in graph.calls if call.module.startswith(f"{module.path}.")}
-    passing = dict.fromkeys(generic(path) for path in sorted(inside) if "Identity" in graph.module_of[path].bases)
+    passing = dict.fromkeys(graph.key(path) for path in sorted(inside) if "Identity" in graph.module_of[path].bases)
     return [
         TpEntry(
             pattern,
             "moe_identity_expert",
-            f"whole on every rank, and part of the sum over {generic(module.path)}",
+            f"whole on every rank, and part of the sum over {graph.key(module.path)}",
             "whole on every rank, part of the sum",
         )
         for pattern in passing
@@ -317,9 +326,11 @@ def _closed_together(groups: Groups, atom: Atom, members: list[_Member]) -> list
     for member in members:
         if member.uses:
             entries += _layouts(groups.graph, atom, member)
-            inside = f"runs on its own part; the sum is taken in {generic(path)}"
-            entries.append(TpEntry(generic(member.module.path), "local_params", inside, "runs on its own part"))
-    return [*entries, _summed_here(generic(path), atom, summed)]
+            inside = f"runs on its own part; the sum is taken in {groups.graph.key(path)}"
+            entries.append(
+                TpEntry(groups.graph.key(member.module.path), "local_params", inside, "runs on its own part")
+            )
+    return [*entries, _summed_here(groups.graph.key(path), atom, summed)]
 
 
 def _around(paths: list[str]) -> str:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from torch import nn
-
 from shardproof.planner.inference.candidates import Candidate, inner_leaves, is_linear
 from shardproof.planner.inference.groups import Groups
 from shardproof.planner.inference.matrices import ALONE
@@ -13,7 +11,6 @@ from shardproof.planner.inference.tensor import Inference, probe_degree
 from shardproof.planner.ir.explanation import Patch
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, Module
-from shardproof.planner.ir.plan import generic
 from shardproof.planner.propagation.assign import is_transposed
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Reshape
@@ -25,10 +22,10 @@ def find_patches(subject: Subject, inference: Inference) -> tuple[Patch, ...]:
     found = [_open_views(subject, inference, candidate) for candidate in inference.refused]
     seen: set[str] = set()
     for module in subject.graph.modules:
-        pattern = generic(module.path)
+        pattern = subject.graph.key(module.path)
         if pattern not in seen and _is_apart(subject.graph, inference, module):
             seen.add(pattern)
-            found.append(_transposed(subject.model, module))
+            found.append(_transposed(subject, module))
     return tuple(dict.fromkeys(patch for patch in found if patch is not None))
 
 
@@ -45,7 +42,7 @@ def _open_views(subject: Subject, inference: Inference, candidate: Candidate) ->
     diff = unfix_views(needed)
     if not diff:
         return None
-    unlocks = tuple(sorted({generic(name.rpartition(".")[0]) for name in candidate.parameters}))
+    unlocks = tuple(sorted({subject.graph.key(name.rpartition(".")[0]) for name in candidate.parameters}))
     return Patch("Leave the number of parts to the tensor.", unlocks, diff, tried=True)
 
 
@@ -75,16 +72,16 @@ def _needed(subject: Subject, views: Mapping[Source, int], styles: Mapping[str, 
 
 def _is_apart(graph: Graph, inference: Inference, module: Module) -> bool:
     """Whether a module has an `[in, out]` weight, which no style for linear layers fits, and is not sharded with its group."""
-    pattern = generic(module.path)
+    pattern = graph.key(module.path)
     entry = inference.entries.get(pattern)
     alone = pattern in inference.unplanned or (entry is not None and entry.style == ALONE)
     return alone and not is_linear(module) and len(module.parameters) <= 2 and is_transposed(graph, module)
 
 
-def _transposed(model: nn.Module, module: Module) -> Patch | None:
+def _transposed(subject: Subject, module: Module) -> Patch | None:
     owner, _, child = module.path.rpartition(".")
-    diff = as_linear(model.get_submodule(owner), child)
+    diff = as_linear(subject.model.get_submodule(owner), child)
     if not diff:
         return None
     title = "Make it an nn.Linear, which the styles ask for, and transpose its weight in checkpoints."
-    return Patch(title, (generic(module.path),), diff, tried=False)
+    return Patch(title, (subject.graph.key(module.path),), diff, tried=False)

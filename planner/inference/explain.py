@@ -11,7 +11,7 @@ from shardproof.planner.inference.tensor import Inference
 from shardproof.planner.ir.explanation import Explanation, Group, Left, Member, Tie
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import R, Shard
-from shardproof.planner.ir.plan import generic, join
+from shardproof.planner.ir.plan import join
 from shardproof.planner.ir.styles import After
 from shardproof.planner.propagation.assign import Assigned, assign
 
@@ -25,7 +25,7 @@ def explain(inference: Inference, styles: Mapping[str, str], unplanned: Mapping[
     members = _members(groups)
     ties, found = _ties(groups, set(members)), dict[tuple[object, ...], Group]()
     for atom, uses in members.items():
-        shown = tuple(dict.fromkeys(Member(generic(use.name), use.dim, use.size, use.blocks) for use in uses))
+        shown = tuple(dict.fromkeys(Member(graph.key(use.name), use.dim, use.size, use.blocks) for use in uses))
         sharded = any(_is_split(assigned, use) for use in uses)
         if not sharded and min(use.blocks for use in uses) > PACKED_MOST:
             continue
@@ -61,7 +61,8 @@ def _reason(inference: Inference, assigned: Assigned, uses: list[_ParameterUse])
         default = "its parameters are split along another dim"
     else:
         default = "it was not worth a collective"
-    owners = (generic(use.name.rpartition(".")[0]) for use in uses)
+    assert inference.groups is not None
+    owners = (inference.groups.graph.key(use.name.rpartition(".")[0]) for use in uses)
     return next((inference.reasons[owner] for owner in owners if owner in inference.reasons), default)
 
 
@@ -88,18 +89,18 @@ def _ties(groups: Groups, wanted: set[Atom]) -> dict[Atom, tuple[Tie, ...]]:
             seen.update({atom for dim in groups.dims.get(number, ()) for atom in inner_leaves(dim)} & wanted)
         for atom, times in seen.items():
             if times > 1:
-                found.setdefault(atom, {})[_tie(op)] = None
+                found.setdefault(atom, {})[_tie(groups.graph, op)] = None
     return {atom: tuple(ties) for atom, ties in found.items()}
 
 
-def _tie(op: Op, why: str = "") -> Tie:
-    return Tie(op.target.rpartition(".")[2], generic(op.module), str(op.source or ""), why)
+def _tie(graph: Graph, op: Op, why: str = "") -> Tie:
+    return Tie(op.target.rpartition(".")[2], graph.key(op.module), str(op.source or ""), why)
 
 
 def _forbids(graph: Graph, atom: Atom) -> Iterator[Tie]:
     for lock in atom.locks:
         if lock.position >= 0:
-            yield _tie(graph.ops[lock.position], lock.why)
+            yield _tie(graph, graph.ops[lock.position], lock.why)
         else:
             yield Tie("output", "", "", lock.why)
 
@@ -108,7 +109,7 @@ def _elements_by_pattern(graph: Graph) -> Counter[str]:
     weight: Counter[str] = Counter()
     for module in graph.modules:
         for local, number in module.parameters:
-            weight[generic(join(module.path, local))] += prod(graph.values[number].shape)
+            weight[graph.key(join(module.path, local))] += prod(graph.values[number].shape)
     return weight
 
 
@@ -126,8 +127,8 @@ def left_whole(graph: Graph, assigned: Assigned, unplanned: Mapping[str, str]) -
             if number in seen or isinstance(placement, Shard):
                 continue
             seen.add(number)
-            elements[generic(module.path)] += prod(value.shape)
-            size[generic(module.path)] += held
+            elements[graph.key(module.path)] += prod(value.shape)
+            size[graph.key(module.path)] += held
     return tuple(
         Left(pattern, count, size[pattern], unplanned.get(pattern, _STYLED), size[pattern] / max(every, 1))
         for pattern, count in elements.most_common()

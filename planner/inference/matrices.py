@@ -58,7 +58,7 @@ def _matrices(graph: Graph, planned: Mapping[str, TpEntry]) -> dict[str, tuple[M
     """For every pattern without an entry, the first linear layer or table, with the value number of its matrix."""
     found: dict[str, tuple[Module, int]] = {}
     for module in graph.modules:
-        pattern = generic(module.path)
+        pattern = graph.key(module.path)
         own = [(join(module.path, name), number) for name, number in module.parameters]
         used = [number for name, number in own if generic(name) in graph.used_parameters]
         weights = [number for number in used if len(graph.values[number].shape) in (2, 3)]
@@ -80,7 +80,7 @@ def _elements(graph: Graph, patterns: Collection[str]) -> tuple[Counter[str], Co
     """The number of elements of all parameters, by pattern and by the block that contains the pattern."""
     weights: Counter[str] = Counter()
     for module in graph.modules:
-        if (pattern := generic(module.path)) in patterns:
+        if (pattern := graph.key(module.path)) in patterns:
             weights[pattern] += sum(prod(graph.values[number].shape) for _, number in module.parameters)
     blocks: Counter[str] = Counter()
     for pattern, count in weights.items():
@@ -93,8 +93,8 @@ def _tied_biases(graph: Graph, module: Module, weight: int) -> list[TpEntry]:
     biases = {number for _, number in module.parameters if number != weight}
     names = [name for name, number in graph.parameters.items() if number in biases]
     others = [name for name in names if name.rpartition(".")[0] != module.path]
-    because = f"another name of the bias of {generic(module.path)}"
-    return [TpEntry(generic(name), "colwise", because, "another name of a split bias") for name in others]
+    because = f"another name of the bias of {graph.key(module.path)}"
+    return [TpEntry(graph.key(name), "colwise", because, "another name of a split bias") for name in others]
 
 
 def _times_used(graph: Graph, number: int) -> int:
@@ -103,11 +103,11 @@ def _times_used(graph: Graph, number: int) -> int:
 
 def _on_its_own(graph: Graph, module: Module, looked_up: set[int], weight: int, reason: str) -> list[TpEntry]:
     """The entries that shard one matrix and leave its input and output replicated."""
-    pattern = generic(module.path)
+    pattern = graph.key(module.path)
     if "Embedding" in module.bases and weight in looked_up:
         because = "a table looked up by row: a rank holds some rows, and the lookups are summed"
         return [TpEntry(pattern, "embedding_rowwise", because, "table split by rows, lookups summed")]
-    shared = [other for other in graph.modules if generic(other.path) == pattern and other.kind != module.kind]
+    shared = [other for other in graph.modules if graph.key(other.path) == pattern and other.kind != module.kind]
     if shared and not is_transposed(graph, module) and multiplies(graph, module):
         # The key matches other modules too: this style needs nothing of them.
         because = f"its rows are split and its output gathered: {reason}"
@@ -126,7 +126,7 @@ def _on_its_own(graph: Graph, module: Module, looked_up: set[int], weight: int, 
         return [
             TpEntry(pattern, ALONE, because, _GATHERED),
             *(
-                TpEntry(generic(join(module.path, local)), "colwise", "as its matrix", "as its matrix")
+                TpEntry(graph.key(join(module.path, local)), "colwise", "as its matrix", "as its matrix")
                 for local in vectors
             ),
         ]

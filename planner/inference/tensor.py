@@ -188,7 +188,7 @@ def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | Non
     found = probe(_styles(result.entries.values()), degree)
     while found.gradients:
         fault = found.gradients[-1]
-        entry, found = _gradient_rule(_styles(result.entries.values()), fault, found, probe, degree)
+        entry, found = _gradient_rule(result.groups, _styles(result.entries.values()), fault, found, probe, degree)
         if entry is None:
             return fault
         result.entries[entry.pattern] = entry
@@ -196,10 +196,11 @@ def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | Non
 
 
 def _gradient_rule(
-    styles: Mapping[str, str], fault: GradientFault, found: Probe, probe: Prober, degree: int
+    groups: Groups | None, styles: Mapping[str, str], fault: GradientFault, found: Probe, probe: Prober, degree: int
 ) -> tuple[TpEntry | None, Probe]:
     """An entry with which one parameter is no longer at fault, and the probe's result with that entry."""
-    pattern = generic(fault.parameter.rpartition(".")[0])
+    assert groups is not None
+    pattern = groups.graph.key(fault.parameter.rpartition(".")[0])
     if fault.code != "TP207" or pattern in styles:
         return None, found
     for style in ("replicated_with_grad_allreduce", "mla_kv_a_proj"):
@@ -217,9 +218,9 @@ def _unplanned(groups: Groups, result: Inference, reasons: Mapping[str, str]) ->
     """Every module pattern with parameters that no entry shards, and the reason."""
     found: dict[str, str] = {}
     for module in groups.graph.modules:
-        pattern = generic(module.path)
+        pattern = groups.graph.key(module.path)
         covered = pattern in result.entries or any(
-            generic(join(module.path, n)) in result.entries for n, _ in module.parameters
+            groups.graph.key(join(module.path, n)) in result.entries for n, _ in module.parameters
         )
         if module.parameters and not covered and pattern not in found:
             found[pattern] = reasons.get(pattern) or locked(groups, module)

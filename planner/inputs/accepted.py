@@ -5,15 +5,21 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, inputs_of, token_inputs
-from shardproof.planner.inputs.mended import edits, takes_objects
+from shardproof.planner.inputs.argument_edits import corrections
+from shardproof.planner.inputs.call_form import CallForm, first_form
+from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, guesses_calls, inputs_of, token_inputs
+from shardproof.planner.inputs.mended import ELEMENTS, edits, takes_objects
+from shardproof.planner.inputs.witness import Witness
 
 MOST = 10
 """Mended forms that are tried for one model."""
 OF_ONE = 8
 """Edits that are tried for one exception."""
+CALLS = 90
+"""Calls of a module that are tried where only its own forward says what it takes."""
 
 Result = TypeVar("Result")
 
@@ -54,6 +60,8 @@ def search(
         Exception: of class `failed`, what the fullest form raised that the model does not refuse as a call; nothing is accepted.
         NoInputsError: there is no form to try.
     """
+    if guesses_calls(model):
+        return _explored(model, run, sizes=sizes, failed=failed)
     every = list(forms(model, sizes))
     tokens = token_inputs(model).keys()
     text = [form for form in every if inputs_of(model, form, sizes).keys() <= tokens]
@@ -76,6 +84,99 @@ def search(
     if not failures:
         raise NoInputsError(model)
     raise max(failures, key=lambda one: one.reached).error
+
+
+@dataclass(slots=True)
+class _Refused:
+    """A call that a forward raised on, and what is still to be tried for it."""
+
+    call: CallForm
+    error: Exception
+    reached: int
+    corrections: Iterator[CallForm]
+
+
+def _explored(
+    model: nn.Module,
+    run: Callable[[Inputs], Result],
+    *,
+    sizes: Sizes,
+    failed: type[Exception],
+    fill: Callable[[Inputs], Inputs] = dict,
+) -> tuple[Accepted, Result]:
+    """The first call that a forward of a module takes, from what its signature asks for, corrected by what it raises.
+
+    `fill` makes of meta tensors what `run` is given.
+    """
+    refused: list[_Refused] = []
+    tried: set[CallForm] = set()
+    first = [form for form in forms(model, sizes) if form.call is None]
+    call = first_form(model)
+    asked = InputForm(0, call=call)
+    waiting: list[InputForm] = [*first, asked] if len(call.arguments) == 1 else [asked, *first]
+    last: Exception | None = None
+    for _ in range(CALLS):
+        form = waiting.pop(0) if waiting else _next(refused, tried)
+        if form is None:
+            break
+        try:
+            given = inputs_of(model, form, sizes)
+        except (RuntimeError, KeyError):  # sizes that no tensor can have
+            continue
+        if any(isinstance(one, Tensor) and one.numel() > ELEMENTS for one in given.values()):
+            continue
+        given = fill(given)
+        witness = Witness({_argument(form, name): value for name, value in given.items()})
+        try:
+            with witness:
+                result = run(given)
+        except failed as error:
+            last = error
+            if form.call is not None:
+                refused.append(_refused(model, form.call, error, witness, sizes))
+            continue
+        return Accepted(form), result
+    if last is None:
+        raise NoInputsError(model)
+    raise max(refused, key=lambda one: one.reached).error if refused else last
+
+
+def _argument(form: InputForm, name: str) -> str:
+    """The argument that a tensor of a call is, or is a row of."""
+    known = dict(form.call.arguments) if form.call is not None else {}
+    return name if name in known or form.call is None else name.rpartition(".")[0]
+
+
+def _refused(model: nn.Module, call: CallForm, error: Exception, witness: Witness, sizes: Sizes) -> _Refused:
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    found = corrections(model, call, cause, witness, rows=sizes.rows, tokens=sizes.length)
+    return _Refused(call, error, witness.count, found)
+
+
+def _next(refused: list[_Refused], tried: set[CallForm]) -> InputForm | None:
+    """The next correction of the call that came furthest; of equals, the first."""
+    for one in sorted(refused, key=lambda one: -one.reached):
+        for call in one.corrections:
+            if call not in tried:
+                tried.add(call)
+                return InputForm(0, call=call)
+    return None
+
+
+def plain_form(model: nn.Module, sizes: Sizes, fill: Callable[[Inputs], Inputs] = dict) -> InputForm | None:
+    """The call that a module takes as torch runs it, much sooner found than in traces; None where none runs.
+
+    `fill` makes of meta tensors what a model on another device is given.
+    """
+
+    def run(given: Inputs) -> None:
+        with torch.no_grad():
+            model(**given)
+
+    try:
+        return _explored(model, run, sizes=sizes, failed=Exception, fill=fill)[0].form
+    except Exception:  # the model's code, on anything
+        return None
 
 
 class NoInputsError(Exception):

@@ -9,13 +9,14 @@ for a run.
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from shardproof.planner.inputs.call_form import CallForm, first_form
 from shardproof.planner.inputs.documented import made, needed
 from shardproof.planner.inputs.guessed import guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
@@ -23,7 +24,10 @@ from shardproof.planner.inputs.mended import InputEdit
 from shardproof.planner.loading.any_module import ModuleConfig, declared
 from shardproof.planner.loading.config_fields import field_of
 
-Inputs: TypeAlias = dict[str, Tensor]
+Inputs: TypeAlias = dict[str, Any]
+"""Arguments by name: tensors; of modules that are no Transformers models also numbers and lists, and `name.key` for parts of
+lists and dicts.
+"""
 
 MANY = 12
 """Batch size for a model that folds codebooks into the batch: divisible by all small counts."""
@@ -43,10 +47,11 @@ TRACED = Sizes()
 
 @dataclass(frozen=True, slots=True)
 class InputForm:
-    """A form of inputs: the number of an attempt, and the edits of it, in order."""
+    """A form of inputs: the number of an attempt, and the edits of it, in order; or the whole call of a module's forward."""
 
     attempt: int
     edits: tuple[InputEdit, ...] = ()
+    call: CallForm | None = None
 
 
 _taken: "WeakKeyDictionary[nn.Module, InputForm]" = WeakKeyDictionary()
@@ -59,7 +64,11 @@ def example_inputs(model: nn.Module, sizes: Sizes = TRACED) -> Inputs:
 
 def inputs_of(model: nn.Module, form: InputForm, sizes: Sizes = TRACED) -> Inputs:
     """The inputs of a form, on the meta device; numbers that the code reads are real."""
+    if form.call is not None:
+        return form.call.made(sizes.rows, sizes.length)
     every = attempts(model, sizes)
+    if not every:
+        return first_form(model).made(sizes.rows, sizes.length)
     given = every[min(form.attempt, len(every) - 1)]
     for edit in form.edits:
         given = edit.apply(model, given, sizes)
@@ -71,9 +80,37 @@ def forms(model: nn.Module, sizes: Sizes = TRACED) -> tuple[InputForm, ...]:
     return tuple(InputForm(at) for at in range(len(attempts(model, sizes))))
 
 
+def guesses_calls(model: nn.Module) -> bool:
+    """Whether nothing but the module's own forward says what it takes: no Transformers model, and no inputs declared."""
+    config = model.config
+    own = isinstance(config, ModuleConfig) and not config.declared_inputs
+    return own and "input_ids" not in inspect.signature(model.forward).parameters
+
+
 def take(model: nn.Module, form: InputForm) -> None:
     """Remember the form that the model's forward accepts."""
     _taken[model] = form
+
+
+def take_call(model: nn.Module, form: InputForm, sizes: Sizes) -> None:
+    """Remember the call that a module takes at these sizes, also for other models of the same class and fields."""
+    _calls[_alike(model), sizes] = form
+    take(model, form)
+
+
+def known_call(model: nn.Module, sizes: Sizes) -> InputForm | None:
+    """The call that another model of the same class and fields takes at these sizes, some of which stand in it as numbers."""
+    return _calls.get((_alike(model), sizes))
+
+
+_calls: dict[tuple[tuple[type, str], Sizes], InputForm] = {}
+
+
+def _alike(model: nn.Module) -> tuple[type, str]:
+    config = model.config
+    assert isinstance(config, ModuleConfig)
+    fields = {name: getattr(config, name, None) for name in type(config).defaults}
+    return type(config), repr(sorted(fields.items()))
 
 
 def taken(model: nn.Module) -> InputForm | None:
@@ -86,9 +123,11 @@ def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
     if isinstance(model.config, ModuleConfig) and model.config.declared_inputs:
         return tokens_of(_declared(model.config, sizes))
     names = inspect.signature(model.forward).parameters
-    if isinstance(model.config, ModuleConfig) and "input_ids" not in names:
-        form = next(guessed(model, rows=sizes.rows, length=sizes.length), {})
-        return tokens_of(form)
+    if guesses_calls(model):
+        form = _taken.get(model)
+        if form is not None and form.call is not None:
+            return tokens_of({n: v for n, v in inputs_of(model, form, sizes).items() if n.endswith("ids")})
+        return tokens_of(next(guessed(model, rows=sizes.rows, length=sizes.length), {}))
     found = {"input_ids": min(sizes.length, _positions(model.config) or sizes.length)} if "input_ids" in names else {}
     if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = sizes.targets

@@ -52,4 +52,7 @@ def _image(layer: nn.Conv2d) -> tuple[int, int]:
 
 def tokens_of(form: Mapping[str, Tensor]) -> dict[str, int]:
     """The integer inputs of two dims, with their lengths: token ids."""
-    return {name: value.shape[1] for name, value in form.items() if value.ndim == 2 and not value.is_floating_point()}
+    tensors = {name: value for name, value in form.items() if isinstance(value, Tensor)}
+    return {
+        name: value.shape[1] for name, value in tensors.items() if value.ndim == 2 and not value.is_floating_point()
+    }

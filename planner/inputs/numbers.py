@@ -9,8 +9,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.accepted import NoInputsError, search
-from shardproof.planner.inputs.example import Inputs, Sizes, attempts, caching, inputs_of, take, taken, token_inputs
+from shardproof.planner.inputs.accepted import NoInputsError, plain_form, search
+from shardproof.planner.inputs.example import (
+    Inputs,
+    Sizes,
+    attempts,
+    caching,
+    guesses_calls,
+    inputs_of,
+    known_call,
+    take,
+    take_call,
+    taken,
+    token_inputs,
+)
 from shardproof.planner.loading.config_fields import field_of
 
 AHEAD = 4
@@ -31,6 +43,10 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
     complete.
     """
     form = taken(model)
+    if form is None and guesses_calls(model):
+        form = known_call(model, sizes) or plain_form(model, sizes, lambda given: _filled(model, given, sizes, seed))
+        if form is not None:
+            take_call(model, form, sizes)
     if form is not None:
         return _filled(model, inputs_of(model, form, sizes), sizes, seed), None
 
@@ -121,7 +137,9 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
     tokens = token_inputs(model, sizes)
     given: Inputs = {}
     for name, form in forms.items():
-        if name in tokens:
+        if not isinstance(form, Tensor):
+            given[name] = form
+        elif name in tokens:
             given[name] = _tokens(model, form.shape, generator)
         elif form.is_floating_point():
             given[name] = torch.randn(form.shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -129,7 +147,7 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
             given[name] = (
                 (torch.ones if "mask" in name else torch.zeros)(form.shape, dtype=form.dtype) if form.is_meta else form
             )
-    given = {name: value.to(device) for name, value in given.items()}
+    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
     for kind in _MEDIA if len(given) > len(tokens) else ():
         given = _with_placeholders(model, given, kind)
     return given

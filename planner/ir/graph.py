@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shardproof.planner.ir.findings import Source
-from shardproof.planner.ir.plan import generic
+from shardproof.planner.ir.plan import generic, keyed
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -156,6 +156,15 @@ class Graph:
     branches: tuple[Source, ...] = ()
     """Source lines that branch on the values of a tensor; one side was traced."""
     calls: tuple[ModuleCall, ...] = ()
+    unlike: frozenset[str] = frozenset()
+    """Paths of lists of unlike modules, whose numbers stay in keys; empty for Transformers models, whose keys cannot say them."""
+
+    any_module: bool = False
+    """Whether this is no Transformers model, so that its plan is for runtimes that know packed blocks of any sizes."""
+
+    def key(self, path: str) -> str:
+        """The key of a module or a parameter in a plan."""
+        return keyed(path, self.unlike)
 
     def __post_init__(self) -> None:
         made = {number for _, number in self.inputs}

@@ -6,7 +6,7 @@ and `tp_plan`, `pp_plan` (the head class's `_tp_plan`, `_pp_plan`).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -34,6 +34,40 @@ def generic(name: str) -> str:
     leading number stays, and so does the second of two consecutive numbers.
     """
     return _NUMBER.sub(lambda found: ".*" + found[1], name)
+
+
+def keyed(name: str, literal: Collection[str]) -> str:
+    """A name with its layer numbers as wildcards, apart from numbers in lists of unlike modules.
+
+    `literal` are the paths of these lists: `ff.net.2` and `ff.net.0.proj` in one list are two keys, where `ff.net.*` would stand
+    for whatever else the list holds too. Without such lists, as `generic`.
+    """
+    if not literal:
+        return generic(name)
+    parts = name.split(".")
+    kept = {at for at in range(1, len(parts)) if parts[at].isdigit() and ".".join(parts[:at]) in literal}
+    marked = ".".join(f"#{part}" if at in kept else part for at, part in enumerate(parts))
+    return generic(marked).replace("#", "")
+
+
+def key_for(name: str, keys: Iterable[str]) -> str | None:
+    """The key of a plan that names a module or a parameter itself: with wildcards for its numbers, else with some of them."""
+    known = list(keys)
+    if (wanted := generic(name)) in known:
+        return wanted
+    parts = name.split(".")
+    for key in filter(numbered, known):
+        words = key.split(".")
+        if len(words) == len(parts) and all(
+            a == b or (a == "*" and b.isdigit()) for a, b in zip(words, parts, strict=True)
+        ):
+            return key
+    return None
+
+
+def numbered(pattern: str) -> bool:
+    """Whether a key names one module of a list by its number, which Transformers' keys cannot."""
+    return generic(pattern) != pattern
 
 
 class PlanError(ShardproofError, ValueError):

@@ -5,10 +5,13 @@ the names with the installed `ALL_PARALLEL_STYLES`. A style stands on a module (
 both: a linear module's entry lays out its weight and bias too.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import gcd
 
-from shardproof.planner.ir.placement import Placement, R, Shard
+from shardproof.planner.ir.placement import Placement, R, Shard, packed
 
 
 class ParameterLayout(StrEnum):
@@ -79,6 +82,8 @@ class Style:
     reach: Reach = Reach.NOWHERE
     grad_allreduce: bool = False
     expert_parallel: bool = False
+    packing: tuple[int, ...] = ()
+    """The sizes of the packed blocks in proportion, where the name says them; a bias is cut in the same blocks."""
 
     def placement(self, parameter: str, ndim: int) -> Placement:
         """The placement of a parameter with this local name and number of dims; `R` if the style does not shard it."""
@@ -87,6 +92,10 @@ class Style:
                 return R
             case ParameterLayout.OUTPUT:
                 return Shard(max(ndim - 2, 0))
+            case ParameterLayout.PACKED_OUTPUT if self.packing:
+                return packed(max(ndim - 2, 0), self.packing)
+            case ParameterLayout.PACKED_INPUT if self.packing:
+                return R if parameter == "bias" else packed(ndim - 1, self.packing)
             case ParameterLayout.PACKED_OUTPUT:
                 return Shard(0) if ndim == 1 else Shard(ndim - 2, blocks=2)
             case ParameterLayout.INPUT:
@@ -133,3 +142,33 @@ STYLES: dict[str, Style] = {
         Style("ep_dispatch_experts", expert_parallel=True, reach=BELOW),
     )
 }
+
+
+_PACKED = re.compile(r"packed_(colwise|rowwise)\[(\d+(?:, \d+)*)\]")
+
+
+def packed_name(kind: str, sizes: Sequence[int]) -> str:
+    """The name of a style with its blocks in lowest terms, such as `packed_rowwise[1, 4]`; `kind` is `colwise` or `rowwise`."""
+    lowest = gcd(*sizes) or 1
+    return f"packed_{kind}[{', '.join(str(size // lowest) for size in sizes)}]"
+
+
+def is_packed_name(name: str) -> bool:
+    """Whether a name says its blocks: a style of diffusers (0.42.1, `hooks/tensor_parallel.py`), and none of Transformers."""
+    return _PACKED.fullmatch(name) is not None
+
+
+def style_of(name: str) -> Style | None:
+    """The style of this name; None where there is none.
+
+    `packed_colwise[1, 1, 4]` is `colwise` of a weight whose output features are blocks of these sizes in proportion, each of
+    which is sharded; `packed_rowwise[1, 4]` is `rowwise` of a weight whose input features are.
+    """
+    if (found := _PACKED.fullmatch(name)) is None:
+        return STYLES.get(name)
+    sizes = tuple(int(size) for size in found[2].split(", "))
+    if not all(sizes):
+        return None
+    like = STYLES[found[1]]
+    layout = ParameterLayout.PACKED_OUTPUT if found[1] == "colwise" else ParameterLayout.PACKED_INPUT
+    return replace(like, name=name, layout=layout, packing=sizes)

@@ -57,8 +57,12 @@ class ModuleConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, without the object that they stand for."""
-        found: dict[str, Any] = super().to_dict()
-        found.pop("_stands_for", None)
+        own = vars(self).pop("_stands_for", None)
+        try:
+            found: dict[str, Any] = super().to_dict()
+        finally:
+            if own is not None:
+                self.stands_for(own)
         return found
 
     def own(self) -> Any:
@@ -245,8 +249,8 @@ def _adopting(
         inner = config.made()
         if torch.empty(()).is_meta:  # whatever device the factory chose
             inner = inner.to("meta")
-        own = vars(inner).get("config")
-        if own is not None and not isinstance(own, PreTrainedConfig):
+        own = getattr(inner, "config", None)  # an attribute, or a property of the class
+        if own is not None and not isinstance(own, PreTrainedConfig | nn.Module):
             config.stands_for(own)
         kept = {"config": config, "training": self.training}
         vars(self).update(vars(inner))
@@ -257,7 +261,7 @@ def _adopting(
 
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = kind.forward(self, *args, **kwargs)
+        given = kind.forward(self, *args, **nested(kwargs))
         return (given,) if isinstance(given, torch.Tensor) else given
 
     def get_input_embeddings(self: Any) -> nn.Module:
@@ -272,12 +276,30 @@ def _adopting(
         "get_input_embeddings": get_input_embeddings,
         "config_class": config_class,
         "base_model_prefix": "",
+        "config": None,  # where the adopted class has a property of this name, which nobody can set
+        "_tp_plan": None,  # that of the adopted class is not Transformers' own
+        "own_tp_plan": getattr(kind, "_tp_plan", None),
         "__module__": module_name,
         "__doc__": kind.__doc__,
         "_supports_attention_backend": False,
     }
     made: type[PreTrainedModel] = type(name, (PreTrainedModel, _Unmade, kind), body)
     return made
+
+
+def nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with `name.key` put together: lists where the keys count from 0, else dicts."""
+    found: dict[str, Any] = {name: value for name, value in arguments.items() if "." not in name}
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in arguments.items():
+        if "." in name:
+            owner, _, key = name.partition(".")
+            parts.setdefault(owner, {})[key] = value
+    for owner, inner in parts.items():
+        given = nested(inner)
+        numbered = list(given) == [str(at) for at in range(len(given))]
+        found[owner] = list(given.values()) if numbered else {**(found.get(owner) or {}), **given}
+    return found
 
 
 def _untied(module: nn.Module) -> dict[str, str]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from shardproof.planner.ir.plan import Plan, join
 from shardproof.planner.loading.adapters.base_plan import with_adapter_entries
 from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.modules.own_plan import own_plan
 
 
 def plan_owners(model: nn.Module) -> dict[str, type]:
@@ -58,6 +59,8 @@ def carried_plan(loaded: LoadedModel, model: nn.Module) -> Plan:
     Transformers composes them (`distributed/mixin.py`, `init_parallel_plans`). With adapters it is the plan of the base model as
     PEFT reads it.
     """
+    if loaded.is_module:
+        return own_plan(model)
     prefix = base_prefix(model)
     base = getattr(model, prefix) if prefix else model
     plan = Plan.from_json(

@@ -7,7 +7,7 @@ from math import prod
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic, join, owner_of
-from shardproof.planner.ir.styles import STYLES, After, Before, ParameterLayout, Style
+from shardproof.planner.ir.styles import After, Before, ParameterLayout, Style, style_of
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum
 
@@ -35,8 +35,8 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     parameters: dict[str, tuple[Placement, str]] = {}
     standing: dict[tuple[str, ...], Style] = {}
     for module in graph.modules:
-        key = generic(module.path)
-        if (name := styles.get(key)) is not None and name in STYLES:
+        key = graph.key(module.path)
+        if (name := styles.get(key)) is not None and style_of(name) is not None:
             # A repeated layer has no ops of its own in the graph: the first layer of its kind stands for it.
             kind = (key, module.kind, module.path.rpartition(".")[2])
             if kind not in standing:
@@ -76,10 +76,11 @@ def _placed(
     graph: Graph, module: Module, local: str, number: int, styles: Mapping[str, str]
 ) -> tuple[Placement, str] | None:
     """The placement of a parameter and the key that gives it: its own key, else its module's. None without a key."""
-    entry = next((key for key in map(generic, (join(module.path, local), module.path)) if key in styles), None)
-    if entry is None or styles[entry] not in STYLES:
+    entry = next((key for key in map(graph.key, (join(module.path, local), module.path)) if key in styles), None)
+    style = style_of(styles[entry]) if entry is not None else None
+    if entry is None or style is None:
         return None
-    return STYLES[styles[entry]].placement(local, len(graph.values[number].shape)), entry
+    return style.placement(local, len(graph.values[number].shape)), entry
 
 
 def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Style:
@@ -89,7 +90,8 @@ def _standing_on(graph: Graph, module: Module, styles: Mapping[str, str]) -> Sty
     pointwise module without parameters keeps replicated values (`EmbeddingParallel` in transformers 5.23.0,
     distributed/tensor_parallel.py).
     """
-    style = STYLES[styles[generic(module.path)]]
+    style = style_of(styles[graph.key(module.path)])
+    assert style is not None, "it was looked up before"
     if not looks_up(style) or "Embedding" in module.bases:
         return style
     if _is_pointwise(graph, module):

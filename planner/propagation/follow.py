@@ -6,7 +6,7 @@ from math import prod
 from typing import assert_never
 
 from shardproof.planner.ir.graph import Arg, Op, Ref
-from shardproof.planner.ir.placement import P, Partial, R, Replicate, Shard
+from shardproof.planner.ir.placement import P, Partial, R, Replicate, Shard, packed
 from shardproof.planner.propagation.relation import Placements, Problem, local_shape_or_none, name, shown
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
@@ -107,7 +107,7 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
     if not sharded:
         return _only_partial(meaning, whole, local, partial, degree)
     letters = {meaning.inputs[i][placement.dim] for i, placement in sharded.items()}
-    blocks = {placement.blocks for placement in sharded.values()}
+    blocks = {(placement.blocks, placement.parts) for placement in sharded.values()}
     letter = next(iter(letters))
     if letter is None or len(letters) > 1 or len(blocks) > 1:
         return _mixed(whole, placements)
@@ -116,9 +116,11 @@ def _einsum(meaning: Einsum, whole: Call, local: Call, placements: Placements, d
     needing = (i for i, letters_of in enumerate(meaning.inputs) if i not in sharded and i not in partial)
     if (odd := next((i for i in needing if _has_all_of(letter, meaning, whole, i)), None)) is not None:
         return _one_whole(whole, placements, odd, sharded)
+    if _grouped(whole, sharded) and any(p.parts for p in sharded.values()):
+        return _mixed(whole, placements)
     if _grouped(whole, sharded) and any(whole.shapes[i][p.dim] % degree for i, p in sharded.items()):
         return _uneven_groups(whole, placements, degree)
-    return _of_shards(meaning, whole, placements, partial, letter, next(iter(blocks)))
+    return _of_shards(meaning, whole, placements, partial, letter, next(iter(sharded.values())))
 
 
 def _locked(meaning: Einsum, whole: Call, placements: Placements, blame: int) -> Problem:
@@ -139,14 +141,14 @@ def _has_all_of(letter: str, meaning: Einsum, whole: Call, index: int) -> bool:
 
 
 def _of_shards(
-    meaning: Einsum, whole: Call, placements: Placements, partial: frozenset[int], letter: str, shards: int
+    meaning: Einsum, whole: Call, placements: Placements, partial: frozenset[int], letter: str, like: Shard
 ) -> Placements | Problem:
     """The results of operands that are sharded alike: shards where the dim stays, partial sums where it is summed over."""
     summed = all(letter not in output for output in meaning.outputs)
     if not summed:
         if partial:
             return _not_linear(whole, placements, partial)
-        return tuple(Shard(output.index(letter), shards) if letter in output else R for output in meaning.outputs)
+        return tuple(like.to(output.index(letter)) if letter in output else R for output in meaning.outputs)
     if partial != meaning.added:
         return _not_linear(whole, placements, partial or meaning.added)
     return tuple(P for _ in meaning.outputs)
@@ -233,9 +235,11 @@ def _concat(dim: int, whole: Call, placements: Placements) -> Placements | Probl
     if len(kinds) <= 1 and not any(isinstance(k, Shard) and k.dim == dim for k in kinds):
         return (next(iter(kinds), R),)
     shards = [p for i in full if isinstance(p := placements[i], Shard) and p.dim == dim]
-    sizes = {whole.shapes[i][dim] // p.blocks for i in full if isinstance(p := placements[i], Shard)}
-    if len(shards) == len(full) and len(sizes) == 1:
-        return (Shard(dim, sum(shard.blocks for shard in shards)),)
+    if len(shards) == len(full):
+        sizes = [shard.block_sizes(whole.shapes[i][dim]) for i, shard in zip(full, shards, strict=True)]
+        known = [size for size in sizes if size is not None]
+        if len(known) == len(sizes):
+            return (packed(dim, [size for each in known for size in each]),)
     odd = next((i for i in full if isinstance(placements[i], Replicate)), None)
     return Problem(
         "TP203",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
+from shardproof.planner.ir.plan import join
 from shardproof.planner.propagation.relation import Pair, State, Stuck, settle
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum
@@ -41,7 +42,7 @@ def hook(state: State, pair: Pair) -> None:
         result: Placement = placement
     elif rule is not None and rule.wants == "P" and source in state.zeros:
         result = R  # the sum of zeros is zero: a loop whose body did not run
-    elif rule is not None and not _wanted(rule.wants, placement, ndim):
+    elif rule is not None and not _wanted(rule.wants, placement, ndim, _packed_as(state, op)):
         code = "TP206" if op.target == "tp.reduce" and isinstance(placement, Shard) else rule.code
         code = "TP204" if isinstance(placement, Partial) else code
         why = rule.why if code == rule.code else _other_why(placement)
@@ -86,12 +87,19 @@ def _other_why(placement: Placement) -> str:
     )
 
 
-def _wanted(kind: str, placement: Placement, ndim: int) -> bool:
+def _packed_as(state: State, op: Op) -> Shard:
+    """How the input features of a module's weight are packed: a weight in blocks takes an input in the same blocks."""
+    placement, _ = state.assigned.parameters.get(join(op.module, "weight"), (R, ""))
+    unequal = isinstance(placement, Shard) and placement.parts
+    return placement if unequal and isinstance(placement, Shard) else Shard(0)
+
+
+def _wanted(kind: str, placement: Placement, ndim: int, weight: Shard) -> bool:
     match kind:
         case "R":
             return isinstance(placement, Replicate)
         case "S":
-            return placement == Shard(ndim - 1)
+            return placement == weight.to(ndim - 1)
         case _:
             return isinstance(placement, Partial)
 
@@ -102,6 +110,8 @@ def _after_hook(state: State, op: Op, placement: Placement, ndim: int) -> Placem
             return placement if _keeps_second_dim(state.local, op) else Unknown("a module that mixes the sequence dim")
         case "tp.enter" | "tp.ids" | "tp.reduce" | "tp.gather":
             return R
+        case "tp.sharded" if isinstance(placement, Shard):
+            return placement
         case "tp.split" | "tp.sharded":
             return Shard(ndim - 1)
         case "tp.rope":

@@ -6,7 +6,7 @@ a dim (or of every packed block), but not none.
 """
 
 from collections.abc import Iterator
-from math import prod
+from math import gcd, prod
 
 from shardproof.planner.ir.degrees import Limit
 from shardproof.planner.ir.findings import Place
@@ -82,7 +82,9 @@ def _parts_must_be_even(ran: Propagation, pair: Pair, whole: Op) -> bool:
 
 
 def _limit(shape: Shape, placement: Shard, place: Place, *, even: bool, name: str = "") -> Limit:
-    size, rest = shape[placement.dim] // placement.blocks, prod(shape[placement.dim + 1 :])
+    sizes = placement.block_sizes(shape[placement.dim]) or (shape[placement.dim] // placement.blocks,)
+    size, rest = gcd(*sizes), prod(shape[placement.dim + 1 :])
+    even = even or bool(placement.parts)
     what = f"{size} parts of {rest}" if even and rest > 1 else str(size)
     what += f" in each of {placement.blocks} blocks" if placement.blocks > 1 else ""
     return Limit(size, even, what + (f" (dim {placement.dim} of {name})" if name else ""), place)

@@ -348,13 +348,15 @@ def _input_placements(state: State, local: Op, whole: Op) -> tuple[Placement, ..
 def _as_others_lie(state: State, local: Op, found: list[Placement]) -> list[Placement]:
     """A fresh tensor of which every element is alike is a part of the whole one however that is cut: it lies as the others do."""
     blocks = {
-        p.blocks for n, p in zip(local.inputs, found, strict=False) if isinstance(p, Shard) and n not in state.uniform
+        (p.blocks, p.parts)
+        for n, p in zip(local.inputs, found, strict=False)
+        if isinstance(p, Shard) and n not in state.uniform
     }
     if len(blocks) != 1:
         return found
-    (count,) = blocks
+    ((count, parts),) = blocks
     return [
-        Shard(p.dim, count) if isinstance(p, Shard) and n in state.uniform else p
+        Shard(p.dim, count, parts) if isinstance(p, Shard) and n in state.uniform else p
         for n, p in zip(local.inputs, found, strict=False)
     ]
 

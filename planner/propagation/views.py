@@ -3,7 +3,7 @@
 from math import prod
 
 from shardproof.planner.ir.graph import Graph, Ref, Shape
-from shardproof.planner.ir.placement import Placement, Shard
+from shardproof.planner.ir.placement import Placement, Shard, packed
 from shardproof.planner.propagation.relation import Placements, Problem, name
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Narrow, Semantics
@@ -19,6 +19,8 @@ def flat(shape: Shape, placement: Shard) -> tuple[int, int]:
 
 def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shard | None:
     """The placement of a shard after a row-major reshape; None if a rank's part would not be a shard of one dim."""
+    if placement.parts:
+        return _same_dim(shape, result, placement)
     outer, _ = flat(shape, placement)
     before = 1
     for dim, size in enumerate(result):
@@ -34,6 +36,13 @@ def reshaped(shape: Shape, result: Shape, placement: Shard, degree: int) -> Shar
     return None
 
 
+def _same_dim(shape: Shape, result: Shape, placement: Shard) -> Shard | None:
+    """The placement of unequal blocks after a reshape that keeps their dim; None where it does not."""
+    size, outer = shape[placement.dim], prod(shape[: placement.dim])
+    at = next((d for d in range(len(result)) if prod(result[:d]) == outer and result[d] == size), None)
+    return None if at is None else placement.to(at)
+
+
 def keeps_dim(shape: Shape, result: Shape, before: Placement, after: Placement) -> bool:
     """Whether a reshape keeps the sharded dim, with the same size and the same elements per position, so that an uneven
     shard stays valid.
@@ -41,6 +50,7 @@ def keeps_dim(shape: Shape, result: Shape, before: Placement, after: Placement) 
     return (
         isinstance(before, Shard)
         and isinstance(after, Shard)
+        and before.parts == after.parts
         and shape[before.dim] * after.blocks == result[after.dim] * before.blocks
     )
 
@@ -88,9 +98,11 @@ def narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degr
         if isinstance(there, Narrow) and there.starts != meaning.starts:
             return _other_part(whole, there, meaning)
         return tuple(placement for _ in range(count))
-    block = size // placement.blocks
     if meaning.lengths == (size,):
         return (placement,)
+    if placement.parts:
+        return _unequal(meaning, whole, local, placement, degree)
+    block = size // placement.blocks
     if any(number % block for number in (*meaning.starts, *meaning.lengths)):
         if _put_together_again(whole, meaning.dim) or _written_back(whole, meaning):
             return Problem(
@@ -125,6 +137,28 @@ def _other_part(whole: Call, there: Narrow, meaning: Narrow) -> Problem:
         got,
         wanted,
     )
+
+
+def _unequal(meaning: Narrow, whole: Call, local: Call, placement: Shard, degree: int) -> Placements | Problem:
+    """A cut between packed blocks of unequal sizes."""
+    sizes = placement.block_sizes(whole.shapes[0][placement.dim]) or ()
+    edges = [sum(sizes[:at]) for at in range(len(sizes) + 1)]
+    found = []
+    for start, length in zip(meaning.starts, meaning.lengths, strict=True):
+        if start not in edges or start + length not in edges:
+            return Problem(
+                "TP213",
+                f"{name(whole)} cuts packed blocks of {list(sizes)} at {sorted({*meaning.starts, *meaning.lengths})}",
+                "a rank holds a share of every block, and the cut falls inside one",
+                str(placement),
+                f"a cut at {edges}",
+                0,
+            )
+        found.append(packed(meaning.dim, sizes[edges.index(start) : edges.index(start + length)]))
+    there = semantics(local)
+    if not isinstance(there, Narrow) or there.starts != tuple(start // degree for start in meaning.starts):
+        return _offsets(whole, placement)
+    return tuple(found)
 
 
 def _offsets(whole: Call, placement: Placement) -> Problem:

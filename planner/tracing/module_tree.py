@@ -1,6 +1,8 @@
 """The module tree as data, and which module list holds the layers."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from types import CellType
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -24,6 +26,26 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
         )
         for path, module in model.named_modules(remove_duplicate=False)
     )
+
+
+def forget_results(modules: Iterable[nn.Module]) -> None:
+    """Empty the caches of functions of these modules' classes: what one trace computed, the next one has to compute too."""
+    for kind in {base for module in modules for base in type(module).__mro__}:
+        for value in vars(kind).values():
+            held = (cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell))
+            for function in (value, *held):
+                if isinstance(function, _CACHED):
+                    function.cache_clear()
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # nothing is in it yet
+        return False
+
+
+_CACHED = type(lru_cache(lambda: None))
 
 
 def kept_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

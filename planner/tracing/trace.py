@@ -15,17 +15,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from shardproof.planner.inputs.accepted import NoInputsError, search
-from shardproof.planner.inputs.example import TRACED, caching, example_inputs, take, taken
+from shardproof.planner.inputs.accepted import NoInputsError, plain_form, search
+from shardproof.planner.inputs.example import (
+    TRACED,
+    caching,
+    example_inputs,
+    guesses_calls,
+    known_call,
+    take,
+    take_call,
+    taken,
+)
 from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
+from shardproof.planner.loading.any_module import ModuleConfig
+from shardproof.planner.loading.modules.own_plan import unlike_lists
 from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.loading.version_breaks import version_advice
 from shardproof.planner.tracing.layer_kinds import Attributes, LayerNumber, SharedState, layer_kinds, numbered
 from shardproof.planner.tracing.modes import Dispatch, Functions
-from shardproof.planner.tracing.module_tree import kept_tensors, module_table
+from shardproof.planner.tracing.module_tree import forget_results, kept_tensors, module_table
 from shardproof.planner.tracing.own_backward import apply_function
 from shardproof.planner.tracing.placeholders import placing_search_results, search_first_only
 from shardproof.planner.tracing.recorder import Recorder
@@ -35,6 +46,7 @@ from shardproof.planner.tracing.session import (
     forget,
     recording,
     remembered,
+    structural_copy,
     without_garbage_collection,
 )
 
@@ -63,6 +75,10 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     Raises:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
+    if inputs is None and taken(model) is None and guesses_calls(model):
+        form = known_call(model, TRACED) or plain_form(structural_copy(model), TRACED)
+        if form is not None:
+            take_call(model, form, TRACED)
     if inputs is not None or taken(model) is not None:
         return _settled(model, inputs if inputs is not None else example_inputs(model))
     try:
@@ -242,6 +258,8 @@ class Tracing:
             written=tuple(recorder.written),
             branches=tuple(recorder.branches),
             calls=tuple(call for call in self.calls if call is not None),
+            unlike=unlike_lists(self.model),
+            any_module=isinstance(getattr(self.model, "config", None), ModuleConfig),
         )
 
     def _stopped(self, error: Exception, inputs: tuple[tuple[str, int], ...]) -> TraceError:
@@ -258,6 +276,7 @@ class Tracing:
         recorder, held = self.recorder, [ModuleState.of(module) for module in self.modules]
         put_back = [state.keep() for state in self.state.values()]
         once = (module for module in self.modules if id(module) in self.kinds and "forward" not in vars(module))
+        forget_results(self.modules)
         restore = [self._run_once_per_kind(module) for module in list(once)]
         try:
             with (

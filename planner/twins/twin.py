@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain
 from math import gcd
 
@@ -22,11 +23,13 @@ from shardproof.planner.inputs.run_modes import RunMode, scripts
 from shardproof.planner.ir.errors import ShardproofError, reason
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.adapters.adapted_class import without_dropout
+from shardproof.planner.loading.any_module import ModuleConfig
 from shardproof.planner.loading.config_defaults import sectioned
 from shardproof.planner.loading.field_roles import Fields, role_of
 from shardproof.planner.loading.load import LoadedModel, build, quiet, with_adapter_classes
 from shardproof.planner.loading.source_lines import line_of
 from shardproof.planner.twins.agreement import agreeing
+from shardproof.planner.twins.module_sizes import shallow, small_modules
 from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
 
 SMALL = 4_000_000
@@ -61,6 +64,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     with quiet():
         kinds, text_alone, first, patience = _kinds(loaded), None, "", _PATIENCE
         for most, config in chain(
+            ((SMALL, config) for config in _of_module(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in _by_names(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in [_beside_sizes(loaded)]),
             ((NARROW, config) for config in _by_width(loaded.config, tp=tp, pp=pp)),
@@ -239,6 +243,38 @@ def _by_names(loaded: LoadedModel, *, tp: int, pp: int, derive: bool = False) ->
         for rung in RUNGS:
             with suppress(Exception):  # a config class may refuse sizes: try the next attempt
                 yield rebuilt(config, shrunk(fields, tp=tp, least_layers=2 * pp * deeper, rung=rung))
+
+
+def shallower(loaded: LoadedModel, *, layers: int) -> LoadedModel:
+    """A module with at most this many layers of each stack, and every kind of layer; a Transformers model as it is."""
+    if not isinstance(loaded.config, ModuleConfig):
+        return loaded
+    fields = _module_fields(loaded.config)
+    fewer = shallow(fields, least=layers, kinds=partial(_kinds_with, loaded))
+    return dataclasses.replace(loaded, config=_with_fields(loaded.config, {**fields, **fewer}))
+
+
+def _of_module(loaded: LoadedModel, *, tp: int, pp: int) -> Iterator[PreTrainedConfig]:
+    """Small configs of a module that is no Transformers model; none of a Transformers model."""
+    config = loaded.config
+    if not isinstance(config, ModuleConfig):
+        return
+    for small in small_modules(_module_fields(config), tp=tp, least=2 * pp, kinds=partial(_kinds_with, loaded)):
+        with suppress(Exception):  # a constructor may refuse sizes
+            yield _with_fields(config, small)
+
+
+def _module_fields(config: ModuleConfig) -> Fields:
+    return {name: getattr(config, name) for name in type(config).defaults}
+
+
+def _with_fields(config: ModuleConfig, fields: Fields) -> PreTrainedConfig:
+    return rebuilt(config, {**fields, "declared_inputs": list(config.declared_inputs)})
+
+
+def _kinds_with(loaded: LoadedModel, fields: Fields) -> frozenset[tuple[str, int]]:
+    assert isinstance(loaded.config, ModuleConfig)
+    return _kinds(dataclasses.replace(loaded, config=_with_fields(loaded.config, fields)))
 
 
 def _derived(config: PreTrainedConfig, fields: Fields) -> set[str]:

@@ -19,9 +19,10 @@ def part_of(tensor: torch.Tensor, placement: Placement, *, rank: int, degree: in
     if not isinstance(placement, Shard):
         return tensor
     size = tensor.shape[placement.dim]
-    if size < degree or size % placement.blocks:
+    sizes = placement.block_sizes(size)
+    if size < degree or sizes is None or (placement.parts and any(each % degree for each in sizes)):
         raise PartError(f"{list(tensor.shape)} does not divide into {placement} over {degree} ranks")
-    blocks = [block.chunk(degree, placement.dim) for block in tensor.chunk(placement.blocks, placement.dim)]
+    blocks = [block.chunk(degree, placement.dim) for block in tensor.split(sizes, placement.dim)]
     if any(len(pieces) <= rank for pieces in blocks):
         raise PartError(f"{list(tensor.shape)} at {placement} leaves nothing for rank {rank}")
     return torch.cat([pieces[rank] for pieces in blocks], placement.dim)

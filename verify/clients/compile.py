@@ -11,7 +11,7 @@ from enum import IntEnum
 from torch import nn
 
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
-from shardproof.planner.ir.plan import Plan, TpEntry, generic
+from shardproof.planner.ir.plan import Plan, TpEntry, common_parts, generic
 from shardproof.planner.ir.spelling import listing
 from shardproof.planner.ir.styles import STYLES, ParameterLayout
 from shardproof.planner.loading.carried_plan import base_prefix
@@ -21,7 +21,7 @@ from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.report.report import LevelResult
 
-TRIES = 12
+TRIES = 20
 
 
 class Form(IntEnum):
@@ -73,6 +73,8 @@ def compile_for(
             continue
         place = wrong.place.entry or (wrong.place.module or "").removeprefix(f"{prefix}.")
         parent = _parent_of(place, plan)
+        if parent is not None and forms.get(parent) is Form.WHOLE:  # what shares its group may be beside it
+            parent = _beside(place, plan, {one for one, form in forms.items() if form is Form.WHOLE})
         if parent is None or forms.get(parent) is Form.WHOLE or all(d.reader is Reader.NAMES for d in dialects):
             return best
         forms[parent] = Form(forms.get(parent, Form.AS_PLANNED) + 1)
@@ -152,6 +154,14 @@ def _parent_of(place: str, plan: Plan) -> str | None:
     parents = list(dict.fromkeys(_parent(entry.pattern) for entry in plan.tp))
     own = [p for p in parents if p in (where, _parent(where)) or where.startswith(f"{p}.") or p.startswith(f"{where}.")]
     return max(own, key=len, default=None)
+
+
+def _beside(place: str, plan: Plan, whole: Collection[str]) -> str | None:
+    """The parent nearest to a place whose entries are not given up yet; None where none is near."""
+    parents = dict.fromkeys(_parent(entry.pattern) for entry in plan.tp)
+    near = {one: common_parts(one, generic(place)) for one in parents if one not in whole}
+    best = max(near, key=lambda one: near[one], default=None)
+    return best if best is not None and near[best] else None
 
 
 def _with_rowwise(

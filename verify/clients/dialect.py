@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shardproof.planner.ir.plan import generic
+from shardproof.planner.ir.styles import is_packed_name
 from shardproof.verify.clients.contract.facts import ContractFacts
 
 
@@ -76,6 +77,8 @@ class Dialect:
     whole_attention: frozenset[str] = field(default_factory=frozenset)
     contract: ContractFacts | None = None
     """What it asks of modeling code; None where that was not read."""
+    packs: bool = False
+    """Whether it has styles of packed blocks of any sizes, such as `packed_rowwise[1, 4]`."""
     reach: str = ""
     """How a plan reaches it without a change of code; empty where only code does."""
 
@@ -85,7 +88,7 @@ class Dialect:
 
     def effect(self, style: str) -> str | None:
         """The Transformers style of the same effect, `replicate`, or None for a name that the client does not have."""
-        return self.styles.get(style)
+        return style if self.packs and is_packed_name(style) else self.styles.get(style)
 
 
 def first_match(matching: Matching, patterns: Iterable[str], path: str) -> str | None:

@@ -7,7 +7,7 @@ from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import Placement
 from shardproof.planner.ir.plan import Plan, generic, join
-from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style
+from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style, style_of
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.deepspeed.layout import layout_of, styles_read
@@ -52,7 +52,7 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
             return Reading(_laid_out(subject.graph, layout), tuple(unknown))
         case Reader.MODULES:
             effects = {key: dialect.effect(style) for key, style in plan.styles(subject.prefix).items()}
-            own = {module.path: effects.get(generic(module.path)) for module in subject.graph.modules}
+            own = {module.path: effects.get(subject.graph.key(module.path)) for module in subject.graph.modules}
             return Reading(_laid_out(subject.graph, own))
         case Reader.NAMES:
             return _by_names(dialect, subject)
@@ -110,13 +110,13 @@ def _laid_out(graph: Graph, layout: Mapping[str, str | None]) -> Assigned:
     modules: dict[str, tuple[Style, str]] = {}
     parameters: dict[str, tuple[Placement, str]] = {}
     for path, name in layout.items():
-        style = STYLES.get(name or "")
+        style = style_of(name or "")
         module = graph.module_of.get(path)
         if style is None or module is None or style.name == "replicate":
             continue
-        modules[path] = (style, generic(path))
+        modules[path] = (style, graph.key(path))
         for local, number in module.parameters:
-            parameters[join(path, local)] = (style.placement(local, len(graph.values[number].shape)), generic(path))
+            parameters[join(path, local)] = (style.placement(local, len(graph.values[number].shape)), graph.key(path))
     return Assigned(modules, parameters)
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 
 from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.findings import Finding, Fix, Severity
-from shardproof.planner.ir.plan import Edit, generic, join
+from shardproof.planner.ir.plan import Edit, join
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.tracing.programs import Subject, other_modes, subject_of
 from shardproof.verify.proof.tensor import check_tensor
@@ -161,21 +161,21 @@ def _suspects(subject: Subject, styles: Mapping[str, str], finding: Finding) -> 
     if given is not None:
         yield given
         # A parameter's entry gives its placement; its module's entry says which collectives run.
-        yield from {given.rpartition(".")[0]} & {generic(path) for path in owners}
+        yield from {given.rpartition(".")[0]} & {subject.graph.key(path) for path in owners}
         yield from (pattern for pattern in styles if pattern.rpartition(".")[0] == given)
         yield from _tied(subject, given)
     module = finding.place.module or ""
     scope = module if any(path.startswith(f"{module}.") for path in owners) else module.rpartition(".")[0]
-    near = dict.fromkeys(generic(path) for path in owners if path.startswith(f"{scope}."))
+    near = dict.fromkeys(subject.graph.key(path) for path in owners if path.startswith(f"{scope}."))
     yield from (pattern for pattern in near if pattern != given and scope)
 
 
 def _tied(subject: Subject, pattern: str) -> Iterator[str]:
     """Patterns of other modules that hold the same (tied) parameter."""
-    numbers = {n for m in subject.graph.modules if generic(m.path) == pattern for _, n in m.parameters}
+    numbers = {n for m in subject.graph.modules if subject.graph.key(m.path) == pattern for _, n in m.parameters}
     for module in subject.graph.modules:
-        if generic(module.path) != pattern and any(number in numbers for _, number in module.parameters):
-            yield generic(module.path)
+        if subject.graph.key(module.path) != pattern and any(number in numbers for _, number in module.parameters):
+            yield subject.graph.key(module.path)
 
 
 def _has(findings: tuple[Finding, ...], finding: Finding) -> bool:
@@ -231,7 +231,7 @@ def _family(style: str | None) -> str:
 
 def _takes_routing(subject: Subject, pattern: str) -> bool:
     """Whether modules under a pattern are called as experts are: with hidden states, and with the tensors of their routing."""
-    calls = (call for call in subject.graph.calls if generic(call.module) == pattern)
+    calls = (call for call in subject.graph.calls if subject.graph.key(call.module) == pattern)
     return any(len(call.arguments) > 1 for call in calls)
 
 
@@ -242,10 +242,12 @@ def _applies(subject: Subject, pattern: str, style: str) -> bool:
     if style == "moe_tp_experts" and not _takes_routing(subject, pattern):
         return False
     needs = STYLES[style].needs
-    modules = [module for module in subject.graph.modules if generic(module.path) == pattern]
+    modules = [module for module in subject.graph.modules if subject.graph.key(module.path) == pattern]
     if modules:
         numbers = dict(modules[0].numbers)
         is_table = "Embedding" in modules[0].bases
         return (needs is None or needs in numbers) and (is_table or not style.startswith("embedding"))
     names = (join(module.path, local) for module in subject.graph.modules for local, _ in module.parameters)
-    return style in ("colwise", "packed_colwise", "rowwise") and any(generic(name) == pattern for name in names)
+    return style in ("colwise", "packed_colwise", "rowwise") and any(
+        subject.graph.key(name) == pattern for name in names
+    )

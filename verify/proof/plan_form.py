@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from shardproof.planner.ir.findings import Finding, Fix, Place, Severity
 from shardproof.planner.ir.placement import Shard
-from shardproof.planner.ir.plan import Edit, Plan, generic, join
+from shardproof.planner.ir.plan import Edit, Plan, join, keyed
 from shardproof.planner.ir.spelling import nearest_names
-from shardproof.planner.ir.styles import STYLES
+from shardproof.planner.ir.styles import STYLES, is_packed_name, style_of
+from shardproof.planner.loading.any_module import ModuleConfig
 from shardproof.planner.loading.carried_plan import base_prefix, reads_config_plan, reads_plans
+from shardproof.planner.loading.modules.own_plan import unlike_lists
 from shardproof.planner.transformers_facts.styles import modelled, needs_attribute, registered
 from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106, tp210
 
@@ -56,11 +58,12 @@ class _Names:
     def of(model: nn.Module) -> "_Names":
         modules: dict[str, list[tuple[str, nn.Module]]] = {}
         parameters: dict[str, list[tuple[str, Tensor]]] = {}
+        unlike = unlike_lists(model)
         for path, module in model.named_modules(remove_duplicate=False):
             if path:
-                modules.setdefault(generic(path), []).append((path, module))
+                modules.setdefault(keyed(path, unlike), []).append((path, module))
         for path, parameter in model.named_parameters(remove_duplicate=False):
-            parameters.setdefault(generic(path), []).append((path, parameter))
+            parameters.setdefault(keyed(path, unlike), []).append((path, parameter))
         # The model's own plan as Transformers composed it: there, and only there, a key without a match is a warning.
         own = [getattr(model, attribute, None) or {} for attribute in ("_tp_plan", "_ep_plan")]
         return _Names(model, modules, parameters, frozenset(str(key) for keys in own for key in keys))
@@ -88,9 +91,10 @@ def _expert_entry(names: _Names, pattern: str, style: str) -> Finding | None:
 
 
 def _fault(names: _Names, pattern: str, style: str) -> Finding | None:
-    if style not in registered():
+    packing = is_packed_name(style) and isinstance(getattr(names.model, "config", None), ModuleConfig)
+    if style not in registered() and not packing:
         return pl101.unknown_style(pattern, style, _near(style, modelled()), known=list(modelled()))
-    if style not in STYLES:
+    if style_of(style) is None:
         return tp210.style_not_modelled(style, Place(entry=pattern), NOT_READ)
     if pattern not in names:
         near, owner = _near_paths(names, pattern), type(names.model).__name__
@@ -133,7 +137,8 @@ def _candidates(
 def _lacks_attribute(names: _Names, pattern: str, style: str) -> Finding | None:
     if style == "mla_kv_a_proj":
         return _lacks_rope_dim(names, pattern)
-    needs = STYLES[style].needs if needs_attribute(style) else None
+    known = style_of(style)
+    needs = known.needs if known is not None and (style not in STYLES or needs_attribute(style)) else None
     # A key of a parameter lays it out and hooks no module, so nothing is read from one.
     bad = [(path, module) for path, module in names.modules.get(pattern, ()) if needs and not hasattr(module, needs)]
     if not bad:

@@ -189,7 +189,7 @@ def _missing_entry(local: Graph, stuck: Stuck) -> str | None:
     feeds = owner.rpartition(".")[0] == stuck.module.rpartition(".")[0] and "out_features" in dict(
         local.module_of[owner].numbers
     )
-    return generic(owner) if inside or feeds else None
+    return local.key(owner) if inside or feeds else None
 
 
 def _owner(graph: Graph, number: int) -> str | None:

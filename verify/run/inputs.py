@@ -78,9 +78,14 @@ class Inputs:
         return {self.name: token, **(self.more if self.encoded else {})}
 
 
-def _along(value: torch.Tensor, length: int) -> bool:
+def _along(value: object, length: int) -> bool:
     """Whether this is one integer for each token."""
-    return value.ndim == 2 and value.shape[1] == length and not value.is_floating_point()
+    return (
+        isinstance(value, torch.Tensor)
+        and value.ndim == 2
+        and value.shape[1] == length
+        and not value.is_floating_point()
+    )
 
 
 def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:

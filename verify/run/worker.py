@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardproof.planner.ir.plan import generic
+from shardproof.planner.ir.plan import key_for, numbered
+from shardproof.planner.ir.styles import is_packed_name
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.verify.run.collectives.autograd import AxisRank
 from shardproof.verify.run.collectives.own_styles import applied
@@ -112,8 +113,9 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
     if case.weights:
         progress.limits = _limits(case, single, asked, progress.want)
     progress.observed, progress.sharded, progress.stage = None, True, "loading the sharded model"
-    if case.applied is Applied.OURS:
-        own = applied(single, case.plan.styles(base_prefix(single)), AxisRank(rank, case.tp))
+    styles = case.plan.styles(base_prefix(single))
+    if case.applied is Applied.OURS or any(map(numbered, styles)) or any(map(is_packed_name, styles.values())):
+        own = applied(single, styles, AxisRank(rank, case.tp))
         progress.observed = got = Observed()
         observe(own.model, asked, into=got, exact=not case.weights, asked_of=progress.want)
         got.gradients = {what: own.whole(gradients) for what, gradients in got.gradients.items()}
@@ -168,7 +170,7 @@ def _moved(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -
 
 def _streams(case: Case, single: PreTrainedModel) -> list[str]:
     styles = case.plan.styles(base_prefix(single))
-    return streams(single, [name for name, _ in single.named_modules() if generic(name) in styles])
+    return streams(single, [name for name, _ in single.named_modules() if key_for(name, styles)])
 
 
 def _check_pipeline(

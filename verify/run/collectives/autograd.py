@@ -27,9 +27,15 @@ def gathered(mine: torch.Tensor, placement: Placement, at: AxisRank, *, size: in
     """All-gather the whole tensor from all ranks; `size` is the whole size of the sharded dim. Not differentiable."""
     if not isinstance(placement, Shard):
         return mine
-    dim, each = placement.dim, size // placement.blocks
+    dim = placement.dim
     if placement.blocks > 1:
-        pieces = [gathered(piece, Shard(dim), at, size=each) for piece in mine.chunk(placement.blocks, dim)]
+        sizes = placement.block_sizes(size)
+        assert sizes is not None, "the part was made by these blocks"
+        mine_of = [each // at.degree for each in sizes] if placement.parts else mine.shape[dim] // placement.blocks
+        pieces = [
+            gathered(piece, Shard(dim), at, size=each)
+            for piece, each in zip(mine.split(mine_of, dim), sizes, strict=True)
+        ]
         return torch.cat(pieces, dim)
     most = -(-size // at.degree)
     padding = mine.new_zeros([*mine.shape[:dim], most - mine.shape[dim], *mine.shape[dim + 1 :]])

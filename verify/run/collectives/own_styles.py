@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.placement import Placement, R, Shard
-from shardproof.planner.ir.plan import generic, join, owner_of
-from shardproof.planner.ir.styles import STYLES, After, Before, ParameterLayout, Style
+from shardproof.planner.ir.plan import generic, join, key_for, owner_of
+from shardproof.planner.ir.styles import After, Before, ParameterLayout, Style, style_of
 from shardproof.planner.transformers_facts.tables import TABLE, automatic_style
 from shardproof.verify.run.collectives.autograd import AxisRank, enter, gather, gathered, part, reduce, total
 
@@ -52,14 +52,16 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) ->
     """
     model = copy.deepcopy(single)
     styles = {**dict.fromkeys(_automatic(model, styles), "embedding_rowwise"), **styles}
-    if unknown := sorted(style for style in styles.values() if style not in STYLES or STYLES[style].expert_parallel):
+    if unknown := sorted(
+        style for style in styles.values() if (known := style_of(style)) is None or known.expert_parallel
+    ):
         raise StyleError(f"{unknown[0]!r} is no tensor-parallel style")
     rows = {path: len(module.weight) for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     placements, sizes = _cut(model, styles, at)
     rope = int(getattr(model.config.get_text_config(), "qk_rope_head_dim", 0) or 0)
     for path, module in list(model.named_modules()):
-        if (name := styles.get(generic(path))) is not None:
-            _wrap(module, STYLES[name], _Around(at, rows.get(path, 0), rope))
+        if (key := key_for(path, styles)) is not None:
+            _wrap(module, _style(styles[key]), _Around(at, rows.get(path, 0), rope))
     return Application(model, placements, sizes, at)
 
 
@@ -99,8 +101,14 @@ def _cut(model: nn.Module, styles: Mapping[str, str], at: AxisRank) -> tuple[dic
 
 def _placement(name: str, local: str, ndim: int, styles: Mapping[str, str]) -> Placement:
     """By the parameter's own key, else its module's."""
-    style = styles.get(generic(name), styles.get(generic(name).rpartition(".")[0]))
-    return STYLES[style].placement(local, ndim) if style else R
+    key = key_for(name, styles) or key_for(name.rpartition(".")[0], styles)
+    return _style(styles[key]).placement(local, ndim) if key else R
+
+
+def _style(name: str) -> Style:
+    found = style_of(name)
+    assert found is not None, "unknown styles were refused before"
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +135,19 @@ def _wrap(module: nn.Module, style: Style, around: _Around) -> None:
         if style.before is Before.TAKE_IDS:
             return _rows(module, original, args, kwargs, around)
         taken = _taken(style.before, args, around.at)
-        with _without_bias(module, hidden=style.layout is ParameterLayout.INPUT) as bias:
+        with _without_bias(module, hidden=_sums(style)) as bias:
             given = original(*taken, **kwargs)
         given = _given(style, given, module, around)
         return given if bias is None else given + bias
 
     module.forward = forward
+
+
+def _sums(style: Style) -> bool:
+    """Whether a linear layer with this style gives a partial sum, to which its bias is added after the all-reduce."""
+    return style.layout is ParameterLayout.INPUT or (
+        style.layout is ParameterLayout.PACKED_INPUT and bool(style.packing)
+    )
 
 
 @contextmanager

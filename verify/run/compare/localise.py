@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from shardproof.planner.ir.placement import Placement, R, Shard
-from shardproof.planner.ir.plan import generic
+from shardproof.planner.ir.plan import generic, key_for
 from shardproof.verify.run.collectives.autograd import AxisRank
 from shardproof.verify.run.compare.module_activations import ModuleActivations
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
@@ -99,6 +99,4 @@ def entry_key(name: str) -> str:
 
 def entry_of(name: str, styles: dict[str, str]) -> str | None:
     """The key that applies to a module or a parameter: its own, or (for a parameter) its module's."""
-    key = entry_key(name)
-    module = key.rpartition(".")[0]
-    return key if key in styles else module if module in styles else None
+    return key_for(name, styles) or key_for(name.rpartition(".")[0], styles)

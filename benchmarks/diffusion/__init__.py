@@ -1,0 +1,1 @@
+"""The benchmark of the transformer models of diffusers."""

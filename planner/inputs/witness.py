@@ -1,0 +1,101 @@
+"""Which operator of a forward failed, on which sizes, and from which arguments of the forward each of its operands was made."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor that an operator was given: its shape, and the arguments of the forward that it depends on."""
+
+    shape: tuple[int, ...]
+    arguments: frozenset[str]
+    floating: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FailedOperator:
+    """An operator that raised: its name, its tensors in order (`None` for what is no tensor), and its plain arguments."""
+
+    name: str
+    operands: tuple[Operand, ...]
+    plain: tuple[object, ...]
+
+
+class Witness(TorchFunctionMode):
+    """Follows the arguments of a forward through its operators, until one raises; `failed` is that one.
+
+    All tensors of the forward are kept alive meanwhile, so it is used on the meta device and on small models.
+    """
+
+    def __init__(self, given: Mapping[str, object]) -> None:
+        super().__init__()
+        self.failed: FailedOperator | None = None
+        self.count = 0
+        """How many operators came to their end: how far a forward came."""
+        self._error: BaseException | None = None
+        self._made_of: dict[int, frozenset[str]] = {}
+        self._kept: list[Tensor] = []
+        self.looked_up: set[str] = set()
+        """Arguments that reach a table as the numbers of its rows."""
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                self._note(value, frozenset({name}))
+
+    def raised(self, error: BaseException) -> bool:
+        """Whether this exception came from the operator that failed."""
+        return self._error is error
+
+    def made_of(self, value: object) -> frozenset[str]:
+        """The arguments that a tensor of the forward was made of; none for what is no tensor."""
+        return self._made_of.get(id(value), frozenset()) if isinstance(value, Tensor) else frozenset()
+
+    def _note(self, tensor: Tensor, names: frozenset[str]) -> None:
+        self._made_of[id(tensor)] = names
+        self._kept.append(tensor)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        flat = list(_flat((*args, *kwargs.values())))
+        tensors = [one for one in flat if isinstance(one, Tensor)]
+        known = [found for one in tensors if (found := self._made_of.get(id(one)))]
+        names = known[0] if len(known) == 1 else frozenset[str]().union(*known)
+        try:
+            made = func(*args, **kwargs)
+        except Exception as error:
+            if error is not self._error:
+                self._error = error
+                operands = tuple(
+                    Operand(tuple(one.shape), self._made_of.get(id(one), frozenset()), one.is_floating_point())
+                    for one in tensors
+                )
+                plain = tuple(one for one in flat if not isinstance(one, Tensor))
+                self.failed = FailedOperator(getattr(func, "__name__", str(func)), operands, plain)
+            raise
+        self.count += 1
+        if names:
+            if getattr(func, "__name__", "") == "embedding":
+                self.looked_up |= self._made_of.get(id(tensors[0]), frozenset())
+            for one in _flat((made,)):
+                if isinstance(one, Tensor):
+                    self._note(one, names if id(one) not in self._made_of else names | self._made_of[id(one)])
+        return made
+
+
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
+    """Values, and those in lists and tuples of them."""
+    for one in values:
+        if isinstance(one, list | tuple):
+            yield from _flat(one)
+        else:
+            yield one
