@@ -74,7 +74,7 @@ EDITS: tuple[tuple[str, str, str, str | Callable[["re.Match[str]"], str]], ...] 
         "torch's own attention",
         "BE402 BE406",
         _CALL,
-        "mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)",
+        "mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)",
     ),
     (
         "two calls of the interface",
