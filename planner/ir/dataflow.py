@@ -30,6 +30,29 @@ def live_ops(graph: Graph) -> frozenset[int]:
     return frozenset(live)
 
 
+def buffers_left(graph: Graph) -> Mapping[str, int]:
+    """Buffers to which the forward wrote, by name, and the values that it leaves there."""
+    return {
+        name: number
+        for module in graph.modules
+        for own, number in module.buffers
+        if number in graph.producer and (name := f"{module.path}.{own}" if module.path else own)
+    }
+
+
+def buffers_read(graph: Graph) -> frozenset[str]:
+    """Buffers of which an output depends on what they held before the forward."""
+    live = live_ops(graph)
+    held = {
+        name for module in graph.modules for name in (f"{module.path}.{own}".lstrip(".") for own, _ in module.buffers)
+    }
+    return frozenset(
+        value.name
+        for number, value in enumerate(graph.values)
+        if value.name in held and not live.isdisjoint(graph.users.get(number, ()))
+    )
+
+
 def stream(graph: Graph) -> frozenset[int]:
     """Values that depend on a trained parameter. A stage without that parameter must receive them."""
     return derived(graph, (number for module in graph.modules for _, number in module.parameters))

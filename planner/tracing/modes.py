@@ -79,6 +79,8 @@ class Functions(TorchFunctionMode):
         recorder = self.recorder
         if recorder.paused:
             return func(*args, **kwargs)
+        if _in_derivative():
+            raise NotImplementedError("a derivative that torch.func takes inside the forward is not recorded")
         if recorder.whole and func in SIZES and (size := recorder.size_of(args[0])) is not None:
             return SIZES[func](size, *args[1:], **kwargs)
         args, kwargs = tree_map(_here, args) if func is Tensor.to else args, {k: _here(v) for k, v in kwargs.items()}
@@ -128,6 +130,13 @@ class Functions(TorchFunctionMode):
             sizes[open_] = args[0].shape[open_]
         sizes[dim] = -1
         return (args[0], *sizes)
+
+
+def _in_derivative() -> bool:
+    """Whether `torch.func` is taking a derivative, whose ops are not those that the code calls; `vmap` is none."""
+    transform = torch._C._functorch.peek_interpreter_stack()
+    kinds = torch._C._functorch.TransformType
+    return transform is not None and transform.key() in (kinds.Grad, kinds.Jvp)
 
 
 def _sizes(args: tuple[Any, ...]) -> list[Any]:

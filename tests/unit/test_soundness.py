@@ -73,6 +73,7 @@ def test_a_wrong_plan_is_refuted(trait: str, code: str, module: str | None) -> N
         *("hook on a gradient, each element", "without gradient", "gradient switched off", "data attribute"),
         *("logged and not read", "not a number", "straight through", "tiled to a local size"),
         *("view of what is written by element", "left for the loss, whole"),
+        *("statistic of the input", "statistic that nothing reads"),
     ],
 )
 def test_a_right_plan_is_not_accused(trait: str) -> None:
@@ -80,6 +81,18 @@ def test_a_right_plan_is_not_accused(trait: str) -> None:
     assert result.findings == ()
     assert result.scope is not None
     assert result.scope.modes == ("evaluation", "training", "decoding")
+
+
+def test_what_training_leaves_for_evaluation_has_to_be_whole() -> None:
+    result = proof("statistic of a part")
+    assert result.verdict is Verdict.NOT_PROVED
+    assert result.findings[0].message.startswith("in training, the forward leaves in model.layers.0.feed.seen")
+
+
+def test_a_gradient_taken_in_the_forward_is_not_recorded() -> None:
+    result = proof("differentiated in the forward")
+    assert result.verdict is Verdict.NOT_PROVED
+    assert "torch.func" in result.findings[0].message
 
 
 def test_the_scope_says_what_was_looked_at() -> None:

@@ -81,11 +81,15 @@ class Attention(nn.Module):
 class Feed(nn.Module):
     """Up, the trait, down."""
 
+    seen: Tensor
+
     def __init__(self, config: TraitConfig, index: int) -> None:
         super().__init__()
         self.trait, self.index = config.trait, index
         self._private = index % 2
         self.pair, self.side = ("any", index % 2), Side.OTHER if index % 2 else Side.ONE
+        if "statistic" in config.trait:
+            self.register_buffer("seen", torch.ones(()))
         self.function: Callable[[Tensor], Tensor] = (lambda h: h.softmax(-1)) if index % 2 else (lambda h: h)
         self.up, self.down = (
             nn.Linear(config.hidden_size, config.intermediate_size),
@@ -125,6 +129,15 @@ def _switched(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
     mean = x.mean(-1, keepdim=True)
     torch.set_grad_enabled(True)
     return h * (1 + mean)
+
+
+def _scaled_later(feed: Feed, h: Tensor, of: Tensor, *, read: bool = True) -> Tensor:
+    """Training keeps a mean of `of`, by which evaluation divides."""
+    if feed.training:
+        with torch.no_grad():
+            feed.seen.copy_(of.abs().mean())
+        return h
+    return h / feed.seen if read else h
 
 
 def _counted(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
@@ -189,6 +202,12 @@ TRAITS: dict[str, Callable[[Feed, Tensor, Tensor], Tensor]] = {
     "closure": lambda feed, h, x: feed.function(h),
     "module state": _counted,
     "training only": lambda feed, h, x: h.softmax(-1) if feed.training else h,
+    "differentiated in the forward": lambda feed, h, x: (
+        h + torch.func.grad(lambda t: t.softmax(-1).square().sum())(h.detach())
+    ),
+    "statistic of a part": lambda feed, h, x: _scaled_later(feed, h, h),
+    "statistic of the input": lambda feed, h, x: _scaled_later(feed, h, x),
+    "statistic that nothing reads": lambda feed, h, x: _scaled_later(feed, h, h, read=False),
     "one token only": lambda feed, h, x: h.softmax(-1) if x.shape[1] == 1 else h,
     "branch on data": lambda feed, h, x: h.softmax(-1) if x.abs().max() > 1e-3 else h,
     "number read off": lambda feed, h, x: h / (1 + h.abs().sum().item()),

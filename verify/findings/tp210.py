@@ -136,6 +136,19 @@ def decoding_not_asked() -> Finding:
     )
 
 
+def left_in_a_buffer(buffer: str, mode: str, placement: str, place: Place) -> Finding:
+    """What a forward leaves in a buffer that a later forward reads, and of which a rank has only a part."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"in {mode}, the forward leaves in {buffer} what only one rank has, and a later forward reads it",
+        place,
+        why="each forward is proved for itself, with the buffers that one device has",
+        found=placement,
+        needed="a value that is the same on every rank",
+    )
+
+
 def experts_not_tried(error: str, place: Place) -> Finding:
     """Experts of an expert plan, which could not be run on a small copy of the model."""
     return Finding(

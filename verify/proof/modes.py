@@ -8,8 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from shardproof.planner.inputs.run_modes import RunMode, has_unknown_cache
+from shardproof.planner.ir.dataflow import buffers_left, buffers_read
 from shardproof.planner.ir.findings import Finding, Place, Source
+from shardproof.planner.ir.placement import Replicate
+from shardproof.planner.ir.plan import generic
+from shardproof.planner.judge import related_programs
 from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.programs import Subject, on_the_other_side, other_modes, subject_in
 from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.twins.twin import raises_on_one_device
@@ -46,7 +51,7 @@ def check_modes(
     asked.modes.append(RunMode.EVALUATION.value)
     found = with_fix(subject, styles, tp, check_tensor(subject, styles, tp))
     found = found or _in_other_modes(loaded, subject, styles, tp, asked)
-    found = found or _on_other_sides(subject, styles, tp, asked)
+    found = found or _on_other_sides(subject, styles, tp, asked) or _left_for_later(subject, styles, tp)
     return found, _scope(subject, asked)
 
 
@@ -103,6 +108,25 @@ def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int, asked:
         if wrong := check_tensor(other, styles, tp, one_side=True):
             where = f"on the other side of the branch at {line}"
             return tuple(replace(found, message=f"{where}, {found.message}") for found in wrong)
+    return ()
+
+
+def _left_for_later(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+    """What a forward leaves in a buffer that some forward reads (a statistic of training, used in evaluation) has to be whole."""
+    programs = (subject, *other_modes(subject.model))
+    read = {generic(name) for one in programs for name in buffers_read(one.graph)}
+    for one in programs:
+        left = [name for name in buffers_left(one.graph) if generic(name) in read]
+        if not left:
+            continue
+        ran, _ = related_programs(one, assign(one.reference, styles, base_prefix=one.prefix), tp)
+        numbers = buffers_left(ran.local) if ran is not None else {}
+        for name in left:
+            number = numbers.get(name)
+            placement = ran.placements.get(number) if ran is not None and number is not None else None
+            if not isinstance(placement, Replicate):
+                mode = (one.script.mode if one.script is not None else RunMode.EVALUATION).value
+                return (tp210.left_in_a_buffer(name, mode, str(placement), Place(module=name.rpartition(".")[0])),)
     return ()
 
 
