@@ -64,8 +64,9 @@ def scatter(whole: Tensor, placement: Placement, degree: int, seed: int) -> list
     match placement:
         case Replicate():
             return [whole] * degree
-        case Shard(dim, blocks):
-            cut = [block.chunk(degree, dim) for block in whole.chunk(blocks, dim)]
+        case Shard(dim):
+            blocks = whole.split(placement.block_sizes(whole.shape[dim]), dim)
+            cut = [block.chunk(degree, dim) for block in blocks]
             return [torch.cat([block[rank] for block in cut], dim) for rank in range(degree)]
         case Partial():
             generator = torch.Generator().manual_seed(seed)
@@ -83,8 +84,8 @@ def holds(parts: list[Tensor], whole: Tensor, placement: Placement) -> bool:
             torch.stack(parts).sum(0), whole, equal_nan=True
         )
     if isinstance(placement, Shard):
-        size = whole.shape[placement.dim]
-        if size % placement.blocks or not _fills(size // placement.blocks, degree):
+        sizes = placement.block_sizes(whole.shape[placement.dim])
+        if sizes is None or not all(_fills(size, degree) for size in sizes):
             return False
     wanted = scatter(whole, placement, degree, 0)
     return all(p.shape == w.shape and torch.allclose(p, w, equal_nan=True) for p, w in zip(parts, wanted, strict=True))

@@ -73,12 +73,14 @@ def compile_for(
             continue
         place = wrong.place.entry or (wrong.place.module or "").removeprefix(f"{prefix}.")
         parent = _parent_of(place, plan)
-        if parent is not None and forms.get(parent) is Form.WHOLE:  # what shares its group may be beside it
+        beside = parent is not None and forms.get(parent) is Form.WHOLE
+        if beside:  # what shares its group may be beside it
             parent = _beside(place, plan, {one for one, form in forms.items() if form is Form.WHOLE})
         if parent is None or forms.get(parent) is Form.WHOLE or all(d.reader is Reader.NAMES for d in dialects):
             return best
         forms[parent] = Form(forms.get(parent, Form.AS_PLANNED) + 1)
-        losses[parent] = f"{wrong.code}: {wrong.message}"
+        if not beside or parent not in losses:
+            losses[parent] = f"{wrong.code}: {wrong.message}"
     assert best is not None, "at least one try was made"
     return best
 
