@@ -90,6 +90,8 @@ def observe(
         answered = set(into.values)
         try:
             with precision, boundaries:
+                if asked_of is None and ask is _train:
+                    _refuse_random(model, inputs)
                 ask(model, inputs, into)
             if asked_of is None:
                 _drop_infinite(into, answered)
@@ -256,6 +258,29 @@ def _train(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
         }
     finally:
         model.zero_grad(set_to_none=True)
+        model.train(before)
+
+
+DRAWS = 32
+"""Forwards with other random numbers: what is drawn may matter seldom (one label in ten is dropped), or never."""
+
+
+def _refuse_random(model: PreTrainedModel, inputs: Inputs) -> None:
+    """`NotComparableError` where the loss in training depends on random numbers. Asked of a single device: ranks would have to
+    agree on how often they ask.
+    """
+    before, state = model.training, torch.get_rng_state()
+    model.train(True)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loss = model_loss(model, inputs, _mask_of(model, inputs))
+            if torch.equal(state, torch.get_rng_state()):
+                return
+            for seed in range(DRAWS):
+                torch.manual_seed(seed)
+                if not torch.equal(loss, model_loss(model, inputs, _mask_of(model, inputs))):
+                    raise NotComparableError("training draws random numbers, which are not compared")
+    finally:
         model.train(before)
 
 
