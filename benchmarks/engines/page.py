@@ -20,7 +20,7 @@ nats; up to {LIMIT:g} is right. *Proof* is what `plan verify --for vllm` said of
 def page(every: Sequence[Row]) -> str:
     """The whole page."""
     rows = [row for row in every if row.name not in planted()]
-    faulty = [row for row in every if row.name in planted()]
+    faulty = [row for row in every if row.name in planted() and not row.reason]
     served = [row for row in rows if row.alone.right]
     beside = sorted({", ".join(f"{name} {version}" for name, version in row.versions.items()) for row in rows} - {""})
     return (
