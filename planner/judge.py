@@ -14,7 +14,7 @@ from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.ir.styles import STYLES, style_of
+from shardproof.planner.ir.styles import STYLES, is_packed_name, style_of
 from shardproof.planner.propagation.assign import Assigned, assign, linear_parts, looks_up
 from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
 from shardproof.planner.propagation.propagate import Propagation, explain_failure, propagate
@@ -191,7 +191,7 @@ def related_programs(
 
 def _has(subject: Subject, style: str) -> bool:
     """Whether the runtime has a style: Transformers for its own models; one of packed blocks is for modules of any class."""
-    return style in registered() or (subject.graph.any_module and style_of(style) is not None)
+    return style in registered() or (subject.graph.any_module and is_packed_name(style) and style_of(style) is not None)
 
 
 def _check_even(graph: Graph, assigned: Assigned, degree: int) -> None:

@@ -76,16 +76,17 @@ def _proof_and_run(
     request: VerifyRequest, loaded: "LoadedModel", model: "nn.Module", plan: Plan, progress: Progress
 ) -> tuple[tuple[LevelResult, ...], str]:
     """The proof, the run on ranks, what a trainer does, and a line about a level that was skipped (else empty)."""
+    from shardproof.verify.clients.diffusers.own_proof import prove_own_plan
     from shardproof.verify.proof.prove import prove
 
     layout, wanted = request.layout, request.levels or (Level.PROOF, Level.RUN)
     malformed = _malformed(model, plan, layout)
-    own = loaded.is_module and request.plan is None and request.plan_file is None and bool(plan.tp)
+    own = loaded.is_module and request.plan is None and request.plan_file is None and bool(plan.tp) and layout.ep == 1
     results: list[LevelResult] = []
     if Level.PROOF in wanted:
         with progress.step(f"proving the plan of {loaded.title} at {layout}"):
             results.append(
-                _own_proof(loaded, plan, layout)
+                prove_own_plan(loaded, plan, tp=layout.tp, pp=layout.pp, strict=request.strict)
                 if own
                 else prove(loaded, plan, tp=layout.tp, ep=layout.ep, pp=layout.pp, strict=request.strict)
             )
@@ -104,14 +105,6 @@ def _proof_and_run(
         with progress.step(f"training {loaded.title} on {layout.tp} ranks"):
             results.append(_train(loaded, plan, request))
     return tuple(results), ""
-
-
-def _own_proof(loaded: "LoadedModel", plan: Plan, layout: RunLayout) -> LevelResult:
-    """The proof of the plan that a class of modules carries, as the runtime reads it that this form is for."""
-    from shardproof.verify.clients.diffusers.dialect import DIFFUSERS
-    from shardproof.verify.clients.prove import prove_for
-
-    return prove_for(DIFFUSERS, loaded, plan, tp=layout.tp, pp=layout.pp)
 
 
 def _without_training(ran: LevelResult) -> LevelResult:

@@ -14,16 +14,14 @@ class Operand:
 
     shape: tuple[int, ...]
     arguments: frozenset[str]
-    floating: bool
 
 
 @dataclass(frozen=True, slots=True)
 class FailedOperator:
-    """An operator that raised: its name, its tensors in order (`None` for what is no tensor), and its plain arguments."""
+    """An operator that raised: its name, and its tensors in order."""
 
     name: str
     operands: tuple[Operand, ...]
-    plain: tuple[object, ...]
 
 
 class Witness(TorchFunctionMode):
@@ -40,8 +38,6 @@ class Witness(TorchFunctionMode):
         self._error: BaseException | None = None
         self._made_of: dict[int, frozenset[str]] = {}
         self._kept: list[Tensor] = []
-        self.looked_up: set[str] = set()
-        """Arguments that reach a table as the numbers of its rows."""
         for name, value in given.items():
             if isinstance(value, Tensor):
                 self._note(value, frozenset({name}))
@@ -66,8 +62,7 @@ class Witness(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        flat = list(_flat((*args, *kwargs.values())))
-        tensors = [one for one in flat if isinstance(one, Tensor)]
+        tensors = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, Tensor)]
         known = [found for one in tensors if (found := self._made_of.get(id(one)))]
         names = known[0] if len(known) == 1 else frozenset[str]().union(*known)
         try:
@@ -75,17 +70,11 @@ class Witness(TorchFunctionMode):
         except Exception as error:
             if error is not self._error:
                 self._error = error
-                operands = tuple(
-                    Operand(tuple(one.shape), self._made_of.get(id(one), frozenset()), one.is_floating_point())
-                    for one in tensors
-                )
-                plain = tuple(one for one in flat if not isinstance(one, Tensor))
-                self.failed = FailedOperator(getattr(func, "__name__", str(func)), operands, plain)
+                operands = tuple(Operand(tuple(one.shape), self.made_of(one)) for one in tensors)
+                self.failed = FailedOperator(getattr(func, "__name__", str(func)), operands)
             raise
         self.count += 1
         if names:
-            if getattr(func, "__name__", "") == "embedding":
-                self.looked_up |= self._made_of.get(id(tensors[0]), frozenset())
             for one in _flat((made,)):
                 if isinstance(one, Tensor):
                     self._note(one, names if id(one) not in self._made_of else names | self._made_of[id(one)])

@@ -7,6 +7,7 @@ from functools import cached_property
 from math import inf
 
 from shardproof.planner.ir.graph import OWN_BACKWARD, READ, Graph, ModuleCall
+from shardproof.planner.ir.plan import join
 
 
 def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -> frozenset[int]:
@@ -33,19 +34,17 @@ def live_ops(graph: Graph) -> frozenset[int]:
 def buffers_left(graph: Graph) -> Mapping[str, int]:
     """Buffers to which the forward wrote, by name, and the values that it leaves there."""
     return {
-        name: number
+        join(module.path, own): number
         for module in graph.modules
         for own, number in module.buffers
-        if number in graph.producer and (name := f"{module.path}.{own}" if module.path else own)
+        if number in graph.producer
     }
 
 
 def buffers_read(graph: Graph) -> frozenset[str]:
     """Buffers of which an output depends on what they held before the forward."""
     live = live_ops(graph)
-    held = {
-        name for module in graph.modules for name in (f"{module.path}.{own}".lstrip(".") for own, _ in module.buffers)
-    }
+    held = {join(module.path, own) for module in graph.modules for own, _ in module.buffers}
     return frozenset(
         value.name
         for number, value in enumerate(graph.values)

@@ -44,10 +44,11 @@ def keyed(name: str, literal: Collection[str]) -> str:
     """
     if not literal:
         return generic(name)
-    parts = name.split(".")
-    kept = {at for at in range(1, len(parts)) if parts[at].isdigit() and ".".join(parts[:at]) in literal}
-    marked = ".".join(f"#{part}" if at in kept else part for at, part in enumerate(parts))
-    return generic(marked).replace("#", "")
+    parts, wild = name.split("."), generic(name).split(".")
+    return ".".join(
+        part if part != star and ".".join(parts[:at]) in literal else star
+        for at, (part, star) in enumerate(zip(parts, wild, strict=True))
+    )
 
 
 def key_for(name: str, keys: Iterable[str]) -> str | None:

@@ -23,6 +23,7 @@ from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.clients.diffusers.dialect import DIFFUSERS
+from shardproof.verify.clients.diffusers.own_proof import prove_own_plan
 from shardproof.verify.clients.prove import prove_for
 
 
@@ -155,6 +156,17 @@ def test_a_style_that_diffusers_lacks_and_a_key_without_a_module_are_refused(wre
     lost = Plan(tp=(TpEntry("blocks.*.ff.1", "rowwise"), TpEntry("blocks.*.nowhere", "colwise")))
     codes = {finding.code for finding in prove(wren, lost, tp=2).findings if finding.severity is Severity.ERROR}
     assert "PL102" in codes
+
+
+def test_what_the_proof_of_an_own_plan_did_not_look_at_is_said(wren: LoadedModel) -> None:
+    plan = carried_plan(wren, build(wren))
+    result = prove_own_plan(wren, plan, tp=2)
+    assert result.verdict is Verdict.PROVED
+    assert result.scope is not None
+    assert (result.scope.modes, len(result.scope.assumptions)) == (("evaluation",), 2)
+    assert prove_own_plan(wren, plan, tp=2, strict=True).verdict is Verdict.NOT_PROVED
+    lost = replace(plan, tp=(*plan.tp, TpEntry("blocks.*.nope", "colwise")))
+    assert [f.code for f in prove_own_plan(wren, lost, tp=2).findings if f.severity is Severity.ERROR] == ["PL102"]
 
 
 def test_a_twin_keeps_what_belongs_together(wren: LoadedModel) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from shardproof.planner.inputs.run_modes import RunMode, has_unknown_cache
 from shardproof.planner.ir.dataflow import buffers_left, buffers_read
 from shardproof.planner.ir.findings import Finding, Place, Source
-from shardproof.planner.ir.placement import Replicate
+from shardproof.planner.ir.placement import Replicate, Unknown
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.judge import related_programs
 from shardproof.planner.loading.load import LoadedModel
@@ -55,6 +55,7 @@ def check_modes(
     return found, _scope(subject, asked)
 
 
+UNTOLD = Unknown("the ranks' program does not say")
 NO_CACHE = "nobody runs the model in decoding: its forward takes or returns no cache"
 
 
@@ -114,16 +115,16 @@ def _on_other_sides(subject: Subject, styles: Mapping[str, str], tp: int, asked:
 def _left_for_later(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
     """What a forward leaves in a buffer that some forward reads (a statistic of training, used in evaluation) has to be whole."""
     programs = (subject, *other_modes(subject.model))
-    read = {generic(name) for one in programs for name in buffers_read(one.graph)}
-    for one in programs:
-        left = [name for name in buffers_left(one.graph) if generic(name) in read]
+    leaving = [(one, written) for one in programs if (written := buffers_left(one.graph))]
+    read = {generic(name) for one in programs if leaving for name in buffers_read(one.graph)}
+    for one, written in leaving:
+        left = [name for name in written if generic(name) in read]
         if not left:
             continue
         ran, _ = related_programs(one, assign(one.reference, styles, base_prefix=one.prefix), tp)
         numbers = buffers_left(ran.local) if ran is not None else {}
         for name in left:
-            number = numbers.get(name)
-            placement = ran.placements.get(number) if ran is not None and number is not None else None
+            placement = ran.placements.get(numbers.get(name, -1), UNTOLD) if ran is not None else UNTOLD
             if not isinstance(placement, Replicate):
                 mode = (one.script.mode if one.script is not None else RunMode.EVALUATION).value
                 return (tp210.left_in_a_buffer(name, mode, str(placement), Place(module=name.rpartition(".")[0])),)

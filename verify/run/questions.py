@@ -241,15 +241,13 @@ def _backward_in_mode(model: PreTrainedModel, inputs: Inputs, into: Observed) ->
 def _train(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Loss and gradients in training mode, under a padding mask where the forward takes one: code may branch on either.
 
-    A twin has no dropout. A model whose loss is random all the same raises `NotComparableError` on a single device.
+    A twin has no dropout. A model whose loss is random all the same was refused before (`_refuse_random`).
     """
     before = model.training
     model.train(True)
     try:
         with copied_outputs(model) if into.refused else nullcontext():
             loss = model_loss(model, inputs, _mask_of(model, inputs))
-            if not torch.equal(loss, model_loss(model, inputs, _mask_of(model, inputs))):
-                raise NotComparableError("training draws random numbers, which are not compared")
             model.zero_grad(set_to_none=True)
             loss.backward()
         into.values["loss in training"] = loss.detach()
@@ -269,12 +267,13 @@ def _refuse_random(model: PreTrainedModel, inputs: Inputs) -> None:
     """`NotComparableError` where the loss in training depends on random numbers. Asked of a single device: ranks would have to
     agree on how often they ask.
     """
-    before, state = model.training, torch.get_rng_state()
+    before, state, device = model.training, torch.get_rng_state(), next(model.parameters()).device
+    elsewhere = device.type != "cpu"
     model.train(True)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng([device] if elsewhere else [], device_type=device.type if elsewhere else "cuda"):
             loss = model_loss(model, inputs, _mask_of(model, inputs))
-            if torch.equal(state, torch.get_rng_state()):
+            if not elsewhere and torch.equal(state, torch.get_rng_state()):
                 return
             for seed in range(DRAWS):
                 torch.manual_seed(seed)
