@@ -31,6 +31,7 @@ from benchmarks import (
 from benchmarks.diffusion import bench as diffusion
 from benchmarks.engines import bench as engines
 from benchmarks.engines import traces
+from benchmarks.hostile import bench as hostile
 from benchmarks.others import bench as others
 from benchmarks.versions import bench as versions
 from benchmarks.zoo import bench as zoo
@@ -63,6 +64,7 @@ def main(arguments: list[str]) -> int:
         "engines",
         "fuzz",
         "guards",
+        "hostile",
         "localize",
         "mutants",
         "others",
@@ -90,8 +92,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--limit", type=int, default=0, help="mutants, localize: at most this many of each plan; others: types"
     )
-    parser.add_argument("--seed", type=int, default=0, help="mutants, fuzz: which ones; others: the order")
-    parser.add_argument("--pairs", type=int, default=100, help="fuzz: how many models with a plan")
+    parser.add_argument("--seed", type=int, default=0, help="mutants, fuzz, hostile: which ones; others: the order")
+    parser.add_argument("--pairs", type=int, default=100, help="fuzz: how many models with a plan; hostile: inputs")
     parser.add_argument(
         "--time",
         type=float,
@@ -127,6 +129,8 @@ def main(arguments: list[str]) -> int:
         return runtime.main(types, given.out or Path("runtime.json"), page_at=given.page)
     if given.name == "fuzz":
         return fuzz.main(given.pairs, given.seed, given.out or Path("fuzz.json"))
+    if given.name == "hostile":
+        return hostile.main(given.pairs, given.seed, given.out or Path("hostile.json"))
     if given.name == "guards":
         return guards.main(given.only, given.out or Path("guards.json"))
     if given.name == "engines":
