@@ -96,7 +96,6 @@ def test_a_light_command_imports_no_decoy(arguments: tuple[str, ...], here: Path
     [
         ("modules", ("verify", *SMALL, "--tp", "2")),
         ("packages", ("check", *SMALL)),
-        ("modules", ("layout", *SMALL, "--devices", "2", "--memory", "80GiB")),
     ],
     indirect=["environment"],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

@@ -1,5 +1,6 @@
 """The programs of stages against the whole program: right ones are parts of it, and every mistake of a runtime is named."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -44,10 +45,21 @@ def test_right_stages_are_parts_of_the_whole_program(name: str) -> None:
     assert said(name) == []
 
 
-@pytest.mark.parametrize("name", ["hy_v4", "nemotron_h", "openai-gpt", "zamba2"])
-def test_right_stages_of_full_size_are_parts_of_the_whole_program(name: str) -> None:
+ZAMBA2 = [("linear_attention", "hybrid")[at in (6, 12, 18, 24)] for at in range(26)]
+
+
+@pytest.mark.parametrize(
+    ("name", "fewer"),
+    [
+        ("hy_v4", {"num_hidden_layers": "6"}),
+        ("nemotron_h", {}),
+        ("openai-gpt", {}),
+        ("zamba2", {"num_hidden_layers": "26", "layer_types": json.dumps(ZAMBA2)}),
+    ],
+)
+def test_right_stages_of_wide_models_are_parts_of_the_whole_program(name: str, fewer: dict[str, str]) -> None:
     """What is handed through, found in data, shared or given twice."""
-    loaded = load(name)
+    loaded = load(name, overrides=fewer)
     base, head = infer_pipeline(model := build(loaded), trace(model))
     assert Programs(loaded).check(Case(loaded, Plan(pp=base, head_pp=head), 1, 2)).findings == ()
 

@@ -8,19 +8,15 @@ import pytest
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import build, load
 from shardproof.verify.proof.prove import prove
+from tests.zoo.shallow import shallow
 
 BY_HAND = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3")
 
 
-def shallow(name: str) -> LoadedModel:
-    """Of few layers, all the kinds among them: what an entry does to one is searched for in less time."""
-    return load(name, overrides={"num_hidden_layers": "4"})
-
-
 def plan_of(name: str) -> Plan:
-    loaded = load(name)
+    loaded = shallow(name)
     return carried_plan(loaded, build(loaded))
 
 

@@ -12,18 +12,24 @@ from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import build, load
 from shardproof.verify.proof.prove import prove
+from tests.zoo.shallow import shallow
 
 TYPES = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "falcon", "mixtral", "deepseek_v3")
 
 
 @pytest.fixture(scope="module")
 def suggestions() -> dict[str, Suggestion]:
-    return {name: suggest(name) for name in TYPES}
+    return {name: suggest(shallow(name)) for name in TYPES}
+
+
+@pytest.fixture(scope="module")
+def rwkv() -> Suggestion:
+    return suggest(shallow("rwkv", layers=2))
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_is_proved(name: str, suggestions: dict[str, Suggestion]) -> None:
-    result = prove(name, suggestions[name].plan, tp=2)
+    result = prove(shallow(name), suggestions[name].plan, tp=2)
     assert result.verdict is Verdict.PROVED, result.findings
 
 
@@ -158,23 +164,20 @@ def test_a_plan_that_nobody_reads_is_refuted() -> None:
     assert [finding.code for finding in prove("tests.zoo.odd_models:OddBare", plan, tp=2).findings] == ["PL106"]
 
 
-def test_a_forward_that_changes_its_model_is_traced_as_it_is_afterwards() -> None:
-    suggestion = suggest(load("rwkv", overrides={"num_hidden_layers": "2"}))
-    assert any("first forward changes the model itself" in note for note in suggestion.notes)
-    assert suggestion.sharded_fraction > 0.99
+def test_a_forward_that_changes_its_model_is_traced_as_it_is_afterwards(rwkv: Suggestion) -> None:
+    assert any("first forward changes the model itself" in note for note in rwkv.notes)
+    assert rwkv.sharded_fraction > 0.99
 
 
-def test_a_parameter_that_initialising_mixes_with_plain_tensors_stays_whole() -> None:
-    loaded = load("rwkv", overrides={"num_hidden_layers": "2"})
-    plan = suggest(loaded).plan
-    assert "_init_weights combines" in plan.unplanned["rwkv.blocks.*.attention"]
+def test_a_parameter_that_initialising_mixes_with_plain_tensors_stays_whole(rwkv: Suggestion) -> None:
+    assert "_init_weights combines" in rwkv.plan.unplanned["rwkv.blocks.*.attention"]
     wrong = Plan(
         tp=(
             TpEntry("blocks.*.attention.time_first", "colwise"),
             TpEntry("blocks.*.attention", "local_params"),
         )
     )
-    found = prove(loaded, wrong, tp=2).findings[0]
+    found = prove(shallow("rwkv", layers=2), wrong, tp=2).findings[0]
     assert (found.code, found.place.entry) == ("TP215", "blocks.*.attention.time_first")
 
 
@@ -197,7 +200,7 @@ def test_a_table_of_two_rows_does_not_forbid_degrees() -> None:
 
 
 def test_a_small_projection_beside_gathered_ones_is_gathered_too() -> None:
-    styles = {entry.pattern: entry.style for entry in suggest(load("qwen3_next")).plan.tp}
+    styles = {entry.pattern: entry.style for entry in suggest(shallow("qwen3_next")).plan.tp}
     assert styles["layers.*.linear_attn.in_proj_ba"] == styles["layers.*.linear_attn.in_proj_qkvz"]
 
 
