@@ -1,11 +1,14 @@
 """The one gate, for hand, hook and CI: `python -m tests.gate [step ...]`; no step named means all of `STEPS`.
 
-Steps run in order and stop at the first that fails.
+Steps run in order and stop at the first that fails; `BESIDE` run meanwhile, and are reported last.
 """
 
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +32,8 @@ STEPS = {
 }
 MORE = {"ranks": (*_PYTEST, "tests/ranks")}
 """Steps to name: ten minutes of groups of processes."""
+BESIDE = ("types", "imports")
+"""Steps of one process that takes minutes: they run while others do."""
 
 
 def command(step: str) -> list[str]:
@@ -43,12 +48,41 @@ def main(steps: list[str]) -> int:
     if unknown := [step for step in steps if step not in STEPS | MORE]:
         print(f"There is no step {unknown[0]!r}; the steps are {', '.join(STEPS | MORE)}.", file=sys.stderr)
         return 2
-    for step in steps or STEPS:
-        print(f"== {step}", flush=True)
-        if code := subprocess.run(command(step), cwd=ROOT, check=False).returncode:
-            print(f"== {step} failed", file=sys.stderr)
-            return code
+    wanted = steps or list(STEPS)
+    beside = [step for step in wanted if step in BESIDE and len(wanted) > 1]
+    with tempfile.TemporaryDirectory() as made, _started(beside, folder := Path(made)) as started:
+        for step in (one for one in wanted if one not in started):
+            print(f"== {step}", flush=True)
+            if code := _reported(step, subprocess.run(command(step), cwd=ROOT, check=False).returncode):
+                return code
+        for step, process in started.items():
+            code = process.wait()
+            print(f"== {step}\n{(folder / step).read_text()}", end="", flush=True)
+            if _reported(step, code):
+                return code
     return 0
+
+
+@contextmanager
+def _started(steps: list[str], folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Processes that write to a file of their step's name, and are ended with the block."""
+    started = {}
+    for step in steps:
+        with (folder / step).open("wb") as file:
+            started[step] = subprocess.Popen(command(step), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        yield started
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
+def _reported(step: str, code: int) -> int:
+    """The exit code of a step, after a line that says so if it failed."""
+    if code:
+        print(f"== {step} failed", file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":
