@@ -26,7 +26,7 @@ from shardproof.launch.failures import bug, interrupted, told
 from shardproof.launch.output.console import print_result, say
 from shardproof.launch.ranks.job import in_job, is_first_rank
 from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED
-from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.ir.readable_text import nearest
 from shardproof.planner.transformers_facts.version import untested_warning
 from shardproof.verify.report.environment import environment
 

@@ -108,7 +108,7 @@ def _packages() -> list[Package]:
     try:
         wanted = [one for one in requires("shardproof") or [] if "extra" not in one]
     except PackageNotFoundError:
-        wanted = ["torch", "transformers", "accelerate", "networkx", "packaging", "typer", "rich", "libcst", "jinja2"]
+        wanted = ["torch", "transformers", "accelerate", "packaging", "typer", "rich", "libcst", "jinja2"]
     for one in map(Requirement, wanted):
         found.append(Package(one.name, _version(one.name), str(one.specifier)))
     return found

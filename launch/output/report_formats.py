@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from shardproof.launch.output.source_excerpts import excerpt
 from shardproof.launch.result import MisuseError, ReportFormat
-from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.ir.spelling import one_line
+from shardproof.planner.ir.readable_text import format_bytes, one_line
 from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.formats.github import reports_github
 from shardproof.verify.report.formats.html import report_html

@@ -6,7 +6,7 @@ from textwrap import wrap
 from shardproof.planner.ir.explanation import Left
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.planner.ir.spelling import one_line
+from shardproof.planner.ir.readable_text import one_line
 from shardproof.verify.report.client_readings import Everywhere
 from shardproof.verify.report.difference import Backed, Difference
 from shardproof.verify.report.formats.client_readings import everywhere_lines, right_in

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.readable_text import format_bytes
 from shardproof.planner.layouts.balance import Costs, Room, balance
 from shardproof.planner.layouts.cost import (
     Facts,

@@ -21,7 +21,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from shardproof.planner.ir.errors import ArgumentError, LoadError, reason
-from shardproof.planner.ir.spelling import listing, nearest
+from shardproof.planner.ir.readable_text import listing, nearest
 from shardproof.planner.loading.adapters.adapted_class import Adapter, adapted_class
 from shardproof.planner.loading.any_module import ModuleConfig, adopting, declared
 from shardproof.planner.loading.config import configure

@@ -58,8 +58,8 @@ def test_a_package_that_does_not_import_is_named(package: str, tmp_path: Path) -
         (MemoryError(), "the memory of this machine is used up"),
         (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "set TMPDIR"),
         (
-            ModuleNotFoundError("No module named 'networkx'", name="networkx.algorithms"),
-            "the package networkx is missing",
+            ModuleNotFoundError("No module named 'libcst'", name="libcst.matchers"),
+            "the package libcst is missing",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.ir.spelling import nearest_names
+from shardproof.planner.ir.readable_text import nearest_names
 from shardproof.planner.judge import (
     Fault,
     NoLookup,

@@ -1,7 +1,7 @@
 """Sentences, and JSON, about the clients in which a plan is right."""
 
 from shardproof.planner.ir.findings import Verdict
-from shardproof.planner.ir.spelling import listing
+from shardproof.planner.ir.readable_text import listing
 from shardproof.verify.report.client_readings import Everywhere, Reached
 from shardproof.verify.report.formats.text import share
 

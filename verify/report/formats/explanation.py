@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation, Group, Left, Patch, Tie
+from shardproof.planner.ir.readable_text import format_bytes
 
 MOST_SHOWN = 8
 """Members and ops shown of one group; JSON has all of them."""
