@@ -17,7 +17,8 @@ from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.field_roles import role_of
 from shardproof.planner.loading.load import LoadedModel, build, load
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.sizes import LENGTH, numbers_beside_sizes
 from shardproof.planner.twins.twin import TwinError, fields_of, twin
 

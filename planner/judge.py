@@ -22,7 +22,7 @@ from shardproof.planner.propagation.reach import Unreachable, strided, unreachab
 from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject, local_program, subject_in
 from shardproof.planner.tracing.rank_program import IndivisibleError
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.transformers_facts.styles import differs, lays_out_otherwise, registered, takes_uneven_parts
 from shardproof.planner.weights.conversions import Misplaced, misplaced
 from shardproof.planner.weights.init_weights import UnloadableError, check_initial

@@ -368,7 +368,7 @@ def _undone_on_error(files: tuple[Path, ...]) -> Iterator[None]:
 
 def _infer(loaded: "LoadedModel", *, why: bool, tp: int | None = None) -> "Suggestion":
     from shardproof.launch.proved_suggestion import suggest as infer
-    from shardproof.planner.tracing.trace import TraceError
+    from shardproof.planner.tracing.recorded_run import TraceError
 
     try:
         return infer(loaded, why=why, tp=tp)

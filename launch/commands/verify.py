@@ -304,7 +304,7 @@ def _refuse_empty_stages(request: VerifyRequest, loaded: "LoadedModel", model: "
 def _groups(request: VerifyRequest, progress: Progress) -> Explanation | None:
     """The groups of dims that must be split together, for the HTML page; None where the forward cannot be traced."""
     from shardproof.planner.inference.suggest import suggest
-    from shardproof.planner.tracing.trace import TraceError
+    from shardproof.planner.tracing.recorded_run import TraceError
 
     loaded = read_model(request.model, Progress(quiet=True))
     with progress.step(f"finding the groups of {loaded.title}"):

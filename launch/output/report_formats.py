@@ -123,7 +123,7 @@ def _counted(cases: Sequence[CaseReport]) -> str:
 
 
 def _drawn(drawing: Drawing) -> "Picture | None":
-    from shardproof.planner.tracing.trace import TraceError
+    from shardproof.planner.tracing.recorded_run import TraceError
     from shardproof.verify.report.picture import picture
 
     try:
@@ -134,7 +134,7 @@ def _drawn(drawing: Drawing) -> "Picture | None":
 
 def _stages(drawing: Drawing) -> str:
     """The stages of a pipeline plan, balanced by the bytes of their parameters, and what an even split would come to."""
-    from shardproof.planner.tracing.trace import TraceError
+    from shardproof.planner.tracing.recorded_run import TraceError
     from shardproof.verify.report.picture import stages_of
 
     if drawing.pp < 2 or not drawing.plan.pp:

@@ -20,7 +20,7 @@ from shardproof.planner.ir.plan import PpEntry
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.module_tree import layer_stack, members, same_member
 from shardproof.planner.tracing.programs import program_for
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 
 
 def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...], tuple[PpEntry, ...]]:

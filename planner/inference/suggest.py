@@ -22,7 +22,7 @@ from shardproof.planner.propagation.limits import limits
 from shardproof.planner.propagation.propagate import propagate
 from shardproof.planner.tracing.programs import Subject, local_program, on_meta, other_modes, subject_of
 from shardproof.planner.tracing.rank_program import IndivisibleError
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.transformers_facts.styles import takes_uneven_parts
 
 

@@ -22,7 +22,7 @@ from shardproof.planner.propagation.collectives import Collective, Kind, collect
 from shardproof.planner.tracing.decode_cache import cache_tensors
 from shardproof.planner.tracing.module_tree import layer_stack
 from shardproof.planner.tracing.programs import local_program, program_for, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 
 
 def measure(

@@ -14,8 +14,8 @@ from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import private_copy
-from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 
 SERVED = torch.bfloat16

@@ -16,8 +16,9 @@ from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import private_copy, structural_copy
-from shardproof.planner.tracing.trace import TraceError, settle, trace, trace_script
+from shardproof.planner.tracing.trace import settle, trace, trace_script
 
 
 @dataclass(frozen=True)

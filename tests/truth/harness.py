@@ -14,7 +14,7 @@ from shardproof.planner.propagation.follow import follow
 from shardproof.planner.propagation.relation import Problem
 from shardproof.planner.propagation.rules.registry import rule_of
 from shardproof.planner.propagation.semantics import Call
-from shardproof.planner.tracing.trace import Tracing
+from shardproof.planner.tracing.recorded_run import Tracing
 
 Function = Callable[..., Tensor]
 

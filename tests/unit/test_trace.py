@@ -17,7 +17,8 @@ from shardproof.planner.loading.load import build, load
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.modes import same_form
 from shardproof.planner.tracing.rank_program import trace_local
-from shardproof.planner.tracing.trace import TraceError, Tracing, trace
+from shardproof.planner.tracing.recorded_run import TraceError, Tracing
+from shardproof.planner.tracing.trace import trace
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.numbering import Numbered, first_new
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.rules.random import draws
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.findings import pp305, tp210
 from shardproof.verify.proof.modes import NO_CACHE, not_asked
 from shardproof.verify.proof.pipeline import check_chunks

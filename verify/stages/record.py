@@ -15,7 +15,8 @@ from transformers.utils.generic import ModelOutput
 
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.tracing.layer_kinds import LayerKind, LayerNumber, layer_kinds
+from shardproof.planner.tracing.layers.layer_kinds import LayerKind, layer_kinds
+from shardproof.planner.tracing.layers.layer_number import LayerNumber
 from shardproof.verify.stages.stage_boundary import taken
 
 STATES = ("update_conv_state", "update_recurrent_state")

@@ -12,7 +12,7 @@ from shardproof.planner.ir.dataflow import Cut, Entrance, Live, Role, live_acros
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from shardproof.planner.ir.numbering import Numbered, Numbers, numbered
 from shardproof.planner.loading.load import LoadedModel, build
 from shardproof.planner.tracing.decode_cache import places_matter
 from shardproof.planner.tracing.programs import on_meta, subject_in, subject_of
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import only_traced
-from shardproof.planner.tracing.trace import TraceError, trace, trace_settled
+from shardproof.planner.tracing.trace import trace, trace_settled
 from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 from shardproof.verify.stages.case import KEPT, Case
 from shardproof.verify.stages.cutting import stage_of

@@ -21,8 +21,9 @@ from shardproof.planner.loading.config_fields import field_of
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import structural_copy
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.twin import fields_of, rebuilt
 from shardproof.verify.clients.deepspeed.shard_sizes import Deal, deal_attributes, deal_of
 from shardproof.verify.findings import be417

@@ -16,7 +16,8 @@ from shardproof.planner.inputs.example import TRACED, attempts, example_inputs
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.loading.load import LoadedModel, build
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from shardproof.verify.findings import be433
 from shardproof.verify.stages.compare import StageComparison, StageProgram, hidden_states_into
 
