@@ -18,8 +18,8 @@ from shardproof.planner.ir.plan import Plan, TpEntry, join
 from shardproof.planner.loading.carried_plan import plan_owners, reads_config_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign, sharded_share
+from shardproof.planner.propagation.forward.propagate import propagate
 from shardproof.planner.propagation.limits import limits
-from shardproof.planner.propagation.propagate import propagate
 from shardproof.planner.tracing.programs import Subject, local_program, on_meta, other_modes, subject_of
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.recorded_run import TraceError

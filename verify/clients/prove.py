@@ -12,7 +12,7 @@ from shardproof.planner.ir.plan import Plan, generic
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.config_fields import field_of
 from shardproof.planner.loading.load import LoadedModel
-from shardproof.planner.propagation.propagate import Propagation
+from shardproof.planner.propagation.forward.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.clients.deepspeed.uneven_heads import dealt_subjects

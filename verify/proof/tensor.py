@@ -28,9 +28,9 @@ from shardproof.planner.judge import (
 )
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.backward import GradientFault
-from shardproof.planner.propagation.propagate import Propagation
+from shardproof.planner.propagation.forward.propagate import Propagation
+from shardproof.planner.propagation.forward.relation import Stuck
 from shardproof.planner.propagation.reach import Unreachable
-from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.tracing.rank_program import HookError, IndivisibleError
 from shardproof.planner.transformers_facts.styles import registered

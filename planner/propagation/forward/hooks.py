@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
 from shardproof.planner.ir.plan import join
-from shardproof.planner.propagation.relation import Pair, State, Stuck, settle
+from shardproof.planner.propagation.forward.relation import Pair, State, Stuck, settle
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum
 
