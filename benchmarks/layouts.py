@@ -23,7 +23,9 @@ from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.inputs.example import example_inputs
 from shardproof.planner.layouts.cost import Facts, Load, held
 from shardproof.planner.layouts.measure import measure
-from shardproof.planner.loading.load import build, load, quiet
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
+from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.run.collectives.threads import Threads

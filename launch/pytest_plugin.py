@@ -71,7 +71,7 @@ class Checks:
         """Fail the test unless the model carries the suggested plan: `plan suggest --write` would change nothing."""
         from shardproof.launch.authoring.plan_attributes import changes
         from shardproof.planner.inference.suggest import suggest
-        from shardproof.planner.loading.load import build
+        from shardproof.planner.loading.build import build
 
         with _one_block(model):
             loaded, _ = _given(model, None, overrides, trust_remote_code)
@@ -107,8 +107,9 @@ def _block(asked: str, sentence: str) -> str:
 def _given(
     model: "LoadedModel | str", plan: "Plan | None", overrides: Mapping[str, object] | None, trusted: bool
 ) -> "tuple[LoadedModel, Plan]":
+    from shardproof.planner.loading.build import build
     from shardproof.planner.loading.carried_plan import carried_plan
-    from shardproof.planner.loading.load import build, load
+    from shardproof.planner.loading.load import load
 
     loaded = load(model, overrides=overrides, trust_remote_code=trusted) if isinstance(model, str) else model
     return loaded, carried_plan(loaded, build(loaded)) if plan is None else plan

@@ -21,8 +21,9 @@ from shardproof.planner.inputs.documented import made, needed
 from shardproof.planner.inputs.guessed import guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
 from shardproof.planner.inputs.mended import InputEdit
-from shardproof.planner.loading.any_module import ModuleConfig, declared
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
+from shardproof.planner.loading.modules.any_module import ModuleConfig
+from shardproof.planner.loading.modules.declared_inputs import declared
 
 Inputs: TypeAlias = dict[str, Any]
 """Arguments by name: tensors; of modules that are no Transformers models also numbers and lists, and `name.key` for parts of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 
 TILES = 3
 """Tiles of an image that is given as a whole and as the smallest grid, which has two tiles."""

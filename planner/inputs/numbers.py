@@ -23,7 +23,7 @@ from shardproof.planner.inputs.example import (
     taken,
     token_inputs,
 )
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 
 AHEAD = 4
 """Text tokens before the image in a row: more than left padding hides."""

@@ -12,8 +12,9 @@ from shardproof.planner.inputs.example import take, taken
 from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script, scripts
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
 from shardproof.planner.tracing.recorded_run import TraceError

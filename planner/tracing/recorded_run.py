@@ -14,7 +14,7 @@ from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, ModuleCall, Op
-from shardproof.planner.loading.any_module import ModuleConfig
+from shardproof.planner.loading.modules.any_module import ModuleConfig
 from shardproof.planner.loading.modules.own_plan import unlike_lists
 from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.loading.version_breaks import version_advice

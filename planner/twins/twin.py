@@ -23,10 +23,12 @@ from shardproof.planner.inputs.run_modes import RunMode, scripts
 from shardproof.planner.ir.errors import ShardproofError, reason
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.adapters.adapted_class import without_dropout
-from shardproof.planner.loading.any_module import ModuleConfig
-from shardproof.planner.loading.config_defaults import sectioned
-from shardproof.planner.loading.field_roles import Fields, role_of
-from shardproof.planner.loading.load import LoadedModel, build, quiet, with_adapter_classes
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.configs.config_defaults import sectioned
+from shardproof.planner.loading.configs.field_roles import Fields, role_of
+from shardproof.planner.loading.load import LoadedModel, with_adapter_classes
+from shardproof.planner.loading.modules.any_module import ModuleConfig
+from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.loading.source_lines import line_of
 from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.module_sizes import shallow, small_modules

@@ -11,7 +11,8 @@ from shardproof.planner.layouts.cost import Load, Machine, handed, held, sent
 from shardproof.planner.layouts.measure import measure
 from shardproof.planner.layouts.search import search
 from shardproof.planner.layouts.space import Layout
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.stages.case import Case

@@ -16,7 +16,7 @@ from shardproof.launch.commands.verify_request import VerifyRequest
 from shardproof.launch.ranks.confirm import confirm, confirm_cases
 from shardproof.planner.ir.errors import ArgumentError, LoadError
 from shardproof.planner.ir.findings import Verdict
-from shardproof.planner.loading.load import build
+from shardproof.planner.loading.build import build
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.stages.case import Case
 

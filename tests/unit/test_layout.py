@@ -17,8 +17,9 @@ from shardproof.planner.layouts.cost import Facts, Kept, Load, Machine, Paramete
 from shardproof.planner.layouts.measure import measure
 from shardproof.planner.layouts.search import Choice, search
 from shardproof.planner.layouts.space import Layout, layouts, why_not
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.propagation.assign import Assigned, assign
 from shardproof.planner.propagation.collectives import Kind
 from shardproof.planner.tracing.decode_cache import Tensors, cache_tensors

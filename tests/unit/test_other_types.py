@@ -13,7 +13,8 @@ from shardproof.planner.inputs.example import Sizes, example_inputs
 from shardproof.planner.inputs.mended import edits
 from shardproof.planner.inputs.numbers import fullest_inputs, vocabulary
 from shardproof.planner.ir.errors import LoadError
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.agreement import agreeing

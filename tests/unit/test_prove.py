@@ -7,8 +7,9 @@ import pytest
 
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.verify.proof.prove import prove
 
 BY_HAND = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "mixtral", "deepseek_v3")

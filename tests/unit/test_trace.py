@@ -13,7 +13,8 @@ from torch import nn
 
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.graph_json import graph_from_json, graph_to_json
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.modes import same_form
 from shardproof.planner.tracing.rank_program import trace_local

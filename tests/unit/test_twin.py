@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.field_roles import role_of
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.configs.field_roles import role_of
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.depth import depth
 from shardproof.planner.twins.sizes import LENGTH, RUNGS, shrunk

@@ -10,7 +10,7 @@ from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import Plan, generic
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.forward.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of

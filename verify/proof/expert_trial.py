@@ -20,8 +20,10 @@ from shardproof.planner.inputs.example import Sizes, caching
 from shardproof.planner.inputs.numbers import real_inputs
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.plan import Plan, generic, join
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import LoadedModel, build, quiet
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.twin import TwinError, one_thread, random_state, twin
 from shardproof.verify.findings import tp210, tp214
 from shardproof.verify.proof.experts import DISPATCH, STACKED

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.inputs.run_modes import has_unknown_cache, takes
-from shardproof.planner.loading.load import quiet
+from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.module_activations import ActivationRecorder, ModuleActivations
 from shardproof.verify.run.inputs import Inputs

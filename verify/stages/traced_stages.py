@@ -17,7 +17,8 @@ from shardproof.planner.inputs.run_modes import RunMode, Script, cache_in
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.graph import Graph, Module, ModuleCall
 from shardproof.planner.ir.numbering import Numbered, Numbers, numbered
-from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.decode_cache import places_matter
 from shardproof.planner.tracing.programs import on_meta, subject_in, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError

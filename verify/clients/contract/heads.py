@@ -11,7 +11,7 @@ from transformers.integrations.heterogeneity.configuration_utils import Ambiguou
 
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.config_fields import field_of, head_width
+from shardproof.planner.loading.configs.config_fields import field_of, head_width
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall
 from shardproof.verify.clients.contract.experiments.trial import Trial
 from shardproof.verify.findings import be419

@@ -18,7 +18,7 @@ from transformers.core_model_loading import WeightRenaming
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.plan import generic, join
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.source import forward_tree, source_of
 from shardproof.verify.findings import be409, be410, be418, be420

@@ -17,7 +17,7 @@ from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.styles import After, Before
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
-from shardproof.planner.loading.config import parse_value
-from shardproof.planner.loading.field_roles import Fields, role_of
+from shardproof.planner.loading.configs.configure import parse_value
+from shardproof.planner.loading.configs.field_roles import Fields, role_of
 
 _PLACEHOLDER = re.compile(r"(image|video|audio)_token_(id|index)")
 _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
