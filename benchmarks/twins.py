@@ -21,7 +21,8 @@ from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.sizes import LENGTH, numbers_beside_sizes
-from shardproof.planner.twins.twin import TwinError, fields_of, twin
+from shardproof.planner.twins.small_configs import fields_of
+from shardproof.planner.twins.twin import TwinError, twin
 
 Program = frozenset[tuple[str, tuple[str, ...]]]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from shardproof.planner.inference.explain import left_whole
+from shardproof.planner.inference.explanation.explain import left_whole
 from shardproof.planner.inference.suggest import Suggestion
 from shardproof.planner.inference.suggest import suggest as infer
 from shardproof.planner.ir.findings import Finding, Severity

@@ -26,7 +26,8 @@ from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.trace import trace
-from shardproof.planner.twins.twin import TwinError, shallower, twin
+from shardproof.planner.twins.small_configs import shallower
+from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.report import LevelResult
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from shardproof.planner.inference.code_changes import find_patches
 from shardproof.planner.inference.experts import infer_ep
-from shardproof.planner.inference.explain import explain, left_whole
+from shardproof.planner.inference.explanation.code_changes import find_patches
+from shardproof.planner.inference.explanation.explain import explain, left_whole
 from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
 from shardproof.planner.inference.probe import Prober, prober
 from shardproof.planner.inference.tensor import Inference, infer_tp, probe_degree

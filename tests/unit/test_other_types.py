@@ -18,7 +18,8 @@ from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.agreement import agreeing
-from shardproof.planner.twins.twin import random_state, twin
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.twin import twin
 
 
 def _given(name: str) -> dict[str, tuple[int, ...]]:

@@ -24,7 +24,8 @@ from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
-from shardproof.planner.twins.twin import TwinError, one_thread, random_state, twin
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.twin import TwinError, one_thread, twin
 from shardproof.verify.findings import tp210, tp214
 from shardproof.verify.proof.experts import DISPATCH, STACKED
 

@@ -24,7 +24,7 @@ from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import structural_copy
 from shardproof.planner.tracing.trace import trace
-from shardproof.planner.twins.twin import fields_of, rebuilt
+from shardproof.planner.twins.small_configs import fields_of, rebuilt
 from shardproof.verify.clients.deepspeed.shard_sizes import Deal, deal_attributes, deal_of
 from shardproof.verify.findings import be417
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from shardproof.planner.inference.candidates import PACKED_MOST, blocks_of, inner_leaves
-from shardproof.planner.inference.groups import Atom, Groups
+from shardproof.planner.inference.candidates import PACKED_MOST, blocks_of
+from shardproof.planner.inference.groups import Atom, Groups, inner_leaves
 from shardproof.planner.inference.tensor import Inference
 from shardproof.planner.ir.explanation import Explanation, Group, Left, Member, Tie
 from shardproof.planner.ir.graph import Graph, Op
