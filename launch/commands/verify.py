@@ -155,18 +155,16 @@ def verify(
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),
-            levels=levels,
+            levels=levels or _every_level(known, for_),
             form=form,
             timeout=timeout,
-            client=for_ if for_ or Level.CLIENT not in levels else "vllm",
+            client=for_ or ("vllm" if Level.CLIENT in levels else None),
             client_python=str(client_python) if client_python else None,
             weights=weights,
             strict=strict,
             train=train,
             nodes=nodes_of(nnodes, node_rank, rdzv_endpoint),
         )
-        if known.every_level and not common.levels:
-            common = replace(common, levels=(Level.PROOF, Level.RUN) if common.client is None else (Level.PROOF,))
         requests = requests_of(asked, common, fixed=fixed)
         if asked.listed:
             result = verify_all(requests, form, known, progress=progress)
@@ -175,6 +173,13 @@ def verify(
     if is_first_rank():
         write_result(output, result.text) if output is not None else print_result(result.text)
     raise typer.Exit(result.code)
+
+
+def _every_level(known: Known, client: str | None) -> tuple[Level, ...]:
+    """The levels to run where none is named: with a baseline each, else none, so that a refuted level ends the rest."""
+    if not known.every_level:
+        return ()
+    return (Level.PROOF, Level.RUN) if client is None else (Level.PROOF,)
 
 
 def _prove_where_the_client_is(

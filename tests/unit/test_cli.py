@@ -12,11 +12,11 @@ import pytest
 import typer
 import typer.core
 
-import shardproof.launch.commands.suggest as suggesting
 import shardproof.launch.commands.verify as verifying
 import shardproof.launch.commands.verify_levels as climbing
 from shardproof.launch.cli import app, run
 from shardproof.launch.commands.read_inputs import read_plan
+from shardproof.launch.commands.suggestion import suggest_plan
 from shardproof.launch.commands.verify_request import RunLayout, run_layout
 from shardproof.launch.ranks.job import World, is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, MisuseError
@@ -180,8 +180,8 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
         assert (plan, tp) == (wanted, 4)
         return LevelResult("proof", 0.1)
 
-    monkeypatch.setattr(suggesting, "_infer", lambda *_, **__: Suggested())
-    monkeypatch.setattr(suggesting, "_degrees", lambda *_: Degrees((1, 4), {}))
+    monkeypatch.setattr(suggest_plan, "_infer", lambda *_, **__: Suggested())
+    monkeypatch.setattr(suggest_plan, "_degrees", lambda *_: Degrees((1, 4), {}))
     monkeypatch.setattr(shardproof.verify.proof.prove, "prove", prove)
 
 

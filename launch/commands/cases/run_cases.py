@@ -53,12 +53,6 @@ class Known:
 NOTHING_KNOWN = Known()
 
 
-def _all_known(case: CaseReport) -> CaseReport:
-    """A case whose findings were written into a baseline; one without a report keeps its exit code."""
-    known = frozenset(range(len(case.findings)))
-    return replace(case, code=0, known=known) if case.report is not None else case
-
-
 def known_findings(baseline: Path | None, written: Path | None) -> Known:
     """The options `--baseline` and `--write-baseline`.
 
