@@ -86,13 +86,13 @@ def _one_block(model: "LoadedModel | str") -> Iterator[None]:
     """An error of the model, the arguments or the machine fails the test with one sentence and what was asked for; a bug keeps
     its traceback.
     """
-    from shardproof.launch.failures import told
+    from shardproof.launch.failures import failure_sentence
 
     found = None
     try:
         yield
     except Exception as error:
-        if (found := told(error)) is None:
+        if (found := failure_sentence(error)) is None:
             raise
     if found is not None:  # not while the error is handled: pytest would print it as well
         pytest.fail(_block(model if isinstance(model, str) else model.title, found[0]), pytrace=False)

@@ -86,7 +86,7 @@ def confirm(
     with runner_for(case, world, timeout, nodes) as runner:
         run_case = _one_by_one(runner)
         result = _result(case, run_case(case), timeout)
-        findings = diagnosed(case, result.findings, lambda other: _decided(other, run_case(other), timeout))
+        findings = diagnosed(case, result.findings, lambda other: _findings_if_decided(other, run_case(other), timeout))
     method = method_of(loaded.config)
     if method is not None and not weights:
         findings = (*findings, tp222.not_looked_at(method))
@@ -125,7 +125,7 @@ def _written(case: Case, result: LevelResult) -> LevelResult:
 def _diagnosed(case: Case, result: LevelResult, run_case: RunCase, timeout: float) -> LevelResult:
     """The result after the plans that `diagnosed` tries for a fix were run as well."""
     began = time.monotonic()
-    findings = diagnosed(case, result.findings, lambda other: _decided(other, run_case(other), timeout))
+    findings = diagnosed(case, result.findings, lambda other: _findings_if_decided(other, run_case(other), timeout))
     return LevelResult("run", result.seconds + time.monotonic() - began, findings, result.measures)
 
 
@@ -162,7 +162,7 @@ def _result(case: Case, case_result: CaseResult, timeout: float) -> LevelResult:
     return LevelResult("run", case_result.seconds, incomplete(case, case_result, timeout))
 
 
-def _decided(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...] | None:
+def _findings_if_decided(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...] | None:
     """The findings of one case, or None where it was not decided."""
     findings = _result(case, case_result, timeout).findings
     return None if any(finding.severity is Severity.UNDECIDED for finding in findings) else findings

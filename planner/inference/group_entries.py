@@ -77,7 +77,7 @@ def is_linear(module: Module) -> bool:
 
 def _linear_entry(graph: Graph, atom: Atom, member: GroupMember) -> TpEntry:
     module, numbers = member.module, dict(member.module.numbers)
-    wanted = _wanted(member)
+    wanted = _wanted_placements(member)
     for style in _styles_for(graph, member):
         if (
             _hooks_fit(style, member.summed)
@@ -100,7 +100,7 @@ def _styles_for(graph: Graph, member: GroupMember) -> list[Style]:
     return [*STYLES.values(), *([named] if named is not None else [])]
 
 
-def _wanted(member: GroupMember) -> dict[str, Placement]:
+def _wanted_placements(member: GroupMember) -> dict[str, Placement]:
     wanted: dict[str, Placement] = {local: R for local, _ in member.module.parameters}
     for use in member.uses:
         if wanted[use.local] not in (R, use.placement):
@@ -123,7 +123,7 @@ def _lays_out(graph: Graph, style: Style, module: Module, wanted: Mapping[str, P
 
 def _layouts(graph: Graph, atom: Atom, member: GroupMember) -> list[TpEntry]:
     """One entry per parameter, for a module that uses its parameters without a linear layer, such as stacked experts."""
-    _wanted(member)
+    _wanted_placements(member)
     entries = []
     for use in member.uses:
         ndim = len(graph.values[graph.parameters[use.name]].shape)

@@ -12,7 +12,7 @@ from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
 from shardproof.planner.inference.probe import Prober, prober
 from shardproof.planner.inference.tensor import Inference, infer_tp, probe_degree
 from shardproof.planner.ir.degrees import degrees_within
-from shardproof.planner.ir.explanation import Explanation, Left
+from shardproof.planner.ir.explanation import Explanation, LeftWhole
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry, join
 from shardproof.planner.loading.carried_plan import plan_owners, reads_config_plan
@@ -43,7 +43,7 @@ class Suggestion:
     notes: tuple[str, ...] = ()
     explanation: Explanation | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
-    left: tuple[Left, ...] = ()
+    left: tuple[LeftWhole, ...] = ()
 
 
 def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = None) -> Suggestion:

@@ -70,7 +70,7 @@ def read_behind(graph: Graph, module: str, stack: str) -> bool:
     return any(not own.isdisjoint(op.inputs) for op in graph.ops[last + 1 :] if not _inside(op.module, module))
 
 
-def given(graph: Graph) -> frozenset[int]:
+def from_inputs(graph: Graph) -> frozenset[int]:
     """Values that depend on the caller's inputs."""
     return derived(graph, (number for _, number in graph.inputs))
 

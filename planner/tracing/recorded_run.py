@@ -69,7 +69,7 @@ class Tracing:
         self.calls: list[ModuleCall | None] = []
         self.left: dict[str, list[Tensor]] = {}
 
-    def _kept(self) -> list[tuple[str, Tensor]]:
+    def _kept_tensors(self) -> list[tuple[str, Tensor]]:
         return remembered(self.model, "kept tensors", lambda: kept_tensors(self.model))
 
     def _shared_state(self) -> dict[int, SharedState]:
@@ -95,7 +95,7 @@ class Tracing:
         recorder = self.recorder
         recorder.gradients.enabled = script.mode is not RunMode.DECODING
         recorder.other_side = script.other_side
-        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers(), *self._kept()]:
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers(), *self._kept_tensors()]:
             number = recorder.number(tensor, name)
             if tensor.requires_grad:
                 recorder.followed.add(number)

@@ -10,7 +10,15 @@ from typing import Any
 from torch import nn
 
 from shardproof.planner.inputs.accepted import NoInputsError, plain_form, search
-from shardproof.planner.inputs.example import TRACED, example_inputs, guesses_calls, known_call, take, take_call, taken
+from shardproof.planner.inputs.example import (
+    TRACED,
+    accept_call,
+    accept_form,
+    accepted_form,
+    example_inputs,
+    guesses_calls,
+    known_call,
+)
 from shardproof.planner.inputs.run_modes import NoCacheError, Script
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.tracing.layers.repeats import run_every_layer, runs_every_layer
@@ -30,11 +38,11 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
     Raises:
         TraceError: the forward cannot run on meta tensors; names the module and source line where it stopped.
     """
-    if inputs is None and taken(model) is None and guesses_calls(model):
+    if inputs is None and accepted_form(model) is None and guesses_calls(model):
         form = known_call(model, TRACED) or plain_form(structural_copy(model), TRACED)
         if form is not None:
-            take_call(model, form, TRACED)
-    if inputs is not None or taken(model) is not None:
+            accept_call(model, form, TRACED)
+    if inputs is not None or accepted_form(model) is not None:
         return _settled(model, inputs if inputs is not None else example_inputs(model))
     try:
         accepted, graph = search(
@@ -42,7 +50,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
         )
     except NoInputsError as error:
         raise TraceError(str(error), "", None) from None
-    take(model, accepted.form)
+    accept_form(model, accepted.form)
     refused = accepted.refused
     return replace(graph, notes=(*graph.notes, _left_out(refused))) if isinstance(refused, TraceError) else graph
 

@@ -16,7 +16,7 @@ from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.modules.any_module import ModuleConfig
 from shardproof.planner.twins.module_sizes import shallow, small_modules
 from shardproof.planner.twins.sizes import RUNGS, narrowed, numbers_beside_sizes, shrunk
-from shardproof.planner.twins.small_runs import parameter_count, parameter_kinds, runs_on_meta
+from shardproof.planner.twins.small_runs import parameters_of, runs_on_meta
 
 _TRIALS = 80
 
@@ -66,7 +66,7 @@ def _with_fields(config: ModuleConfig, fields: Fields) -> PreTrainedConfig:
 
 def _kinds_with(loaded: LoadedModel, fields: Fields) -> frozenset[tuple[str, int]]:
     assert isinstance(loaded.config, ModuleConfig)
-    return parameter_kinds(dataclasses.replace(loaded, config=_with_fields(loaded.config, fields)))
+    return parameters_of(dataclasses.replace(loaded, config=_with_fields(loaded.config, fields))).kinds
 
 
 def _derived(config: PreTrainedConfig, fields: Fields) -> set[str]:
@@ -140,13 +140,13 @@ def rebuilt(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
 
 def by_trial(loaded: LoadedModel, *, tp: int, pp: int) -> PreTrainedConfig:
     """The config with integer fields halved, one or two at a time, while the model still builds and gets smaller."""
-    best, size = beside_sizes(loaded), parameter_count(loaded)
+    best, size = beside_sizes(loaded), parameters_of(loaded).count
     for _ in range(_TRIALS):
         if size <= SMALL:
             break
         for config in _halvings(best, tp=tp, pp=pp):
             smaller = dataclasses.replace(loaded, config=config)
-            if (now := parameter_count(smaller)) < size and runs_on_meta(smaller):
+            if (now := parameters_of(smaller).count) < size and runs_on_meta(smaller):
                 best, size = config, now
                 break
         else:

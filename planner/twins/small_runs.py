@@ -70,20 +70,24 @@ def first_tensors(output: object) -> list[torch.Tensor]:
     return [leaf for leaf in tree_flatten(first)[0] if isinstance(leaf, torch.Tensor)]
 
 
-def parameter_kinds(loaded: LoadedModel) -> frozenset[tuple[str, int]]:
-    """Every parameter pattern with its number of dims; empty if the model cannot be built."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParametersBuilt:
+    """The parameters of a model: the number of their elements, and every pattern of their names with the number of dims."""
+
+    count: int
+    kinds: frozenset[tuple[str, int]]
+
+
+def parameters_of(loaded: LoadedModel) -> ParametersBuilt:
+    """The parameters of a model, built on the meta device. One that cannot be built there counts as too large and without
+    kinds, and is never built on the CPU.
+    """
     try:
-        model = build(loaded)
+        named = dict(build(loaded).named_parameters())
     except Exception:  # the model's code cannot run on the meta device
-        return frozenset()
-    return frozenset((generic(name), parameter.ndim) for name, parameter in model.named_parameters())
-
-
-def parameter_count(loaded: LoadedModel) -> int:
-    try:
-        return sum(parameter.numel() for parameter in build(loaded).parameters())
-    except Exception:  # cannot be built on the meta device: counts as too large, and is never built on the CPU
-        return LARGEST + 1
+        return ParametersBuilt(LARGEST + 1, frozenset())
+    kinds = frozenset((generic(name), parameter.ndim) for name, parameter in named.items())
+    return ParametersBuilt(sum(parameter.numel() for parameter in named.values()), kinds)
 
 
 def runs_on_meta(loaded: LoadedModel) -> bool:

@@ -20,15 +20,7 @@ from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.small_configs import SMALL, beside_sizes, by_names, by_trial, by_width, of_module
-from shardproof.planner.twins.small_runs import (
-    LARGEST,
-    SHORT,
-    TrialRun,
-    parameter_count,
-    parameter_kinds,
-    runs,
-    trial_run,
-)
+from shardproof.planner.twins.small_runs import LARGEST, SHORT, TrialRun, parameters_of, runs, trial_run
 
 NARROW = 20_000_000
 """The most parameters of a twin where there is none of `SMALL`."""
@@ -52,7 +44,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     if loaded.adapters:
         loaded = with_adapter_classes(loaded, tuple(map(without_dropout, loaded.adapters)))
     with quiet():
-        kinds, text_alone, first, patience = parameter_kinds(loaded), None, "", _PATIENCE
+        kinds, text_alone, first, patience = parameters_of(loaded).kinds, None, "", _PATIENCE
         for most, config in chain(
             ((SMALL, config) for config in of_module(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in by_names(loaded, tp=tp, pp=pp)),
@@ -61,7 +53,8 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             ((NARROW, config) for derive in (False, True) for config in by_names(loaded, tp=tp, pp=pp, derive=derive)),
         ):
             small = dataclasses.replace(loaded, config=config, checkpoint=None)
-            if parameter_count(small) > most or (kinds and parameter_kinds(small) != kinds):
+            parameters = parameters_of(small)
+            if parameters.count > most or (kinds and parameters.kinds != kinds):
                 continue
             small, outcome = _fitted(loaded, small)
             if outcome.whole:
@@ -74,7 +67,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         if text_alone is not None:
             return text_alone
         small = dataclasses.replace(loaded, config=by_trial(loaded, tp=tp, pp=pp), checkpoint=None)
-        if parameter_count(small) <= LARGEST and runs(small):
+        if parameters_of(small).count <= LARGEST and runs(small):
             return small
     why = f" The first small copy that was built raised {first}." if first else ""
     raise TwinError(

@@ -21,7 +21,7 @@ from shardproof.launch.commands.verify_request import RunLayout, run_layout
 from shardproof.launch.ranks.job import World, is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, MisuseError
 from shardproof.planner.ir.degrees import Degrees
-from shardproof.planner.ir.explanation import Left
+from shardproof.planner.ir.explanation import LeftWhole
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.verify.report.report import LevelResult
@@ -174,7 +174,7 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
     class Suggested:
         plan, degrees, sharded_fraction, notes, explanation = wanted, (1, 4), 0.5, ("a note",), None
         owners = MappingProxyType({"": "LlamaConfig"})
-        left = (Left("model.norm", 8, 32, "whole", 0.25), Left("model.small", 1, 4, "little", 0.001))
+        left = (LeftWhole("model.norm", 8, 32, "whole", 0.25), LeftWhole("model.small", 1, 4, "little", 0.001))
 
     def prove(_: object, plan: Plan, *, tp: int) -> LevelResult:
         assert (plan, tp) == (wanted, 4)

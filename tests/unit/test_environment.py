@@ -10,7 +10,7 @@ import pytest
 
 import shardproof.launch.commands.verify as verifying
 from shardproof.launch.cli import run
-from shardproof.launch.failures import told
+from shardproof.launch.failures import failure_sentence
 from shardproof.launch.ranks.confirm import incomplete
 from shardproof.launch.ranks.job import Nodes
 from shardproof.launch.ranks.request import Start
@@ -89,7 +89,7 @@ def test_a_fault_of_the_machine_is_one_sentence(
     ],
 )
 def test_our_bugs_stay_bugs(error: Exception) -> None:
-    assert told(error) is None
+    assert failure_sentence(error) is None
 
 
 def test_a_result_for_a_read_only_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,7 +216,7 @@ class _StagesCheck:
 
     def _layer_differs(self, ran: Numbered) -> tuple[str, str, int | None, int] | None:
         """The first own layer with another argument than in the whole program: its path, the argument, both values."""
-        whole, wholes, mine = self.comparison.whole, _given(self.graph), _given(ran.graph)
+        whole, wholes, mine = self.comparison.whole, _first_arguments(self.graph), _first_arguments(ran.graph)
         for number in ran.own or ():
             path = self.layout.layer(number)
             for (name, leaf), value in wholes.get(path, {}).items() if path in mine else ():
@@ -269,7 +269,7 @@ class _StagesCheck:
                 yield pp305.stage_differs(what, name.rpartition(".")[0])
 
 
-def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
+def _first_arguments(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
     """By module: the arguments of its first call, as (name, which tensor of it) -> value."""
     found: dict[str, dict[tuple[str, int], int]] = {}
     for call in graph.calls:

@@ -173,17 +173,17 @@ def _decode(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     with torch.no_grad():
         output = model(**inputs.first(inputs.prompt), **cached)
         steps = [whole(output[0])]
-        if not _kept(model, output):
+        if not _for_next_step(model, output):
             if cached and model.can_generate():
                 raise NotComparableError("it returns no cache when it is asked for one")
             return
         for position in range(inputs.prompt, inputs.ids.shape[1]):
-            output = model(**inputs.next(position), **_kept(model, output), **cached)
+            output = model(**inputs.next(position), **_for_next_step(model, output), **cached)
             steps.append(whole(output[0]))
     into.values["decoded logits"] = torch.cat(steps, dim=1)
 
 
-def _kept(model: PreTrainedModel, output: Mapping[str, object]) -> dict[str, object]:
+def _for_next_step(model: PreTrainedModel, output: Mapping[str, object]) -> dict[str, object]:
     """What an output gives the next step: values that the forward takes by the same name, such as a KV cache or a state."""
     return {name: value for name, value in output.items() if value is not None and takes(model, name)}
 

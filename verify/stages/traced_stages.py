@@ -12,7 +12,7 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from shardproof.planner.inputs.example import TRACED, caching, example_inputs, take, taken
+from shardproof.planner.inputs.example import TRACED, accept_form, accepted_form, caching, example_inputs
 from shardproof.planner.inputs.run_modes import RunMode, Script, cache_in
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.graph import Graph, Module, ModuleCall
@@ -122,8 +122,8 @@ class TracedStages:
     def _whole(self) -> WholeProgram:
         shared = on_meta(self.models.loaded)
         subject_of(shared)
-        if (form := taken(shared)) is not None:
-            take(self.model, form)
+        if (form := accepted_form(shared)) is not None:
+            accept_form(self.model, form)
         if self.mode is RunMode.EVALUATION:
             inputs, graph = fullest_trace(self.model)
             return WholeProgram(Script(self.mode, (caching(self.model, False) | inputs,)), graph, Numbers())
@@ -233,7 +233,7 @@ def received(at: int, forward: int = 0) -> str:
 
 def fullest_trace(model: nn.Module) -> tuple[dict[str, object], Graph]:
     """The inputs with the most arguments that the model takes (mask, positions, `logits_to_keep`), and its trace with them."""
-    if taken(model) is None:
+    if accepted_form(model) is None:
         trace(model)  # which of the forms of inputs it takes
     inputs: dict[str, object] = dict(example_inputs(model))
     names = signature(model.forward).parameters

@@ -7,7 +7,13 @@ from typing import assert_never
 
 from shardproof.planner.ir.placement import P, Partial, R, Replicate, Shard, packed
 from shardproof.planner.propagation.forward.call_agreement import arguments_agree, dtypes_agree, shapes_agree
-from shardproof.planner.propagation.forward.relation import Placements, Problem, local_shape_or_none, name, shown
+from shardproof.planner.propagation.forward.relation import (
+    Placements,
+    Problem,
+    local_shape_or_none,
+    name,
+    placements_text,
+)
 from shardproof.planner.propagation.forward.views import narrow, reshape
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
@@ -126,7 +132,7 @@ def _locked(meaning: Einsum, whole: Call, placements: Placements, blame: int) ->
         "TP210" if meaning.near else "TP206",
         f"{name(whole)} needs all of a dim that is sharded",
         meaning.why_locked,
-        shown(placements),
+        placements_text(placements),
         "R",
         blame,
     )
@@ -162,7 +168,7 @@ def _uneven_groups(whole: Call, placements: Placements, degree: int) -> Problem:
         "TP201",
         f"{name(whole)} pairs groups that do not divide over {degree} ranks",
         "a shorter part of one operand no longer meets its own group of the other",
-        shown(placements),
+        placements_text(placements),
         f"sizes that divide by {degree}",
     )
 
@@ -199,7 +205,7 @@ def _mixed(whole: Call, placements: Placements) -> Problem:
         "TP203",
         f"the operands of {name(whole)} are sharded on dims that do not belong together",
         "ranks would combine parts of different places",
-        shown(placements),
+        placements_text(placements),
         "one common dim",
     )
 
@@ -210,7 +216,7 @@ def _one_whole(whole: Call, placements: Placements, index: int, sharded: dict[in
         "TP203",
         f"{name(whole)} combines a part of one operand with the whole of another",
         f"operand {index + 1} holds all of the dim of which operand {other + 1} holds a part, so ranks pair the wrong elements",
-        shown(placements),
+        placements_text(placements),
         f"operand {index + 1} sharded on the same dim, or none",
         index,
     )
@@ -221,7 +227,7 @@ def _not_linear(whole: Call, placements: Placements, partial: frozenset[int]) ->
         "TP204",
         f"{name(whole)} is given a partial sum",
         "f(sum of parts) is not the sum of f(part), and a whole addend is added once per rank",
-        shown(placements),
+        placements_text(placements),
         "the sum reduced first",
         min(partial, default=None),
     )
@@ -243,7 +249,7 @@ def _concat(dim: int, whole: Call, placements: Placements) -> Placements | Probl
         "TP203",
         "the parts of a concatenation lie differently",
         "one tensor has one placement",
-        shown(placements),
+        placements_text(placements),
         "all alike",
         odd,
     )

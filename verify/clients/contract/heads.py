@@ -25,7 +25,7 @@ def check_heads(trial: Trial, calls: Sequence[AttentionCall]) -> list[Finding]:
 
     None where the config has no one number for all layers, or for latent attention, whose sizes are other fields.
     """
-    told = _told(trial.text)
+    told = _heads_told(trial.text)
     found: dict[str, Finding] = {}
     for call in calls if told is not None else ():
         for name, value, wanted in zip(
@@ -38,7 +38,7 @@ def check_heads(trial: Trial, calls: Sequence[AttentionCall]) -> list[Finding]:
     return list(found.values())
 
 
-def _told(text: object) -> tuple[tuple[int, int], ...] | None:
+def _heads_told(text: object) -> tuple[tuple[int, int], ...] | None:
     """Heads and their width of query, key and value; None where the config does not say, or says it layer by layer."""
     # An attention over latents, and one of a single head for all queries, is sized by fields of its own.
     if field_of(text, "kv_lora_rank") is not None or field_of(text, "multi_query"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from shardproof.planner.inputs.example import take, taken
+from shardproof.planner.inputs.example import accept_form, accepted_form
 from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import Shard
@@ -74,8 +74,8 @@ def _cuts(model: nn.Module, assigned: Assigned) -> Iterator[_Cut]:
 
 def _copied(subject: Subject) -> nn.Module:
     copied = structural_copy(subject.model)
-    if (form := taken(subject.model)) is not None:
-        take(copied, form)
+    if (form := accepted_form(subject.model)) is not None:
+        accept_form(copied, form)
     return copied
 
 

@@ -55,7 +55,7 @@ def check_pipeline(case: Case, before: SingleDevice) -> tuple[Comparison, ...]:
     with Wide():
         compared = _padded(own, before, slot)
         compared += _decoded(own, before, slot)
-        compared += _kept(own, before, slot)
+        compared += _compare_last_logits(own, before, slot)
         return (*compared, *_gradients(own, before, slot, case.staging))
 
 
@@ -125,7 +125,7 @@ def _decoded(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> l
 
 
 @torch.no_grad()
-def _kept(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> list[Comparison]:
+def _compare_last_logits(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> list[Comparison]:
     """The logits of the last tokens alone (`logits_to_keep`), as a server asks for them."""
     want = before.want
     if want.kept is None:
