@@ -21,10 +21,10 @@ from shardproof.planner.loading.version_breaks import version_advice
 from shardproof.planner.tracing.layers.layer_kinds import layer_kinds
 from shardproof.planner.tracing.layers.repeats import LayerRepeats, runs_every_layer, tensors_in
 from shardproof.planner.tracing.layers.shared_state import SharedState
+from shardproof.planner.tracing.meta_answers.placeholders import placing_search_results
 from shardproof.planner.tracing.modes import Dispatch, Functions
 from shardproof.planner.tracing.module_tree import forget_results, kept_tensors, module_table
 from shardproof.planner.tracing.own_backward import apply_function
-from shardproof.planner.tracing.placeholders import placing_search_results
 from shardproof.planner.tracing.recorder import Recorder
 from shardproof.planner.tracing.session import TRACING, ModuleState, recording, remembered, without_garbage_collection
 

@@ -22,7 +22,7 @@ from shardproof.planner.inputs.example import (
 from shardproof.planner.inputs.run_modes import NoCacheError, Script
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.tracing.layers.repeats import run_every_layer, runs_every_layer
-from shardproof.planner.tracing.placeholders import search_first_only
+from shardproof.planner.tracing.meta_answers.placeholders import search_first_only
 from shardproof.planner.tracing.recorded_run import TraceError, Tracing, forward_of
 from shardproof.planner.tracing.session import forget, structural_copy
 

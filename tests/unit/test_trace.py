@@ -16,7 +16,7 @@ from shardproof.planner.ir.graph_json import graph_from_json, graph_to_json
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.load import load
 from shardproof.planner.propagation.assign import assign
-from shardproof.planner.tracing.modes import same_form
+from shardproof.planner.tracing.meta_answers.result_forms import same_form
 from shardproof.planner.tracing.rank_program import trace_local
 from shardproof.planner.tracing.recorded_run import TraceError, Tracing
 from shardproof.planner.tracing.trace import trace

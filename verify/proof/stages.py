@@ -186,7 +186,7 @@ class _StagesCheck:
     def _sent_by(self, place: StagePlace, graph: Graph) -> list[int]:
         """The values of the whole program that a stage should send; for the last stage, the model's first output."""
         if place.stage == len(self.layout.chunks) - 1:
-            return self.whole.given(graph)
+            return self.whole.first_outputs(graph)
         return self._passing([live.entrances[0] for live in place.sends.values], graph)
 
     def _passing(self, entrances: list[Entrance], graph: Graph) -> list[int]:

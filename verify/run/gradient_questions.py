@@ -11,11 +11,7 @@ from shardproof.planner.inputs.example import caching
 from shardproof.planner.inputs.run_modes import takes
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.inputs import Inputs
-from shardproof.verify.run.observed import (
-    NotComparableError,
-    Observed,
-    forward_logits,
-)
+from shardproof.verify.run.observed import NotComparableError, Observed, forward_logits
 from shardproof.verify.stages.exact import copied_outputs
 
 

@@ -107,7 +107,7 @@ def _masked(model: PreTrainedModel, inputs: Inputs, mask: torch.Tensor) -> torch
         return None
     with torch.no_grad():
         given = forward_logits(model, inputs, **inputs.masking(mask))
-    seen = inputs.seen(mask)
+    seen = inputs.compared_positions(mask)
     return given if given.ndim != 3 or not seen.numel() else given[:, -seen.shape[1] :][seen]
 
 

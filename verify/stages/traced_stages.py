@@ -65,7 +65,7 @@ class WholeProgram:
             found.append(given[entrance.leaf])
         return found
 
-    def given(self, graph: Graph | None = None) -> list[int]:
+    def first_outputs(self, graph: Graph | None = None) -> list[int]:
         """The first output of each forward."""
         first: dict[str, int] = {}
         for name, value in (graph or self.graph).outputs:

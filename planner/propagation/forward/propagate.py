@@ -15,8 +15,8 @@ from shardproof.planner.ir.placement import Partial, Placement, R, Replicate, Un
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.forward.alignment import align, check_outputs, diverged
 from shardproof.planner.propagation.forward.coincidence import doubted
-from shardproof.planner.propagation.forward.follow import follow, related
 from shardproof.planner.propagation.forward.hooks import hook
+from shardproof.planner.propagation.forward.op_placements import follow, related
 from shardproof.planner.propagation.forward.operands import operand_placements, place_inputs
 from shardproof.planner.propagation.forward.relation import Pair, Problem, State, Stuck, entry_behind, settle
 from shardproof.planner.propagation.forward.views import cut_inside

@@ -89,7 +89,11 @@ def _padded(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> li
     with torch.no_grad():
         arguments = padded(asked, positions=bool(want.positions))
         given = scheduled(own, asked.ids, want.logits, slot, Schedule.GPIPE).forward(asked, arguments)
-    return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, asked.seen(asked.mask))
+    return (
+        []
+        if given is None
+        else _by_microbatch("left-padded logits", given, want.padded, asked.compared_positions(asked.mask))
+    )
 
 
 def _by_microbatch(
