@@ -31,7 +31,9 @@ from benchmarks import (
 from benchmarks.diffusion import bench as diffusion
 from benchmarks.engines import bench as engines
 from benchmarks.engines import traces
+from benchmarks.hostile import bench as hostile
 from benchmarks.others import bench as others
+from benchmarks.versions import bench as versions
 from benchmarks.zoo import bench as zoo
 
 BENCHMARKS = {
@@ -62,11 +64,13 @@ def main(arguments: list[str]) -> int:
         "engines",
         "fuzz",
         "guards",
+        "hostile",
         "localize",
         "mutants",
         "others",
         "pipeline-mutants",
         "runtime",
+        "versions",
         "zoo",
     )
     parser.add_argument("name", choices=(*BENCHMARKS, *own))
@@ -75,7 +79,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; what it holds already is not run again")
     parser.add_argument("--tp", type=int, default=None, help="tensor-parallel degree; 2, and 8 for configs")
-    parser.add_argument("--levels", default="proof,run", help="zoo: proof, run (ranks as threads), ranks")
+    parser.add_argument("--levels", default="proof,run", help="zoo, versions: proof, run (ranks as threads), ranks")
     parser.add_argument(
         "--redo", choices=("", "failed", "all"), default="", help="zoo, others, mutants, engines: these again"
     )
@@ -83,13 +87,13 @@ def main(arguments: list[str]) -> int:
         "--page",
         type=Path,
         default=None,
-        help="zoo, others, engines, mutants, pipeline-mutants, runtime: also write the page of the docs",
+        help="zoo, others, engines, mutants, pipeline-mutants, runtime, versions: also write the page of the docs",
     )
     parser.add_argument(
         "--limit", type=int, default=0, help="mutants, localize: at most this many of each plan; others: types"
     )
-    parser.add_argument("--seed", type=int, default=0, help="mutants, fuzz: which ones; others: the order")
-    parser.add_argument("--pairs", type=int, default=100, help="fuzz: how many models with a plan")
+    parser.add_argument("--seed", type=int, default=0, help="mutants, fuzz, hostile: which ones; others: the order")
+    parser.add_argument("--pairs", type=int, default=100, help="fuzz: how many models with a plan; hostile: inputs")
     parser.add_argument(
         "--time",
         type=float,
@@ -97,12 +101,20 @@ def main(arguments: list[str]) -> int:
         help="mutants, others, engines: start no further type after this many seconds",
     )
     parser.add_argument("--plans", default="ours,shipped", help="engines: whose plans are served")
-    parser.add_argument("--only", default="", help="mutants: those whose name contains this, again; guards: these")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="mutants: those whose name contains this, again; guards: these; versions: these, or newest",
+    )
     given = parser.parse_args(arguments)
     types = tuple(filter(None, given.types.split(",")))
     if given.name == "zoo":
         levels = tuple(given.levels.split(","))
         return zoo.main(types, given.out or Path("zoo.jsonl"), levels=levels, redo=given.redo, page_at=given.page)
+    if given.name == "versions":
+        numbers, levels = tuple(filter(None, given.only.split(","))), tuple(given.levels.split(","))
+        folder = given.out or Path("versions")
+        return versions.main(types, folder, versions=numbers, levels=levels, page_at=given.page)
     if given.name == "others":
         asked = others.Asked(given.limit, given.seed, given.time, given.redo)
         return others.main(types, given.out or Path("others.jsonl"), asked=asked, page_at=given.page)
@@ -117,6 +129,8 @@ def main(arguments: list[str]) -> int:
         return runtime.main(types, given.out or Path("runtime.json"), page_at=given.page)
     if given.name == "fuzz":
         return fuzz.main(given.pairs, given.seed, given.out or Path("fuzz.json"))
+    if given.name == "hostile":
+        return hostile.main(given.pairs, given.seed, given.out or Path("hostile.json"))
     if given.name == "guards":
         return guards.main(given.only, given.out or Path("guards.json"))
     if given.name == "engines":

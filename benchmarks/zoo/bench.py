@@ -30,10 +30,12 @@ class Measurer:
     process: subprocess.Popen[str] | None = None
     once: bool = False
     limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)
+    libraries: Path | None = None
+    """A folder whose packages stand before those of the environment."""
 
     def ask(self, row: Row, level: str) -> Row:
         """The row with what was found at a level; a process that dies or does not answer is what was found."""
-        process = self.process = self.process or _started()
+        process = self.process = self.process or _started(self.libraries)
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps({"row": json.loads(row.line()), "level": level, "once": self.once}) + "\n")
         process.stdin.flush()
@@ -60,11 +62,11 @@ class Measurer:
             self.process = None
 
 
-def _started() -> subprocess.Popen[str]:
+def _started(libraries: Path | None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.zoo.measure"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path(libraries)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -73,15 +75,17 @@ def _started() -> subprocess.Popen[str]:
     )
 
 
-def _path() -> str:
-    """This checkout before what the environment has, such as a folder with libraries to measure."""
-    return os.pathsep.join(filter(None, (PATH, os.environ.get("PYTHONPATH"))))
+def _path(libraries: Path | None) -> str:
+    """This checkout, a folder with libraries to measure, and what the environment has."""
+    return os.pathsep.join(filter(None, (PATH, str(libraries or ""), os.environ.get("PYTHONPATH"))))
 
 
 @contextmanager
-def measuring(*, once: bool = False, limits: Mapping[str, float] = LIMITS) -> Iterator[Measurer]:
+def measuring(
+    *, once: bool = False, limits: Mapping[str, float] = LIMITS, libraries: Path | None = None
+) -> Iterator[Measurer]:
     """A measurer whose process has ended afterwards."""
-    made = Measurer(once=once, limits=limits)
+    made = Measurer(once=once, limits=limits, libraries=libraries)
     try:
         yield made
     finally:

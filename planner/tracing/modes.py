@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from shardproof.planner.tracing.meta_answers.data_answers import ANSWERS, ARGUMENTS, UNSEEN, unseen
 from shardproof.planner.tracing.meta_answers.placeholders import with_counts, with_places
 from shardproof.planner.tracing.meta_answers.result_forms import same_form
+from shardproof.planner.tracing.own_backward import changes_what_is_saved
 from shardproof.planner.tracing.recorder import SIZES, Recorder
 
 WHOLE: Mapping[object, str] = {
@@ -82,6 +83,8 @@ class Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         if _in_derivative():
             raise NotImplementedError("a derivative that torch.func takes inside the forward is not recorded")
+        if changes_what_is_saved(recorder):
+            raise NotImplementedError("what saved_tensors_hooks give the backward in place of a value is not recorded")
         if recorder.whole and func in SIZES and (size := recorder.size_of(args[0])) is not None:
             return SIZES[func](size, *args[1:], **kwargs)
         args, kwargs = tree_map(_here, args) if func is Tensor.to else args, {k: _here(v) for k, v in kwargs.items()}

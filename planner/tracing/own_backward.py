@@ -40,6 +40,26 @@ class Handle:
         """The hook stays: it was recorded when it was registered."""
 
 
+def changes_what_is_saved(recorder: Recorder) -> bool:
+    """Whether `saved_tensors_hooks` around this op give the backward another value than the forward had: rounded, or dropped.
+
+    Torch's own hooks (checkpointing, `save_on_cpu`) give the same one. Others are tried on a small tensor.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False) if recorder.gradients.enabled else None
+    if hooks is None or all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks):
+        return False
+    pack, unpack = hooks
+    with recorder.silent():
+        try:
+            return not torch.equal(unpack(pack(_SAVED)), _SAVED)
+        except Exception:  # whatever somebody's hook raises on a tensor that is not its model's
+            return True
+
+
+_SAVED = torch.linspace(-3.3, 7.7, 64, dtype=torch.float32).reshape(4, 16)
+"""A tensor that a smaller dtype changes."""
+
+
 def apply_function(recorder: Recorder, original: Callable[..., Any], kind: type[Any], *args: Any, **kwargs: Any) -> Any:
     """In place of `torch.autograd.Function.apply`: the forward, and at once the backward, both recorded."""
     if recorder.paused:

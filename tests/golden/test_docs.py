@@ -6,7 +6,6 @@ run.
 """
 
 import json
-import multiprocessing
 import os
 import re
 import shlex
@@ -26,6 +25,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 import shardproof.launch.cli
+from tests.forked import run_command, run_tests
 from tests.gate import PATH
 from tests.readme import README, console_sessions, matches
 
@@ -62,8 +62,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```" in (DOCS / page).read_text()])
 def test_the_blocks_of_a_page(page: str, here: Path) -> None:
-    import shardproof.planner.loading.load  # noqa: F401  # loaded once, for all commands that are forked from here
-
     namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks((DOCS / page).read_text()):
         RUN[block.language](block, here, namespace)
@@ -85,14 +83,8 @@ def _tests(block: Block, here: Path) -> None:
     """Tests that a page shows, run by pytest with the plugin."""
     file = here / (block.title or "test_page.py")
     file.write_text(block.text)
-    plain = ["-p", "no:cacheprovider", "-p", "shardproof.launch.pytest_plugin", "-W", "ignore", "-q", file.name]
-
-    def run() -> int:
-        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # an installed plugin would be there twice
-        return int(pytest.main(plain))
-
-    code, printed = forked(run)
-    assert code == 0, printed
+    ended = run_tests(file.name, here=here)
+    assert ended.code == 0, ended
 
 
 def _console(block: Block, here: Path, namespace: dict[str, object]) -> None:
@@ -100,9 +92,9 @@ def _console(block: Block, here: Path, namespace: dict[str, object]) -> None:
     for command, shown in console_sessions(f"```console\n{block.text}```"):
         words = shlex.split(command)
         assert words[0] == "plan", command
-        code, printed = forked(lambda words=words: shardproof.launch.cli.run(words[1:]))  # type: ignore[misc]  # bound at once
-        assert code == wanted, printed
-        assert matches(shown, printed), printed
+        ended = run_command(*words[1:])
+        assert ended.code == wanted, ended
+        assert matches(shown, ended.out), ended
 
 
 def _bash(block: Block, here: Path, namespace: dict[str, object]) -> None:
@@ -142,30 +134,6 @@ RUN: dict[str, Callable[[Block, Path, dict[str, object]], None]] = {
     "yaml": _yaml,
     "text": _text,
 }
-
-
-def forked(work: Callable[[], int]) -> tuple[int, str]:
-    """The exit code and the standard output of some work in a process forked from this one, which has loaded everything."""
-    printed = Path("printed.txt")
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(work, printed))
-    child.start()
-    child.join(280)
-    if child.is_alive():
-        child.kill()
-    assert child.exitcode is not None
-    return child.exitcode, printed.read_text()
-
-
-def _child(work: Callable[[], int], printed: Path) -> None:
-    warnings.simplefilter("ignore")
-    with printed.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno() if os.environ.get("DOCS_STDERR") else os.open(os.devnull, os.O_WRONLY), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        code = work()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
 
 
 def test_the_site_builds_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

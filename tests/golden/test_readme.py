@@ -1,17 +1,16 @@
 """The README runs: every command in a console block exits with 0 and prints what is shown under it."""
 
-import os
-import subprocess
+import runpy
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.gate import PATH
+from tests.forked import forked, run_command, run_tests
 from tests.readme import README, console_sessions, matches
 
 EXAMPLES = README.parent / "examples"
-# Plugins by name, so that ours is not found twice where the package is installed.
-PYTEST = ("-m", "pytest", "-q", "-p", "pytest_timeout", "-p", "no:cacheprovider")
 
 
 @pytest.mark.parametrize(
@@ -29,33 +28,28 @@ def test_what_counts_as_the_same_output(shown: str, printed: str, same: bool) ->
     assert matches(shown, printed) is same
 
 
-def run_here(command: str) -> str:
-    """The standard output of a `plan ...` command, by this interpreter, at the project's root."""
-    words = command.split()
-    assert words[0] == "plan", command
-    run = [sys.executable, "-c", "from shardproof.launch.cli import main; main()", *words[1:]]
-    done = subprocess.run(run, cwd=README.parent, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize(("command", "shown"), console_sessions(README.read_text()), ids=lambda text: text[:60])
 def test_a_command_of_the_readme_prints_what_is_shown(command: str, shown: str) -> None:
-    printed = run_here(command)
-    assert not shown or matches(shown, printed), printed
+    name, *arguments = command.split()
+    assert name == "plan", command
+    ended = run_command(*arguments, here=README.parent)
+    assert ended.code == 0, ended
+    assert not shown or matches(shown, ended.out), ended.out
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["config_module.py"],
-        [*PYTEST, "test_my_model.py"],
-        [*PYTEST, "-p", "shardproof.launch.pytest_plugin", "test_with_the_plugin.py"],
-    ],
-    ids=["config_module", "test_my_model", "test_with_the_plugin"],
-)
-def test_an_example_runs(arguments: list[str]) -> None:
-    run = [sys.executable, *arguments]
-    path = {**os.environ, "PYTHONPATH": PATH, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(run, cwd=EXAMPLES, env=path, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("file", ["test_my_model.py", "test_with_the_plugin.py"])
+def test_an_example_of_a_test_passes(file: str, tmp_path: Path) -> None:
+    """In a folder of its own: this project's options of pytest are not its user's."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    ended = run_tests(file, here=tmp_path / "examples")
+    assert ended.code == 0, ended
+
+
+def test_the_example_of_a_config_module_runs() -> None:
+    def script() -> int:
+        sys.path.insert(0, str(EXAMPLES))
+        runpy.run_path("config_module.py", run_name="__main__")
+        return 0
+
+    ended = forked(script, here=EXAMPLES)
+    assert ended.code == 0, ended

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +25,7 @@ from shardproof.planner.ir.explanation import LeftWhole
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.verify.report.report import LevelResult
+from tests.forked import run_command
 from tests.gate import PATH, ROOT
 
 RIGHT = Finding("TP205", Severity.WARNING, "right, but")
@@ -35,18 +36,15 @@ Captured = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 
 
-def plan(
-    *arguments: str, cwd: Path | None = None, job: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as the console script runs it."""
     code = "from shardproof.launch.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        cwd=cwd,
         timeout=120,
-        env=os.environ | {"PYTHONPATH": PATH} | dict(job or {}),
+        env=os.environ | {"PYTHONPATH": PATH},
         check=False,
     )
 
@@ -420,10 +418,11 @@ def test_what_a_model_prints_is_kept_from_stdout(tmp_path: Path) -> None:
         "import warnings\nprint('noise')\nwarnings.warn('a warning')\n"
         "from transformers import LlamaForCausalLM as NoisyForCausalLM\n"
     )
-    done = plan("verify", "noisy.py:NoisyForCausalLM", "--level", "proof", "--format", "json", "-q", cwd=tmp_path)
-    assert json.loads(done.stdout)["verdict"] == "proved"
-    assert done.stderr.strip() == "noise"
-    assert done.returncode == 0
+    asked = ("verify", "noisy.py:NoisyForCausalLM", "--level", "proof", "--format", "json", "-q")
+    ended = run_command(*asked, here=tmp_path)
+    assert json.loads(ended.out)["verdict"] == "proved"
+    assert ended.err.strip() == "noise"
+    assert ended.code == 0
 
 
 def test_exit_codes_of_the_process(tmp_path: Path) -> None:
@@ -457,11 +456,11 @@ def test_verdicts_have_exit_codes() -> None:
 def test_in_a_job_the_first_rank_answers(rank: str, codes: tuple[int, int], tmp_path: Path) -> None:
     job = {"RANK": rank, "WORLD_SIZE": "2", **MEETING}
     file = plan_file(tmp_path, norm="colwize")
-    misused = plan("verify", "llama", "--tp", "4", job=job)
-    refuted = plan("verify", "llama", "--plan", file, job=job)
-    assert (misused.returncode, refuted.returncode) == codes
-    assert bool(misused.stderr) == (rank == "0")
-    assert ("PL101" in refuted.stdout) == (rank == "0")
+    misused = run_command("verify", "llama", "--tp", "4", environment=job)
+    refuted = run_command("verify", "llama", "--plan", file, environment=job)
+    assert (misused.code, refuted.code) == codes
+    assert bool(misused.err) == (rank == "0")
+    assert ("PL101" in refuted.out) == (rank == "0")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--no-color"]])

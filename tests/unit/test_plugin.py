@@ -1,8 +1,5 @@
 """The pytest plugin as a model repository uses it, and `plan doctor`."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +7,7 @@ import pytest
 import shardproof.launch.commands.doctor as doctoring
 from shardproof.launch.cli import run
 from shardproof.launch.commands.doctor import Package
-from tests.gate import PATH
+from tests.forked import run_tests
 
 TESTS = """
 def test_right(shardproof):
@@ -28,21 +25,12 @@ def test_not_written(shardproof):
 
 def test_one_line_for_a_model(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
-    options = ["-q", "-p", "shardproof.launch.pytest_plugin", "-p", "no:cacheprovider", "-W", "ignore"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(tmp_path)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": PATH, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert "2 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    assert "llama at tp 2: refuted" in done.stdout
-    assert 'entry "layers.*.mlp.down_proj"' in done.stdout
-    assert "`plan suggest --write` would change GPT2Config.base_model_tp_plan" in done.stdout
-    assert "Traceback" not in done.stdout
+    ended = run_tests("test_it.py", here=tmp_path)
+    assert "2 failed, 1 passed" in ended.out, ended
+    assert "llama at tp 2: refuted" in ended.out
+    assert 'entry "layers.*.mlp.down_proj"' in ended.out
+    assert "`plan suggest --write` would change GPT2Config.base_model_tp_plan" in ended.out
+    assert "Traceback" not in ended.out
 
 
 MISLED = """
@@ -66,18 +54,9 @@ def test_a_model_that_cannot_be_loaded_fails_in_one_block(tmp_path: Path) -> Non
     (tmp_path / "checkpoint").mkdir()
     fields = '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModel": "mine.M"}}'
     (tmp_path / "checkpoint" / "config.json").write_text(fields)
-    options = ["-q", "-p", "shardproof.launch.pytest_plugin", "-p", "no:cacheprovider", "-W", "ignore"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "test_it.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": PATH, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert "4 failed" in done.stdout, done.stdout + done.stderr
-    told = done.stdout.partition("short test summary")[0]
+    ended = run_tests("test_it.py", here=tmp_path)
+    assert "4 failed" in ended.out, ended
+    told = ended.out.partition("short test summary")[0]
     assert "Traceback" not in told
     assert "shardproof/" not in told
     assert str(tmp_path) not in told

@@ -95,6 +95,13 @@ def test_a_gradient_taken_in_the_forward_is_not_recorded() -> None:
     assert "torch.func" in result.findings[0].message
 
 
+@pytest.mark.parametrize(("trait", "verdict"), [("saved in half", "not proved"), ("saved as it is", "proved")])
+def test_what_hooks_save_for_the_backward(trait: str, verdict: str) -> None:
+    result = proof(trait)
+    assert result.verdict == verdict, result.findings
+    assert verdict == "proved" or "saved_tensors_hooks" in result.findings[0].message
+
+
 def test_the_scope_says_what_was_looked_at() -> None:
     scope = proof("plain").scope
     assert scope is not None

@@ -194,6 +194,12 @@ def _step_by_size(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
     return h * (1 + x.detach()[..., : 4 * step : step].mean(-1, keepdim=True))
 
 
+def _saved(h: Tensor, pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> Tensor:
+    """A product whose backward reads what was packed in the forward."""
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return h * h
+
+
 TRAITS: dict[str, Callable[[Feed, Tensor, Tensor], Tensor]] = {
     "index": lambda feed, h, x: h.softmax(-1) if feed.index % 2 else h,
     "private attribute": lambda feed, h, x: h.softmax(-1) if feed._private else h,
@@ -205,6 +211,8 @@ TRAITS: dict[str, Callable[[Feed, Tensor, Tensor], Tensor]] = {
     "differentiated in the forward": lambda feed, h, x: (
         h + torch.func.grad(lambda t: t.softmax(-1).square().sum())(h.detach())
     ),
+    "saved in half": lambda feed, h, x: _saved(h, Tensor.half, Tensor.float),
+    "saved as it is": lambda feed, h, x: _saved(h, Tensor.double, Tensor.float),
     "statistic of a part": lambda feed, h, x: _scaled_later(feed, h, h),
     "statistic of the input": lambda feed, h, x: _scaled_later(feed, h, x),
     "statistic that nothing reads": lambda feed, h, x: _scaled_later(feed, h, h, read=False),

@@ -1,0 +1,1 @@
+"""Wrong and hostile inputs: what each command does with them."""

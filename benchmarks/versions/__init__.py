@@ -1,0 +1,1 @@
+"""Every causal-LM type on several versions of Transformers."""

@@ -1,0 +1,102 @@
+"""The outcome as a table of totals and as a page."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from rich.table import Table
+
+from benchmarks.versions.compare import Swept, answer, changes, reason
+from benchmarks.zoo.rows import disagreements
+
+_ANSWERS = ("confirmed", "proved", "refuted", "not proved", "no plan")
+_STOPPED = "stopped"
+
+
+def totals(swept: Sequence[Swept]) -> Table:
+    """One line a version."""
+    table = Table("Transformers", "types", *_ANSWERS, _STOPPED, "proof and run disagree", "other answer or plan")
+    for cells in _lines(swept):
+        table.add_row(*cells)
+    return table
+
+
+def _lines(swept: Sequence[Swept]) -> list[list[str]]:
+    lines = []
+    for one in swept:
+        counted = Counter(answer(row) for row in one.rows.values())
+        stopped = sum(number for label, number in counted.items() if label.startswith(_STOPPED))
+        cells = [one.facts.version, str(len(one.rows)), *(str(counted[label]) for label in _ANSWERS), str(stopped)]
+        differ = "" if one is swept[0] else str(len(changes(swept[0], one)))
+        lines.append([*cells, str(len(disagreements(one.rows.values()))), differ])
+    return lines
+
+
+def page(swept: Sequence[Swept]) -> str:
+    """The page: totals, and for each version what is new and what has another answer than in the first."""
+    first = swept[0]
+    head = [
+        "# Versions of Transformers",
+        "",
+        "Every causal-LM type on several versions of Transformers, by one installation of shardproof: the plan that",
+        "`plan suggest` infers, its proof at the smallest degree asked, and where it says so the run on ranks as threads.",
+        f"torch {torch.__version__.partition('+')[0]}. Written by `python -m benchmarks versions --page docs/versions.md`.",
+        "",
+        f"| Transformers | types | {' | '.join(_ANSWERS)} | {_STOPPED} | proof and run disagree | unlike {first.facts.version} |",
+        "|" + "---|" * (len(_ANSWERS) + 5),
+        *(f"| {' | '.join(cells)} |" for cells in _lines(swept)),
+        "",
+        "*stopped*: the type could not be built or traced; the reason is below.",
+        "",
+        f"## Without a right plan on {first.facts.version}",
+        "",
+        *_reasons(first, list(first.rows)),
+    ]
+    for one in swept[1:]:
+        head += ["", *_section(first, one)]
+    return "\n".join(head) + "\n"
+
+
+def _section(first: Swept, one: Swept) -> list[str]:
+    lines = [f"## {one.facts.version} against {first.facts.version}", ""]
+    styles = {"registered in addition": one.facts.styles, "not registered": first.facts.styles}
+    others = (first.facts.styles, one.facts.styles)
+    for (label, have), other in zip(styles.items(), others, strict=True):
+        if missing := [f"`{style}`" for style in have if style not in other]:
+            lines += [f"Styles {label}: {', '.join(missing)}.", ""]
+    both = first.facts.sources.keys() & one.facts.sources.keys()
+    rewritten = sum(first.facts.sources[name] != one.facts.sources[name] for name in both)
+    lines += [f"{len(both)} types in both; of {rewritten} the source of the type is another one.", ""]
+    new = sorted(one.rows.keys() - first.rows.keys())
+    if new:
+        lines += [
+            "Types of this version only: " + ", ".join(f"{name} ({answer(one.rows[name])})" for name in new) + ".",
+            "",
+        ]
+        lines += _reasons(one, new)
+    if found := changes(first, one):
+        lines += [
+            "",
+            f"| type | {first.facts.version} | {one.facts.version} | its source | what differs |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {change.name} | {change.before} | {change.after} | {'changed' if change.its_code else 'the same'} "
+            f"| {_cell(change.reason)} |"
+            for change in found
+        ]
+    else:
+        lines += ["No type has another answer or plan."]
+    return lines
+
+
+def _reasons(one: Swept, names: Sequence[str]) -> list[str]:
+    return [
+        f"- {name}: {answer(one.rows[name])}. {_cell(reason(one.rows[name]))}"
+        for name in sorted(names)
+        if answer(one.rows[name]) not in ("confirmed", "proved")
+    ]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")[:300]
