@@ -27,9 +27,12 @@ from shardproof.planner.inputs.numbers import real_inputs
 from shardproof.planner.ir.errors import ShardproofError, reason
 from shardproof.planner.loading.adapters.adapted_class import Adapter, peft
 from shardproof.planner.loading.adapters.adapter_folders import adapted
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load, quiet
-from shardproof.planner.twins.twin import random_state, twin
+from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.loading.quiet import quiet
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.reference import from_state, with_plan

@@ -18,8 +18,10 @@ from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.layouts.balance import Costs, balance, loads
 from shardproof.planner.layouts.measure import measure
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 
 TYPES = (
     *(

@@ -18,8 +18,9 @@ from rich.progress import track
 from rich.table import Table
 
 from shardproof.launch.ranks.confirm import confirm_cases
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.stages.case import Case
 from tests.ranks.faulty import Fault, faulty

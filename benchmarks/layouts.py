@@ -21,9 +21,11 @@ from rich.table import Table
 from benchmarks.types import causal_types
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.inputs.example import example_inputs
-from shardproof.planner.layouts.cost import Facts, Load, held
+from shardproof.planner.layouts.cost import Facts, Load, rank_memory
 from shardproof.planner.layouts.measure import measure
-from shardproof.planner.loading.load import build, load, quiet
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
+from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.run.collectives.threads import Threads
@@ -134,7 +136,7 @@ def measured_row(name: str, degree: int) -> Row:
 def predicted_training(facts: Facts, tp: int) -> Trained:
     """Elements of gradients, and bytes of what AdamW keeps, in float64."""
     load_ = Load(context=TOKENS[1], batch=TOKENS[0], width=8, train=True)
-    told = held(facts, range(facts.depth + 2), load_, tp=tp, dp=1)
+    told = rank_memory(facts, range(facts.depth + 2), load_, tp=tp, dp=1)
     return told.gradients // 8, told.optimizer
 
 

@@ -19,9 +19,11 @@ from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.loading.load import load
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.run.inprocess import InProcess

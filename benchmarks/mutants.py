@@ -25,10 +25,11 @@ from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry, generic, join
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan, reads_config_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import Subject
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.fixes import with_fix

@@ -25,10 +25,12 @@ from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, join
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.module_tree import layer_stack
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.proof.pipeline import check_chunks, check_pp
 from shardproof.verify.proof.stages import Programs

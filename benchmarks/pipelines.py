@@ -23,9 +23,11 @@ from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, PpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.loading.load import load
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.proof.pipeline import check_pp
 from shardproof.verify.report.report import LevelResult

@@ -12,9 +12,11 @@ from pathlib import Path
 from benchmarks.types import causal_types
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.propagation.rules.registry import rule_of
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from tests.truth.cases import CASES, UNTESTABLE
 from tests.truth.harness import rules_of
 

@@ -22,8 +22,9 @@ from benchmarks.pipelines import limited
 from benchmarks.types import causal_types
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import LoadedModel, load, quiet
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.loading.quiet import quiet
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
 from shardproof.verify.clients.transformers.even_stages import check_even_stages

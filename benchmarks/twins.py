@@ -15,11 +15,14 @@ from rich.progress import track
 from benchmarks.types import causal_types
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.field_roles import role_of
-from shardproof.planner.loading.load import LoadedModel, build, load
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.configs.field_roles import role_of
+from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.sizes import LENGTH, numbers_beside_sizes
-from shardproof.planner.twins.twin import TwinError, fields_of, twin
+from shardproof.planner.twins.small_configs import fields_of
+from shardproof.planner.twins.twin import TwinError, twin
 
 Program = frozenset[tuple[str, tuple[str, ...]]]
 

@@ -21,7 +21,7 @@ from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Severity
 from shardproof.planner.loading.load import load
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.run.verdicts import findings_of, measures_of
 from shardproof.verify.stages.case import Case

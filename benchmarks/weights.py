@@ -17,8 +17,9 @@ from benchmarks.localize import plan_of
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.verify.stages.case import Case
 from tests.mutants.operators import mutants
 

@@ -97,7 +97,8 @@ def write(folder: Path, types: list[str]) -> None:
     from shardproof.launch.authoring.plan_attributes import changes, write_plan
     from shardproof.launch.result import MisuseError
     from shardproof.planner.inference.suggest import suggest
-    from shardproof.planner.loading.load import build, load
+    from shardproof.planner.loading.build import build
+    from shardproof.planner.loading.load import load
 
     os.environ["XDG_STATE_HOME"] = str(folder / "state")
     touched: set[Path] = set()
@@ -124,7 +125,8 @@ def check(folder: Path) -> None:
     """Whether each type imports, carries what was written, and would not be written again."""
     from shardproof.launch.authoring.plan_attributes import changes, not_read
     from shardproof.planner.ir.plan import Plan
-    from shardproof.planner.loading.load import build, load
+    from shardproof.planner.loading.build import build
+    from shardproof.planner.loading.load import load
 
     checked = []
     for line in (folder / "written.jsonl").read_text().splitlines():

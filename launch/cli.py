@@ -22,11 +22,11 @@ from shardproof.launch.commands.layout import layout
 from shardproof.launch.commands.suggest import suggest
 from shardproof.launch.commands.undo import undo
 from shardproof.launch.commands.verify import verify
-from shardproof.launch.failures import bug, interrupted, told
+from shardproof.launch.failures import bug, failure_sentence, interrupted
 from shardproof.launch.output.console import print_result, say
 from shardproof.launch.ranks.job import in_job, is_first_rank
 from shardproof.launch.result import INTERRUPTED, MISUSE, UNDECIDED
-from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.ir.readable_text import nearest
 from shardproof.planner.transformers_facts.version import untested_warning
 from shardproof.verify.report.environment import environment
 
@@ -101,7 +101,11 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if interrupted(error):
             return _report_interrupt()
-        return _report_error(*found) if (found := told(error)) else _report_bug(error, debug="--debug" in arguments)
+        return (
+            _report_error(*found)
+            if (found := failure_sentence(error))
+            else _report_bug(error, debug="--debug" in arguments)
+        )
 
 
 def _usage(error: BaseException) -> str:

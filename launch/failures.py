@@ -27,7 +27,7 @@ _CAUSES = {
 }
 
 
-def told(error: Exception) -> tuple[str, int] | None:
+def failure_sentence(error: Exception) -> tuple[str, int] | None:
     """The sentence and the code of an error that the caller, the model or the machine causes; None where it is our bug."""
     if isinstance(error, MisuseError | LoadError | PlanError | ArgumentError | VersionError):
         return str(error), MISUSE

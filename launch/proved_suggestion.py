@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-from shardproof.planner.inference.explain import left_whole
+from shardproof.planner.inference.explanation.explain import left_whole
 from shardproof.planner.inference.suggest import Suggestion
 from shardproof.planner.inference.suggest import suggest as infer
 from shardproof.planner.ir.findings import Finding, Severity
-from shardproof.planner.ir.plan import Plan, common_parts, generic, join
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.plan import common_parts, generic, join
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign, sharded_share
@@ -30,19 +31,21 @@ def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = Non
     """
     loaded = load(model) if isinstance(model, str) else model
     suggestion = infer(loaded, why=why, tp=tp)
-    plan, notes = suggestion.plan, list(suggestion.notes)
+    plan, notes, built = suggestion.plan, list(suggestion.notes), on_meta(loaded)
     if plan.pp:
         try:
-            found = prove_stages(loaded, on_meta(loaded), plan, STAGES).findings
+            found = prove_stages(loaded, built, plan, STAGES).findings
         except ValueError as error:  # too few layers for so many stages, for instance
             found = ()
             notes.append(f"the pipeline plan was not proved: {error}")
         if wrong := _first_error(found):
             plan = replace(plan, pp=(), head_pp=())
             notes.append(f"there is no pipeline plan: {wrong.message}")
-    if plan.ep and (degree := _least_degree(loaded)) and (wrong := _first_error(_of_experts(loaded, plan, degree))):
-        plan = replace(plan, ep=())
-        notes.append(f"there is no expert plan: {wrong.message}")
+    if plan.ep and (degree := _least_degree(suggestion.graph)):
+        wrong = _first_error(expert_findings(loaded, subject_of(built), plan, degree))
+        if wrong is not None:
+            plan = replace(plan, ep=())
+            notes.append(f"there is no expert plan: {wrong.message}")
     return replace(suggestion, plan=plan, notes=tuple(notes))
 
 
@@ -79,13 +82,8 @@ def right_part(loaded: LoadedModel, suggestion: Suggestion, degree: int) -> tupl
     return left, proof if plan.tp or plan.head_tp else None
 
 
-def _of_experts(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
-    return expert_findings(loaded, subject_of(on_meta(loaded)), plan, degree)
-
-
-def _least_degree(loaded: LoadedModel) -> int:
+def _least_degree(graph: Graph) -> int:
     """The least number of ranks above one over which some experts divide evenly; 0 where there are none."""
-    graph = subject_of(on_meta(loaded)).graph
     counts = {count for module in graph.modules if (count := stacked(graph, module))}
     return next((degree for degree in range(2, max(counts, default=0) + 1) if any(n % degree == 0 for n in counts)), 0)
 

@@ -71,7 +71,7 @@ class Checks:
         """Fail the test unless the model carries the suggested plan: `plan suggest --write` would change nothing."""
         from shardproof.launch.authoring.plan_attributes import changes
         from shardproof.planner.inference.suggest import suggest
-        from shardproof.planner.loading.load import build
+        from shardproof.planner.loading.build import build
 
         with _one_block(model):
             loaded, _ = _given(model, None, overrides, trust_remote_code)
@@ -86,13 +86,13 @@ def _one_block(model: "LoadedModel | str") -> Iterator[None]:
     """An error of the model, the arguments or the machine fails the test with one sentence and what was asked for; a bug keeps
     its traceback.
     """
-    from shardproof.launch.failures import told
+    from shardproof.launch.failures import failure_sentence
 
     found = None
     try:
         yield
     except Exception as error:
-        if (found := told(error)) is None:
+        if (found := failure_sentence(error)) is None:
             raise
     if found is not None:  # not while the error is handled: pytest would print it as well
         pytest.fail(_block(model if isinstance(model, str) else model.title, found[0]), pytrace=False)
@@ -107,8 +107,9 @@ def _block(asked: str, sentence: str) -> str:
 def _given(
     model: "LoadedModel | str", plan: "Plan | None", overrides: Mapping[str, object] | None, trusted: bool
 ) -> "tuple[LoadedModel, Plan]":
+    from shardproof.planner.loading.build import build
     from shardproof.planner.loading.carried_plan import carried_plan
-    from shardproof.planner.loading.load import build, load
+    from shardproof.planner.loading.load import load
 
     loaded = load(model, overrides=overrides, trust_remote_code=trusted) if isinstance(model, str) else model
     return loaded, carried_plan(loaded, build(loaded)) if plan is None else plan

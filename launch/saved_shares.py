@@ -14,7 +14,7 @@ def shares_of(loaded: "LoadedModel", plan: Plan, degree: int) -> SharesTold | No
     from shardproof.planner.layouts.shares import shares
     from shardproof.planner.tracing.programs import on_meta
     from shardproof.planner.tracing.rank_program import IndivisibleError
-    from shardproof.planner.tracing.trace import TraceError
+    from shardproof.planner.tracing.recorded_run import TraceError
 
     if degree < 2 or not (plan.tp or plan.head_tp):
         return None

@@ -17,12 +17,12 @@ from shardproof.planner.ir.plan import generic
 from shardproof.planner.ir.styles import STYLES, is_packed_name, style_of
 from shardproof.planner.propagation.assign import Assigned, assign, linear_parts, looks_up
 from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
-from shardproof.planner.propagation.propagate import Propagation, explain_failure, propagate
+from shardproof.planner.propagation.forward.propagate import Propagation, explain_failure, propagate
+from shardproof.planner.propagation.forward.relation import Stuck
 from shardproof.planner.propagation.reach import Unreachable, strided, unreachable
-from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject, local_program, subject_in
 from shardproof.planner.tracing.rank_program import IndivisibleError
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.transformers_facts.styles import differs, lays_out_otherwise, registered, takes_uneven_parts
 from shardproof.planner.weights.conversions import Misplaced, misplaced
 from shardproof.planner.weights.init_weights import UnloadableError, check_initial

@@ -15,7 +15,7 @@ from shardproof.planner.ir.plan import Edit, generic, join
 from shardproof.planner.ir.styles import STYLES, After, Before
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.proof.fixes import edited, edits
 from shardproof.verify.proof.tensor import check_tensor
 from shardproof.verify.stages.case import Applied, Case

@@ -21,10 +21,13 @@ from shardproof.planner.inputs.example import example_inputs
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
-from shardproof.planner.tracing.trace import TraceError, trace
-from shardproof.planner.twins.twin import TwinError, shallower, twin
+from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
+from shardproof.planner.twins.small_configs import shallower
+from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.report import LevelResult
 

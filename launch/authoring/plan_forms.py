@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shardproof.planner.ir.spelling import one_line, python_string
+from shardproof.planner.ir.readable_text import one_line, python_string
 from shardproof.planner.ir.styles import ParameterLayout, style_of
 
 TORCH = {

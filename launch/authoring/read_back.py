@@ -38,7 +38,9 @@ def _main() -> None:
     from shardproof.launch.authoring.plan_attributes import not_read, overruled
     from shardproof.planner.ir.errors import LoadError
     from shardproof.planner.ir.plan import Plan
-    from shardproof.planner.loading.load import build, load, quiet
+    from shardproof.planner.loading.build import build
+    from shardproof.planner.loading.load import load
+    from shardproof.planner.loading.quiet import quiet
 
     request = json.loads(sys.stdin.read())
     try:

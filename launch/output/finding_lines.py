@@ -49,7 +49,7 @@ def repository(start: Path | None = None) -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
 
 
-def shown(file: Path) -> str:
+def shown_path(file: Path) -> str:
     """A path from the repository on; of a file outside, from its package on."""
     from shardproof.planner.loading.source_lines import relative
 
@@ -74,7 +74,7 @@ def _of_entry(entry: str, plans: Sequence[Path], *, given: bool) -> Iterator[tup
     for file in plans:
         line = _line_of(file, entry)
         if line is not None or (given and file.is_file()):
-            yield file, Source(shown(file), line or 1)
+            yield file, Source(shown_path(file), line or 1)
 
 
 def _line_of(file: Path, entry: str) -> int | None:
@@ -119,9 +119,9 @@ def _of_code(finding: Finding, folder: Path | None) -> Iterator[tuple[Path, Sour
         return
     line = max(source.line, 1)
     if folder is not None and (folder / source.file).is_file():
-        yield folder / source.file, Source(shown(folder / source.file), line)
+        yield folder / source.file, Source(shown_path(folder / source.file), line)
     elif (file := module_file(source.file)) is not None:
-        yield file, Source(shown(file) if _is_inside(file) else source.file, line)
+        yield file, Source(shown_path(file) if _is_inside(file) else source.file, line)
     else:
         yield Path(source.file), Source(source.file, line)
 
@@ -132,6 +132,6 @@ def _of_model(kind: type | None, folder: Path | None) -> Iterator[tuple[Path, So
         own = folder / file.name if folder is not None and (folder / file.name).is_file() else file
         named = re.compile(rf"class {re.escape(kind.__name__)}\b")
         line = next((number for number, text in enumerate(_lines(own), 1) if named.match(text)), 1)
-        yield own, Source(shown(own), line)
+        yield own, Source(shown_path(own), line)
     if folder is not None and (folder / "config.json").is_file():
-        yield folder / "config.json", Source(shown(folder / "config.json"), 1)
+        yield folder / "config.json", Source(shown_path(folder / "config.json"), 1)

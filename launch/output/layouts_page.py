@@ -13,7 +13,7 @@ from shardproof.launch.output.layouts_text import (
     nothing_legal,
     row,
 )
-from shardproof.planner.ir.byte_sizes import format_bytes
+from shardproof.planner.ir.readable_text import format_bytes
 from shardproof.planner.layouts.cost import Facts, Load, Machine, RankMemory
 from shardproof.planner.layouts.search import Choice, Search
 from shardproof.verify.report.formats.html import render

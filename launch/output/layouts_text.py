@@ -4,7 +4,7 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from shardproof.planner.ir.byte_sizes import format_bytes
+from shardproof.planner.ir.readable_text import format_bytes
 from shardproof.planner.layouts.cost import Facts, Load, Machine
 from shardproof.planner.layouts.search import Choice, Search
 

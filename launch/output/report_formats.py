@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from shardproof.launch.output.source_excerpts import excerpt
 from shardproof.launch.result import MisuseError, ReportFormat
-from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.ir.spelling import one_line
+from shardproof.planner.ir.readable_text import format_bytes, one_line
 from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.formats.github import reports_github
 from shardproof.verify.report.formats.html import report_html
@@ -124,7 +123,7 @@ def _counted(cases: Sequence[CaseReport]) -> str:
 
 
 def _drawn(drawing: Drawing) -> "Picture | None":
-    from shardproof.planner.tracing.trace import TraceError
+    from shardproof.planner.tracing.recorded_run import TraceError
     from shardproof.verify.report.picture import picture
 
     try:
@@ -135,7 +134,7 @@ def _drawn(drawing: Drawing) -> "Picture | None":
 
 def _stages(drawing: Drawing) -> str:
     """The stages of a pipeline plan, balanced by the bytes of their parameters, and what an even split would come to."""
-    from shardproof.planner.tracing.trace import TraceError
+    from shardproof.planner.tracing.recorded_run import TraceError
     from shardproof.verify.report.picture import stages_of
 
     if drawing.pp < 2 or not drawing.plan.pp:

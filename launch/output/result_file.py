@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from shardproof.launch.result import MisuseError, UndecidedError
-from shardproof.planner.ir.spelling import visible
+from shardproof.planner.ir.readable_text import visible
 
 
 def write_result(path: Path, text: str) -> None:

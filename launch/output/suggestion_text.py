@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
-from shardproof.planner.ir.explanation import Left
+from shardproof.planner.ir.explanation import LeftWhole
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.planner.ir.spelling import one_line
+from shardproof.planner.ir.readable_text import one_line
 from shardproof.verify.report.client_readings import Everywhere
 from shardproof.verify.report.difference import Backed, Difference
 from shardproof.verify.report.formats.client_readings import everywhere_lines, right_in
@@ -81,7 +81,7 @@ def _clients(found: Everywhere, *, why: bool) -> Sequence[str]:
     )
 
 
-def _whole(left: Sequence[Left]) -> Iterable[str]:
+def _whole(left: Sequence[LeftWhole]) -> Iterable[str]:
     worth = sorted((one for one in left if one.share >= WORTH), key=lambda one: -one.share)
     for one in worth[:_MOST_WHOLE]:
         yield f"{one.pattern} ({share(one.share)} of the bytes): {one.reason}"

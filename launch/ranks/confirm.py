@@ -67,30 +67,41 @@ def confirm(
     began = time.monotonic()
     loaded = load(model) if isinstance(model, str) else model
     plan = plan if plan is not None else carried_plan(loaded, on_meta(loaded))
+    case = _case_of(loaded, plan, tp=tp, pp=pp, ep=ep, weights=weights)
+    if isinstance(case, Finding):
+        return LevelResult("run", time.monotonic() - began, (case,))
+    with runner_for(case, world, timeout, nodes) as runner:
+        run_case = _one_by_one(runner)
+        result = _result(case, run_case(case), timeout)
+        findings = diagnosed(case, result.findings, lambda other: _findings_if_decided(other, run_case(other), timeout))
+    method = method_of(loaded.config)
+    if method is not None and not weights:
+        findings = (*findings, tp222.not_looked_at(method))
+    return LevelResult("run", time.monotonic() - began, written(case, findings), result.measures)
+
+
+def _case_of(loaded: LoadedModel, plan: Plan, *, tp: int, pp: int, ep: int, weights: bool) -> Case | Finding:
+    """What is run, or the finding that tells why it cannot be.
+
+    Raises:
+        ArgumentError: there is no checkpoint to run.
+        UndecidedError: a package is missing.
+    """
     if (tp > 1 and not (plan.tp or plan.head_tp)) or (ep > 1 and not plan.ep):
-        return LevelResult("run", time.monotonic() - began, (pl104.nothing_to_run("expert" if ep > 1 else "tensor"),))
+        return pl104.nothing_to_run("expert" if ep > 1 else "tensor")
     if weights and loaded.checkpoint is None:
         raise ArgumentError(f"{loaded.title} has no checkpoint to run; give a checkpoint folder, or run its twin.")
     if lost := try_loading(loaded).lost:
-        return LevelResult("run", time.monotonic() - began, (tp221.weights_are_lost(lost),))
+        return tp221.weights_are_lost(lost)
     if find_spec("accelerate") is None:
         raise UndecidedError(
             "a run needs the package accelerate, which is missing in this environment; "
             "`plan doctor` says what has to be installed."
         )
     try:
-        case = Case(loaded if weights else twin(loaded, tp=tp, pp=pp), plan, tp, pp, ep, weights=weights)
+        return Case(loaded if weights else twin(loaded, tp=tp, pp=pp), plan, tp, pp, ep, weights=weights)
     except TwinError as error:
-        finding = dy504.no_small_model(str(error))
-        return LevelResult("run", time.monotonic() - began, (finding,))
-    with runner_for(case, world, timeout, nodes) as runner:
-        run_case = _one_by_one(runner)
-        result = _result(case, run_case(case), timeout)
-        findings = diagnosed(case, result.findings, lambda other: _decided(other, run_case(other), timeout))
-    method = method_of(loaded.config)
-    if method is not None and not weights:
-        findings = (*findings, tp222.not_looked_at(method))
-    return LevelResult("run", time.monotonic() - began, written(case, findings), result.measures)
+        return dy504.no_small_model(str(error))
 
 
 def confirm_cases(
@@ -125,7 +136,7 @@ def _written(case: Case, result: LevelResult) -> LevelResult:
 def _diagnosed(case: Case, result: LevelResult, run_case: RunCase, timeout: float) -> LevelResult:
     """The result after the plans that `diagnosed` tries for a fix were run as well."""
     began = time.monotonic()
-    findings = diagnosed(case, result.findings, lambda other: _decided(other, run_case(other), timeout))
+    findings = diagnosed(case, result.findings, lambda other: _findings_if_decided(other, run_case(other), timeout))
     return LevelResult("run", result.seconds + time.monotonic() - began, findings, result.measures)
 
 
@@ -162,7 +173,7 @@ def _result(case: Case, case_result: CaseResult, timeout: float) -> LevelResult:
     return LevelResult("run", case_result.seconds, incomplete(case, case_result, timeout))
 
 
-def _decided(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...] | None:
+def _findings_if_decided(case: Case, case_result: CaseResult, timeout: float) -> tuple[Finding, ...] | None:
     """The findings of one case, or None where it was not decided."""
     findings = _result(case, case_result, timeout).findings
     return None if any(finding.severity is Severity.UNDECIDED for finding in findings) else findings

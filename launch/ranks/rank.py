@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from shardproof.launch.ranks import shared_gpu
 from shardproof.launch.ranks.job import World
-from shardproof.planner.loading.load import quiet
+from shardproof.planner.loading.quiet import quiet
 from shardproof.verify.run.outcome import Outcome, outcome_from
 from shardproof.verify.run.worker import check
 from shardproof.verify.stages.case import Case

@@ -332,3 +332,14 @@ def _joined(dim: int, inputs: list[tuple[Dim, ...]], result: Shape, position: in
         else:
             made.append(parts[0] if len(parts) == 1 else (Atom(result[axis], blocks=tuple(parts)),))
     return tuple(made)
+
+
+def inner_leaves(dim: Dim) -> list[Atom]:
+    """The atoms of a dim, and those of the blocks that they are sequences of."""
+    found: dict[Atom, None] = {}
+    for atom in leaves(dim):
+        if not atom.blocks:
+            found[atom] = None
+        for block in atom.blocks:
+            found |= dict.fromkeys(inner_leaves(block))
+    return list(found)

@@ -14,13 +14,13 @@ from torch import nn
 
 from shardproof.planner.inference.call_sites import Site, call_sites
 from shardproof.planner.inputs.example import example_inputs
-from shardproof.planner.ir.dataflow import Cut, Live, Role, derived, given, live_across, read_behind, stream
+from shardproof.planner.ir.dataflow import Cut, Live, Role, derived, from_inputs, live_across, read_behind, stream
 from shardproof.planner.ir.graph import Graph, ModuleCall
 from shardproof.planner.ir.plan import PpEntry
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.module_tree import layer_stack, members, same_member
 from shardproof.planner.tracing.programs import program_for
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 
 
 def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...], tuple[PpEntry, ...]]:
@@ -35,7 +35,7 @@ def infer_pipeline(model: nn.Module, graph: Graph) -> tuple[tuple[PpEntry, ...],
     """
     masked = _with_mask(model, graph)
     prefix = base_prefix(model)
-    flow = _Flow(masked, stream(masked), given(masked))
+    flow = _Flow(masked, stream(masked), from_inputs(masked))
     stack = _stack(model, masked)
     base, head = [], []
     paths = _on_the_path(model, flow, stack)

@@ -17,8 +17,8 @@ from shardproof.planner.judge import (
     judge,
 )
 from shardproof.planner.propagation.backward import GradientFault
+from shardproof.planner.propagation.forward.relation import Stuck
 from shardproof.planner.propagation.reach import Unreachable
-from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.weights.conversions import Misplaced

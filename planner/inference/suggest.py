@@ -5,24 +5,24 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from shardproof.planner.inference.code_changes import find_patches
 from shardproof.planner.inference.experts import infer_ep
-from shardproof.planner.inference.explain import explain, left_whole
+from shardproof.planner.inference.explanation.code_changes import find_patches
+from shardproof.planner.inference.explanation.explain import explain, left_whole
 from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
 from shardproof.planner.inference.probe import Prober, prober
 from shardproof.planner.inference.tensor import Inference, infer_tp, probe_degree
 from shardproof.planner.ir.degrees import degrees_within
-from shardproof.planner.ir.explanation import Explanation, Left
+from shardproof.planner.ir.explanation import Explanation, LeftWhole
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry, join
 from shardproof.planner.loading.carried_plan import plan_owners, reads_config_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign, sharded_share
+from shardproof.planner.propagation.forward.propagate import propagate
 from shardproof.planner.propagation.limits import limits
-from shardproof.planner.propagation.propagate import propagate
 from shardproof.planner.tracing.programs import Subject, local_program, on_meta, other_modes, subject_of
 from shardproof.planner.tracing.rank_program import IndivisibleError
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.transformers_facts.styles import takes_uneven_parts
 
 
@@ -43,7 +43,7 @@ class Suggestion:
     notes: tuple[str, ...] = ()
     explanation: Explanation | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
-    left: tuple[Left, ...] = ()
+    left: tuple[LeftWhole, ...] = ()
 
 
 def suggest(model: LoadedModel | str, *, why: bool = False, tp: int | None = None) -> Suggestion:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from shardproof.planner.inputs.argument_edits import corrections
 from shardproof.planner.inputs.call_form import CallForm, first_form
 from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, guesses_calls, inputs_of, token_inputs
+from shardproof.planner.inputs.failed_operator import Witness
 from shardproof.planner.inputs.mended import ELEMENTS, edits, takes_objects
-from shardproof.planner.inputs.witness import Witness
 
 MOST = 10
 """Mended forms that are tried for one model."""

@@ -1,6 +1,6 @@
 """Corrections of a call's form by what its forward raised: another width, another number of dims, an argument more.
 
-The operator that failed says which sizes it wanted, and from which arguments its operands were made (`planner.inputs.witness`).
+The operator that failed says which sizes it wanted, and from which arguments its operands were made (`failed_operator`).
 The line that failed says which argument was none, or how many dims it unpacks. Every correction is a guess: whether the forward
 comes further with it is what decides.
 """
@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from math import isqrt
-from types import TracebackType
 
 import torch
 from torch import nn
@@ -31,7 +30,8 @@ from shardproof.planner.inputs.call_form import (
     forward_arguments,
     guess,
 )
-from shardproof.planner.inputs.witness import FailedOperator, Operand, Witness
+from shardproof.planner.inputs.failed_lines import frames_of_models, none_on_lines, words_on_lines
+from shardproof.planner.inputs.failed_operator import FailedOperator, Operand, Witness
 
 _LARGEST = 16384
 """The largest size of a dim that a failure is believed to ask for."""
@@ -60,9 +60,9 @@ def _absent(model: nn.Module, form: CallForm, error: BaseException) -> Iterator[
     have = {name.partition(".")[0] for name, _ in form.arguments}
     named = [word for word in re.findall(r"\w+", str(error)) if word in arguments and word not in have]
     if not named and "None" in str(error):
-        named = [name for name in _none_on_lines(error) if name in arguments and name not in have]
+        named = [name for name in none_on_lines(error) if name in arguments and name not in have]
     if not named and ("None" in str(error) or isinstance(error, TypeError | ValueError)):
-        named = [name for name in _words_on_lines(error) if name in arguments and name not in have]
+        named = [name for name in words_on_lines(error) if name in arguments and name not in have]
     for name in dict.fromkeys(named):
         larger = form
         for part, argument in guess(model, name).items():
@@ -73,7 +73,7 @@ def _absent(model: nn.Module, form: CallForm, error: BaseException) -> Iterator[
 def _missing_key(form: CallForm, error: BaseException) -> Iterator[CallForm]:
     """A key of a dict that the forward reads: one number for each row, as conditions of sizes are, or a vector."""
     keys = [str(error.args[0])] if isinstance(error, KeyError) and error.args else []
-    keys = keys or (_none_on_lines(error) if "None" in str(error) else [])
+    keys = keys or (none_on_lines(error) if "None" in str(error) else [])
     for name, known in form.arguments:
         for key in keys if isinstance(known, PlainArgument) and known.mapping else ():
             if (part := f"{name}.{key}") not in dict(form.arguments):
@@ -86,7 +86,7 @@ def _unpacked(model: nn.Module, form: CallForm, error: BaseException, witness: W
     text = str(error)
     if not any(word in text for word in ("unpack", "index out of range", "too many indices")):
         return
-    for frame in _frames_of_models(error):
+    for frame in frames_of_models(error):
         line = linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno)
         local = frame.tb_frame.f_locals
         behind = {word: witness.made_of(local.get(word)) for word in re.findall(r"\w+", line)}
@@ -323,41 +323,3 @@ def _tensor(form: CallForm, name: str) -> TensorArgument:
 
 def _floating(form: CallForm) -> list[str]:
     return [name for name, one in form.tensors().items() if one.dtype is torch.float32]
-
-
-def _frames(error: BaseException) -> list[TracebackType]:
-    """The frames that an exception passed, the innermost first."""
-    found, entry = [], error.__traceback__
-    while entry is not None:
-        found.append(entry)
-        entry = entry.tb_next
-    return list(reversed(found))
-
-
-def _frames_of_models(error: BaseException) -> list[TracebackType]:
-    """The frames in the code of modules, the innermost first."""
-    ours = ("/torch/", "/shardproof/")
-    return [one for one in _frames(error) if not any(part in one.tb_frame.f_code.co_filename for part in ours)]
-
-
-def _words_on_lines(error: BaseException) -> list[str]:
-    """The words of the lines that failed; a call that covers several lines is read whole."""
-    found: list[str] = []
-    for frame in _frames_of_models(error):
-        path, first = frame.tb_frame.f_code.co_filename, frame.tb_lineno
-        positions = list(frame.tb_frame.f_code.co_positions())
-        at = positions[frame.tb_lasti // 2]
-        last = max(first, at[1] or first)
-        text = "".join(linecache.getline(path, line) for line in range(at[0] or first, last + 1))
-        found += re.findall(r"\w+", text)
-    return found
-
-
-def _none_on_lines(error: BaseException) -> list[str]:
-    """Local names that are None on the lines that failed, and the arguments of the caller that they are."""
-    found: list[str] = []
-    for frame in _frames(error):
-        local = frame.tb_frame.f_locals
-        line = linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno)
-        found += [word for word in re.findall(r"\w+", line) if word in local and local[word] is None]
-    return found

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 
 ROWS, TOKENS = "rows", "tokens"
 """The dims that change with the sizes of a batch."""
@@ -89,7 +89,7 @@ class CallForm:
         return replace(self, arguments=tuple(given.items()))
 
     def made(self, rows: int, tokens: int) -> Named:
-        """The arguments of a call, flat: `planner.loading.any_module.nested` puts the parts of lists and dicts together."""
+        """The arguments of a call, flat: `any_module.nested` puts the parts of lists and dicts together."""
         found: Named = {}
         for name, one in self.arguments:
             if isinstance(one, PlainArgument):

@@ -63,7 +63,7 @@ def needed(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*wanted, *([main] if main in arguments else [])]))
 
 
-def made(model: nn.Module, name: str, *, rows: int, length: int, targets: int) -> Tensor:
+def documented_argument(model: nn.Module, name: str, *, rows: int, length: int, targets: int) -> Tensor:
     """An argument on the meta device; of one that nothing is known of, one number (an index) or one vector for each token."""
     config = model.config
     assert isinstance(config, PreTrainedConfig)

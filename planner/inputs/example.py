@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from shardproof.planner.inputs.call_form import CallForm, first_form
-from shardproof.planner.inputs.documented import made, needed
+from shardproof.planner.inputs.documented import documented_argument, needed
 from shardproof.planner.inputs.guessed import guessed, tokens_of
 from shardproof.planner.inputs.media import media, number
 from shardproof.planner.inputs.mended import InputEdit
-from shardproof.planner.loading.any_module import ModuleConfig, declared
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
+from shardproof.planner.loading.modules.any_module import ModuleConfig
+from shardproof.planner.loading.modules.declared_inputs import declared
 
 Inputs: TypeAlias = dict[str, Any]
 """Arguments by name: tensors; of modules that are no Transformers models also numbers and lists, and `name.key` for parts of
@@ -87,15 +88,15 @@ def guesses_calls(model: nn.Module) -> bool:
     return own and "input_ids" not in inspect.signature(model.forward).parameters
 
 
-def take(model: nn.Module, form: InputForm) -> None:
+def accept_form(model: nn.Module, form: InputForm) -> None:
     """Remember the form that the model's forward accepts."""
     _taken[model] = form
 
 
-def take_call(model: nn.Module, form: InputForm, sizes: Sizes) -> None:
+def accept_call(model: nn.Module, form: InputForm, sizes: Sizes) -> None:
     """Remember the call that a module takes at these sizes, also for other models of the same class and fields."""
     _calls[_alike(model), sizes] = form
-    take(model, form)
+    accept_form(model, form)
 
 
 def known_call(model: nn.Module, sizes: Sizes) -> InputForm | None:
@@ -113,7 +114,7 @@ def _alike(model: nn.Module) -> tuple[type, str]:
     return type(config), repr(sorted(fields.items()))
 
 
-def taken(model: nn.Module) -> InputForm | None:
+def accepted_form(model: nn.Module) -> InputForm | None:
     """The form that the model's forward accepts; None before its first trace."""
     return _taken.get(model)
 
@@ -154,17 +155,17 @@ def attempts(model: nn.Module, sizes: Sizes = TRACED) -> list[Inputs]:
     tokens: Inputs = {name: _ids(sizes.rows, length) for name, length in token_inputs(model, sizes).items()}
     found = [tokens | _told_apart(form, names, sizes) | form for form in media(config, names, sizes.rows)]
     found += [tokens | states for states in _states(config, names, sizes)]
-    found += _said(model, tokens, sizes) if not found else []
+    found += _documented_arguments(model, tokens, sizes) if not found else []
     if tokens:
         found += [tokens, {name: _ids(MANY, value.shape[1]) for name, value in tokens.items()}]
     return [_placed(config, names, form) | form for form in found]
 
 
-def _said(model: nn.Module, tokens: Inputs, sizes: Sizes) -> list[Inputs]:
+def _documented_arguments(model: nn.Module, tokens: Inputs, sizes: Sizes) -> list[Inputs]:
     """What the forward cannot be called without, from what its docstring says of it, where there is more than tokens."""
     rest = [name for name in needed(model) if name not in tokens]
     made_of = {"rows": sizes.rows, "length": sizes.length, "targets": sizes.targets}
-    return [tokens | {name: made(model, name, **made_of) for name in rest}] if rest else []
+    return [tokens | {name: documented_argument(model, name, **made_of) for name in rest}] if rest else []
 
 
 def _declared(config: ModuleConfig, sizes: Sizes) -> Inputs:

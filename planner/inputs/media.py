@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 
 TILES = 3
 """Tiles of an image that is given as a whole and as the smallest grid, which has two tiles."""
@@ -26,7 +26,7 @@ SAMPLES = 6400
 
 def media(config: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
     """Inputs other than tokens for arguments with these names, for a batch of `rows`; first all kinds together."""
-    kinds = [list(kind(config, names, rows)) for kind in (_images, _films, _sounds)]
+    kinds = [list(kind(config, names, rows)) for kind in (_images, _videos, _audio)]
     present = [forms for forms in kinds if forms]
     if len(present) > 1:
         for together in product(*present):
@@ -95,7 +95,7 @@ def _gridded(config: PreTrainedConfig, pixels: str, grid: str, images: int) -> I
     yield {pixels: _floats(count, width), grid: torch.tensor([[1, side, side]] * images)}
 
 
-def _films(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
+def _videos(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
     """Video, for a model that takes no images: several images per row."""
     if "pixel_values_videos" not in names or "pixel_values" in names:
         return
@@ -104,7 +104,7 @@ def _films(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> I
     yield {"pixel_values_videos": _floats(rows, _frames(config) or 4, _channels(config), side, side)}
 
 
-def _sounds(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
+def _audio(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
     """Audio, as spectrograms (bins by frames, in either order) or as waveforms."""
     config = part_with(whole, _BINS) or whole
     spectra = [name for name in ("input_features", "audio_mel") if name in names]

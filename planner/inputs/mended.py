@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.documented import Sized, made, tensor_arguments
+from shardproof.planner.inputs.documented import Sized, documented_argument, tensor_arguments
 from shardproof.planner.inputs.media import number, part_with
 
 Named: TypeAlias = Mapping[str, Tensor]
@@ -71,7 +71,7 @@ class InputEdit:
 
 
 def _documented(model: nn.Module, name: str, counts: Counts) -> Tensor:
-    return made(model, name, rows=counts.rows, length=counts.length, targets=counts.targets)
+    return documented_argument(model, name, rows=counts.rows, length=counts.length, targets=counts.targets)
 
 
 def _sizes(model: nn.Module, dims: tuple[int | str, ...], counts: Counts) -> list[int]:

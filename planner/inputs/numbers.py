@@ -13,17 +13,17 @@ from shardproof.planner.inputs.accepted import NoInputsError, plain_form, search
 from shardproof.planner.inputs.example import (
     Inputs,
     Sizes,
+    accept_call,
+    accept_form,
+    accepted_form,
     attempts,
     caching,
     guesses_calls,
     inputs_of,
     known_call,
-    take,
-    take_call,
-    taken,
     token_inputs,
 )
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 
 AHEAD = 4
 """Text tokens before the image in a row: more than left padding hides."""
@@ -42,11 +42,11 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
     """As `real_inputs`, with the exception for which they are text only although the model takes more; None if they are
     complete.
     """
-    form = taken(model)
+    form = accepted_form(model)
     if form is None and guesses_calls(model):
         form = known_call(model, sizes) or plain_form(model, sizes, lambda given: _filled(model, given, sizes, seed))
         if form is not None:
-            take_call(model, form, sizes)
+            accept_call(model, form, sizes)
     if form is not None:
         return _filled(model, inputs_of(model, form, sizes), sizes, seed), None
 
@@ -71,7 +71,7 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
         raise
     except Exception as error:  # nothing runs: what it raises shows when the model is run
         return _text(model, sizes, seed), error
-    take(model, accepted.form)
+    accept_form(model, accepted.form)
     return given, accepted.refused
 
 
@@ -111,7 +111,7 @@ def _runs(model: nn.Module, given: Inputs) -> None:
 
 def vocabulary(model: nn.Module) -> int:
     """The number of token ids that are valid both as input and as output."""
-    rows = [getattr(_held(model, "get_input_embeddings"), "num_embeddings", None)]
+    rows = [getattr(_embedding(model, "get_input_embeddings"), "num_embeddings", None)]
     text = model.config.get_text_config() if isinstance(model.config, PreTrainedConfig) else None
     said = field_of(text, "vocab_size")
     read = (
@@ -119,11 +119,11 @@ def vocabulary(model: nn.Module) -> int:
         or ([said] if type(said) is int and said > 0 else [])
         or [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
     )
-    written = getattr(_held(model, "get_output_embeddings"), "out_features", None)
+    written = getattr(_embedding(model, "get_output_embeddings"), "out_features", None)
     return min(max(read, default=2), written or max(read, default=2))
 
 
-def _held(model: nn.Module, getter: str) -> object:
+def _embedding(model: nn.Module, getter: str) -> object:
     """The embedding that a model's getter returns; None if there is none."""
     with suppress(NotImplementedError, AttributeError):
         return getattr(model, getter)()

@@ -6,7 +6,7 @@ from enum import Enum
 from functools import cached_property
 from math import inf
 
-from shardproof.planner.ir.graph import OWN_BACKWARD, READ, Graph, ModuleCall
+from shardproof.planner.ir.graph import OWN_BACKWARD, READ, Graph, ModuleCall, Op
 from shardproof.planner.ir.plan import join
 
 
@@ -17,6 +17,16 @@ def derived(graph: Graph, seeds: Iterable[int], *, without: str | None = None) -
         if not found.isdisjoint(op.inputs) and not (without is not None and _inside(op.module, without)):
             found.update(op.outputs)
     return frozenset(found)
+
+
+def ops_between(graph: Graph, start: int, end: int) -> tuple[Op, ...]:
+    """The ops on the way from one value to another, in order."""
+    reached, wanted, found = derived(graph, (start,)), {end}, list[Op]()
+    for op in reversed(graph.ops):
+        if start not in op.outputs and not wanted.isdisjoint(op.outputs) and not reached.isdisjoint(op.inputs):
+            wanted.update(number for number in op.inputs if number in reached and number != start)
+            found.append(op)
+    return tuple(reversed(found))
 
 
 def live_ops(graph: Graph) -> frozenset[int]:
@@ -70,7 +80,7 @@ def read_behind(graph: Graph, module: str, stack: str) -> bool:
     return any(not own.isdisjoint(op.inputs) for op in graph.ops[last + 1 :] if not _inside(op.module, module))
 
 
-def given(graph: Graph) -> frozenset[int]:
+def from_inputs(graph: Graph) -> frozenset[int]:
     """Values that depend on the caller's inputs."""
     return derived(graph, (number for _, number in graph.inputs))
 

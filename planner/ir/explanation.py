@@ -57,7 +57,7 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class LeftWhole:
     """Parameters of one module pattern that are replicated on every rank; `share` of all parameter bytes, 0 to 1."""
 
     pattern: str
@@ -72,5 +72,5 @@ class Explanation:
     """All groups, largest first; the parameters that are not sharded, largest first; code changes that would shard more."""
 
     groups: tuple[Group, ...] = ()
-    left: tuple[Left, ...] = ()
+    left: tuple[LeftWhole, ...] = ()
     patches: tuple[Patch, ...] = ()

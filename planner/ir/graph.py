@@ -1,19 +1,16 @@
 """The computation of one model call as frozen data: the module tree and the ops that ran.
 
-A graph prints one op per line, serialises to JSON and back, and checks its invariants on construction. Values are numbered; a
+A graph prints one op per line, and checks its invariants on construction. Values are numbered; a
 parameter or buffer is a value with its qualified name. No torch here.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.plan import generic, keyed
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -239,29 +236,6 @@ class Graph:
                 return first[around] + name.removeprefix(around)
         return None
 
-    def dataflow(self) -> "nx.DiGraph[int]":
-        """Ops as nodes, values as edges (attribute `value`)."""
-        import networkx as nx
-
-        flow: nx.DiGraph[int] = nx.DiGraph()
-        flow.add_nodes_from((position, {"target": op.target}) for position, op in enumerate(self.ops))
-        for position, op in enumerate(self.ops):
-            for number in op.inputs:
-                if number in self.producer:
-                    flow.add_edge(self.producer[number], position, value=number)
-        return flow
-
-    def module_tree(self) -> "nx.DiGraph[str]":
-        """Module paths as nodes, parent -> child; the root is the empty path."""
-        import networkx as nx
-
-        tree: nx.DiGraph[str] = nx.DiGraph()
-        for module in self.modules:
-            tree.add_node(module.path, kind=module.kind)
-            if module.path:
-                tree.add_edge(module.path.rpartition(".")[0], module.path)
-        return tree
-
     def __str__(self) -> str:
         lines = [f"input {name} %{number} {self.values[number]}" for name, number in self.inputs]
         lines += [self._line(op) for op in self.ops]
@@ -282,43 +256,6 @@ class Graph:
                 return f"[{', '.join(map(self._show, arg))}]"
             case _:
                 return repr(arg)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `graph_from_json` reads it back to an equal graph."""
-        return {
-            "modules": [
-                {
-                    "path": m.path,
-                    "kind": m.kind,
-                    "parameters": dict(m.parameters),
-                    "numbers": dict(m.numbers),
-                    "bases": list(m.bases),
-                    "repeats": m.repeats,
-                    "buffers": dict(m.buffers),
-                    "automatic": m.automatic,
-                }
-                for m in self.modules
-            ],
-            "values": [[list(v.shape), v.dtype, v.name, v.content] for v in self.values],
-            "ops": [
-                {
-                    "target": op.target,
-                    "args": [_pack(arg) for arg in op.args],
-                    "kwargs": {key: _pack(arg) for key, arg in op.kwargs},
-                    "outputs": list(op.outputs),
-                    "module": op.module,
-                    "source": [op.source.file, op.source.line] if op.source else None,
-                    "constant": op.constant,
-                }
-                for op in self.ops
-            ],
-            "inputs": dict(self.inputs),
-            "outputs": [[name, number] for name, number in self.outputs],
-            "notes": list(self.notes),
-            "written": [list(one) for one in self.written],
-            "branches": [[one.file, one.line] for one in self.branches],
-            "calls": [_of_call(call) for call in self.calls],
-        }
 
 
 class Hidden(dict[str, tuple[int, ...]]):
@@ -344,52 +281,6 @@ class Hidden(dict[str, tuple[int, ...]]):
         return self[module]
 
 
-def graph_from_json(data: Mapping[str, Any]) -> Graph:
-    """Read what `Graph.to_json` wrote."""
-    return Graph(
-        modules=tuple(
-            Module(
-                m["path"],
-                m["kind"],
-                tuple(m["parameters"].items()),
-                tuple(m["numbers"].items()),
-                tuple(m["bases"]),
-                m["repeats"],
-                tuple(m["buffers"].items()),
-                m["automatic"],
-            )
-            for m in data["modules"]
-        ),
-        values=tuple(Value(tuple(shape), dtype, name, content) for shape, dtype, name, content in data["values"]),
-        ops=tuple(
-            Op(
-                op["target"],
-                tuple(map(_unpack, op["args"])),
-                tuple((key, _unpack(arg)) for key, arg in op["kwargs"].items()),
-                tuple(op["outputs"]),
-                op["module"],
-                Source(*op["source"]) if op["source"] else None,
-                op["constant"],
-            )
-            for op in data["ops"]
-        ),
-        inputs=tuple(data["inputs"].items()),
-        outputs=tuple((name, number) for name, number in data["outputs"]),
-        notes=tuple(data["notes"]),
-        written=tuple((position, path) for position, path in data["written"]),
-        branches=tuple(Source(file, line) for file, line in data["branches"]),
-        calls=tuple(_call(*call) for call in data["calls"]),
-    )
-
-
-def _of_call(call: ModuleCall) -> list[Any]:
-    return [call.module, [list(a) for a in call.arguments], list(call.outputs), list(call.ran)]
-
-
-def _call(module: str, given: list[tuple[str, int]], made: list[int], ran: list[int]) -> ModuleCall:
-    return ModuleCall(module, tuple((name, number) for name, number in given), tuple(made), (ran[0], ran[1]))
-
-
 def refs(args: tuple[Arg, ...]) -> Iterator[int]:
     """The values used anywhere in a tree of arguments, in order."""
     for arg in args:
@@ -400,27 +291,3 @@ def refs(args: tuple[Arg, ...]) -> Iterator[int]:
                 yield from refs(arg)
             case _:
                 pass
-
-
-def _pack(arg: Arg) -> Any:
-    match arg:
-        case Ref(number):
-            return {"value": number}
-        case tuple():
-            return [_pack(item) for item in arg]
-        case float() if arg != arg or arg in (float("inf"), float("-inf")):
-            return {"float": repr(arg)}
-        case _:
-            return arg
-
-
-def _unpack(data: Any) -> Arg:
-    match data:
-        case {"value": number}:
-            return Ref(number)
-        case {"float": text}:
-            return float(text)
-        case list():
-            return tuple(map(_unpack, data))
-        case _:
-            return data  # type: ignore[no-any-return]

@@ -179,7 +179,7 @@ class _Numbering:
             return first.value
         layer = self._layer(op.module)
         absent = layer is not None and self.own is not None and layer not in self.own
-        return op.inputs[0] if op.target == "repeat" and absent else self._kept(op)
+        return op.inputs[0] if op.target == "repeat" and absent else self._other_summand(op)
 
     def _number_results(self, op: Op, position: int) -> None:
         step = (op.target, self._args(op.args), tuple((key, self._args((arg,))) for key, arg in op.kwargs))
@@ -192,7 +192,7 @@ class _Numbering:
             if layer is None:
                 self.made.setdefault(self.found[value], position)
 
-    def _kept(self, op: Op) -> int | None:
+    def _other_summand(self, op: Op) -> int | None:
         """In a sum with the zeros of an absent module, the other summand."""
         if op.target != "aten.add" or len(op.inputs) != 2 or self.zeros.isdisjoint(op.inputs):
             return None

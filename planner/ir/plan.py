@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from shardproof.planner.ir.errors import ShardproofError
-from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.ir.readable_text import nearest
 
 _NUMBER = re.compile(r"\.\d+(\.|$)")
 

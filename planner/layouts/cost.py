@@ -114,7 +114,7 @@ class Handed:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedTensor:
     """One tensor that a layer keeps between decoding steps, for one sequence on one device: its elements, the bytes of an
     element if its dtype is not the model's (such as float32 states), and whether it is sharded over the ranks.
     """
@@ -137,7 +137,7 @@ class Facts:
     traffic: tuple[Traffic, ...]
     depth: int
     hidden: int
-    cache: tuple[tuple[Kept, ...], ...] | None
+    cache: tuple[tuple[CachedTensor, ...], ...] | None
     handed: tuple[tuple[Handed, ...], ...] = ()
 
     @cached_property
@@ -243,7 +243,7 @@ class RankTraffic:
     estimated: bool = False
 
 
-def held(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> RankMemory:
+def rank_memory(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: int) -> RankMemory:
     """The memory of a rank of the stage with these units, with `dp` replicas."""
     mine = set(units)
     tensors, sizes = facts.used(units), facts.elements(tp)

@@ -14,15 +14,15 @@ from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import R
 from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.ir.styles import STYLES
-from shardproof.planner.layouts.cost import Facts, Handed, Kept, Parameter, Per, Traffic
+from shardproof.planner.layouts.cost import CachedTensor, Facts, Handed, Parameter, Per, Traffic
 from shardproof.planner.layouts.experts import dispatches, with_experts, without_experts
 from shardproof.planner.propagation.assign import Assigned, assign
 from shardproof.planner.propagation.backward import has_gradient
-from shardproof.planner.propagation.collectives import Collective, Kind, collectives, reached, with_gradient
+from shardproof.planner.propagation.collectives import Collective, Kind, collectives, gradient_flows_to, with_gradient
 from shardproof.planner.tracing.decode_cache import cache_tensors
 from shardproof.planner.tracing.module_tree import layer_stack
 from shardproof.planner.tracing.programs import local_program, program_for, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 
 
 def measure(
@@ -61,14 +61,16 @@ def measure(
     )
 
 
-def _cache(model: nn.Module, assigned: Assigned, degree: int, context: int) -> tuple[tuple[Kept, ...], ...] | None:
+def _cache(
+    model: nn.Module, assigned: Assigned, degree: int, context: int
+) -> tuple[tuple[CachedTensor, ...], ...] | None:
     """The tensors that each layer keeps for one sequence; a tensor that is smaller on one rank is sharded. None if unknown."""
     whole = cache_tensors(model, Assigned({}, {}), 1, context=context)
     part = cache_tensors(model, assigned, degree, context=context) if degree > 1 else whole
     if whole is None or part is None or [len(one) for one in whole] != [len(one) for one in part]:
         return None
     return tuple(
-        tuple(Kept(count, width, mine < count) for (count, width), (mine, _) in zip(*layer, strict=True))
+        tuple(CachedTensor(count, width, mine < count) for (count, width), (mine, _) in zip(*layer, strict=True))
         for layer in zip(whole, part, strict=True)
     )
 
@@ -134,7 +136,7 @@ def _parameters(graph: Graph, assigned: Assigned, units: _Units, trained: set[st
 def _trained(model: nn.Module, graph: Graph) -> set[str]:
     """The names of the parameters that a gradient reaches; a repeated layer is like the layer that stands for it."""
     frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
-    found = reached(graph)
+    found = gradient_flows_to(graph)
     shown: dict[str, str] = {}
     for module in graph.modules:  # parents come before their children
         parent, _, name = module.path.rpartition(".")

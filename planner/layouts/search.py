@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.degrees import Degrees
+from shardproof.planner.ir.readable_text import format_bytes
 from shardproof.planner.layouts.balance import Costs, Room, balance
 from shardproof.planner.layouts.cost import (
     Facts,
@@ -16,7 +16,7 @@ from shardproof.planner.layouts.cost import (
     RankMemory,
     RankTraffic,
     handed,
-    held,
+    rank_memory,
     seconds,
     sent,
     summed,
@@ -71,7 +71,7 @@ def search(
 
 def _choice(facts: Facts, layout: Layout, machine: Machine, load: Load) -> Choice | str:
     """The best split of the layers into stages, or the reason why none fits."""
-    alone = [held(facts, (unit,), load, tp=layout.tp, dp=layout.dp) for unit in range(facts.depth + 2)]
+    alone = [rank_memory(facts, (unit,), load, tp=layout.tp, dp=layout.dp) for unit in range(facts.depth + 2)]
     # Activations are no sum over units, so the memory that they need is subtracted from the limit.
     weights = [one.total - one.activations for one in alone]
     free = machine.memory - max(one.activations for one in alone)
@@ -82,7 +82,7 @@ def _choice(facts: Facts, layout: Layout, machine: Machine, load: Load) -> Choic
     except ValueError:
         return _too_full(sum(weights) / layout.pp, max(one.activations for one in alone), machine)
     stages = _stages(split.bounds, facts.depth)
-    each = tuple(held(facts, units, load, tp=layout.tp, dp=layout.dp) for units in stages)
+    each = tuple(rank_memory(facts, units, load, tp=layout.tp, dp=layout.dp) for units in stages)
     most = max(each, key=lambda one: one.total)
     if most.total > machine.memory:
         return _too_full(most.total - most.activations, most.activations, machine)

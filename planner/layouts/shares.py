@@ -15,7 +15,7 @@ from shardproof.planner.propagation.assign import Assigned, assign
 from shardproof.planner.propagation.collectives import collectives
 from shardproof.planner.tracing.decode_cache import cache_tensors
 from shardproof.planner.tracing.programs import local_program, subject_in, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 
 _CONTEXT = 4096
 """Tokens of the text whose cache and attention are counted."""

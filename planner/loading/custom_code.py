@@ -15,8 +15,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from shardproof.planner.ir.errors import LoadError, innermost, reason
-from shardproof.planner.ir.spelling import nearest, one_line
-from shardproof.planner.loading.any_module import adopting, is_factory
+from shardproof.planner.ir.readable_text import nearest, one_line
+from shardproof.planner.loading.modules.any_module import adopting, is_factory
 from shardproof.planner.loading.version_breaks import version_advice
 
 FILE_PACKAGE = "shardproof_file_"

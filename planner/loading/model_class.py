@@ -31,7 +31,9 @@ def paired(config: PreTrainedConfig, fields: Mapping[str, object], *, name: str)
     generates: list[Any] = [AutoModelForCausalLM, *whole, AutoModelForImageTextToText, AutoModel]
     if getattr(config, "is_encoder_decoder", False):  # its causal language model is the decoder alone
         generates.sort(key=lambda auto: auto not in whole)
-    model_class = architecture(fields) or _mapped(type(config), generates) or _own(type(config), name=name)
+    model_class = (
+        architecture(fields) or _mapped(type(config), generates) or _class_with_config(type(config), name=name)
+    )
     if not runs_forward(model_class):
         parts = parts_with_types(config)
         told = f"give one of its parts: {', '.join(parts)}" if parts else "give the class of a part that has one"
@@ -57,7 +59,7 @@ def _mapped(config_class: type[PreTrainedConfig], autos: Sequence[Any]) -> type[
     return None
 
 
-def _own(config_class: type[PreTrainedConfig], *, name: str) -> type[PreTrainedModel]:
+def _class_with_config(config_class: type[PreTrainedConfig], *, name: str) -> type[PreTrainedModel]:
     """The model class for a config that no auto class knows, such as that of a vision tower: one with this config class.
 
     Among several, the one named like the config (`XConfig`, `XModel`), or the only one for a task (`XForTask`).

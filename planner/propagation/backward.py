@@ -11,8 +11,8 @@ from shardproof.planner.ir.graph import NO_GRADIENT, OWN_BACKWARD, Arg, Op, Ref
 from shardproof.planner.ir.placement import Partial, R, Replicate, Shard, Unknown
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.propagation.assign import Assigned
-from shardproof.planner.propagation.propagate import Propagation
-from shardproof.planner.propagation.relation import Pair
+from shardproof.planner.propagation.forward.propagate import Propagation
+from shardproof.planner.propagation.forward.relation import Pair
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Narrow
 

@@ -54,7 +54,7 @@ class _Issuing:
     """
 
     def __init__(self, local: Graph) -> None:
-        self.local, self.back, self.chosen = local, reached(local), chosen_by_data(local)
+        self.local, self.back, self.chosen = local, gradient_flows_to(local), chosen_by_data(local)
         self.weights = {number for module in local.modules for _, number in module.parameters}
         self.calls: dict[str, list[ModuleCall]] = {}
         for call in local.calls:
@@ -129,7 +129,7 @@ def chosen_by_data(graph: Graph) -> set[int]:
     return found
 
 
-def reached(local: Graph) -> set[int]:
+def gradient_flows_to(local: Graph) -> set[int]:
     """The values that a gradient of the outputs flows back to; it does not flow through indices or constants."""
     found = {number for _, number in local.outputs}
     for op in reversed(local.ops):

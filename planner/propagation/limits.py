@@ -14,11 +14,11 @@ from shardproof.planner.ir.graph import Op, Shape
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.propagation.assign import Assigned, linear_parts
-from shardproof.planner.propagation.propagate import Propagation
-from shardproof.planner.propagation.relation import Pair
+from shardproof.planner.propagation.forward.propagate import Propagation
+from shardproof.planner.propagation.forward.relation import Pair
+from shardproof.planner.propagation.forward.views import keeps_dim
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum, Reshape
-from shardproof.planner.propagation.views import keeps_dim
 
 
 def limits(ran: Propagation, assigned: Assigned, *, uneven: bool) -> tuple[Limit, ...]:

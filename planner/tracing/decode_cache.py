@@ -14,8 +14,8 @@ from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import private_copy
-from shardproof.planner.tracing.trace import TraceError
 from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 
 SERVED = torch.bfloat16
@@ -68,11 +68,11 @@ def _traced(
         asked = {"input_ids": ids, name: cache, "use_cache": True}
         script = Script(RunMode.DECODING, (asked,))
         graph = trace_local(model, assigned, degree, script=script, left=left)
-    layers = [_kept(_tensors(vars(layer)), dtype) for layer in cache.layers]
+    layers = [_distinct(_tensors(vars(layer)), dtype) for layer in cache.layers]
     for path, tensors in left.items():
         number = _layer_of(path, len(layers))
         if number is not None:
-            layers[number] += _kept(tensors, dtype)
+            layers[number] += _distinct(tensors, dtype)
     return _filled(graph, layers)
 
 
@@ -101,7 +101,7 @@ def _like(value: Tensor, dtype: torch.dtype) -> Tensor:
     return nn.Parameter(served, requires_grad=False) if isinstance(value, nn.Parameter) else served
 
 
-def _kept(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensors:
+def _distinct(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensors:
     """Each memory once: some layers keep one latent under the names of keys and of values."""
     many = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in tensors if t.dim() > 1}.values()
     return tuple((one.numel(), None if dtype in (None, one.dtype) else one.element_size()) for one in many)

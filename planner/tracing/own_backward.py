@@ -2,7 +2,7 @@
 
 Their backward is run at once, on a gradient that lies as the value itself does, and recorded like everything else. The op
 `own_backward` then stands for the value: it says which input gets which gradient, and the relation of two programs checks that
-(`planner.propagation.propagate`, `planner.propagation.backward`).
+(`planner.propagation.forward.propagate`, `planner.propagation.backward`).
 """
 
 from collections.abc import Callable, Sequence

@@ -8,16 +8,18 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from shardproof.planner.inputs.example import take, taken
+from shardproof.planner.inputs.example import accept_form, accepted_form
 from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script, scripts
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.rank_program import trace_local
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import private_copy, structural_copy
-from shardproof.planner.tracing.trace import TraceError, settle, trace, trace_script
+from shardproof.planner.tracing.trace import settle, trace, trace_script
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def subject_of(model: nn.Module) -> Subject:
     if model not in _graphs:
         with private_copy(model) as own:
             graph = trace(own)
-            if (form := taken(own)) is not None:
-                take(model, form)
+            if (form := accepted_form(own)) is not None:
+                accept_form(model, form)
             exchanged = [path for path, _ in own.named_modules()] != [path for path, _ in model.named_modules()]
             _graphs[model] = graph, structural_copy(own) if exchanged else None
     graph, exchanged_model = _graphs[model]
@@ -158,7 +160,7 @@ def program_for(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _ProgramKey:
     """What a kept program of one rank was asked for."""
 
     assigned: Assigned
@@ -168,7 +170,7 @@ class _Asked:
     other_side: frozenset[Source]
 
 
-_programs: "WeakKeyDictionary[nn.Module, list[tuple[_Asked, Graph]]]" = WeakKeyDictionary()
+_programs: "WeakKeyDictionary[nn.Module, list[tuple[_ProgramKey, Graph]]]" = WeakKeyDictionary()
 KEPT = 6
 """Per-rank programs that are kept for each model, two in each mode: inference, degrees and proof ask for the same ones."""
 
@@ -194,7 +196,7 @@ def local_program(
         with private_copy(model) as own:
             return trace_local(own, assigned, degree, inputs, unfixed=unfixed, distributed=distributed)
     mode, other_side = (RunMode.EVALUATION, frozenset[Source]()) if script is None else (script.mode, script.other_side)
-    asked = _Asked(assigned, degree, distributed, mode, other_side)
+    asked = _ProgramKey(assigned, degree, distributed, mode, other_side)
     kept = _programs.setdefault(model, [])
     for known, program in kept:
         if known == asked:

@@ -18,9 +18,9 @@ from shardproof.planner.ir.graph import STRIDED, Graph
 from shardproof.planner.ir.placement import Placement, R, Shard, local_shape
 from shardproof.planner.ir.styles import After, Before, Reach, Style
 from shardproof.planner.propagation.assign import Assigned
+from shardproof.planner.tracing.recorded_run import Tracing
 from shardproof.planner.tracing.recorder import Recorder
 from shardproof.planner.tracing.session import TRACING
-from shardproof.planner.tracing.trace import Tracing
 
 _Held: TypeAlias = "dict[nn.Module, dict[str, nn.Parameter | None]]"
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 from transformers import PreTrainedConfig
 
-from shardproof.planner.loading.field_roles import role_of
+from shardproof.planner.loading.configs.field_roles import role_of
 
 _WIDTHS = ("hidden", "intermediate", "head dim", None)
 MOST = 8

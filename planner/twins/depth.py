@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from shardproof.planner.loading.field_roles import Fields
+from shardproof.planner.loading.configs.field_roles import Fields
 
 
 def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int) -> Fields:

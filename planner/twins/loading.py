@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from shardproof.planner.loading.load import LoadedModel, build, quiet
-from shardproof.planner.twins.twin import random_state, twin
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.twin import twin
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TypeAlias
 
-from shardproof.planner.loading.field_roles import Fields, role_of
+from shardproof.planner.loading.configs.field_roles import Fields, role_of
 from shardproof.planner.twins.sizes import fit
 
 Kinds: TypeAlias = Callable[[Fields], frozenset[tuple[str, int]]]

@@ -11,7 +11,7 @@ from itertools import permutations
 from math import gcd
 from typing import Any, TypeGuard
 
-from shardproof.planner.loading.field_roles import Fields, role_of
+from shardproof.planner.loading.configs.field_roles import Fields, role_of
 from shardproof.planner.twins.depth import depth
 
 _DROPPED = re.compile(r"\w*(drop|jitter)\w*")

@@ -55,10 +55,10 @@ class _Trial:
 
 def misplaced(model: nn.Module, assigned: Assigned, degree: int) -> tuple[Misplaced, ...]:
     """The sharded parameters of which a rank holds wrong elements after the conversion at this degree; one for each pattern."""
-    return tuple(_found(model, assigned, degree)) if isinstance(model, PreTrainedModel) else ()
+    return tuple(_converted_placements(model, assigned, degree)) if isinstance(model, PreTrainedModel) else ()
 
 
-def _found(model: PreTrainedModel, assigned: Assigned, degree: int) -> Iterator[Misplaced]:
+def _converted_placements(model: PreTrainedModel, assigned: Assigned, degree: int) -> Iterator[Misplaced]:
     sharded = {name: at for name, at in assigned.parameters.items() if isinstance(at[0], Shard)}
     converters = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightConverter)]
     seen: set[str] = set()
@@ -69,7 +69,7 @@ def _found(model: PreTrainedModel, assigned: Assigned, degree: int) -> Iterator[
         seen.add(pattern)
         for trial in _trials(model, converters, name, assigned):
             at = trial.names.index(name)
-            held = _held(model, trial, degree)
+            held = _placements_after(model, trial, degree)
             if held is None or held[at] != placement:
                 yield Misplaced(
                     name,
@@ -102,7 +102,7 @@ be one whole half.
 """
 
 
-def _held(model: PreTrainedModel, trial: _Trial, degree: int) -> list[Placement | None] | None:
+def _placements_after(model: PreTrainedModel, trial: _Trial, degree: int) -> list[Placement | None] | None:
     """The placement of each result after the conversion; None if the conversion cannot be tried."""
     degree = degree if degree <= MOST_TRIED else MOST_TRIED - degree % 2
     targets, size = trial.converter.target_patterns, _size(trial, degree)

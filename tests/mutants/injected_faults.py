@@ -16,7 +16,7 @@ from shardproof.planner.ir.dataflow import Entrance
 from shardproof.verify.stages.faults import StageFaults
 from shardproof.verify.stages.layer_index import numbered_parts
 from shardproof.verify.stages.stage import Stage
-from shardproof.verify.stages.stage_boundary import ReceivedTensor, argument, argument_names, given, put
+from shardproof.verify.stages.stage_boundary import ReceivedTensor, argument, argument_names, put, with_argument
 from shardproof.verify.stages.stage_layout import StageLayout
 
 
@@ -183,7 +183,7 @@ def _first_through(module: nn.Module) -> Callable[..., object]:
 
 
 def _unpass(layer: nn.Module, name: str) -> None:
-    layer.register_forward_pre_hook(lambda _, a, k: given(layer, a, k, name, None), with_kwargs=True)
+    layer.register_forward_pre_hook(lambda _, a, k: with_argument(layer, a, k, name, None), with_kwargs=True)
 
 
 def _take(stage: Stage, one: InjectedFault) -> None:
@@ -195,7 +195,9 @@ def _take(stage: Stage, one: InjectedFault) -> None:
         kept_here[0] = argument(source, args, kwargs, one.what)
 
     source.register_forward_pre_hook(keep, with_kwargs=True)
-    target.register_forward_pre_hook(lambda _, a, k: given(target, a, k, one.what, kept_here[0]), with_kwargs=True)
+    target.register_forward_pre_hook(
+        lambda _, a, k: with_argument(target, a, k, one.what, kept_here[0]), with_kwargs=True
+    )
 
 
 def _without(name: str) -> Callable[..., object]:

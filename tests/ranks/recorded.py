@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from shardproof.planner.inputs.example import caching
-from shardproof.planner.loading.load import quiet
+from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.collectives.threads import _Group as Group

@@ -8,8 +8,9 @@ import pytest
 from shardproof.launch.clients.confirm import confirm_in_ranks
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Edit, Plan
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import LoadedModel, load
 
 
 @cache

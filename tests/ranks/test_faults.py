@@ -16,8 +16,9 @@ from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.launch.ranks.elastic import _last_words
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.stages.case import Case
 from tests.gate import PATH, ROOT

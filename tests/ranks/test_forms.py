@@ -21,7 +21,7 @@ from shardproof.launch.authoring.plan_forms import parallelize_form
 from shardproof.launch.authoring.tool_forms import ToolForm, in_form
 from shardproof.launch.clients.checkpoint import write_checkpoint
 from shardproof.launch.clients.client_ranks import ClientRanks, ClientStep
-from shardproof.launch.commands.suggest import suggest_plan
+from shardproof.launch.commands.suggestion.suggest_plan import suggest_plan
 from shardproof.launch.output.console import Progress
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.loading.load import LoadedModel, load

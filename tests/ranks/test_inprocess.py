@@ -10,8 +10,9 @@ from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Edit, Plan, TpEntry, join
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.collectives.thread_scheduler import GoneError

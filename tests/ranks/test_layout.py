@@ -7,11 +7,12 @@ import pytest
 from benchmarks.layouts import measured_row, predicted
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.degrees import Degrees
-from shardproof.planner.layouts.cost import Load, Machine, handed, held, sent
+from shardproof.planner.layouts.cost import Load, Machine, handed, rank_memory, sent
 from shardproof.planner.layouts.measure import measure
 from shardproof.planner.layouts.search import search
 from shardproof.planner.layouts.space import Layout
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.stages.case import Case
@@ -27,7 +28,7 @@ def test_parameters_and_collectives_are_those_of_real_ranks(name: str) -> None:
     load_ = Load(context=17, batch=3, width=8, train=True)
     for elements, collectives in record(Case(small, plan, 2, 1)):
         assert (elements, collectives) == predicted(facts, 2)
-        assert held(facts, everything, load_, tp=2, dp=1).parameters == elements * 8
+        assert rank_memory(facts, everything, load_, tp=2, dp=1).parameters == elements * 8
         traffic = sent(facts, everything, load_, tp=2)
         assert traffic.count == collectives.total()
         tokens = TOKENS[0] * TOKENS[1]
@@ -88,5 +89,5 @@ def test_what_stages_hold_and_send(name: str, tp: int, pp: int) -> None:
         first, last = found.layers.start == 0, found.layers.stop == facts.depth
         units = [*([0] if first else []), *(layer + 1 for layer in found.layers), *([facts.depth + 1] if last else [])]
         load_ = Load(context=16, batch=1, width=8, train=True)
-        assert held(facts, units, load_, tp=tp, dp=1).parameters == found.parameters * 8
+        assert rank_memory(facts, units, load_, tp=tp, dp=1).parameters == found.parameters * 8
         assert handed(facts, units, load_) * found.tokens == found.sent

@@ -12,8 +12,9 @@ from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.inference.pipeline import infer_pipeline
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, PpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.report.report import LevelResult

@@ -9,8 +9,9 @@ from shardproof.launch.ranks.confirm import confirm, confirm_cases
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Fault, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.stages.case import Case

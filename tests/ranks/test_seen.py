@@ -13,8 +13,9 @@ from transformers.distributed import tensor_parallel as client
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Edit, Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.run.inprocess import InProcess

@@ -8,8 +8,9 @@ from shardproof.launch.ranks.train import confirm_training
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Fault, Severity, Verdict
 from shardproof.planner.ir.plan import Plan
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.training.questions import QUESTIONS
 

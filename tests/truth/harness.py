@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard
-from shardproof.planner.propagation.follow import follow
-from shardproof.planner.propagation.relation import Problem
+from shardproof.planner.propagation.forward.op_placements import follow
+from shardproof.planner.propagation.forward.relation import Problem
 from shardproof.planner.propagation.rules.registry import rule_of
 from shardproof.planner.propagation.semantics import Call
-from shardproof.planner.tracing.trace import Tracing
+from shardproof.planner.tracing.recorded_run import Tracing
 
 Function = Callable[..., Tensor]
 

@@ -9,14 +9,14 @@ from torch import nn
 
 from shardproof import load, prove, suggest
 from shardproof.launch.cli import run
-from shardproof.launch.commands.cases.run_cases import Asked
+from shardproof.launch.commands.cases.run_cases import NamedModels
 from shardproof.launch.commands.read_inputs import ModelReference
 from shardproof.launch.commands.verify import requests_of
 from shardproof.launch.commands.verify_request import VerifyRequest
 from shardproof.launch.ranks.confirm import confirm, confirm_cases
 from shardproof.planner.ir.errors import ArgumentError, LoadError
 from shardproof.planner.ir.findings import Verdict
-from shardproof.planner.loading.load import build
+from shardproof.planner.loading.build import build
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.stages.case import Case
 
@@ -196,5 +196,5 @@ def test_forward_gives_what_the_module_gives(file: Path) -> None:
 
 def test_verify_keeps_the_inputs_of_the_command_line() -> None:
     given = ModelReference("", {}, True, ("x: float[b, 16, 64]",))
-    (request,) = requests_of(Asked(("file.py:M",)), VerifyRequest(given), fixed=None)
+    (request,) = requests_of(NamedModels(("file.py:M",)), VerifyRequest(given), fixed=None)
     assert request.model == replace(given, reference="file.py:M")

@@ -7,8 +7,9 @@ import pytest
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Edit, Plan
 from shardproof.planner.ir.styles import STYLES
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
 from shardproof.verify.findings.catalogue import (

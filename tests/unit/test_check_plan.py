@@ -5,8 +5,9 @@ from torch import nn
 
 from shardproof.planner.ir.findings import Finding, Severity
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.verify.proof.plan_form import check_plan
 
 

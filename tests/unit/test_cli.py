@@ -12,16 +12,16 @@ import pytest
 import typer
 import typer.core
 
-import shardproof.launch.commands.suggest as suggesting
 import shardproof.launch.commands.verify as verifying
 import shardproof.launch.commands.verify_levels as climbing
 from shardproof.launch.cli import app, run
 from shardproof.launch.commands.read_inputs import read_plan
+from shardproof.launch.commands.suggestion import suggest_plan
 from shardproof.launch.commands.verify_request import RunLayout, run_layout
 from shardproof.launch.ranks.job import World, is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, MisuseError
 from shardproof.planner.ir.degrees import Degrees
-from shardproof.planner.ir.explanation import Left
+from shardproof.planner.ir.explanation import LeftWhole
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.verify.report.report import LevelResult
@@ -172,14 +172,14 @@ def fake_suggestion(monkeypatch: Patch, wanted: Plan) -> None:
     class Suggested:
         plan, degrees, sharded_fraction, notes, explanation = wanted, (1, 4), 0.5, ("a note",), None
         owners = MappingProxyType({"": "LlamaConfig"})
-        left = (Left("model.norm", 8, 32, "whole", 0.25), Left("model.small", 1, 4, "little", 0.001))
+        left = (LeftWhole("model.norm", 8, 32, "whole", 0.25), LeftWhole("model.small", 1, 4, "little", 0.001))
 
     def prove(_: object, plan: Plan, *, tp: int) -> LevelResult:
         assert (plan, tp) == (wanted, 4)
         return LevelResult("proof", 0.1)
 
-    monkeypatch.setattr(suggesting, "_infer", lambda *_, **__: Suggested())
-    monkeypatch.setattr(suggesting, "_degrees", lambda *_: Degrees((1, 4), {}))
+    monkeypatch.setattr(suggest_plan, "_infer", lambda *_, **__: Suggested())
+    monkeypatch.setattr(suggest_plan, "_degrees", lambda *_: Degrees((1, 4), {}))
     monkeypatch.setattr(shardproof.verify.proof.prove, "prove", prove)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.findings import Verdict
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.verify.proof.prove import prove
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from shardproof.planner.ir.errors import LoadError
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.custom_code import code_file, references_of
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.loading.version_breaks import BREAKS
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 
 CODE = """import torch
 from torch import nn

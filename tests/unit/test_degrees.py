@@ -8,8 +8,9 @@ from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.degrees import Degrees, Limit, degrees_within, spans
 from shardproof.planner.ir.findings import Place
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.proof.prove import prove

@@ -15,8 +15,9 @@ from transformers.distributed import mixin, pipeline_parallel
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Edit, Plan
 from shardproof.planner.ir.styles import STYLES
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.transformers_facts.styles import modelled
 from shardproof.verify.clients.compile import compile_for
 from shardproof.verify.clients.contract.source import forward_tree, function_tree

@@ -18,7 +18,7 @@ from shardproof.launch.clients.confirm import with_other_code
 from shardproof.launch.clients.vllm_engine import PROMPTS, Served, difference
 from shardproof.launch.processes.first_cause import PEER_ERRORS
 from shardproof.planner.ir.findings import Finding, Severity
-from shardproof.planner.loading.config_fields import head_width
+from shardproof.planner.loading.configs.config_fields import head_width
 from shardproof.planner.loading.load import load
 from shardproof.verify.clients.vllm import session as vllm_session
 

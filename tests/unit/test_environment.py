@@ -10,7 +10,7 @@ import pytest
 
 import shardproof.launch.commands.verify as verifying
 from shardproof.launch.cli import run
-from shardproof.launch.failures import told
+from shardproof.launch.failures import failure_sentence
 from shardproof.launch.ranks.confirm import incomplete
 from shardproof.launch.ranks.job import Nodes
 from shardproof.launch.ranks.request import Start
@@ -58,8 +58,8 @@ def test_a_package_that_does_not_import_is_named(package: str, tmp_path: Path) -
         (MemoryError(), "the memory of this machine is used up"),
         (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "set TMPDIR"),
         (
-            ModuleNotFoundError("No module named 'networkx'", name="networkx.algorithms"),
-            "the package networkx is missing",
+            ModuleNotFoundError("No module named 'libcst'", name="libcst.matchers"),
+            "the package libcst is missing",
         ),
     ],
 )
@@ -89,7 +89,7 @@ def test_a_fault_of_the_machine_is_one_sentence(
     ],
 )
 def test_our_bugs_stay_bugs(error: Exception) -> None:
-    assert told(error) is None
+    assert failure_sentence(error) is None
 
 
 def test_a_result_for_a_read_only_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,9 @@ import pytest
 from shardproof.planner.inference.experts import infer_ep
 from shardproof.planner.ir.findings import Severity
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from shardproof.verify.proof.experts import check_experts
 

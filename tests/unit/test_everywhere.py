@@ -13,7 +13,7 @@ from shardproof.verify.clients.compile import compile_for, in_order
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
-from shardproof.verify.report.client_readings import Everywhere, Reached
+from shardproof.verify.report.client_readings import ClientVerdict, Everywhere
 from shardproof.verify.report.formats.client_readings import everywhere_json, everywhere_lines, right_in
 
 
@@ -80,7 +80,9 @@ def test_a_key_that_begins_another_comes_after_it() -> None:
 
 
 def test_as_json() -> None:
-    one = Everywhere((Reached("vllm 0.32", Verdict.REFUTED, ("TP203: x",), Verdict.PROVED, {"a": "b"}, 0.25),), None)
+    one = Everywhere(
+        (ClientVerdict("vllm 0.32", Verdict.REFUTED, ("TP203: x",), Verdict.PROVED, {"a": "b"}, 0.25),), None
+    )
     assert everywhere_json(one) == {
         "clients": {
             "vllm 0.32": {

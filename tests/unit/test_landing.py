@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.plan import generic
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.verify.report.formats.python import suggestion_python
 from shardproof.verify.report.report import Report
 from shardproof.verify.report.suggestion import Suggested

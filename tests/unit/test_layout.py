@@ -13,12 +13,24 @@ from shardproof.launch.cli import run
 from shardproof.launch.output.layouts_text import ServedModel, commands
 from shardproof.planner.ir.degrees import Degrees
 from shardproof.planner.ir.placement import R, Shard
-from shardproof.planner.layouts.cost import Facts, Kept, Load, Machine, Parameter, Per, RankTraffic, Traffic, held, sent
+from shardproof.planner.layouts.cost import (
+    CachedTensor,
+    Facts,
+    Load,
+    Machine,
+    Parameter,
+    Per,
+    RankTraffic,
+    Traffic,
+    rank_memory,
+    sent,
+)
 from shardproof.planner.layouts.measure import measure
 from shardproof.planner.layouts.search import Choice, search
 from shardproof.planner.layouts.space import Layout, layouts, why_not
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.propagation.assign import Assigned, assign
 from shardproof.planner.propagation.collectives import Kind
 from shardproof.planner.tracing.decode_cache import Tensors, cache_tensors
@@ -41,7 +53,7 @@ FACTS = Facts(
     ),
     depth=4,
     hidden=8,
-    cache=(*((Kept(32),) for _ in range(3)), (Kept(32, split=False),)),
+    cache=(*((CachedTensor(32),) for _ in range(3)), (CachedTensor(32, split=False),)),
 )
 
 
@@ -83,13 +95,13 @@ def test_why_a_layout_is_not_legal(layout: Layout, reason: str | None) -> None:
 
 def test_bytes_of_a_rank() -> None:
     """By hand: a table of 100 x 8 that is tied, four layers of 8 x 8, a norm of 8, in two bytes each."""
-    whole = held(FACTS, range(6), Load(10, 4), tp=1, dp=2)
+    whole = rank_memory(FACTS, range(6), Load(10, 4), tp=1, dp=2)
     assert (whole.parameters, whole.gradients, whole.optimizer) == ((800 + 256 + 8) * 2, 0, 0)
     assert whole.cache == 4 * 32 * 2 * 2
-    half = held(FACTS, range(6), Load(10, 4, train=True), tp=2, dp=1)
+    half = rank_memory(FACTS, range(6), Load(10, 4, train=True), tp=2, dp=1)
     assert half.parameters == half.gradients == (400 + 128 + 8) * 2
     assert (half.optimizer, half.cache) == (2 * half.parameters + 4 * 6, 0)
-    last = held(FACTS, [3, 4, 5], Load(10, 4), tp=2, dp=1)
+    last = rank_memory(FACTS, [3, 4, 5], Load(10, 4), tp=2, dp=1)
     assert last.parameters == (400 + 64 + 8) * 2
     assert last.cache == (16 + 32) * 4 * 2
 
@@ -109,7 +121,7 @@ def test_what_a_rank_sends() -> None:
 
 def test_the_search_keeps_the_memory_and_marks_the_pareto_set() -> None:
     load_ = Load(10, 4)
-    most = held(FACTS, range(6), load_, tp=1, dp=4).total
+    most = rank_memory(FACTS, range(6), load_, tp=1, dp=4).total
     found = search(FACTS, TWO, Machine(4, most - 1), load_)
     assert found.choices
     assert all(choice.held.total < most for choice in found.choices)
@@ -196,7 +208,7 @@ def test_the_command(capsys: Captured) -> None:
 
 
 def _choice(layout: Layout) -> Choice:
-    stage = held(FACTS, range(6), Load(10, 4), tp=1, dp=1)
+    stage = rank_memory(FACTS, range(6), Load(10, 4), tp=1, dp=1)
     return Choice(layout, (4,), stage, RankTraffic(5, 10), 1.0, (stage,))
 
 

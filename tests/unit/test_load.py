@@ -11,8 +11,9 @@ import torch
 from transformers import LlamaConfig
 
 from shardproof.planner.ir.errors import LoadError
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import LoadedModel, build, load
+from shardproof.planner.loading.load import LoadedModel, load
 from tests.gate import PATH
 
 CUSTOM = """

@@ -4,8 +4,9 @@ import pytest
 
 from benchmarks.mutants import Options, chosen
 from benchmarks.mutants_table import OUTCOMES, Judged, page
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from tests.mutants.operators import Mutant, expert_mutants, mutants
 

@@ -15,7 +15,7 @@ from shardproof.launch.output.suggestion_text import suggestion_text
 from shardproof.planner.ir.degrees import Degrees, Limit
 from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.plan import Plan, PpEntry, TpEntry
-from shardproof.planner.ir.spelling import one_line, python_string, visible
+from shardproof.planner.ir.readable_text import one_line, python_string, visible
 from shardproof.verify.report.attributes import with_attributes
 from shardproof.verify.report.formats.html import report_html
 from shardproof.verify.report.formats.json import report_json, suggestion_json

@@ -11,7 +11,7 @@ import pytest
 from shardproof.launch.cli import run
 from shardproof.launch.clients.other_python import VLLM_PYTHON, without_option
 
-_OURS = ("typer", "click", "rich", "libcst", "networkx", "shardproof", "__editable__", "pip")
+_OURS = ("typer", "click", "rich", "libcst", "shardproof", "__editable__", "pip")
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,13 @@ from shardproof.planner.inputs.example import Sizes, example_inputs
 from shardproof.planner.inputs.mended import edits
 from shardproof.planner.inputs.numbers import fullest_inputs, vocabulary
 from shardproof.planner.ir.errors import LoadError
-from shardproof.planner.loading.load import build, load
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.agreement import agreeing
-from shardproof.planner.twins.twin import random_state, twin
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.twin import twin
 
 
 def _given(name: str) -> dict[str, tuple[int, ...]]:

@@ -8,8 +8,9 @@ from shardproof.planner.inference.pipeline import cut_nowhere, infer_pipeline
 from shardproof.planner.ir.dataflow import Cut, Entrance, Live, Role, live_across
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import PpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from tests.zoo.stream_models import Core, Nest
 

@@ -11,8 +11,9 @@ from shardproof.planner.inference.pipeline import infer_pipeline
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, PpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from shardproof.verify.proof.pipeline import check_chunks, check_pp
 

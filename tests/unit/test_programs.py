@@ -9,7 +9,8 @@ import pytest
 
 from shardproof.planner.inference.pipeline import infer_pipeline
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.stages import Programs

@@ -6,8 +6,9 @@ from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.programs import subject_of
 from shardproof.planner.weights.conversions import misplaced

@@ -3,7 +3,8 @@
 import pytest
 
 from shardproof.planner.ir.errors import LoadError
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 
 

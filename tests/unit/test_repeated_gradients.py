@@ -5,7 +5,8 @@ import torch
 
 from shardproof.verify.run.compare.outputs import compared
 from shardproof.verify.run.compare.tensors import Comparison
-from shardproof.verify.run.questions import ONCE, TWICE, Observed
+from shardproof.verify.run.gradient_questions import ONCE, TWICE
+from shardproof.verify.run.observed import Observed
 
 NAME = "norm.weight"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -16,11 +16,12 @@ import pytest
 from shardproof.launch.cli import run
 from shardproof.launch.output.report_formats import Drawing, balanced, format_report
 from shardproof.launch.result import ReportFormat
-from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation, Group, Member, Tie
 from shardproof.planner.ir.findings import Finding, Place, Severity, Source
+from shardproof.planner.ir.readable_text import format_bytes
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.verify.report.drawing import Box, DrawnStage, Picture
 from shardproof.verify.report.formats.html import report_html
 from shardproof.verify.report.formats.sarif import report_sarif

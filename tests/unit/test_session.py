@@ -11,8 +11,9 @@ from transformers import LlamaConfig
 from shardproof.planner.loading.load import load
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.programs import local_program, on_meta, subject_of
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import private_copy
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.tracing.trace import trace
 
 SMALL = {
     "num_hidden_layers": 2,

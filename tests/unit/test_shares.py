@@ -11,7 +11,8 @@ from shardproof.planner.inputs.example import caching
 from shardproof.planner.layouts.multiply_adds import multiply_adds
 from shardproof.planner.layouts.shares import Shares, share_split, shares
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import load, quiet
+from shardproof.planner.loading.load import load
+from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.run.reference import reference_model

@@ -11,7 +11,8 @@ from shardproof.planner.inference.pipeline import infer_pipeline
 from shardproof.planner.ir.findings import Fault, Finding
 from shardproof.planner.ir.numbering import Numbers, numbered
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.transformers_facts.version import is_least
 from shardproof.planner.twins.twin import twin

@@ -9,8 +9,9 @@ from shardproof.launch.proved_suggestion import suggest as proved
 from shardproof.planner.inference.suggest import Suggestion, suggest
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.verify.proof.prove import prove
 from tests.zoo.shallow import shallow
 

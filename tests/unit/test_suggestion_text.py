@@ -9,10 +9,10 @@ import shardproof.launch.commands.suggest as suggesting
 from shardproof.launch.cli import run
 from shardproof.launch.output.suggestion_text import columns, suggestion_text
 from shardproof.planner.ir.degrees import Degrees, Limit, degrees_within
-from shardproof.planner.ir.explanation import Left
+from shardproof.planner.ir.explanation import LeftWhole
 from shardproof.planner.ir.findings import Place, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
-from shardproof.verify.report.client_readings import Everywhere, Reached
+from shardproof.verify.report.client_readings import ClientVerdict, Everywhere
 from shardproof.verify.report.formats.python import Comments, suggestion_python
 from shardproof.verify.report.report import LevelResult, Report
 from shardproof.verify.report.suggestion import Suggested
@@ -28,9 +28,12 @@ SUGGESTED = Suggested(
     tp=2,
     report=Report("m", (LevelResult("proof", 1.0),), {}),
     notes=("a note",),
-    left=(Left("norm", 8, 32, "mixes features", 0.001), Left("conv", 8, 320, "a convolution", 0.1)),
+    left=(LeftWhole("norm", 8, 32, "mixes features", 0.001), LeftWhole("conv", 8, 320, "a convolution", 0.1)),
 )
-ONE, OTHER = Reached("transformers 5.23", Verdict.PROVED), Reached("vllm 0.32", Verdict.REFUTED, ("TP203: x",))
+ONE, OTHER = (
+    ClientVerdict("transformers 5.23", Verdict.PROVED),
+    ClientVerdict("vllm 0.32", Verdict.REFUTED, ("TP203: x",)),
+)
 
 
 def test_llama_takes_at_most_40_lines_of_a_terminal(

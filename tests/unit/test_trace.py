@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from shardproof.planner.ir.graph import Graph, graph_from_json
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.graph_json import graph_from_json, graph_to_json
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.propagation.assign import assign
-from shardproof.planner.tracing.modes import same_form
+from shardproof.planner.tracing.meta_answers.result_forms import same_form
 from shardproof.planner.tracing.rank_program import trace_local
-from shardproof.planner.tracing.trace import TraceError, Tracing, trace
+from shardproof.planner.tracing.recorded_run import TraceError, Tracing
+from shardproof.planner.tracing.trace import trace
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_what_layers_share_and_hand_through() -> None:
 
 
 def test_json_round_trip(llama: Graph) -> None:
-    assert graph_from_json(json.loads(json.dumps(llama.to_json()))) == llama
+    assert graph_from_json(json.loads(json.dumps(graph_to_json(llama)))) == llama
 
 
 def test_prints_one_op_a_line(llama: Graph) -> None:

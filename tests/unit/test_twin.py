@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.field_roles import role_of
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.configs.field_roles import role_of
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.depth import depth
+from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.sizes import LENGTH, RUNGS, shrunk
-from shardproof.planner.twins.twin import SMALL, _beside_sizes, _by_names, fields_of, random_state, twin
+from shardproof.planner.twins.small_configs import SMALL, beside_sizes, by_names, fields_of
+from shardproof.planner.twins.twin import twin
 
 
 def _program(name: str, *, small: bool, tp: int) -> set[tuple[str, str]]:
@@ -107,12 +110,12 @@ def test_widths_that_make_up_another_are_divided_with_it() -> None:
 
 
 def test_dropout_is_off_where_sizes_are_found_by_trial() -> None:
-    assert _beside_sizes(load("reformer")).hidden_dropout_prob == 0.0
+    assert beside_sizes(load("reformer")).hidden_dropout_prob == 0.0
 
 
 def test_a_width_that_the_class_derives_is_derived_again() -> None:
     """`qk_head_dim` is the sum of two widths; the config knows it as a number of its own."""
     loaded = load("longcat_flash")
-    small = next(_by_names(loaded, tp=4, pp=1, derive=True))
+    small = next(by_names(loaded, tp=4, pp=1, derive=True))
     assert small.qk_head_dim == small.qk_nope_head_dim + small.qk_rope_head_dim < loaded.config.qk_head_dim
-    assert list(_by_names(load("gpt2"), tp=2, pp=1, derive=True)) == []
+    assert list(by_names(load("gpt2"), tp=2, pp=1, derive=True)) == []

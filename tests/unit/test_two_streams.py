@@ -18,9 +18,10 @@ from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.placement import Shard, local_shape, packed, parse
 from shardproof.planner.ir.plan import Plan, TpEntry, key_for, keyed
 from shardproof.planner.ir.styles import style_of
-from shardproof.planner.loading.any_module import nested
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.modules.any_module import nested
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.clients.diffusers.dialect import DIFFUSERS
 from shardproof.verify.clients.diffusers.own_proof import prove_own_plan

@@ -13,7 +13,8 @@ from shardproof.planner.inputs import run_modes
 from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.judge import Untraced, judge
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.programs import subject_of
 from shardproof.planner.transformers_facts import styles, version
 from shardproof.planner.transformers_facts.tables import style_without_entry

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shardproof.planner.inference.source_edits import unfix_views
+from shardproof.planner.inference.explanation.source_edits import unfix_views
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.explanation import Explanation, Patch
 from shardproof.planner.ir.findings import Source

@@ -14,8 +14,9 @@ from shardproof.launch.authoring.source_files import diff, rewrite, undo
 from shardproof.launch.cli import run
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, TpEntry
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
-from shardproof.planner.loading.load import build, load
+from shardproof.planner.loading.load import load
 from shardproof.verify.proof.compare_plans import compare
 from shardproof.verify.report.attributes import Mapped, NoClassError, with_attributes
 from shardproof.verify.report.difference import Backed

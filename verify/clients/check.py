@@ -13,7 +13,7 @@ from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.clients.contract.attention import check_attention, check_claim
 from shardproof.verify.clients.contract.config import (
     base_class,

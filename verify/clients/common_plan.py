@@ -9,7 +9,7 @@ from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.reading import sharded_in
 from shardproof.verify.clients.registry import find_dialect
-from shardproof.verify.report.client_readings import Everywhere, Reached
+from shardproof.verify.report.client_readings import ClientVerdict, Everywhere
 
 SERVING = ("transformers", "vllm", "sglang", "tgi")
 """The clients that read a plan to serve a model."""
@@ -30,7 +30,7 @@ def everywhere(loaded: LoadedModel, plan: Plan, *, tp: int = 2) -> tuple[Plan, E
     plan = in_order(plan)
     subject = subject_of(on_meta(loaded))
     dialects = serving()
-    found = tuple(_reached(dialect, loaded, subject, plan, tp) for dialect in dialects)
+    found = tuple(_client_verdict(dialect, loaded, subject, plan, tp) for dialect in dialects)
     if all(reached.verdict is Verdict.PROVED for reached in found):
         return plan, Everywhere(found, found[0].share)
     common = compile_for(dialects, loaded, plan, tp=tp)
@@ -38,11 +38,11 @@ def everywhere(loaded: LoadedModel, plan: Plan, *, tp: int = 2) -> tuple[Plan, E
     return plan, Everywhere(found, share if common.proof.verdict is Verdict.PROVED else None)
 
 
-def _reached(dialect: Dialect, loaded: LoadedModel, subject: Subject, plan: Plan, tp: int) -> Reached:
+def _client_verdict(dialect: Dialect, loaded: LoadedModel, subject: Subject, plan: Plan, tp: int) -> ClientVerdict:
     proof = prove_for(dialect, loaded, plan, tp=tp)
     if proof.verdict is Verdict.PROVED:
-        return Reached(dialect.name, proof.verdict, share=sharded_in(dialect, subject, plan, tp))
+        return ClientVerdict(dialect.name, proof.verdict, share=sharded_in(dialect, subject, plan, tp))
     reasons = tuple(f"{f.code}: {f.message}" for f in proof.findings if f.severity is not Severity.WARNING)
     compiled = compile_for(dialect, loaded, plan, tp=tp)
     share = sharded_in(dialect, subject, compiled.plan, tp)
-    return Reached(dialect.name, proof.verdict, reasons, compiled.proof.verdict, compiled.losses, share)
+    return ClientVerdict(dialect.name, proof.verdict, reasons, compiled.proof.verdict, compiled.losses, share)

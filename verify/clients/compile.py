@@ -12,7 +12,7 @@ from torch import nn
 
 from shardproof.planner.ir.findings import Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry, common_parts, generic
-from shardproof.planner.ir.spelling import listing
+from shardproof.planner.ir.readable_text import listing
 from shardproof.planner.ir.styles import STYLES, ParameterLayout
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel

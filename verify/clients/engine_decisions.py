@@ -8,7 +8,7 @@ from torch import nn
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement, Shard
 from shardproof.planner.ir.plan import generic, join
-from shardproof.planner.loading.config_fields import head_width
+from shardproof.planner.loading.configs.config_fields import head_width
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.contract.source import forward_tree
 from shardproof.verify.clients.dialect import Dialect

@@ -10,11 +10,11 @@ from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import Plan, generic
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.planner.loading.load import LoadedModel
-from shardproof.planner.propagation.propagate import Propagation
+from shardproof.planner.propagation.forward.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.clients.deepspeed.uneven_heads import dealt_subjects
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
 from shardproof.verify.clients.reading import Reading, read

@@ -1,7 +1,7 @@
 """All dialects by client and version."""
 
 from shardproof.planner.ir.errors import ArgumentError
-from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.ir.readable_text import nearest
 from shardproof.verify.clients.deepspeed.dialect import DEEPSPEED
 from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.sglang.dialect import SGLANG

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.weights.quantised import blocks_of
 from shardproof.verify.clients.dialect import Dialect

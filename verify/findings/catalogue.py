@@ -13,7 +13,7 @@ from importlib import import_module
 from textwrap import fill, indent
 
 from shardproof.planner.ir.findings import Severity
-from shardproof.planner.ir.spelling import nearest_names
+from shardproof.planner.ir.readable_text import nearest_names
 
 FAMILIES = {"PL": "plan", "TP": "tensor", "PP": "pipeline", "BE": "backend contract", "DY": "run", "TR": "training"}
 

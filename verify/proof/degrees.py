@@ -18,10 +18,10 @@ from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import Assigned, assign
+from shardproof.planner.propagation.forward.propagate import Propagation
 from shardproof.planner.propagation.limits import limits, lone_sizes
-from shardproof.planner.propagation.propagate import Propagation
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.transformers_facts.styles import takes_uneven_parts
 from shardproof.planner.weights.block_layout import blocked_sides
 from shardproof.verify.proof.plan_form import check_plan

@@ -20,9 +20,12 @@ from shardproof.planner.inputs.example import Sizes, caching
 from shardproof.planner.inputs.numbers import real_inputs
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.plan import Plan, generic, join
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import LoadedModel, build, quiet
-from shardproof.planner.twins.twin import TwinError, one_thread, random_state, twin
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.twin import TwinError, one_thread, twin
 from shardproof.verify.findings import tp210, tp214
 from shardproof.verify.proof.experts import DISPATCH, STACKED
 
@@ -52,7 +55,9 @@ def _tried(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
             small = twin(loaded, tp=degree)
             model = build(small, device="cpu", dtype=torch.float64)
             model.load_state_dict(random_state(model))
-        given = _routings(model, plan)
+            prefix = base_prefix(model)
+        styles = {join(prefix, entry.pattern): entry.style for entry in plan.ep}
+        given = _routings(model, styles)
     except TwinError as error:
         return (tp210.experts_not_tried(str(error), Place()),)
     except Exception as error:  # whatever the model's code raises on a small copy
@@ -60,7 +65,7 @@ def _tried(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
     found: dict[str, Finding] = {}
     for path, routing in given.items():
         module, pattern = model.get_submodule(path), generic(path)
-        problem = next(_problems(module, routing, degree, _stacked(model, plan, path)), None)
+        problem = next(_problems(module, routing, degree, _stacked(module, pattern, styles)), None)
         if problem is not None:
             found.setdefault(
                 pattern,
@@ -71,10 +76,9 @@ def _tried(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
     return tuple(found.values())
 
 
-def _routings(model: nn.Module, plan: Plan) -> dict[str, Routing]:
+def _routings(model: nn.Module, styles: Mapping[str, str]) -> dict[str, Routing]:
     """What each dispatched experts module is given in one forward of the model, by its path."""
-    prefix = base_prefix(model)
-    patterns = {join(prefix, entry.pattern) for entry in plan.ep if entry.style == DISPATCH}
+    patterns = {pattern for pattern, style in styles.items() if style == DISPATCH}
     given: dict[str, Routing] = {}
     handles = []
 
@@ -98,11 +102,10 @@ def _routings(model: nn.Module, plan: Plan) -> dict[str, Routing]:
     return given
 
 
-def _stacked(model: nn.Module, plan: Plan, path: str) -> tuple[str, ...]:
+def _stacked(module: nn.Module, pattern: str, styles: Mapping[str, str]) -> tuple[str, ...]:
     """The parameters of an experts module that a rank holds a part of."""
-    styles = {join(base_prefix(model), entry.pattern): entry.style for entry in plan.ep}
-    names = [name for name, _ in model.get_submodule(path).named_parameters(recurse=False)]
-    return tuple(name for name in names if styles.get(f"{generic(path)}.{name}") == STACKED)
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+    return tuple(name for name in names if styles.get(f"{pattern}.{name}") == STACKED)
 
 
 def _problems(module: nn.Module, routing: Routing, degree: int, stacked: tuple[str, ...]) -> Iterator[str]:
@@ -114,13 +117,13 @@ def _problems(module: nn.Module, routing: Routing, degree: int, stacked: tuple[s
         for training in (False, True):
             module.train(training)
             try:
-                want = _answers(module, tokens, training, module)
+                want = _outputs_and_gradients(module, tokens, training, module)
             except Exception:  # not a routing that the module takes, on one device either
                 continue
             try:
                 ranks = [_rank(module, rank, degree, stacked) for rank in range(degree)]
                 dispatched = partial(_all_to_all if training else _all_reduce, ranks, count // degree)
-                got = _answers(module, tokens, training, dispatched, ranks, stacked)
+                got = _outputs_and_gradients(module, tokens, training, dispatched, ranks, stacked)
             except Exception as error:  # what the module raises on a rank
                 yield f"behind the client's dispatch a rank raises ({type(error).__name__}: {error})"
                 return
@@ -142,7 +145,7 @@ def _variants(routing: Routing, count: int) -> Iterator[Routing]:
     yield Routing(routing.hidden, (count - 1 - choices) % count, routing.weights)
 
 
-def _answers(
+def _outputs_and_gradients(
     module: nn.Module,
     routing: Routing,
     training: bool,

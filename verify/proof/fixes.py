@@ -98,7 +98,7 @@ class _EditSearch:
         return two if two is not None and (one is None or not two.left) else one
 
     def _furthest(self, before: _Edited, finding: Finding, tried: Sequence[tuple[Edit, ...]]) -> _Edited | None:
-        best, furthest = None, self._reached(before.left)
+        best, furthest = None, self._proof_progress(before.left)
         for changes in tried:
             if self.budget == 0:
                 break
@@ -107,12 +107,12 @@ class _EditSearch:
             left = check_tensor(self.subject, after, self.degree) or _in_other_modes(self.subject, after, self.degree)
             if not left:
                 return _Edited(changes, after, ())
-            reached = self._reached(left)
+            reached = self._proof_progress(left)
             if reached > furthest and not _has(left, finding):
                 best, furthest = _Edited(changes, after, left), reached
         return best
 
-    def _reached(self, left: tuple[Finding, ...]) -> tuple[bool, int, int]:
+    def _proof_progress(self, left: tuple[Finding, ...]) -> tuple[bool, int, int]:
         """How far a proof got: to the backward, to which module, and how few findings it has there."""
         errors = [one for one in left if one.severity is Severity.ERROR]
         ran = {call.module: at for at, call in reversed(list(enumerate(self.subject.graph.calls)))}

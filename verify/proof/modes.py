@@ -16,7 +16,7 @@ from shardproof.planner.judge import related_programs
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.programs import Subject, on_the_other_side, other_modes, subject_in
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.twins.twin import raises_on_one_device
 from shardproof.verify.findings import tp210
 from shardproof.verify.proof.fixes import with_fix

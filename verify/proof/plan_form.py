@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from shardproof.planner.ir.findings import Finding, Fix, Place, Severity
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Edit, Plan, join, keyed
-from shardproof.planner.ir.spelling import nearest_names
+from shardproof.planner.ir.readable_text import nearest_names
 from shardproof.planner.ir.styles import STYLES, is_packed_name, style_of
-from shardproof.planner.loading.any_module import ModuleConfig
 from shardproof.planner.loading.carried_plan import base_prefix, reads_config_plan, reads_plans
+from shardproof.planner.loading.modules.any_module import ModuleConfig
 from shardproof.planner.loading.modules.own_plan import unlike_lists
 from shardproof.planner.transformers_facts.styles import modelled, needs_attribute, registered
 from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106, tp210

@@ -14,7 +14,7 @@ from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.transformers_facts.styles import registered
 from shardproof.planner.twins.loading import try_loading
 from shardproof.planner.weights.block_layout import blocked_sides, is_modelled, refused_by_quantiser

@@ -15,7 +15,7 @@ from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.numbering import Numbered, first_new
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.rules.random import draws
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.findings import pp305, tp210
 from shardproof.verify.proof.modes import NO_CACHE, not_asked
 from shardproof.verify.proof.pipeline import check_chunks
@@ -186,7 +186,7 @@ class _StagesCheck:
     def _sent_by(self, place: StagePlace, graph: Graph) -> list[int]:
         """The values of the whole program that a stage should send; for the last stage, the model's first output."""
         if place.stage == len(self.layout.chunks) - 1:
-            return self.whole.given(graph)
+            return self.whole.first_outputs(graph)
         return self._passing([live.entrances[0] for live in place.sends.values], graph)
 
     def _passing(self, entrances: list[Entrance], graph: Graph) -> list[int]:
@@ -216,7 +216,7 @@ class _StagesCheck:
 
     def _layer_differs(self, ran: Numbered) -> tuple[str, str, int | None, int] | None:
         """The first own layer with another argument than in the whole program: its path, the argument, both values."""
-        whole, wholes, mine = self.comparison.whole, _given(self.graph), _given(ran.graph)
+        whole, wholes, mine = self.comparison.whole, _first_arguments(self.graph), _first_arguments(ran.graph)
         for number in ran.own or ():
             path = self.layout.layer(number)
             for (name, leaf), value in wholes.get(path, {}).items() if path in mine else ():
@@ -269,7 +269,7 @@ class _StagesCheck:
                 yield pp305.stage_differs(what, name.rpartition(".")[0])
 
 
-def _given(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
+def _first_arguments(graph: Graph) -> dict[str, dict[tuple[str, int], int]]:
     """By module: the arguments of its first call, as (name, which tensor of it) -> value."""
     found: dict[str, dict[tuple[str, int], int]] = {}
     for call in graph.calls:

@@ -11,7 +11,7 @@ from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.ir.spelling import nearest_names
+from shardproof.planner.ir.readable_text import nearest_names
 from shardproof.planner.judge import (
     Fault,
     NoLookup,
@@ -28,9 +28,9 @@ from shardproof.planner.judge import (
 )
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.backward import GradientFault
-from shardproof.planner.propagation.propagate import Propagation
+from shardproof.planner.propagation.forward.propagate import Propagation
+from shardproof.planner.propagation.forward.relation import Stuck
 from shardproof.planner.propagation.reach import Unreachable
-from shardproof.planner.propagation.relation import Stuck
 from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.tracing.rank_program import HookError, IndivisibleError
 from shardproof.planner.transformers_facts.styles import registered

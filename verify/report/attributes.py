@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import libcst as cst
 
-from shardproof.planner.ir.spelling import python_string
+from shardproof.planner.ir.readable_text import python_string
 
 Names: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
 Mapped: TypeAlias = Mapping[str, str] | Mapping[str, Names]

@@ -7,7 +7,7 @@ from shardproof.planner.ir.findings import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class ClientVerdict:
     """One client: `verdict` and `reasons` (code: message) are those of the plan.
 
     `nearest`, `losses` (a parent's path -> why it is not as planned) and `share` (of the parameter bytes sharded, 0 to 1) are
@@ -35,7 +35,7 @@ class Everywhere:
     `shared` is the share of the parameter bytes that such a plan shards in Transformers; None where no plan is right in all.
     """
 
-    clients: tuple[Reached, ...]
+    clients: tuple[ClientVerdict, ...]
     shared: float | None
 
     @property

@@ -14,7 +14,7 @@ from shardproof.planner.propagation.assign import Assigned, assign
 from shardproof.planner.propagation.collectives import collectives
 from shardproof.planner.tracing.programs import local_program, subject_of
 from shardproof.planner.tracing.rank_program import HookError, IndivisibleError
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.report.drawing import Box, DrawnStage, Picture
 
 Cut = Callable[[Sequence[int], int, int], Sequence[int]]

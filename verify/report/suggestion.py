@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shardproof.planner.ir.degrees import Degrees
-from shardproof.planner.ir.explanation import Explanation, Left
+from shardproof.planner.ir.explanation import Explanation, LeftWhole
 from shardproof.planner.ir.plan import Plan
 from shardproof.verify.report.client_readings import Everywhere
 from shardproof.verify.report.difference import Difference
@@ -36,5 +36,5 @@ class Suggested:
     explanation: Explanation | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
     everywhere: Everywhere | None = None
-    left: tuple[Left, ...] = ()
+    left: tuple[LeftWhole, ...] = ()
     lost: tuple[str, ...] = ()

@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from transformers.utils import logging
 
-from shardproof.planner.loading.load import LoadedModel, quiet
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
 from shardproof.verify.run.collectives.threads import Threads
 from shardproof.verify.run.outcome import Outcome, failure_of
 from shardproof.verify.run.worker import SharedBaseline, TwinBaseline, check, twin_baseline

@@ -62,7 +62,7 @@ class Inputs:
         target = {"decoder_attention_mask": self.target_mask} if self.target_mask.numel() else {}
         return {"attention_mask": mask, **target}
 
-    def seen(self, mask: torch.Tensor) -> torch.Tensor:
+    def compared_positions(self, mask: torch.Tensor) -> torch.Tensor:
         """Which positions are compared under a mask: logits at padded positions mean nothing."""
         return (self.target_mask if self.encoded else mask).bool()
 

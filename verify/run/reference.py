@@ -12,9 +12,11 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from shardproof.planner.ir.plan import Plan, owner_of
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import plan_owners
-from shardproof.planner.loading.load import LoadedModel, build, quiet
-from shardproof.planner.twins.twin import random_state
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
+from shardproof.planner.twins.random_state import random_state
 from shardproof.verify.stages.case import Case
 
 State = Mapping[str, torch.Tensor]

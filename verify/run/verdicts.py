@@ -12,8 +12,8 @@ from shardproof.verify.findings import dy501, dy502, dy503, dy504, dy505, dy506
 from shardproof.verify.run.compare.localise import Divergence, entry_of
 from shardproof.verify.run.compare.saved import SAVED
 from shardproof.verify.run.compare.tensors import Comparison
+from shardproof.verify.run.observed import UnknownCacheError
 from shardproof.verify.run.outcome import Failure, Outcome, worst
-from shardproof.verify.run.questions import UnknownCacheError
 from shardproof.verify.stages.case import Case
 
 _MOST = 4

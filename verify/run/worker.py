@@ -20,8 +20,9 @@ from shardproof.verify.run.compare.outputs import Limits, compared, limits_of, p
 from shardproof.verify.run.compare.saved import saved
 from shardproof.verify.run.compare.tensors import Comparison
 from shardproof.verify.run.inputs import Inputs, inputs
+from shardproof.verify.run.observed import Observed
 from shardproof.verify.run.outcome import Failure, Outcome, failure_of
-from shardproof.verify.run.questions import Observed, observe
+from shardproof.verify.run.questions import observe
 from shardproof.verify.run.reference import State, checkpoint_form, freeze_as, sharded_model, single_device
 from shardproof.verify.stages.case import Applied, Case
 

@@ -15,8 +15,9 @@ from transformers.utils.generic import ModelOutput
 
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.tracing.layer_kinds import LayerKind, LayerNumber, layer_kinds
-from shardproof.verify.stages.stage_boundary import taken
+from shardproof.planner.tracing.layers.layer_kinds import LayerKind, layer_kinds
+from shardproof.planner.tracing.layers.layer_number import LayerNumber
+from shardproof.verify.stages.stage_boundary import tensor_at
 
 STATES = ("update_conv_state", "update_recurrent_state")
 """Methods of Transformers' cache that replace the state of a layer; `update` adds keys and values."""
@@ -52,7 +53,7 @@ class Record:
     def entering(self, layer: str, module: nn.Module, entrance: Entrance) -> torch.Tensor:
         """The tensor on the meta device that entered a layer in its first call, with its `requires_grad`."""
         call = self.calls[layer][0]
-        return taken(module, call.args, call.kwargs, entrance)
+        return tensor_at(module, call.args, call.kwargs, entrance)
 
 
 @contextmanager

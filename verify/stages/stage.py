@@ -18,7 +18,7 @@ from shardproof.planner.ir.dataflow import Entrance, Live
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.stages.exact import copied_outputs
 from shardproof.verify.stages.record import STATES, Record, RecordedCall, caches_in, mapped
-from shardproof.verify.stages.stage_boundary import ReceivedTensor, StageBoundary, argument, put, taken
+from shardproof.verify.stages.stage_boundary import ReceivedTensor, StageBoundary, argument, put, tensor_at
 from shardproof.verify.stages.stage_layout import StageLayout
 
 _REFUSAL = "is a view and is being modified inplace"
@@ -131,7 +131,7 @@ class Stage(nn.Module):
                 for live, entrance in send:
                     tensor = self.held.get(live.value)
                     self._sent.setdefault(
-                        live.value, taken(module, args, kwargs, entrance) if tensor is None else tensor
+                        live.value, tensor_at(module, args, kwargs, entrance) if tensor is None else tensor
                     )
                 for live, entrance in (pair for pair in receive if pair[0].value not in self.elsewhere):
                     call = self.record.calls[self.layout.layer(number)][0]

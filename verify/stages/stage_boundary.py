@@ -12,7 +12,7 @@ from shardproof.planner.ir.dataflow import Cut, Entrance, Live, Role, live_acros
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta, subject_of
-from shardproof.planner.tracing.trace import TraceError
+from shardproof.planner.tracing.recorded_run import TraceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ def sent(carried: StageBoundary, listed: Sequence[str], layer: nn.Module) -> Sta
     return StageBoundary(tuple(live for live in carried.values if live not in left))
 
 
-def taken(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], entrance: Entrance) -> torch.Tensor:
+def tensor_at(
+    module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], entrance: Entrance
+) -> torch.Tensor:
     """The tensor at an entrance of a layer, given the arguments of its call."""
     leaves, _ = tree_flatten(argument(module, args, kwargs, entrance.argument))
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)][entrance.leaf]
@@ -88,7 +90,7 @@ def put(
     if isinstance(now, dict) and isinstance(received.form, dict):
         _put_in(now, received.form, entrance.leaf, received.tensor)
         return args, kwargs
-    return given(module, args, kwargs, name, _replaced(now, entrance.leaf, received.tensor))
+    return with_argument(module, args, kwargs, name, _replaced(now, entrance.leaf, received.tensor))
 
 
 def _put_in(now: dict[object, object], form: Mapping[object, object], leaf: int, tensor: torch.Tensor) -> None:
@@ -107,7 +109,7 @@ def _replaced(value: object, leaf: int, tensor: torch.Tensor) -> object:
     return tree_unflatten([*leaves[:at], tensor, *leaves[at + 1 :]], form)
 
 
-def given(
+def with_argument(
     module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str, value: object
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """The arguments of a call with another value for one of them; unchanged where that argument is not passed."""

@@ -12,16 +12,18 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from shardproof.planner.inputs.example import TRACED, caching, example_inputs, take, taken
+from shardproof.planner.inputs.example import TRACED, accept_form, accepted_form, caching, example_inputs
 from shardproof.planner.inputs.run_modes import RunMode, Script, cache_in
 from shardproof.planner.ir.dataflow import Entrance
 from shardproof.planner.ir.graph import Graph, Module, ModuleCall
 from shardproof.planner.ir.numbering import Numbered, Numbers, numbered
-from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.decode_cache import places_matter
 from shardproof.planner.tracing.programs import on_meta, subject_in, subject_of
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import only_traced
-from shardproof.planner.tracing.trace import TraceError, trace, trace_settled
+from shardproof.planner.tracing.trace import trace, trace_settled
 from shardproof.planner.transformers_facts.caches import CACHE_OBJECTS
 from shardproof.verify.stages.case import KEPT, Case
 from shardproof.verify.stages.cutting import stage_of
@@ -63,7 +65,7 @@ class WholeProgram:
             found.append(given[entrance.leaf])
         return found
 
-    def given(self, graph: Graph | None = None) -> list[int]:
+    def first_outputs(self, graph: Graph | None = None) -> list[int]:
         """The first output of each forward."""
         first: dict[str, int] = {}
         for name, value in (graph or self.graph).outputs:
@@ -120,8 +122,8 @@ class TracedStages:
     def _whole(self) -> WholeProgram:
         shared = on_meta(self.models.loaded)
         subject_of(shared)
-        if (form := taken(shared)) is not None:
-            take(self.model, form)
+        if (form := accepted_form(shared)) is not None:
+            accept_form(self.model, form)
         if self.mode is RunMode.EVALUATION:
             inputs, graph = fullest_trace(self.model)
             return WholeProgram(Script(self.mode, (caching(self.model, False) | inputs,)), graph, Numbers())
@@ -231,7 +233,7 @@ def received(at: int, forward: int = 0) -> str:
 
 def fullest_trace(model: nn.Module) -> tuple[dict[str, object], Graph]:
     """The inputs with the most arguments that the model takes (mask, positions, `logits_to_keep`), and its trace with them."""
-    if taken(model) is None:
+    if accepted_form(model) is None:
         trace(model)  # which of the forms of inputs it takes
     inputs: dict[str, object] = dict(example_inputs(model))
     names = signature(model.forward).parameters

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardproof.launch.commands.verify_request import Level, RunLayout, run_layout
 from shardproof.launch.result import MisuseError
-from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.ir.readable_text import nearest
 
 FILE = Path("pyproject.toml")
 _KEYS = ("models", "degrees", "levels", "clients", "plans", "trusted")

@@ -8,7 +8,7 @@ from typing import TypeVar
 from shardproof.launch.commands.cases.baseline import Baseline, baseline_text, read_baseline
 from shardproof.launch.commands.cases.project import FILE, Project, read_project
 from shardproof.launch.commands.cases.references import changed_files, expanded, is_changed
-from shardproof.launch.failures import bug, interrupted, told
+from shardproof.launch.failures import bug, failure_sentence, interrupted
 from shardproof.launch.output.console import Progress
 from shardproof.launch.output.report_formats import format_cases
 from shardproof.launch.output.result_file import writable, write_result
@@ -20,7 +20,7 @@ Request = TypeVar("Request")
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownFindings:
     """The baseline that is applied, if there is one, and the file that one is written to."""
 
     baseline: Baseline | None = None
@@ -50,16 +50,10 @@ class Known:
         return found
 
 
-NOTHING_KNOWN = Known()
+NOTHING_KNOWN = KnownFindings()
 
 
-def _all_known(case: CaseReport) -> CaseReport:
-    """A case whose findings were written into a baseline; one without a report keeps its exit code."""
-    known = frozenset(range(len(case.findings)))
-    return replace(case, code=0, known=known) if case.report is not None else case
-
-
-def known_findings(baseline: Path | None, written: Path | None) -> Known:
+def known_findings(baseline: Path | None, written: Path | None) -> KnownFindings:
     """The options `--baseline` and `--write-baseline`.
 
     Raises:
@@ -67,11 +61,11 @@ def known_findings(baseline: Path | None, written: Path | None) -> Known:
     """
     if baseline is not None and written is not None:
         raise MisuseError("--baseline reads known findings and --write-baseline writes them; give one of them.")
-    return Known(read_baseline(baseline) if baseline is not None else None, writable(written))
+    return KnownFindings(read_baseline(baseline) if baseline is not None else None, writable(written))
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class NamedModels:
     """The models of a command line, and the project whose table names them; `listed` prints them as a list, also one alone."""
 
     models: tuple[str, ...]
@@ -83,7 +77,9 @@ class Asked:
         return self.project is not None and self.project.trusts(reference)
 
 
-def models_asked(given: Sequence[str] | None, *, changed: bool, plan_file: Path | None, known: Path | None) -> Asked:
+def named_models(
+    given: Sequence[str] | None, *, changed: bool, plan_file: Path | None, known: Path | None
+) -> NamedModels:
     """The models that were given, else those of the project; with `changed` those of the project whose files changed.
 
     Args:
@@ -97,14 +93,14 @@ def models_asked(given: Sequence[str] | None, *, changed: bool, plan_file: Path 
     """
     if given and not changed:
         models = expanded(given)
-        return Asked(models, None, listed=len(models) > 1 or models != tuple(given))
+        return NamedModels(models, None, listed=len(models) > 1 or models != tuple(given))
     project = read_project()
     models = expanded(project.models)
     if changed:
         files = changed_files(given or ())
         all_of_them = any(file is not None and file.resolve() in files for file in (FILE, plan_file, known))
         models = tuple(model for model in models if all_of_them or is_changed(model, project.plans.get(model), files))
-    return Asked(models, project)
+    return NamedModels(models, project)
 
 
 def attempted(request: Request, work: Callable[[Request], CaseReport], *, model: str, asked: str) -> CaseReport:
@@ -114,7 +110,7 @@ def attempted(request: Request, work: Callable[[Request], CaseReport], *, model:
     except Exception as error:
         if interrupted(error):
             raise
-        sentence, code = told(error) or (bug(error, " Verify this model alone with --debug."), UNDECIDED)
+        sentence, code = failure_sentence(error) or (bug(error, " Verify this model alone with --debug."), UNDECIDED)
         return CaseReport(model, asked, code, error=sentence)
 
 

@@ -12,10 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shardproof.planner.ir.errors import LoadError, reason
-from shardproof.planner.ir.spelling import listing, nearest
+from shardproof.planner.ir.readable_text import listing, nearest
 from shardproof.planner.loading.adapters.adapted_class import Adapter, adapter_layers, inject, peft
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.json_file import JsonFileError, read_json
-from shardproof.planner.loading.load import LoadedModel, build, quiet, with_adapter_classes
+from shardproof.planner.loading.load import LoadedModel, with_adapter_classes
+from shardproof.planner.loading.quiet import quiet
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from shardproof.planner.ir.plan import Plan, TpEntry, keyed
 from shardproof.planner.ir.styles import packed_name
-from shardproof.planner.loading.any_module import ModuleConfig
+from shardproof.planner.loading.modules.any_module import ModuleConfig
 
 _PACKED = {"PackedColwiseParallel": "colwise", "PackedRowwiseParallel": "rowwise"}
 _ATTRIBUTE = {"colwise": "_tp_packed_col_blocks", "rowwise": "_tp_packed_row_blocks"}

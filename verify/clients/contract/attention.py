@@ -12,7 +12,7 @@ from torch import nn
 
 from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.verify.clients.contract.client_spec import client_scale
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall
 from shardproof.verify.clients.contract.experiments.results import EngineOutcome, Experiments

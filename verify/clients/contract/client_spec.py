@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from shardproof.planner.loading.config_fields import field_of, head_width
+from shardproof.planner.loading.configs.config_fields import field_of, head_width
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall, AttentionSpec
 from shardproof.verify.clients.contract.experiments.trial import Trial
 from shardproof.verify.clients.contract.facts import ContractFacts

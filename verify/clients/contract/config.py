@@ -18,7 +18,8 @@ from transformers.processing_utils import ProcessorMixin
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.loading.custom_code import class_from_checkpoint
-from shardproof.planner.loading.load import LoadedModel, quiet
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
 from shardproof.verify.clients.contract.source import source_of
 from shardproof.verify.findings import be421, be422, be423
 

@@ -11,7 +11,7 @@ from transformers.integrations.heterogeneity.configuration_utils import Ambiguou
 
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.loading.config_fields import field_of, head_width
+from shardproof.planner.loading.configs.config_fields import field_of, head_width
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall
 from shardproof.verify.clients.contract.experiments.trial import Trial
 from shardproof.verify.findings import be419
@@ -25,7 +25,7 @@ def check_heads(trial: Trial, calls: Sequence[AttentionCall]) -> list[Finding]:
 
     None where the config has no one number for all layers, or for latent attention, whose sizes are other fields.
     """
-    told = _told(trial.text)
+    told = _heads_told(trial.text)
     found: dict[str, Finding] = {}
     for call in calls if told is not None else ():
         for name, value, wanted in zip(
@@ -38,7 +38,7 @@ def check_heads(trial: Trial, calls: Sequence[AttentionCall]) -> list[Finding]:
     return list(found.values())
 
 
-def _told(text: object) -> tuple[tuple[int, int], ...] | None:
+def _heads_told(text: object) -> tuple[tuple[int, int], ...] | None:
     """Heads and their width of query, key and value; None where the config does not say, or says it layer by layer."""
     # An attention over latents, and one of a single head for all queries, is sized by fields of its own.
     if field_of(text, "kv_lora_rank") is not None or field_of(text, "multi_query"):

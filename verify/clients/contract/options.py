@@ -7,7 +7,7 @@ where `layer_types` says `sliding_attention`, and in every layer if there are no
 from collections.abc import Iterator, Sequence
 
 from shardproof.planner.ir.findings import Finding, Place, Severity
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.verify.clients.contract.client_spec import SOFTCAP, client_window
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall
 from shardproof.verify.clients.contract.experiments.masks import MaskSeen

@@ -17,7 +17,8 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.import_utils import is_vision_available
 
 from shardproof.planner.ir.findings import Finding, Place
-from shardproof.planner.loading.load import LoadedModel, quiet
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
 from shardproof.verify.clients.contract.experiments.frames import raising_line
 from shardproof.verify.clients.contract.processor_use import images_used, replacements_given
 from shardproof.verify.clients.contract.source import source_of

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
+from shardproof.planner.ir.dataflow import ops_between
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.plan import generic, join
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.source import forward_tree, source_of
 from shardproof.verify.findings import be409, be410, be418, be420
@@ -134,7 +135,7 @@ def _head_program(model: PreTrainedModel, graph: Graph, prefix: str) -> Iterator
         yield be409.logit_scale_is_none(type(config).__name__)
     head = _output(model)
     projections = {path for path, module in model.named_modules() if module is head}
-    for op in _between(graph, base.outputs[0], graph.outputs[0][1]):
+    for op in ops_between(graph, base.outputs[0], graph.outputs[0][1]):
         projection = op.target == "linear" and op.module in projections
         if not projection and not _known_of_head(op, config):
             yield be409.head_computes(type(model).__name__, op.target, Place(source=op.source))
@@ -162,17 +163,3 @@ def _chosen_experts(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
             place = Place(source=source_of(type(text)))
             yield be420.count_of_experts_missing(type(text).__name__, join(prefix, path), place, CHOSEN)
             return
-
-
-def _between(graph: Graph, start: int, end: int) -> list[Op]:
-    """The ops on the way from one value to another, in order."""
-    reached = {start}
-    for op in graph.ops:
-        if set(op.inputs) & reached:
-            reached |= set(op.outputs)
-    wanted, found = {end}, []
-    for op in reversed(graph.ops):
-        if set(op.outputs) & wanted and set(op.inputs) & reached and start not in op.outputs:
-            wanted |= {value for value in op.inputs if value in reached} - {start}
-            found.append(op)
-    return found[::-1]

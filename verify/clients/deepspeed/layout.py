@@ -34,12 +34,12 @@ def layout_of(dialect: Dialect, model: nn.Module, graph: Graph, styles: Mapping[
     for module in graph.modules:
         pattern = first_match(dialect.matching, styles, module.path)
         effect = dialect.effect(styles[pattern]) if pattern is not None else None
-        if effect is not None and effect != "replicate" and _reached(model, module, effect):
+        if effect is not None and effect != "replicate" and _takes_effect(model, module, effect):
             found[module.path] = effect
     return found | _of_head(model, styles, found)
 
 
-def _reached(model: nn.Module, module: Module, effect: str) -> bool:
+def _takes_effect(model: nn.Module, module: Module, effect: str) -> bool:
     """Whether a style takes effect: layers of two dims are cut; a gradient is summed of a parameter called `weight` alone."""
     local = [name for name, _ in module.parameters]
     if effect == "replicated_with_grad_allreduce":

@@ -12,18 +12,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from shardproof.planner.inputs.example import take, taken
+from shardproof.planner.inputs.example import accept_form, accepted_form
 from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.styles import After, Before
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.session import structural_copy
-from shardproof.planner.tracing.trace import TraceError, trace
-from shardproof.planner.twins.twin import fields_of, rebuilt
+from shardproof.planner.tracing.trace import trace
+from shardproof.planner.twins.small_configs import fields_of, rebuilt
 from shardproof.verify.clients.deepspeed.shard_sizes import Deal, deal_attributes, deal_of
 from shardproof.verify.findings import be417
 
@@ -73,8 +74,8 @@ def _cuts(model: nn.Module, assigned: Assigned) -> Iterator[_Cut]:
 
 def _copied(subject: Subject) -> nn.Module:
     copied = structural_copy(subject.model)
-    if (form := taken(subject.model)) is not None:
-        take(copied, form)
+    if (form := accepted_form(subject.model)) is not None:
+        accept_form(copied, form)
     return copied
 
 

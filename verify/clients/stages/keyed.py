@@ -11,8 +11,9 @@ from torch import nn
 
 from shardproof.planner.ir.findings import Fault, Finding, Severity
 from shardproof.planner.ir.plan import Plan, join
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.trace import trace
 from shardproof.verify.clients.dialect import Dialect, Pipeline
 from shardproof.verify.clients.stages.runtime import compare_stages, engine_inputs, run_base_only

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from shardproof.planner.ir.dataflow import ops_between
 from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.plan import Plan, join
@@ -56,28 +57,20 @@ def _of_the_path(
     embedded = next((c.outputs[0] for c in graph.calls if c.module == paths.get(id(embedding), "?")), None)
     if embedded is not None and first.arguments:
         owned = [join(inside, key) for key in before]
-        for op in _between(graph, embedded, first.arguments[0][1], owned):
+        for op in _changing(graph, embedded, first.arguments[0][1], owned):
             yield be432.done_before_layers(dialect.name, op)
             break
     if last.outputs and base.outputs:
         owned = [join(inside, key) for key in after]
-        for op in _between(graph, last.outputs[0], base.outputs[0], owned):
+        for op in _changing(graph, last.outputs[0], base.outputs[0], owned):
             yield be432.done_after_layers(dialect.name, op)
             break
 
 
-def _between(graph: Graph, start: int, end: int, owned: list[str]) -> list[Op]:
+def _changing(graph: Graph, start: int, end: int, owned: list[str]) -> list[Op]:
     """Ops between two values that change the value and are in none of the modules `owned`, in order."""
-    reached = {start}
-    for op in graph.ops:
-        if set(op.inputs) & reached:
-            reached |= set(op.outputs)
-    wanted, found = {end}, []
-    for op in reversed(graph.ops):
-        if not set(op.outputs) & wanted or start in op.outputs or not set(op.inputs) & reached:
-            continue
-        wanted |= {number for number in op.inputs if number in reached} - {start}
-        inside = any(op.module == path or op.module.startswith(f"{path}.") for path in owned)
-        if not inside and op.target not in _SAME:
-            found.append(op)
-    return found[::-1]
+    return [
+        op
+        for op in ops_between(graph, start, end)
+        if op.target not in _SAME and not any(op.module == path or op.module.startswith(f"{path}.") for path in owned)
+    ]

@@ -15,8 +15,10 @@ from torch import nn
 from shardproof.planner.inputs.example import TRACED, attempts, example_inputs
 from shardproof.planner.ir.findings import Finding, Place
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.loading.load import LoadedModel, build
-from shardproof.planner.tracing.trace import TraceError, trace
+from shardproof.planner.loading.build import build
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.tracing.trace import trace
 from shardproof.verify.findings import be433
 from shardproof.verify.stages.compare import StageComparison, StageProgram, hidden_states_into
 

@@ -15,8 +15,9 @@ from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 from shardproof.planner.inputs.example import example_inputs
 from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.plan import join
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.load import LoadedModel, build
+from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.trace import trace
 from shardproof.planner.transformers_facts.stages import layers_of_stage
 from shardproof.verify.clients.dialect import Dialect

@@ -214,10 +214,14 @@ def _served(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     made = engine.generate([{"prompt_token_ids": ids} for ids in job["prompts"]], sampling, use_tqdm=False)
     outputs = [answer.outputs[0] for answer in made]
     rows = [[[step[i].logprob for i in range(len(step))] for step in output.logprobs] for output in outputs]
-    return {"tokens": [list(output.token_ids) for output in outputs], "logprobs": rows, "held": _held(engine)}
+    return {
+        "tokens": [list(output.token_ids) for output in outputs],
+        "logprobs": rows,
+        "held": _parameter_bytes(engine),
+    }
 
 
-def _held(engine: Any) -> int:
+def _parameter_bytes(engine: Any) -> int:
     """Bytes of the parameters on this rank."""
     worker = engine.llm_engine.model_executor.driver_worker
     model = getattr(worker, "worker", worker).model_runner.get_model()

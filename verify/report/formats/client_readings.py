@@ -1,8 +1,8 @@
 """Sentences, and JSON, about the clients in which a plan is right."""
 
 from shardproof.planner.ir.findings import Verdict
-from shardproof.planner.ir.spelling import listing
-from shardproof.verify.report.client_readings import Everywhere, Reached
+from shardproof.planner.ir.readable_text import listing
+from shardproof.verify.report.client_readings import ClientVerdict, Everywhere
 from shardproof.verify.report.formats.text import share
 
 
@@ -45,7 +45,7 @@ def everywhere_json(found: Everywhere) -> dict[str, object]:
     }
 
 
-def _nearest(reached: Reached) -> str:
+def _nearest(reached: ClientVerdict) -> str:
     if reached.nearest is not Verdict.PROVED:
         return (
             f"no plan alone is right there; `plan check MODEL --backend {reached.option}` says what in the code is not"
@@ -53,7 +53,7 @@ def _nearest(reached: Reached) -> str:
     return f"`--for {reached.option}` gives what is right there, with {share(reached.share)} of the bytes sharded"
 
 
-def _given_up(reached: Reached) -> list[str]:
+def _given_up(reached: ClientVerdict) -> list[str]:
     """Each parent module that is not sharded as planned and why; where all are sharded after rewording, what was wrong before."""
     if not reached.losses:
         return [*reached.reasons[:1]]

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from shardproof.planner.ir.byte_sizes import format_bytes
-from shardproof.planner.ir.explanation import Explanation, Group, Left, Patch, Tie
+from shardproof.planner.ir.explanation import Explanation, Group, LeftWhole, Patch, Tie
+from shardproof.planner.ir.readable_text import format_bytes
 
 MOST_SHOWN = 8
 """Members and ops shown of one group; JSON has all of them."""
@@ -31,7 +31,7 @@ def _list(label: str, items: Sequence[str]) -> Iterable[str]:
     return [f"  {label if number == 0 else '':<13} {item}" for number, item in enumerate(shown)]
 
 
-def _left(left: Left) -> str:
+def _left(left: LeftWhole) -> str:
     return f"  {left.pattern}: {format_bytes(left.bytes)}, {left.reason}"
 
 

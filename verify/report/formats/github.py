@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shardproof.planner.ir.findings import Severity
-from shardproof.planner.ir.spelling import visible
+from shardproof.planner.ir.readable_text import visible
 from shardproof.verify.findings.catalogue import name_of
 from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.formats.text import finding_text

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardproof.planner.ir.byte_sizes import format_bytes
 from shardproof.planner.ir.explanation import Explanation, Group
 from shardproof.planner.ir.findings import Finding, Source
 from shardproof.planner.ir.plan import generic
+from shardproof.planner.ir.readable_text import format_bytes
 from shardproof.verify.findings.catalogue import name_of
 from shardproof.verify.report.drawing import Box, Picture
 from shardproof.verify.report.formats.private import public, public_finding

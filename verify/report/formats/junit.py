@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from shardproof.planner.ir.findings import Finding, Severity
-from shardproof.planner.ir.spelling import visible
+from shardproof.planner.ir.readable_text import visible
 from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.formats.text import finding_text
 from shardproof.verify.report.report import LevelResult

@@ -7,7 +7,7 @@ from itertools import groupby
 from textwrap import wrap
 
 from shardproof.planner.ir.plan import Plan, PpEntry, TpEntry, owner_of
-from shardproof.planner.ir.spelling import one_line, python_string
+from shardproof.planner.ir.readable_text import one_line, python_string
 from shardproof.verify.report.formats.client_readings import right_in
 from shardproof.verify.report.formats.text import share
 from shardproof.verify.report.suggestion import Suggested

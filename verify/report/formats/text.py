@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from textwrap import TextWrapper
 
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict
-from shardproof.planner.ir.spelling import one_line
+from shardproof.planner.ir.readable_text import one_line
 from shardproof.verify.findings.catalogue import rules
 from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.report import LevelResult, Report

@@ -17,7 +17,8 @@ from shardproof.verify.run.compare.tensors import (
     relative_error,
     repetition_limit,
 )
-from shardproof.verify.run.questions import ONCE, TWICE, Observed
+from shardproof.verify.run.gradient_questions import ONCE, TWICE
+from shardproof.verify.run.observed import Observed
 
 Limits = Mapping[tuple[str, str], float]
 """Relative limits by quantity and place; others have the limit of float64."""

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shardproof.planner.loading.load import LoadedModel, quiet
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
 from shardproof.verify.run.compare.tensors import Comparison, relative_error
 
 SAVED = "saved weights"

@@ -55,7 +55,7 @@ def check_pipeline(case: Case, before: SingleDevice) -> tuple[Comparison, ...]:
     with Wide():
         compared = _padded(own, before, slot)
         compared += _decoded(own, before, slot)
-        compared += _kept(own, before, slot)
+        compared += _compare_last_logits(own, before, slot)
         return (*compared, *_gradients(own, before, slot, case.staging))
 
 
@@ -89,7 +89,11 @@ def _padded(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> li
     with torch.no_grad():
         arguments = padded(asked, positions=bool(want.positions))
         given = scheduled(own, asked.ids, want.logits, slot, Schedule.GPIPE).forward(asked, arguments)
-    return [] if given is None else _by_microbatch("left-padded logits", given, want.padded, asked.seen(asked.mask))
+    return (
+        []
+        if given is None
+        else _by_microbatch("left-padded logits", given, want.padded, asked.compared_positions(asked.mask))
+    )
 
 
 def _by_microbatch(
@@ -125,7 +129,7 @@ def _decoded(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> l
 
 
 @torch.no_grad()
-def _kept(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> list[Comparison]:
+def _compare_last_logits(own: tuple[Stage, ...], before: SingleDevice, slot: StageSlot) -> list[Comparison]:
     """The logits of the last tokens alone (`logits_to_keep`), as a server asks for them."""
     want = before.want
     if want.kept is None:

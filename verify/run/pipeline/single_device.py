@@ -14,7 +14,7 @@ from shardproof.planner.inputs.example import caching
 from shardproof.planner.inputs.run_modes import cache_in, has_cache, has_unknown_cache, takes
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 from shardproof.verify.run.inputs import Inputs, inputs
-from shardproof.verify.run.questions import NotComparableError, UnknownCacheError, logits
+from shardproof.verify.run.observed import NotComparableError, UnknownCacheError, logits
 from shardproof.verify.stages.case import KEPT
 from shardproof.verify.stages.record import Record, recorded
 from shardproof.verify.stages.stage_layout import StageLayout

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.outputs import compared
 from shardproof.verify.run.compare.tensors import Comparison
+from shardproof.verify.run.gradient_questions import model_loss
 from shardproof.verify.run.inputs import Inputs, inputs
-from shardproof.verify.run.questions import Observed, model_loss
+from shardproof.verify.run.observed import Observed
 from shardproof.verify.run.reference import State, checkpoint_form, freeze_as, sharded_model, single_device
 from shardproof.verify.stages.case import Case
 from shardproof.verify.stages.exact import Wide

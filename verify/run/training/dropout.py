@@ -15,7 +15,7 @@ from shardproof.planner.ir.findings import Fault
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.weights.shards import local
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
-from shardproof.verify.run.questions import model_loss
+from shardproof.verify.run.gradient_questions import model_loss
 from shardproof.verify.run.training.asking import Measured, TrainingQuestion, Way
 from shardproof.verify.run.training.bench import NotAskedError, TrainingBench, on_one_device
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.tensor.debug import CommDebugMode
 
 from shardproof.planner.ir.findings import Fault
-from shardproof.planner.loading.load import quiet
+from shardproof.planner.loading.quiet import quiet
 from shardproof.verify.run.training.asking import Measured, TrainingQuestion, Way
 from shardproof.verify.run.training.bench import NotAskedError, TrainingBench, WaitsForeverError, on_one_device
 from shardproof.verify.run.training.steps import adamw, moved, step

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import caching
-from shardproof.planner.loading.config_fields import field_of
+from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.verify.clients.contract.experiments.trial import Trial
 
 LENGTHS = (5, 11, 3)

@@ -44,7 +44,7 @@ class FunctionDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _AttentionCall:
     """What one attention module was given, and what it returned first."""
 
     args: tuple[Any, ...]
@@ -101,16 +101,16 @@ def _unused(*_: Any, **__: Any) -> tuple[Tensor, None]:
     raise AssertionError("the reference was not registered")
 
 
-def _run(trial: Trial, model: nn.Module, prompt: Prompt, paths: tuple[str, ...]) -> dict[str, _Given]:
+def _run(trial: Trial, model: nn.Module, prompt: Prompt, paths: tuple[str, ...]) -> dict[str, _AttentionCall]:
     """The arguments and the first output of each attention module, in a run of the longest sequence."""
-    found: dict[str, _Given] = {}
+    found: dict[str, _AttentionCall] = {}
     handles = []
     for path in paths:
 
         def keep(_: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
             first = _first(output)
             if first is not None and path not in found:
-                found[path] = _Given(_copied(args), _copied(kwargs), first.clone())
+                found[path] = _AttentionCall(_copied(args), _copied(kwargs), first.clone())
 
         handles.append(model.get_submodule(path).register_forward_hook(keep, with_kwargs=True))
     base = trial.base(model)
@@ -133,7 +133,7 @@ def _first(output: Any) -> Tensor | None:
 
 
 def _compared(
-    own: nn.Module, other: nn.Module, path: str, given: _Given, tolerance: float
+    own: nn.Module, other: nn.Module, path: str, given: _AttentionCall, tolerance: float
 ) -> FunctionDifference | None:
     recorder = AttentionRecorder(
         paths_in(other), lambda call: as_interface(attend(call.query, call.key, call.value, spec_of(call)))
@@ -148,7 +148,7 @@ def _compared(
     return FunctionDifference(recorder.calls[0], size, _explained(own, path, given, recorder.calls[0]))
 
 
-def _explained(own: nn.Module, path: str, given: _Given, call: AttentionCall) -> ScoreExplanation:
+def _explained(own: nn.Module, path: str, given: _AttentionCall, call: AttentionCall) -> ScoreExplanation:
     value = repeated(call.value, call.query).double()
     products = call.query.double() @ repeated(call.key, call.query).double().transpose(-1, -2)
     wanted = {products.numel(), value.numel()}

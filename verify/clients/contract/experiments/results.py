@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.ir.findings import Source
-from shardproof.planner.loading.load import LoadedModel, quiet
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.twin import one_thread
 from shardproof.verify.clients.contract.client_spec import client_spec
 from shardproof.verify.clients.contract.experiments.client_attention import (

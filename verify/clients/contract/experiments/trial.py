@@ -15,10 +15,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from shardproof.planner.inputs.numbers import vocabulary
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.loading.config_fields import field_of
-from shardproof.planner.loading.load import LoadedModel, build, quiet
-from shardproof.planner.twins.twin import TwinError, random_state, twin
+from shardproof.planner.loading.configs.config_fields import field_of
+from shardproof.planner.loading.load import LoadedModel
+from shardproof.planner.loading.quiet import quiet
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.twin import TwinError, twin
 
 SMALL_ENOUGH = 3_000_000
 """The most parameters of a model that is run as it is; a twin of it would take longer to find than to run."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from transformers import PreTrainedConfig
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
-from shardproof.planner.loading.field_roles import role_of
+from shardproof.planner.loading.configs.field_roles import role_of
 
 
 def field_of(config: object, name: str) -> object:

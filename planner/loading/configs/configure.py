@@ -9,7 +9,7 @@ from typing import TypeAlias
 from transformers import PreTrainedConfig
 
 from shardproof.planner.ir.errors import LoadError, reason
-from shardproof.planner.ir.spelling import nearest
+from shardproof.planner.ir.readable_text import nearest
 
 Fields: TypeAlias = dict[str, object]
 

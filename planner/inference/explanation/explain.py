@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from shardproof.planner.inference.candidates import PACKED_MOST, blocks_of, inner_leaves
-from shardproof.planner.inference.groups import Atom, Groups
+from shardproof.planner.inference.candidates import PACKED_MOST, blocks_of
+from shardproof.planner.inference.groups import Atom, Groups, inner_leaves
 from shardproof.planner.inference.tensor import Inference
-from shardproof.planner.ir.explanation import Explanation, Group, Left, Member, Tie
+from shardproof.planner.ir.explanation import Explanation, Group, LeftWhole, Member, Tie
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import join
@@ -113,7 +113,7 @@ def _elements_by_pattern(graph: Graph) -> Counter[str]:
     return weight
 
 
-def left_whole(graph: Graph, assigned: Assigned, unplanned: Mapping[str, str]) -> tuple[Left, ...]:
+def left_whole(graph: Graph, assigned: Assigned, unplanned: Mapping[str, str]) -> tuple[LeftWhole, ...]:
     """The parameters that a plan does not shard, most elements first; a tied parameter once."""
     elements, size, seen, every = Counter[str](), Counter[str](), set[int](), 0
     counted = set[int]()
@@ -130,7 +130,7 @@ def left_whole(graph: Graph, assigned: Assigned, unplanned: Mapping[str, str]) -
             elements[graph.key(module.path)] += prod(value.shape)
             size[graph.key(module.path)] += held
     return tuple(
-        Left(pattern, count, size[pattern], unplanned.get(pattern, _STYLED), size[pattern] / max(every, 1))
+        LeftWhole(pattern, count, size[pattern], unplanned.get(pattern, _STYLED), size[pattern] / max(every, 1))
         for pattern, count in elements.most_common()
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import P, Partial, Placement, R, Replicate, Shard, Unknown
 from shardproof.planner.ir.plan import join
-from shardproof.planner.propagation.relation import Pair, State, Stuck, settle
+from shardproof.planner.propagation.forward.relation import Pair, State, Stuck, settle
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum
 
@@ -42,7 +42,7 @@ def hook(state: State, pair: Pair) -> None:
         result: Placement = placement
     elif rule is not None and rule.wants == "P" and source in state.zeros:
         result = R  # the sum of zeros is zero: a loop whose body did not run
-    elif rule is not None and not _wanted(rule.wants, placement, ndim, _packed_as(state, op)):
+    elif rule is not None and not _expected_placement(rule.wants, placement, ndim, _packed_as(state, op)):
         code = "TP206" if op.target == "tp.reduce" and isinstance(placement, Shard) else rule.code
         code = "TP204" if isinstance(placement, Partial) else code
         why = rule.why if code == rule.code else _other_why(placement)
@@ -94,7 +94,7 @@ def _packed_as(state: State, op: Op) -> Shard:
     return placement if unequal and isinstance(placement, Shard) else Shard(0)
 
 
-def _wanted(kind: str, placement: Placement, ndim: int, weight: Shard) -> bool:
+def _expected_placement(kind: str, placement: Placement, ndim: int, weight: Shard) -> bool:
     match kind:
         case "R":
             return isinstance(placement, Replicate)

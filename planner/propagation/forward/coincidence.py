@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from shardproof.planner.ir.graph import BRANCH, READ, Graph
-from shardproof.planner.propagation.relation import Stuck
+from shardproof.planner.propagation.forward.relation import Stuck
 
 
 def doubted(whole: Graph, stuck: Stuck) -> Stuck:

@@ -5,14 +5,18 @@ from dataclasses import replace
 from math import prod
 from typing import assert_never
 
-from shardproof.planner.ir.graph import Arg, Op, Ref
 from shardproof.planner.ir.placement import P, Partial, R, Replicate, Shard, packed
-from shardproof.planner.propagation.relation import Placements, Problem, local_shape_or_none, name, shown
+from shardproof.planner.propagation.forward.call_agreement import arguments_agree, dtypes_agree, shapes_agree
+from shardproof.planner.propagation.forward.relation import (
+    Placements,
+    Problem,
+    local_shape_or_none,
+    name,
+    placements_text,
+)
+from shardproof.planner.propagation.forward.views import narrow, reshape
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Fresh, Narrow, Reshape, Same, Write
-from shardproof.planner.propagation.views import narrow, reshape
-
-_SIZES_FREE = ("view", "reshape", "expand", "zeros", "ones", "empty", "split", "slice", "repeat")
 
 
 def follow(
@@ -31,9 +35,9 @@ def follow(
     if isinstance(result, Problem):
         return result
     return (
-        _shapes_agree(whole, local, result, degree)
-        or _arguments_agree(whole, local)
-        or _dtypes_agree(whole, local)
+        shapes_agree(whole, local, result, degree)
+        or arguments_agree(whole, local)
+        or dtypes_agree(whole, local)
         or result
     )
 
@@ -128,7 +132,7 @@ def _locked(meaning: Einsum, whole: Call, placements: Placements, blame: int) ->
         "TP210" if meaning.near else "TP206",
         f"{name(whole)} needs all of a dim that is sharded",
         meaning.why_locked,
-        shown(placements),
+        placements_text(placements),
         "R",
         blame,
     )
@@ -164,7 +168,7 @@ def _uneven_groups(whole: Call, placements: Placements, degree: int) -> Problem:
         "TP201",
         f"{name(whole)} pairs groups that do not divide over {degree} ranks",
         "a shorter part of one operand no longer meets its own group of the other",
-        shown(placements),
+        placements_text(placements),
         f"sizes that divide by {degree}",
     )
 
@@ -201,7 +205,7 @@ def _mixed(whole: Call, placements: Placements) -> Problem:
         "TP203",
         f"the operands of {name(whole)} are sharded on dims that do not belong together",
         "ranks would combine parts of different places",
-        shown(placements),
+        placements_text(placements),
         "one common dim",
     )
 
@@ -212,7 +216,7 @@ def _one_whole(whole: Call, placements: Placements, index: int, sharded: dict[in
         "TP203",
         f"{name(whole)} combines a part of one operand with the whole of another",
         f"operand {index + 1} holds all of the dim of which operand {other + 1} holds a part, so ranks pair the wrong elements",
-        shown(placements),
+        placements_text(placements),
         f"operand {index + 1} sharded on the same dim, or none",
         index,
     )
@@ -223,7 +227,7 @@ def _not_linear(whole: Call, placements: Placements, partial: frozenset[int]) ->
         "TP204",
         f"{name(whole)} is given a partial sum",
         "f(sum of parts) is not the sum of f(part), and a whole addend is added once per rank",
-        shown(placements),
+        placements_text(placements),
         "the sum reduced first",
         min(partial, default=None),
     )
@@ -245,7 +249,7 @@ def _concat(dim: int, whole: Call, placements: Placements) -> Placements | Probl
         "TP203",
         "the parts of a concatenation lie differently",
         "one tensor has one placement",
-        shown(placements),
+        placements_text(placements),
         "all alike",
         odd,
     )
@@ -290,80 +294,3 @@ def _same(whole: Call, placements: Placements) -> Placements | Problem:
                 code, f"a layer is given {placement}", "a layer takes whole inputs", str(placement), "R", index
             )
     return tuple(R for _ in whole.results)
-
-
-def _shapes_agree(whole: Call, local: Call, placements: Placements, degree: int) -> Problem | None:
-    for shape, part, placement in zip(whole.results, local.results, placements, strict=True):
-        needed = local_shape_or_none(shape, placement, degree)
-        if needed != part:
-            return Problem(
-                "TP202",
-                f"{name(whole)} makes {list(part)} on a rank",
-                "a size of the whole model is written into the code, so a rank's part is folded into another shape",
-                str(list(part)),
-                f"{list(needed) if needed else 'an even part'} ({placement} of {list(shape)})",
-            )
-    return None
-
-
-def _arguments_agree(whole: Call, local: Call) -> Problem | None:
-    """The arguments that are no tensors, by position and by keyword, are alike in both programs, sizes of results aside."""
-    ours, theirs = (_beside_shapes(op) for op in (whole.op, local.op))
-    if len(ours) != len(theirs):
-        return _other_constant(whole, f"{len(theirs)} plain arguments", f"{len(ours)}")
-    for (key, wanted), (_, got) in zip(ours, theirs, strict=True):
-        if not _alike(wanted, got):
-            return _other_constant(
-                whole, f"{key}={got}" if key else str(got), f"{key}={wanted}" if key else str(wanted)
-            )
-    return None
-
-
-def _other_constant(whole: Call, got: str, wanted: str) -> Problem:
-    return Problem(
-        "TP209", f"{name(whole)} uses {got} on a rank", "a constant was taken from a local size", got, wanted
-    )
-
-
-def _alike(one: Arg, other: Arg) -> bool:
-    """Whether two plain arguments are one; NaN is itself here."""
-    return one == other or (one != one and other != other)
-
-
-def _dtypes_agree(whole: Call, local: Call) -> Problem | None:
-    for ours, theirs in zip(whole.op.outputs, local.op.outputs, strict=True):
-        wanted, got = whole.graph.values[ours].dtype, local.graph.values[theirs].dtype
-        if wanted != got:
-            return _other_constant(whole, got, wanted)
-    return None
-
-
-def _beside_shapes(op: Op) -> list[tuple[str, Arg]]:
-    """The plain arguments that shapes do not tell, each with its keyword, if it was given by one."""
-    positional = op.args
-    match op.target:
-        case "aten.convolution":  # how many groups it has follows from its shapes: torch refuses any other number
-            positional = op.args[:8]
-        case "aten.full" | "aten.new_full":
-            positional = op.args[-1:]
-        case "aten.slice":  # where a slice without a step begins is compared with its placement
-            step = op.arg(4, "step") or 1
-            positional = (step, None if step == 1 else op.arg(2, "start"))
-        case target if any(part in target for part in _SIZES_FREE):
-            positional = ()
-    given = [("", arg) for arg in _plain(positional)]
-    return given + [(key, arg) for key, value in op.kwargs if key not in _SIZE_KEYWORDS for arg in _plain((value,))]
-
-
-_SIZE_KEYWORDS = ("size", "sizes", "shape", "repeats", "split_size", "split_size_or_sections", "end", "start")
-"""Keywords whose numbers are sizes, which the shapes of the results tell."""
-
-
-def _plain(args: tuple[Arg, ...]) -> list[Arg]:
-    found: list[Arg] = []
-    for arg in args:
-        if isinstance(arg, tuple):
-            found += _plain(arg)
-        elif not isinstance(arg, Ref):
-            found.append(arg)
-    return found

@@ -1,4 +1,4 @@
-"""Names in sentences, and names as data: suggestions for misspelt ones, and text that no reader takes for anything but text."""
+"""How names, numbers of bytes and text of unknown origin are written for a reader."""
 
 import difflib
 import re
@@ -41,3 +41,15 @@ def python_string(text: str) -> str:
     """A Python literal of any text, in double quotes as formatters write it."""
     plain = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
     return f'"{visible(plain)}"'
+
+
+_UNITS = ("B", "KiB", "MiB", "GiB")
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in the largest binary unit in which they are at least one, up to TiB: `1.5 GiB`."""
+    for unit in _UNITS:
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

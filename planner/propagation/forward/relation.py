@@ -95,7 +95,7 @@ def name(call: Call) -> str:
     return call.op.target.rpartition(".")[2]
 
 
-def shown(placements: Placements) -> str:
+def placements_text(placements: Placements) -> str:
     """Placements as messages write them."""
     return ", ".join(map(str, placements))
 

@@ -4,7 +4,7 @@ from math import prod
 
 from shardproof.planner.ir.graph import Graph, Ref, Shape
 from shardproof.planner.ir.placement import Placement, Shard, packed
-from shardproof.planner.propagation.relation import Placements, Problem, name
+from shardproof.planner.propagation.forward.relation import Placements, Problem, name
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Narrow, Semantics
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from shardproof.planner.ir.graph import BRANCH, READ
+from shardproof.planner.tracing.meta_answers.placeholders import FOUND, equal_parts, place_of
 from shardproof.planner.tracing.own_backward import hooked
-from shardproof.planner.tracing.placeholders import FOUND, equal_parts, place_of
 from shardproof.planner.tracing.recorder import Recorder
 
 FILLS = frozenset({torch.full, torch.full_like, Tensor.new_full})

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-from shardproof.planner.inference.candidates import Candidate, inner_leaves, is_linear
-from shardproof.planner.inference.groups import Groups
+from shardproof.planner.inference.candidates import Candidate
+from shardproof.planner.inference.explanation.source_edits import as_linear, unfix_views
+from shardproof.planner.inference.group_entries import is_linear
+from shardproof.planner.inference.groups import Groups, inner_leaves
 from shardproof.planner.inference.matrices import ALONE
 from shardproof.planner.inference.probe import prober
-from shardproof.planner.inference.source_edits import as_linear, unfix_views
 from shardproof.planner.inference.tensor import Inference, probe_degree
 from shardproof.planner.ir.explanation import Patch
 from shardproof.planner.ir.findings import Source

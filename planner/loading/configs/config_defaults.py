@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
-from shardproof.planner.loading.config import parse_value
-from shardproof.planner.loading.field_roles import Fields, role_of
+from shardproof.planner.loading.configs.configure import parse_value
+from shardproof.planner.loading.configs.field_roles import Fields, role_of
 
 _PLACEHOLDER = re.compile(r"(image|video|audio)_token_(id|index)")
 _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
@@ -134,11 +134,11 @@ def _missing(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], objec
     """
     key = f"{kind.__qualname__} {config.to_json_string()}"
     if key not in _known:
-        _known[key] = _found(config, build, kind)
+        _known[key] = _values_that_build(config, build, kind)
     return _known[key]
 
 
-def _found(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object], kind: type) -> Fields:
+def _values_that_build(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object], kind: type) -> Fields:
     filled: Fields = {}
     for _ in range(8):
         now = with_fields(config, filled)
@@ -146,7 +146,12 @@ def _found(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], object]
         if failure is None:
             return filled | _choice(now, read)
         found = next(
-            (f for f in (*_fillings(now, read, kind), *_asked(now, failure)) if not f.items() <= filled.items()), None
+            (
+                f
+                for f in (*_fillings(now, read, kind), *_values_asked_for(now, failure))
+                if not f.items() <= filled.items()
+            ),
+            None,
         )
         if found is None:
             return {}
@@ -197,7 +202,7 @@ def _choice(config: PreTrainedConfig, read: list[str]) -> Fields:
     return chosen
 
 
-def _asked(config: PreTrainedConfig, failure: Exception) -> Iterator[Fields]:
+def _values_asked_for(config: PreTrainedConfig, failure: Exception) -> Iterator[Fields]:
     """Values that an exception asks for: a field with its value, an attribute that another config has, or the rotary parameters
     of one kind of layer.
     """
