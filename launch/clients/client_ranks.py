@@ -32,6 +32,8 @@ class ClientStep:
     degree: int
     tensor_parallel: Mapping[str, object] | None = None
     """A section of a DeepSpeed config, whose `partition_config` takes the place of the plan."""
+    recipe_plan: str | None = None
+    """Python that makes a `PLAN` of torch's styles, which NeMo gets as the `tp_plan` of its recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class ClientRanks:
         fields = {"folder": str(case.folder), "client": case.client, "plan": dict(case.plan), "degree": case.degree}
         if case.tensor_parallel is not None:
             fields["tensor_parallel"] = dict(case.tensor_parallel)
+        if case.recipe_plan is not None:
+            fields["recipe_plan"] = case.recipe_plan
         job.write_text(json.dumps({**fields, "out": str(out)}))
         package = {"deepspeed": deepspeed, "nemo": nemo}.get(case.client, transformers)
         command = script_in(self.python, Path(str(package.__file__)).with_name("session.py"), str(job))

@@ -13,12 +13,12 @@ from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.deepspeed.layout import layout_of, styles_read
 from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
 from shardproof.verify.clients.engine_decisions import engine_styles, is_expert, sinks
-from shardproof.verify.clients.nemo.heads import refused_heads, refused_widths
+from shardproof.verify.clients.nemo.heads import refused_heads
 from shardproof.verify.clients.nemo.layout import layout_of as layout_of_nemo
 from shardproof.verify.clients.nemo.plan_choice import choose
 from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
 from shardproof.verify.clients.vllm.fusers import is_linear, not_followed
-from shardproof.verify.clients.widths import uneven
+from shardproof.verify.clients.widths import uneven, uneven_inputs
 from shardproof.verify.findings import be411, be412, be413, be416, be417
 
 
@@ -56,7 +56,7 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
         case Reader.MODULES:
             effects = {key: dialect.effect(style) for key, style in plan.styles(subject.prefix).items()}
             own = {module.path: effects.get(subject.graph.key(module.path)) for module in subject.graph.modules}
-            return Reading(_laid_out(subject.graph, own))
+            return Reading(_laid_out(subject.graph, own), tuple(uneven_inputs(dialect, subject, own, degree)))
         case Reader.NEMO:
             return _nemo(dialect, subject, plan, degree)
         case Reader.NAMES:
@@ -129,7 +129,7 @@ def _nemo(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Readin
     chosen = choose(dialect, subject.model, subject.prefix, plan)
     layout, findings = layout_of_nemo(dialect, subject.model, chosen.styles)
     told = [*chosen.findings, *findings, *refused_heads(dialect, subject.model, degree)]
-    told += refused_widths(dialect, subject, layout, degree)
+    told += uneven_inputs(dialect, subject, layout, degree)
     return Reading(_laid_out(subject.graph, layout), tuple(told))
 
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from shardproof.planner.inputs.example import take, taken
 from shardproof.planner.ir.findings import Finding
-from shardproof.planner.ir.plan import generic
 from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.tracing.session import structural_copy
 from shardproof.verify.clients.dialect import Dialect
@@ -30,26 +29,6 @@ def refused_heads(dialect: Dialect, model: nn.Module, degree: int) -> Iterator[F
         if isinstance(count, int) and count % degree:
             cite = dialect.cites[0]
             yield be414.heads_do_not_divide(name, count, degree=degree, client=dialect.name, cite=cite)
-
-
-def refused_widths(
-    dialect: Dialect, subject: Subject, layout: Mapping[str, str | None], degree: int
-) -> Iterator[Finding]:
-    """A finding BE414 for each `rowwise` layer whose input features do not divide.
-
-    torch takes the parts of its input for equal ones (2.13, `distributed/tensor/parallel/style.py`,
-    `RowwiseParallel._prepare_input_fn`), and raises where the weight's are not.
-    """
-    told: set[str] = set()
-    for path, style in layout.items():
-        count = getattr(subject.model.get_submodule(path), "in_features", 0)
-        if style == "rowwise" and count % degree and generic(path) not in told:
-            told.add(generic(path))
-            width = f"{count} in_features of {path}"
-            yield be414.width_does_not_divide(width, path, degree=degree, client=dialect.name, cite=_STYLES)
-
-
-_STYLES = "torch/distributed/tensor/parallel/style.py"
 
 
 def _attention_config(model: nn.Module) -> object | None:

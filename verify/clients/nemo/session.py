@@ -1,7 +1,8 @@
 """One rank of NeMo AutoModel: forward, backward and one optimizer step by the plan, against one device.
 
 Run by `launch.clients.client_ranks` with the client's interpreter, once a rank: `session.py JOB.json`, with the
-variables of torchrun set. The job is `{"folder", "client", "plan": {pattern: style}, "degree", "out"}`. Rank 0 writes
+variables of torchrun set. The job is `{"folder", "client", "plan": {pattern: style}, "degree", "out"}`, and may have
+`"recipe_plan"`, Python that makes a `PLAN` of torch's styles, which is given as `tp_plan`. Rank 0 writes
 `{"differences": {what: largest difference}}` to `out`, a rank that fails `{"error", "rank"}` to `out` with its number.
 
 The steps are NeMo's own (0.7.0): `components/distributed/model_parallelizer.py` (`parallelize_model`: it checks the heads,
@@ -37,7 +38,7 @@ def main(job: dict[str, Any]) -> None:
     plain = transformers.AutoModelForCausalLM.from_pretrained(job["folder"], **given).eval()
     model = _with_plan(plain, job, given)
     wanted = _step_of_one_device(plain)
-    found = _compared(_step_of_nemo(model, job["degree"]), wanted)
+    found = _compared(_step_of_nemo(model, job), wanted)
     if RANK == 0:
         Path(job["out"]).write_text(json.dumps({"differences": found}))
     torch.distributed.barrier()
@@ -92,7 +93,7 @@ def _step_of_one_device(model: Any) -> dict[str, Any]:
     return _after_step(model, logits, loss)
 
 
-def _step_of_nemo(model: Any, degree: int) -> dict[str, Any]:
+def _step_of_nemo(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     """The same step through NeMo's own strategy, loss and synchronisation of gradients."""
     torch = import_module("torch")
     torch.distributed.init_process_group("gloo")
@@ -101,8 +102,10 @@ def _step_of_nemo(model: Any, degree: int) -> dict[str, Any]:
     losses = import_module(f"{NEMO}.loss.utils")
     # By default it computes in bfloat16.
     whole = torch.distributed.fsdp.MixedPrecisionPolicy(cast_forward_inputs=False)
-    strategy = import_module(f"{NEMO}.distributed.config").FSDP2Config(mp_policy=whole)
-    context = meshes.MeshContext.build(strategy, meshes.ParallelismSizes(tp_size=degree))
+    given: dict[str, Any] = {"PLAN": None}
+    exec(job.get("recipe_plan", ""), given)
+    strategy = import_module(f"{NEMO}.distributed.config").FSDP2Config(mp_policy=whole, tp_plan=given["PLAN"])
+    context = meshes.MeshContext.build(strategy, meshes.ParallelismSizes(tp_size=job["degree"]))
     sharded = import_module(f"{NEMO}.distributed.model_parallelizer").parallelize_model(model, context)
     replicas.broadcast_tp_replicas([sharded], context.device_mesh)
     ids, labels, count = _batch()
