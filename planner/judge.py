@@ -166,15 +166,18 @@ def related_programs(
     degree: int,
     *,
     distributed: bool = True,
+    by_torch: bool = False,
     unfixed: Mapping[Source, int] | None = None,
 ) -> tuple[Propagation | None, tuple[Fault, ...]]:
     """The two programs of a layout, related, and the faults of loading and of the forward.
 
     `distributed`: the client keeps what it shards as distributed tensors, as Transformers does, which its hooks have to reach.
+    `by_torch`: torch's own styles lay the parameters out, which take uneven parts in every version.
     """
     try:
         if distributed:
-            _check_even(subject.graph, assigned, degree)
+            if not by_torch:
+                _check_even(subject.graph, assigned, degree)
             check_initial(subject.model, assigned)
         local = local_program(
             subject.model, assigned, degree, script=subject.script, distributed=distributed, unfixed=unfixed

@@ -43,21 +43,32 @@ class PrintedForm:
     lost: tuple[str, ...] = ()
 
 
-def parallelize_form(title: str, styles: Mapping[str, str], lost: Sequence[str] = ()) -> PrintedForm:
+NEMO_SUMMED = "from nemo_automodel.components.distributed.parallel_styles import ReplicatedWithGradAllReduce"
+"""NeMo's style for gradients that are summed: FSDP, in which NeMo wraps every model, drops the hook of the printed one."""
+
+
+def parallelize_form(
+    title: str, styles: Mapping[str, str], lost: Sequence[str] = (), *, nemo: bool = False
+) -> PrintedForm:
     """Python that makes `PLAN` for `parallelize_module(model, mesh, PLAN)`.
 
     Args:
         title: what stands in the first comment.
         styles: keys as the head model sees them -> Transformers' style, each with a style of torch.
         lost: sentences on entries that were left out before.
+        nemo: for the `tp_plan` of a NeMo recipe, with NeMo's own style for gradients that are summed.
     """
     used = {key: TORCH[style] for key, style in styles.items()}
+    if nemo:
+        used = {key: text.replace("SummedGradients", "ReplicatedWithGradAllReduce") for key, text in used.items()}
     names = [name for name in ("ColwiseParallel", "RowwiseParallel") if any(name in text for text in used.values())]
     summed = "SummedGradients()" in used.values()
     names += ["ParallelStyle"] if summed else []
     imports = ["from torch.distributed import all_reduce"] if summed else []
     if any("Replicate()" in text for text in used.values()):
         imports.append("from torch.distributed.tensor import Replicate")
+    if any("ReplicatedWithGradAllReduce()" in text for text in used.values()):
+        imports.insert(0, NEMO_SUMMED)
     if names:
         imports.append(f"from torch.distributed.tensor.parallel import {', '.join(sorted(names))}")
     body = "".join(f"    {python_string(key)}: {text},\n" for key, text in used.items())

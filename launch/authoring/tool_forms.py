@@ -12,12 +12,15 @@ from shardproof.launch.authoring.plan_forms import (
     parallelize_form,
 )
 from shardproof.planner.ir.errors import ArgumentError
+from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.clients.deepspeed.layout import styles_read, vocabulary_apart
 from shardproof.verify.clients.diffusers.dialect import DIFFUSERS
+from shardproof.verify.clients.nemo.dialect import NEMO
+from shardproof.verify.clients.nemo.heads import refused_heads
 from shardproof.verify.clients.torchtitan.parallelize import PARALLELIZE
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.suggestion import Suggested
@@ -27,6 +30,7 @@ class ToolForm(StrEnum):
     """The forms whose plan is compiled or merged first."""
 
     PARALLELIZE = "parallelize"
+    NEMO = "nemo"
     DISTRIBUTED_CONFIG = "distributed-config"
     DIFFUSERS = "diffusers"
     DEEPSPEED = "deepspeed"
@@ -34,6 +38,7 @@ class ToolForm(StrEnum):
 
 CLIENT_OF = {
     ToolForm.PARALLELIZE: PARALLELIZE.client,
+    ToolForm.NEMO: PARALLELIZE.client,
     ToolForm.DISTRIBUTED_CONFIG: None,
     ToolForm.DIFFUSERS: DIFFUSERS.client,
     ToolForm.DEEPSPEED: "deepspeed",
@@ -49,6 +54,10 @@ def in_form(loaded: LoadedModel, suggested: Suggested, form: ToolForm) -> tuple[
         case ToolForm.PARALLELIZE:
             made = parallelize_form(_title(suggested, "parallelize_module"), styles, suggested.lost)
             return made, suggested
+        case ToolForm.NEMO:
+            suggested = _with_findings(suggested, tuple(refused_heads(NEMO, model, suggested.tp)))
+            title = _title(suggested, "tp_plan of a NeMo AutoModel recipe, FILE.PLAN")
+            return parallelize_form(title, styles, suggested.lost, nemo=True), suggested
         case ToolForm.DIFFUSERS:
             if not loaded.is_module:
                 raise ArgumentError(
@@ -82,6 +91,11 @@ def with_lost_in_config(loaded: LoadedModel, suggested: Suggested) -> Suggested:
 def _proved_again(loaded: LoadedModel, suggested: Suggested, plan: Plan) -> Suggested:
     proof = prove(loaded, plan, tp=suggested.tp)
     return replace(suggested, report=replace(suggested.report, levels=(proof,)))
+
+
+def _with_findings(suggested: Suggested, findings: tuple[Finding, ...]) -> Suggested:
+    levels = tuple(replace(level, findings=(*level.findings, *findings)) for level in suggested.report.levels)
+    return replace(suggested, report=replace(suggested.report, levels=levels))
 
 
 def _title(suggested: Suggested, tool: str) -> str:

@@ -12,9 +12,9 @@ from types import TracebackType
 
 from shardproof.launch.processes.first_cause import RankError, first_cause, last_line
 from shardproof.launch.processes.supervise import Child, Stopped, child_process, client_environment, script_in, wait_for
-from shardproof.verify.clients import deepspeed, transformers
+from shardproof.verify.clients import deepspeed, nemo, transformers
 
-CLIENTS = ("transformers", "accelerate", "trl", "torchtitan", "deepspeed")
+CLIENTS = ("transformers", "accelerate", "trl", "torchtitan", "deepspeed", "nemo")
 """What the sessions run; torchtitan as its steps: torch's own `parallelize_module`, and an optimizer."""
 GRACE = 1.0
 """Seconds that the other ranks get, once one has failed, to write down why they failed."""
@@ -32,6 +32,8 @@ class ClientStep:
     degree: int
     tensor_parallel: Mapping[str, object] | None = None
     """A section of a DeepSpeed config, whose `partition_config` takes the place of the plan."""
+    recipe_plan: str | None = None
+    """Python that makes a `PLAN` of torch's styles, which NeMo gets as the `tp_plan` of its recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,10 @@ class ClientRanks:
         fields = {"folder": str(case.folder), "client": case.client, "plan": dict(case.plan), "degree": case.degree}
         if case.tensor_parallel is not None:
             fields["tensor_parallel"] = dict(case.tensor_parallel)
+        if case.recipe_plan is not None:
+            fields["recipe_plan"] = case.recipe_plan
         job.write_text(json.dumps({**fields, "out": str(out)}))
-        package = deepspeed if case.client == "deepspeed" else transformers
+        package = {"deepspeed": deepspeed, "nemo": nemo}.get(case.client, transformers)
         command = script_in(self.python, Path(str(package.__file__)).with_name("session.py"), str(job))
         world = {"WORLD_SIZE": str(case.degree), "LOCAL_WORLD_SIZE": str(case.degree)}
         rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

@@ -98,8 +98,8 @@ ForOption = Annotated[
         "--for",
         "--client",
         metavar="CLIENT",
-        help="Whose reading of the plan: transformers, vllm, sglang, tgi, torchtitan or deepspeed, or one version, as vllm@0.24; "
-        "with --level client also accelerate and trl.",
+        help="Whose reading of the plan: transformers, vllm, sglang, tgi, torchtitan, deepspeed or nemo, or one version, as "
+        "vllm@0.24; with --level client also accelerate and trl.",
         autocompletion=completion.readings,
         show_default="transformers",
     ),
@@ -111,8 +111,8 @@ PlanForOption = Annotated[
         "--for",
         "--client",
         metavar="CLIENT",
-        help="In whose words: transformers, vllm, sglang, tgi, torchtitan or deepspeed, one version, as vllm@0.24, or all: one "
-        "plan that transformers, vllm, sglang and tgi all read rightly.",
+        help="In whose words: transformers, vllm, sglang, tgi, torchtitan, deepspeed or nemo, one version, as vllm@0.24, or all: "
+        "one plan that transformers, vllm, sglang and tgi all read rightly.",
         autocompletion=completion.addressees,
         show_default="transformers, and what the others make of it",
     ),

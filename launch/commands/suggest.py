@@ -1,7 +1,7 @@
 """`plan suggest MODEL`: infer a plan, prove it, print it."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,9 +27,6 @@ from shardproof.launch.output.console import Progress, only_results_on_stdout, p
 from shardproof.launch.output.suggestion_text import suggestion_text
 from shardproof.launch.result import EXIT_CODES, CommandResult, MisuseError
 from shardproof.verify.report.formats.python import Comments
-
-if TYPE_CHECKING:
-    pass
 
 FormOption = Annotated[
     PlanFormat | None,

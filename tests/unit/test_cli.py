@@ -256,7 +256,7 @@ def test_variables_that_make_no_job(
         ),
         (["verify", "llama", "--zz"], "No such option: --zz; see `plan verify --help`."),
         (["verify", "llama", "--format", "jsn"], "Did you mean json? See `plan verify --help`."),
-        (["check", "llama", "--backend", "vlm", "-q"], "sglang, tgi, torchtitan, deepspeed. Did you mean vllm?"),
+        (["check", "llama", "--backend", "vlm", "-q"], "sglang, tgi, torchtitan, deepspeed, nemo. Did you mean vllm?"),
         (["verify", "llama", "--tp", "0"], "a degree is a whole number from 1 up, not '0'"),
         (["verify", "llama", "--tp", "-2"], "a degree is a whole number from 1 up, not '-2'"),
         (["verify", "llama", "--pp", "1.5"], "a degree is a whole number from 1 up, not '1.5'"),

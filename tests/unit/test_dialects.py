@@ -70,7 +70,10 @@ def test_a_version_is_read_as_the_last_that_was_not_later(name: str, version: st
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("llvm", "there is no client 'llvm'; the clients are transformers, vllm, sglang, tgi, torchtitan, deepspeed."),
+        (
+            "llvm",
+            "there is no client 'llvm'; the clients are transformers, vllm, sglang, tgi, torchtitan, deepspeed, nemo.",
+        ),
         ("vllm@0.9", "vllm 0.9 was not read; the oldest that was is 0.24."),
         ("vllm@new", "'new' is no version of vllm; write it as 0.32."),
     ],

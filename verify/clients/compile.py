@@ -226,7 +226,10 @@ def _shards_nothing(style: str) -> bool:
 def _style(said: _EntryForClients, form: Form) -> str | None:
     """The style name to write for an entry in a form; None for no entry."""
     style = said.entry.style
-    if _shards_nothing(style) or _of_experts(style):
+    tables = {dialect.table_style for dialect in said.followers}
+    if style == "embedding_rowwise" and len(tables) == 1:
+        (style,) = tables
+    if _shards_nothing(style) or _of_experts(said.entry.style):
         # An engine needs no entry for these.
         wanted = any(dialect.reader is not Reader.ENGINE for dialect in said.followers)
         borne = all(_accepts(dialect, style) for dialect in (*said.followers, *said.others))

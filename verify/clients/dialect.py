@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatch
 
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.ir.styles import is_packed_name
@@ -17,6 +18,7 @@ class Reader(StrEnum):
     ENGINE = "the client replaces linear layers, by the base model's keys"
     DEEPSPEED = "DeepSpeed replaces linear layers, by all keys"
     MODULES = "torch distributes the parameters of linear layers and embeddings, by all keys"
+    NEMO = "NeMo chooses a plan; torch distributes the parameters of the modules that it names"
     NAMES = "the client looks for attribute names, and reads no plan"
 
 
@@ -26,6 +28,7 @@ class Matching(StrEnum):
     EXACT = "exact, * for a layer number"
     PREFIX = "regular expression, not anchored at the end, first match"
     SUFFIX = "regular expression with * for anything, anchored at the end, first match"
+    PARTS = "one pattern of file names for each part of the path"
 
 
 class UnknownStyle(StrEnum):
@@ -33,6 +36,7 @@ class UnknownStyle(StrEnum):
 
     REFUSED = "refused"
     REPLICATED = "silently replicated"
+    REPLACED = "the whole plan is replaced"
 
 
 class Pipeline(StrEnum):
@@ -79,6 +83,8 @@ class Dialect:
     """What it asks of modeling code; None where that was not read."""
     packs: bool = False
     """Whether it has styles of packed blocks of any sizes, such as `packed_rowwise[1, 4]`."""
+    table_style: str = "embedding_rowwise"
+    """The name of the style that splits a vocabulary table by rows."""
     reach: str = ""
     """How a plan reaches it without a change of code; empty where only code does."""
 
@@ -98,7 +104,15 @@ def first_match(matching: Matching, patterns: Iterable[str], path: str) -> str |
         return next((pattern for pattern in patterns if pattern == wanted), None)
     if matching is Matching.PREFIX:
         return next((pattern for pattern in patterns if _matches(pattern, path)), None)
+    if matching is Matching.PARTS:
+        return next((pattern for pattern in patterns if _by_parts(pattern, path)), None)
     return next((pattern for pattern in patterns if re.match(_as_suffix(pattern), f"{path}.weight")), None)
+
+
+def _by_parts(pattern: str, path: str) -> bool:
+    """torch 2.13, `distributed/tensor/parallel/api.py`, `parallelize_module`."""
+    wanted, parts = pattern.split("."), path.split(".")
+    return len(wanted) == len(parts) and all(fnmatch(part, one) for part, one in zip(parts, wanted, strict=True))
 
 
 def _matches(pattern: str, path: str) -> bool:

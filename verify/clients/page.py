@@ -9,6 +9,7 @@ VERIFIED = {
     "vllm": ("dialect", "python -m benchmarks drift"),
     "sglang": ("dialect", "python -m benchmarks drift"),
     "deepspeed": ("run", "plan verify MODEL --level client --client deepspeed"),
+    "nemo": ("run", "plan verify MODEL --level client --client nemo"),
     "tgi": ("dialect", "plan verify MODEL --for tgi"),
     "torchtitan": ("run of its steps, dialect", "plan verify MODEL --level client --client torchtitan"),
 }
@@ -90,6 +91,7 @@ _MATCHING = {
     Matching.EXACT: "exact, `*` for a layer number",
     Matching.PREFIX: "regular expression, unanchored, first match",
     Matching.SUFFIX: "regular expression on the weight's name, first match",
+    Matching.PARTS: "a pattern for each part of the path",
 }
 
 

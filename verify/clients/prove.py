@@ -17,6 +17,8 @@ from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.clients.deepspeed.uneven_heads import dealt_subjects
 from shardproof.verify.clients.dialect import Dialect, Pipeline, Reader
+from shardproof.verify.clients.nemo.heads import with_local_heads
+from shardproof.verify.clients.nemo.plan_choice import choose
 from shardproof.verify.clients.reading import Reading, read
 from shardproof.verify.clients.stages.keyed import check_keyed_stages
 from shardproof.verify.clients.stages.pipeline_keys import check_stages
@@ -75,6 +77,9 @@ def _findings(
 
 def _at_degree(dialect: Dialect, loaded: LoadedModel, subject: Subject, plan: Plan, tp: int) -> tuple[Finding, ...]:
     """Findings of the ranks' programs; DeepSpeed may give ranks different numbers of heads, and so different programs."""
+    if dialect.reader is Reader.NEMO:
+        styles = choose(dialect, subject.model, subject.prefix, plan).styles
+        return _of_ranks(dialect, with_local_heads(subject, styles, tp), plan, tp)
     if dialect.reader is not Reader.DEEPSPEED:
         return _of_ranks(dialect, subject, plan, tp)
     reading = read(dialect, subject, plan, tp)
@@ -91,14 +96,15 @@ def _of_ranks(dialect: Dialect, subject: Subject, plan: Plan, tp: int) -> tuple[
     reading = read(dialect, subject, plan, tp)
     if reading.settled:
         return reading.findings
-    distributed = dialect.reader in (Reader.TRANSFORMERS, Reader.MODULES, Reader.NAMES)
+    by_torch = dialect.reader in (Reader.MODULES, Reader.NEMO, Reader.NAMES)
+    distributed = by_torch or dialect.reader is Reader.TRANSFORMERS
     assigned = reading.assigned
-    ran = relate(subject, assigned, tp, distributed=distributed)
+    ran = relate(subject, assigned, tp, distributed=distributed, by_torch=by_torch)
     while not isinstance(ran, Propagation) and dialect.gathers_norms:
         more = with_gathered_norm(subject, assigned, ran)
         if more is None:
             break
-        assigned, ran = more, relate(subject, more, tp, distributed=distributed)
+        assigned, ran = more, relate(subject, more, tp, distributed=distributed, by_torch=by_torch)
     if not isinstance(ran, Propagation):
         return reading.findings + tuple(_in_words_of(dialect, reading, finding) for finding in ran)
     heads = _local_heads(dialect, subject, ran) if dialect.local_heads else ()

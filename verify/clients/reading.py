@@ -13,9 +13,12 @@ from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.deepspeed.layout import layout_of, styles_read
 from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
 from shardproof.verify.clients.engine_decisions import engine_styles, is_expert, sinks
+from shardproof.verify.clients.nemo.heads import refused_heads
+from shardproof.verify.clients.nemo.layout import layout_of as layout_of_nemo
+from shardproof.verify.clients.nemo.plan_choice import choose
 from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
 from shardproof.verify.clients.vllm.fusers import is_linear, not_followed
-from shardproof.verify.clients.widths import uneven
+from shardproof.verify.clients.widths import uneven, uneven_inputs
 from shardproof.verify.findings import be411, be412, be413, be416, be417
 
 
@@ -53,7 +56,9 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
         case Reader.MODULES:
             effects = {key: dialect.effect(style) for key, style in plan.styles(subject.prefix).items()}
             own = {module.path: effects.get(subject.graph.key(module.path)) for module in subject.graph.modules}
-            return Reading(_laid_out(subject.graph, own))
+            return Reading(_laid_out(subject.graph, own), tuple(uneven_inputs(dialect, subject, own, degree)))
+        case Reader.NEMO:
+            return _nemo(dialect, subject, plan, degree)
         case Reader.NAMES:
             return _by_names(dialect, subject)
 
@@ -120,6 +125,14 @@ def _laid_out(graph: Graph, layout: Mapping[str, str | None]) -> Assigned:
     return Assigned(modules, parameters)
 
 
+def _nemo(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading:
+    chosen = choose(dialect, subject.model, subject.prefix, plan)
+    layout, findings = layout_of_nemo(dialect, subject.model, chosen.styles)
+    told = [*chosen.findings, *findings, *refused_heads(dialect, subject.model, degree)]
+    told += uneven_inputs(dialect, subject, layout, degree)
+    return Reading(_laid_out(subject.graph, layout), tuple(told))
+
+
 def _by_names(dialect: Dialect, subject: Subject) -> Reading:
     """A client that shards by attribute names, and reads no plan."""
     layout = layout_by_names(subject.graph)
@@ -130,7 +143,7 @@ def _by_names(dialect: Dialect, subject: Subject) -> Reading:
 
 
 def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Finding]:
-    if dialect.reader is Reader.NAMES:
+    if dialect.reader in (Reader.NAMES, Reader.NEMO):
         return []
     entries = [(join(subject.prefix, e.pattern), e.style) for e in plan.tp]
     entries += [(e.pattern, e.style) for e in plan.head_tp] if dialect.reads_head else []

@@ -4,13 +4,24 @@ from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.readable_text import nearest
 from shardproof.verify.clients.deepspeed.dialect import DEEPSPEED
 from shardproof.verify.clients.dialect import Dialect
+from shardproof.verify.clients.nemo.dialect import NEMO
 from shardproof.verify.clients.sglang.dialect import SGLANG
 from shardproof.verify.clients.tgi.dialect import TGI
 from shardproof.verify.clients.torchtitan.dialect import TORCHTITAN
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
 from shardproof.verify.clients.vllm.dialect import VLLM_0_24, VLLM_0_25, VLLM_0_32
 
-DIALECTS: tuple[Dialect, ...] = (TRANSFORMERS, VLLM_0_24, VLLM_0_25, VLLM_0_32, SGLANG, TGI, TORCHTITAN, DEEPSPEED)
+DIALECTS: tuple[Dialect, ...] = (
+    TRANSFORMERS,
+    VLLM_0_24,
+    VLLM_0_25,
+    VLLM_0_32,
+    SGLANG,
+    TGI,
+    TORCHTITAN,
+    DEEPSPEED,
+    NEMO,
+)
 """In order of version within a client: the last of a client is the one that its plain name means."""
 
 

@@ -1,4 +1,4 @@
-"""BE414 for widths: features that an engine refuses to shard, because they do not divide or a quantised block would be cut."""
+"""BE414 for widths: features that an engine or torch does not shard, because they do not divide or a quantised block is cut."""
 
 from collections.abc import Iterator, Mapping
 
@@ -40,6 +40,23 @@ def uneven(dialect: Dialect, subject: Subject, layout: Mapping[str, str | None],
     if experts is not None:
         cut = max(blocks.cut(experts, side, width, degree) for side in ("out_features", "in_features"))
         yield from _refused_width(dialect, experts, f"{width} features inside {experts}", width, degree, cut)
+
+
+def uneven_inputs(
+    dialect: Dialect, subject: Subject, layout: Mapping[str, str | None], degree: int
+) -> Iterator[Finding]:
+    """Findings of `rowwise` layers whose input features do not divide, where torch's own styles lay them out.
+
+    They take the parts of an input for equal ones, and raise where the weight's are not (torch 2.13,
+    `distributed/tensor/parallel/style.py`, `RowwiseParallel._prepare_input_fn`).
+    """
+    told: set[str] = set()
+    for path, style in layout.items():
+        module = subject.graph.module_of.get(path)
+        count = dict(module.numbers).get("in_features", 0) if module is not None else 0
+        if style == "rowwise" and count % degree and generic(path) not in told:
+            told.add(generic(path))
+            yield from _refused_width(dialect, path, f"{count} in_features of {path}", count, degree, 0)
 
 
 def _refused_width(dialect: Dialect, path: str, width: str, count: int, degree: int, cut: int) -> Iterator[Finding]:

@@ -72,3 +72,16 @@ def names_unknown(client: str, cite: str, names: Sequence[str]) -> Finding:
         needed=f"layers with {', '.join(names)}, or a case of its own in the client",
         fault=Fault.CLIENT,
     )
+
+
+def module_not_taken(client: str, style: str, module: str, entry: str) -> Finding:
+    """The client's style raises for a module that is neither a linear layer nor an embedding."""
+    return Finding(
+        "BE411",
+        Severity.ERROR,
+        f'{client} raises for {module}: its style for "{style}" takes linear layers and embeddings alone.',
+        Place(entry=entry, module=module),
+        why="torch's own styles are asked for the kind of the module (torch/distributed/tensor/parallel/style.py)",
+        found="a module of another kind",
+        needed="torch.nn.Linear or torch.nn.Embedding, or no entry",
+    )

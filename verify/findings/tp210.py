@@ -69,6 +69,19 @@ def style_not_modelled(style: str, place: Place, why: str) -> Finding:
     )
 
 
+def style_of_client_not_modelled(client: str, style: str, place: Place) -> Finding:
+    """A style that a client has for this module, with an effect that the table of styles does not describe."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f'{client} does with "{style}" here what is not modelled',
+        place,
+        why="no placement of the module's input and output is known for it",
+        found=f'"{style}"',
+        needed="a run in the client: `plan verify --level client`",
+    )
+
+
 def parameter_not_used(parameter: str, entry: str) -> Finding:
     """A sharded parameter that no op of the trace read."""
     return Finding(

@@ -58,14 +58,14 @@ def check_tensor(
 
 
 def relate(
-    subject: Subject, assigned: Assigned, degree: int, *, distributed: bool = True
+    subject: Subject, assigned: Assigned, degree: int, *, distributed: bool = True, by_torch: bool = False
 ) -> Propagation | tuple[Finding, ...]:
     """Relate the single-device and the per-rank program of a layout at one degree; the findings where they cannot be related.
 
     `distributed`: the client keeps sharded parameters as distributed tensors, as Transformers does, so that an op may use one
-    only where a style's hook has made it local.
+    only where a style's hook has made it local. `by_torch`: torch's own styles lay them out, which take uneven parts.
     """
-    ran, faults = related_programs(subject, assigned, degree, distributed=distributed)
+    ran, faults = related_programs(subject, assigned, degree, distributed=distributed, by_torch=by_torch)
     if ran is not None and not faults:
         return ran
     return _findings(subject, assigned, degree, faults, ran.local if ran is not None else None)

@@ -27,6 +27,8 @@ class PlanFormat(StrEnum):
     """The keys of config.json, and of vLLM's hf_overrides: a plan that needs no change of code."""
     PARALLELIZE = "parallelize"
     """Python that makes the styles for torch's `parallelize_module`."""
+    NEMO = "nemo"
+    """The same for the `tp_plan` of a NeMo AutoModel recipe."""
     DISTRIBUTED_CONFIG = "distributed-config"
     """Python that makes Transformers' `DistributedConfig`, which is merged over the model's own plan."""
     DIFFUSERS = "diffusers"
@@ -37,7 +39,13 @@ class PlanFormat(StrEnum):
     HTML = "html"
 
 
-TOOL_FORMS = (PlanFormat.PARALLELIZE, PlanFormat.DISTRIBUTED_CONFIG, PlanFormat.DIFFUSERS, PlanFormat.DEEPSPEED)
+TOOL_FORMS = (
+    PlanFormat.PARALLELIZE,
+    PlanFormat.NEMO,
+    PlanFormat.DISTRIBUTED_CONFIG,
+    PlanFormat.DIFFUSERS,
+    PlanFormat.DEEPSPEED,
+)
 """Forms that one tool takes: the plan is made in the words of that tool."""
 
 

@@ -1,7 +1,9 @@
-"""DeepSpeed AutoTP itself beside the proof in its dialect: `python -m benchmarks deepspeed`.
+"""A trainer itself beside the proof in its dialect: `python -m benchmarks deepspeed`, `python -m benchmarks nemo`.
 
-`SHARDPROOF_DEEPSPEED_PYTHON` names the interpreter that DeepSpeed is installed in. Every type is trained for one step, at small
-sizes in float32, on two ranks by the plan that is suggested for DeepSpeed; and once by that plan without one entry.
+`SHARDPROOF_DEEPSPEED_PYTHON` and `SHARDPROOF_NEMO_PYTHON` name the interpreters that they are installed in; Transformers should
+be of the same version there and here. Every type is trained for one step, at small sizes in float32, on two ranks: in DeepSpeed
+by the plan that is suggested for it, in NeMo AutoModel by the plan that the model carries and by the suggested one; and once by
+that plan without one entry.
 """
 
 import json
@@ -19,7 +21,7 @@ from shardproof.launch.clients.vllm_engine import LIMIT
 from shardproof.planner.inference.suggest import suggest
 from shardproof.planner.ir.findings import Severity
 from shardproof.planner.ir.plan import Edit, Plan
-from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.clients.compile import compile_for
@@ -45,12 +47,33 @@ SIZES: Mapping[str, object] = {
 }
 LAYOUTS: Mapping[str, Mapping[str, object]] = {
     "even": {},
+    "suggested": {},
     "uneven heads": {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3},
     "fewer heads than ranks": {"num_key_value_heads": 1},
     "tied table": {"tie_word_embeddings": True},
+    "uneven width": {"intermediate_size": 97},
+    "uneven vocabulary": {"vocab_size": 129},
     "without an entry": {},
 }
-PYTHON = "SHARDPROOF_DEEPSPEED_PYTHON"
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """A client, the variable that names its interpreter, the layouts that are run, and whether by the plan of the model."""
+
+    client: str
+    python: str
+    layouts: tuple[str, ...]
+    types: tuple[str, ...] = TYPES
+    carried: bool = False
+
+
+DEEPSPEED = Trainer(
+    "deepspeed",
+    "SHARDPROOF_DEEPSPEED_PYTHON",
+    ("even", "uneven heads", "fewer heads than ranks", "tied table", "without an entry"),
+)
+NEMO = Trainer("nemo", "SHARDPROOF_NEMO_PYTHON", tuple(LAYOUTS), carried=True)
 
 
 @dataclass(slots=True)
@@ -75,16 +98,26 @@ class Trained:
         return not self.reason and self.verdict == ("refuted" if self.right else "proved")
 
 
-def main(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+def deepspeed(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+    """The rows of DeepSpeed AutoTP."""
+    return main(DEEPSPEED, types, out, tp=tp)
+
+
+def nemo(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+    """The rows of NeMo AutoModel."""
+    return main(NEMO, types, out, tp=tp)
+
+
+def main(trainer: Trainer, types: tuple[str, ...], out: Path, *, tp: int) -> int:
     """A row a type and layout, written after each; what is in the file already is not run again."""
     rows = [Trained(**fields) for fields in json.loads(out.read_text())] if out.is_file() else []
     known = {(row.name, row.layout) for row in rows}
-    with ClientRanks(os.environ[PYTHON], timeout=200.0) as ranks:
-        for name in types or TYPES:
-            for layout in LAYOUTS:
+    with ClientRanks(os.environ[trainer.python], timeout=200.0) as ranks:
+        for name in types or trainer.types:
+            for layout in trainer.layouts:
                 if (name, layout) in known:
                     continue
-                rows.append(_trained(ranks, name, layout, tp))
+                rows.append(_trained(trainer, ranks, name, layout, tp))
                 out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
                 print(_line(rows[-1]), flush=True)
     print("\n".join(table(rows)))
@@ -97,18 +130,20 @@ def table(rows: list[Trained]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for layout in LAYOUTS:
         own = [row for row in rows if row.layout == layout and not row.reason]
+        if not own:
+            continue
         verdicts = [sum(row.verdict == verdict for row in own) for verdict in ("proved", "refuted", "not proved")]
         counts = [len(own), sum(row.right for row in own), *verdicts, sum(row.disagrees for row in own)]
         yield f"| {layout} | {' | '.join(map(str, counts))} |"
     yield from (f"disagree: {_line(row)}" for row in rows if row.disagrees)
 
 
-def _trained(ranks: ClientRanks, name: str, layout: str, tp: int) -> Trained:
+def _trained(trainer: Trainer, ranks: ClientRanks, name: str, layout: str, tp: int) -> Trained:
     row = Trained(name, layout)
     try:
         loaded = _small(name, layout)
-        plan = _plan(loaded, layout, tp)
-        proof = prove_for(find_dialect("deepspeed"), loaded, plan, tp=tp)
+        plan = _plan(trainer, loaded, layout, tp)
+        proof = prove_for(find_dialect(trainer.client), loaded, plan, tp=tp)
     except Exception as error:  # a type that has no such sizes, or no plan, is a row too
         row.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return row
@@ -116,7 +151,7 @@ def _trained(ranks: ClientRanks, name: str, layout: str, tp: int) -> Trained:
     row.codes = sorted({f.code for f in proof.findings if f.severity is not Severity.WARNING})
     with tempfile.TemporaryDirectory() as folder:
         model = write_checkpoint(loaded, Path(folder))
-        step = ClientStep(Path(folder), "deepspeed", plan.styles(base_prefix(model)), tp)
+        step = ClientStep(Path(folder), trainer.client, plan.styles(base_prefix(model)), tp)
         (result,) = ranks.run((step,))
     row.differences, row.error = dict(result.differences), result.error[:300]
     return row
@@ -131,12 +166,18 @@ def _small(name: str, layout: str) -> LoadedModel:
     return load(name, overrides={key: value for key, value in wanted.items() if key in known})
 
 
-def _plan(loaded: LoadedModel, layout: str, tp: int) -> Plan:
-    plan = compile_for(find_dialect("deepspeed"), loaded, suggest(loaded).plan, tp=tp).plan
+def _plan(trainer: Trainer, loaded: LoadedModel, layout: str, tp: int) -> Plan:
+    if trainer.carried and layout != "suggested":
+        plan = carried_plan(loaded, on_meta(loaded))
+    else:
+        plan = compile_for(find_dialect(trainer.client), loaded, suggest(loaded).plan, tp=tp).plan
     if layout != "without an entry":
         return plan
     prefix = base_prefix(on_meta(loaded))
-    pattern, style = next((p, s) for p, s in plan.styles(prefix).items() if s == "rowwise")
+    found = next(((p, s) for p, s in plan.styles(prefix).items() if s == "rowwise"), None)
+    if found is None:
+        raise ValueError("the plan has no rowwise entry that could be left out")
+    pattern, style = found
     return plan.edited(Edit(pattern, style, None), prefix)
 
 
