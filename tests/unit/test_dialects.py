@@ -19,6 +19,7 @@ from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.transformers_facts.styles import modelled
+from shardproof.planner.transformers_facts.version import minor_text
 from shardproof.verify.clients.compile import compile_for
 from shardproof.verify.clients.contract.source import forward_tree, function_tree
 from shardproof.verify.clients.deepspeed.shard_sizes import Deal, deal_of
@@ -65,6 +66,26 @@ def test_first_match(matching: Matching, patterns: list[str], path: str, found: 
 )
 def test_a_version_is_read_as_the_last_that_was_not_later(name: str, version: str) -> None:
     assert find_dialect(name).version == version
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("vllm@0.24.3", "vllm 0.24"),
+        ("vllm@0.31", "vllm 0.31 (read as 0.25)"),
+        ("vllm@0.33", "vllm 0.33 (read as 0.32)"),
+        ("transformers@4.57.6", "transformers 4.57"),
+        (f"transformers@{minor_text()}", f"transformers {minor_text()}"),
+    ],
+)
+def test_a_version_that_was_not_read_is_named(name: str, shown: str) -> None:
+    assert find_dialect(name).name == shown
+
+
+@pytest.mark.parametrize("version", ["4.58", "5.1", "5.99"])
+def test_transformers_is_read_from_what_is_installed(version: str) -> None:
+    with pytest.raises(ValueError, match=f"Transformers {version} is not the installed {minor_text()}"):
+        find_dialect(f"transformers@{version}")
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,25 @@ class Dialect:
     """Whether it has styles of packed blocks of any sizes, such as `packed_rowwise[1, 4]`."""
     table_style: str = "embedding_rowwise"
     """The name of the style that splits a vocabulary table by rows."""
+    embeddings: Mapping[str, str] | None = None
+    """As `styles`, of embeddings; None where a style does the same there."""
+    unmodelled: frozenset[str] = frozenset()
+    """Styles that it has, and whose effect is not in `styles`: nothing is claimed of a plan with one."""
+    names_parameters: bool = False
+    """Whether a key may name a parameter, which is then sharded without what the style does to its module's inputs."""
+    ties_styles: bool = False
+    """Whether an output embedding that shares the input embedding's weight gets its style."""
+    code_of: str = ""
+    """The version of Transformers whose modeling code it runs, where that is never the installed one's."""
+    asked: str = ""
+    """The version that somebody asked for, where it was not read and this one is the last before it."""
     reach: str = ""
     """How a plan reaches it without a change of code; empty where only code does."""
 
     @property
     def name(self) -> str:
+        if self.asked:
+            return f"{self.client} {self.asked} (read as {self.version})"
         return f"{self.client} {self.version}"
 
     def effect(self, style: str) -> str | None:

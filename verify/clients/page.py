@@ -5,6 +5,7 @@ from shardproof.verify.clients.registry import DIALECTS
 
 VERIFIED = {
     "transformers": ("run", "plan verify MODEL --level run"),
+    "transformers 4.57": ("dialect", "plan verify MODEL --for transformers@4.57"),
     "vllm 0.32": ("run", "plan verify MODEL --level client --client vllm --tp 2 --pp 2"),
     "vllm": ("dialect", "python -m benchmarks drift"),
     "sglang": ("dialect", "python -m benchmarks drift"),
@@ -17,6 +18,7 @@ VERIFIED = {
 
 JUDGED = {
     "transformers": "Transformers itself ([types](zoo.md))",
+    "transformers 4.57": "Transformers 4.57.6: 14 layouts of llama and qwen2, none disagrees",
     "vllm 0.32": "vLLM 0.32.0 ([types](engines.md))",
     "deepspeed": "DeepSpeed 0.19.8: 72 layouts of 15 types, none disagrees",
 }

@@ -2,24 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from shardproof.planner.ir.findings import Finding, Severity
-from shardproof.planner.ir.graph import Graph
+from shardproof.planner.ir.findings import Finding, Place, Severity
+from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement
 from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style, style_of
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
+from shardproof.planner.transformers_facts.version import minor_text
 from shardproof.verify.clients.deepspeed.layout import layout_of, styles_read
 from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
-from shardproof.verify.clients.engine_decisions import engine_styles, is_expert, sinks
+from shardproof.verify.clients.engine_decisions import embedding_of, engine_styles, is_expert, sinks
 from shardproof.verify.clients.nemo.heads import refused_heads
 from shardproof.verify.clients.nemo.layout import layout_of as layout_of_nemo
 from shardproof.verify.clients.nemo.plan_choice import choose
 from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
 from shardproof.verify.clients.vllm.fusers import is_linear, not_followed
 from shardproof.verify.clients.widths import uneven, uneven_inputs
-from shardproof.verify.findings import be411, be412, be413, be416, be417
+from shardproof.verify.findings import be411, be412, be413, be416, be417, tp210
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,7 @@ def read(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading
             layout = layout_of(dialect, subject.model, subject.graph, styles)
             return Reading(_laid_out(subject.graph, layout), tuple(unknown))
         case Reader.MODULES:
-            effects = {key: dialect.effect(style) for key, style in plan.styles(subject.prefix).items()}
-            own = {module.path: effects.get(subject.graph.key(module.path)) for module in subject.graph.modules}
-            return Reading(_laid_out(subject.graph, own), tuple(uneven_inputs(dialect, subject, own, degree)))
+            return _by_modules(dialect, subject, plan, degree)
         case Reader.NEMO:
             return _nemo(dialect, subject, plan, degree)
         case Reader.NAMES:
@@ -125,6 +125,45 @@ def _laid_out(graph: Graph, layout: Mapping[str, str | None]) -> Assigned:
     return Assigned(modules, parameters)
 
 
+def _by_modules(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading:
+    graph, told = subject.graph, list[Finding]()
+    written = plan.styles(subject.prefix)
+    if not dialect.reads_head:
+        written = {join(subject.prefix, entry.pattern): entry.style for entry in plan.tp}
+        told += _unmatched(dialect, subject, seen_keys(dialect, subject, plan))
+        warn = partial(be413.key_not_seen, client=dialect.name, cite=dialect.cites[-1], severity=Severity.WARNING)
+        told += [warn(entry.pattern, entry.pattern) for entry in plan.head_tp]
+    styles = {module.path: written[key] for module in graph.modules if (key := graph.key(module.path)) in written}
+    if dialect.ties_styles and (tied := _tied_embeddings(subject)) is not None and tied[0] in styles:
+        styles[tied[1]] = styles[tied[0]]
+    layout = {path: _effect_at(dialect, graph.module_of[path], style) for path, style in styles.items()}
+    unknown = {graph.key(path): (path, styles[path]) for path, effect in layout.items() if effect is None}
+    if dialect.names_parameters:
+        unknown |= {key: (name, written[key]) for name in graph.parameters if (key := generic(name)) in written}
+    for key, (path, style) in unknown.items():
+        told.append(tp210.style_of_client_not_modelled(dialect.name, style, Place(key, path)))
+    if dialect.code_of:
+        told.append(be417.other_code(dialect.name, minor_text()))
+    return Reading(_laid_out(graph, layout), (*told, *uneven_inputs(dialect, subject, layout, degree)))
+
+
+def _effect_at(dialect: Dialect, module: Module, style: str) -> str | None:
+    """As `Dialect.effect`, at this module."""
+    if dialect.embeddings is not None and "Embedding" in module.bases:
+        return dialect.embeddings.get(style)
+    return dialect.effect(style)
+
+
+def _tied_embeddings(subject: Subject) -> tuple[str, str] | None:
+    """The paths of the input and the output embedding, where they share a weight."""
+    found = [embedding_of(subject.model, getter) for getter in ("get_input_embeddings", "get_output_embeddings")]
+    if None in found or getattr(found[0], "weight", None) is not getattr(found[1], "weight", None):
+        return None
+    paths = {id(module): path for path, module in subject.model.named_modules()}
+    given, returned = (paths.get(id(module)) for module in found)
+    return (given, returned) if given is not None and returned is not None and given != returned else None
+
+
 def _nemo(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading:
     chosen = choose(dialect, subject.model, subject.prefix, plan)
     layout, findings = layout_of_nemo(dialect, subject.model, chosen.styles)
@@ -150,7 +189,11 @@ def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Find
     refused = dialect.unknown is UnknownStyle.REFUSED
     found = []
     for pattern, style in entries:
-        if dialect.effect(style) is not None or (not refused and _no_loss(dialect, subject, pattern, style)):
+        if (
+            style in dialect.unmodelled
+            or dialect.effect(style) is not None
+            or (not refused and _no_loss(dialect, subject, pattern, style))
+        ):
             continue
         known, cite = list(dialect.styles), dialect.cites[0]
         found.append(be411.style_unknown(style, pattern, client=dialect.name, cite=cite, refused=refused, styles=known))

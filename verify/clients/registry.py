@@ -1,5 +1,7 @@
 """All dialects by client and version."""
 
+from dataclasses import replace
+
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.readable_text import nearest
 from shardproof.verify.clients.deepspeed.dialect import DEEPSPEED
@@ -9,9 +11,11 @@ from shardproof.verify.clients.sglang.dialect import SGLANG
 from shardproof.verify.clients.tgi.dialect import TGI
 from shardproof.verify.clients.torchtitan.dialect import TORCHTITAN
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
+from shardproof.verify.clients.transformers.version_4_57 import TRANSFORMERS_4_57
 from shardproof.verify.clients.vllm.dialect import VLLM_0_24, VLLM_0_25, VLLM_0_32
 
 DIALECTS: tuple[Dialect, ...] = (
+    TRANSFORMERS_4_57,
     TRANSFORMERS,
     VLLM_0_24,
     VLLM_0_25,
@@ -26,9 +30,12 @@ DIALECTS: tuple[Dialect, ...] = (
 
 
 def find_dialect(name: str) -> Dialect:
-    """The dialect of `vllm`, or of `vllm@0.24`; of a version between two that were read, the lower.
+    """The dialect of `vllm`, or of `vllm@0.24`. A version that was not read is answered by the last one before it, and named so.
 
-    `ArgumentError` names what there is.
+    Transformers 5 is read from the installed version, which is the only one that there is an answer for.
+
+    Raises:
+        ArgumentError: there is no such client, or nothing is known of that version.
     """
     client, _, version = name.partition("@")
     known = [dialect for dialect in DIALECTS if dialect.client == client]
@@ -41,9 +48,22 @@ def find_dialect(name: str) -> Dialect:
         fitting = [dialect for dialect in known if _number(dialect.version) <= _number(version)]
     except ValueError:
         raise ArgumentError(f"{version!r} is no version of {client}; write it as {known[-1].version}.") from None
+    exact = next((dialect for dialect in fitting if _is_of(version, dialect.version)), None)
+    if exact is None and client == "transformers":
+        have = known[-1].version
+        raise ArgumentError(
+            f"Transformers {version} is not the installed {have}, whose reading is taken from its code; run the command in an "
+            f"environment that has {version}, or let --python name its interpreter. Of Transformers 4, only {known[0].version} "
+            "was read."
+        )
     if not fitting:
         raise ArgumentError(f"{client} {version} was not read; the oldest that was is {known[0].version}.")
-    return fitting[-1]
+    return exact or replace(fitting[-1], asked=version)
+
+
+def _is_of(version: str, read: str) -> bool:
+    """Whether a version is the one that was read, or one of its patches."""
+    return _number(version)[: len(_number(read))] == _number(read)
 
 
 def clients() -> tuple[str, ...]:

@@ -88,3 +88,17 @@ def heuristic_not_modelled(client: str) -> Finding:
         needed="a plan, or a run in the client: `plan verify --level client`",
         fault=Fault.CLIENT,
     )
+
+
+def other_code(client: str, installed: str) -> Finding:
+    """The client runs modeling code of its own version, and the installed one is what was traced."""
+    return Finding(
+        "BE417",
+        Severity.WARNING,
+        f"{client} runs its own modeling code; the code that was traced is that of Transformers {installed}.",
+        Place(),
+        why="the plan is read as that version reads it, and a model may have been written differently there",
+        found=f"Transformers {installed}",
+        needed="nothing, where the model's code is your own or did not change",
+        fault=Fault.CLIENT,
+    )
