@@ -76,7 +76,10 @@ def _run_script(
     while True:  # each other way is tried once
         tracing = Tracing(model, hooked=hooked, every=every)
         try:
-            return tracing, tracing.run_script(script)
+            graph = tracing.run_script(script)
+            if not tracing.repeats.without_state:
+                return tracing, graph
+            run_every_layer(model, script.mode)
         except TraceError as error:
             if not _finds_less(model, error) and not _reads_what_layers_left(tracing, script, error):
                 raise

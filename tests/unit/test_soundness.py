@@ -1,12 +1,15 @@
 """What a proof claims, class by class: code that makes a plan wrong is not proved, and code that only looks so is not accused."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
+from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.load import load
+from shardproof.planner.tracing.programs import on_meta, subject_in
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.report import LevelResult
 
@@ -100,6 +103,17 @@ def test_what_hooks_save_for_the_backward(trait: str, verdict: str) -> None:
     result = proof(trait)
     assert result.verdict == verdict, result.findings
     assert verdict == "proved" or "saved_tensors_hooks" in result.findings[0].message
+
+
+@pytest.mark.parametrize(("trait", "alone"), [("plain", 2), ("own entry of the cache", 3)])
+def test_a_layer_that_reads_its_own_entry_of_the_cache_has_filled_it(trait: str, alone: int) -> None:
+    """Where a layer runs in decoding, it has run in the prefill: no other layer stood for it there."""
+    model = on_meta(load("tests.zoo.trait_models:TraitForCausalLM", overrides={"trait": trait}))
+    decoding = subject_in(model, RunMode.DECODING)
+    assert decoding is not None
+    layers = [module for module in decoding.graph.modules if re.fullmatch(r"model\.layers\.\d", module.path)]
+    assert [layer.repeats is None for layer in layers].count(True) == alone
+    assert proof(trait).verdict is Verdict.PROVED
 
 
 def test_the_scope_says_what_was_looked_at() -> None:

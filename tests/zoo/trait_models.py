@@ -5,6 +5,7 @@
 
 import enum
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,11 @@ class Doubled(torch.autograd.Function):
         return grads[0] * 2
 
 
+def _entry(cache: DynamicCache | None, index: int) -> Any:
+    """What an earlier forward has left at a place of the cache."""
+    return cache.layers[index] if cache is not None and len(cache.layers) > index else None
+
+
 class Attention(nn.Module):
     """Causal attention on the heads that a rank holds."""
 
@@ -71,7 +77,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cache: DynamicCache | None) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        if cache is not None:
+        reads = self.trait == "own entry of the cache" and x.shape[1] == 1
+        if reads and (held := _entry(cache, self.index)) is not None:
+            k, v = torch.cat((held.keys, k), 2), torch.cat((held.values, v), 2)
+        elif cache is not None:
             k, v = cache.update(k, v, self.index)
         scale = (q.shape[1] * self.size) ** -0.5 if self.trait == "keyword from a local size" else self.size**-0.5
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, scale=scale)

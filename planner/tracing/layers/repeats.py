@@ -47,6 +47,8 @@ class LayerRepeats:
         self.stands_for: dict[str, str] = {}
         self._first: dict[object, str] = {}
         self._gave: dict[str, _Gave] = {}
+        self.without_state = False
+        """Whether a layer ran for which another stood in an earlier forward: what it would have left in its cache is missing."""
         self._apart: set[object] = set()
         """Calls whose layer leaves something behind, so that each of its kind has to run."""
 
@@ -87,10 +89,12 @@ class LayerRepeats:
         told = _call_signature(args, kwargs, kind.position)
         key = (kind.kind, attributes.set_since(), recorder.gradients.enabled, same, state, *told)
         if key in self._apart:
+            self._runs(path)
             return original(*args, **kwargs)
         first = self._first.setdefault(key, path)
         if first != path and first in self._gave:
             return self._repeat(path, first, tensors)
+        self._runs(path)
         uses: list[str] = []
         with numbered(layer, kind, uses):
             given_args = [_numbered(value, kind.position, uses) for value in args]
@@ -101,6 +105,9 @@ class LayerRepeats:
         if uses or shared.now() != state:
             self._apart.add(key)
         return output
+
+    def _runs(self, path: str) -> None:
+        self.without_state = self.without_state or path in self.stands_for
 
     def _repeat(self, path: str, first: str, tensors: list[Tensor]) -> Any:
         """What a layer gives for which the first of its kind stands."""
