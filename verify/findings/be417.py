@@ -88,3 +88,17 @@ def heuristic_not_modelled(client: str) -> Finding:
         needed="a plan, or a run in the client: `plan verify --level client`",
         fault=Fault.CLIENT,
     )
+
+
+def experts_replaced(module: str, client: str) -> Finding:
+    """The client puts experts of its own in place of those of each layer's `module`."""
+    return Finding(
+        "BE417",
+        Severity.UNDECIDED,
+        f"{client} puts experts of its own in the place of `{module}` of a layer.",
+        Place(),
+        why="what runs there is the client's code, and not the model's that was traced",
+        found="a router and experts",
+        needed="a run in the client",
+        fault=Fault.CLIENT,
+    )
