@@ -20,7 +20,7 @@ JUDGED = {
     "transformers": "Transformers itself ([types](zoo.md))",
     "vllm 0.32": "vLLM 0.32.0 ([types](engines.md))",
     "deepspeed": "DeepSpeed 0.19.8: 72 layouts of 15 types, none disagrees",
-    "nemo": "NeMo AutoModel 0.7.0: 136 layouts of 38 types, none disagrees",
+    "nemo": "NeMo AutoModel 0.7.0: 149 layouts of 40 types, none disagrees",
     "torchtitan 0.3.0": "torchtitan 0.3.0 without FSDP: forward of 22 types, none disagrees",
 }
 """The engine that proofs in a dialect were compared with.
