@@ -107,7 +107,7 @@ def test_the_plan_in_place_of_one_that_it_cannot_read_trains_wrongly() -> None:
 @pytest.mark.parametrize("form", [ToolForm.NEMO, ToolForm.PARALLELIZE], ids=str)
 def test_a_printed_plan_as_tp_plan(form: ToolForm, tmp_path: Path) -> None:
     """Torch's form is right in the forward, and its hook that sums gradients is lost in FSDP's wrapping."""
-    loaded, _ = small("qwen3_moe", moe_intermediate_size="16", num_experts="4")
+    loaded, _ = small("qwen3", head_dim="8")
     suggested = suggest_plan(loaded, progress=Progress(quiet=True), client="parallelize_module", tp=2)
     made, suggested = in_form(loaded, suggested, form)
     assert suggested.report.verdict is Verdict.PROVED

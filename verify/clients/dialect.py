@@ -79,6 +79,8 @@ class Dialect:
     """Whether the last stage has the modules before the layers too, where input and output embeddings are tied."""
     latent_types: frozenset[str] = field(default_factory=frozenset)
     whole_attention: frozenset[str] = field(default_factory=frozenset)
+    names_everything: bool = False
+    """Whether a client that looks for attribute names raises for a module with parameters or buffers that it has no name for."""
     contract: ContractFacts | None = None
     """What it asks of modeling code; None where that was not read."""
     packs: bool = False

@@ -12,6 +12,7 @@ VERIFIED = {
     "deepspeed": ("run", "plan verify MODEL --level client --client deepspeed"),
     "nemo": ("run", "plan verify MODEL --level client --client nemo"),
     "tgi": ("dialect", "plan verify MODEL --for tgi"),
+    "torchtitan 0.3.0": ("dialect", "plan verify MODEL --for torchtitan"),
     "torchtitan": ("run of its steps, dialect", "plan verify MODEL --level client --client torchtitan"),
 }
 """How far each is verified: `run` by the client's own code, `dialect` by its source alone; and the command."""
@@ -21,8 +22,14 @@ JUDGED = {
     "transformers 4.57": "Transformers 4.57.6: 14 layouts of llama and qwen2, none disagrees",
     "vllm 0.32": "vLLM 0.32.0 ([types](engines.md))",
     "deepspeed": "DeepSpeed 0.19.8: 72 layouts of 15 types, none disagrees",
+    "nemo": "NeMo AutoModel 0.7.0: 149 layouts of 40 types, none disagrees",
+    "torchtitan 0.3.0": "torchtitan 0.3.0 without FSDP: forward of 22 types, none disagrees",
 }
-"""The engine that proofs in a dialect were compared with; DeepSpeed's numbers are those of `python -m benchmarks deepspeed`."""
+"""The engine that proofs in a dialect were compared with.
+
+DeepSpeed's and NeMo's numbers are those of `python -m benchmarks deepspeed` and `nemo`, the latter with Transformers 5.18.0,
+which NeMo pins. torchtitan's FSDP wants a later torch than 2.13.0: `parallelize` ran without it, and no gradient was compared.
+"""
 
 HEAD = """# Clients
 

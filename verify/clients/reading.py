@@ -18,10 +18,16 @@ from shardproof.verify.clients.engine_decisions import embedding_of, engine_styl
 from shardproof.verify.clients.nemo.heads import refused_heads
 from shardproof.verify.clients.nemo.layout import layout_of as layout_of_nemo
 from shardproof.verify.clients.nemo.plan_choice import choose
-from shardproof.verify.clients.torchtitan.attribute_names import NAMES, layout_by_names
+from shardproof.verify.clients.torchtitan.attribute_names import (
+    NAMES,
+    layout_by_names,
+    missing_name,
+    replaced_experts,
+    summed_biases,
+)
 from shardproof.verify.clients.vllm.fusers import is_linear, not_followed
 from shardproof.verify.clients.widths import uneven, uneven_inputs
-from shardproof.verify.findings import be411, be412, be413, be416, be417, tp210
+from shardproof.verify.findings import be411, be412, be413, be416, be417, tp205, tp210
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +181,16 @@ def _nemo(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Readin
 def _by_names(dialect: Dialect, subject: Subject) -> Reading:
     """A client that shards by attribute names, and reads no plan."""
     layout = layout_by_names(subject.graph)
+    if dialect.names_everything and (why := missing_name(subject.model)):
+        return Reading(Assigned({}, {}), (be411.no_case(dialect.name, dialect.cites[0], why),))
+    if dialect.names_everything and (path := replaced_experts(subject.model)):
+        return Reading(Assigned({}, {}), (be417.experts_replaced(path, dialect.name),))
     if layout is None:
         names = [name for name, _ in NAMES[1:5]]
         return Reading(Assigned({}, {}), (be411.names_unknown(dialect.name, dialect.cites[0], names),))
-    return Reading(_laid_out(subject.graph, layout))
+    biased = summed_biases(layout, subject.model)[:1] if dialect.names_everything else []
+    told = tuple(tp205.bias_on_every_rank(dialect.name, path, dialect.cites[0]) for path in biased)
+    return Reading(_laid_out(subject.graph, layout), told)
 
 
 def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Finding]:

@@ -9,7 +9,7 @@ from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.nemo.dialect import NEMO
 from shardproof.verify.clients.sglang.dialect import SGLANG
 from shardproof.verify.clients.tgi.dialect import TGI
-from shardproof.verify.clients.torchtitan.dialect import TORCHTITAN
+from shardproof.verify.clients.torchtitan.dialect import TORCHTITAN, TORCHTITAN_0_3
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
 from shardproof.verify.clients.transformers.version_4_57 import TRANSFORMERS_4_57
 from shardproof.verify.clients.vllm.dialect import VLLM_0_24, VLLM_0_25, VLLM_0_32
@@ -23,6 +23,7 @@ DIALECTS: tuple[Dialect, ...] = (
     SGLANG,
     TGI,
     TORCHTITAN,
+    TORCHTITAN_0_3,
     DEEPSPEED,
     NEMO,
 )

@@ -1,4 +1,4 @@
-"""BE414 for widths: features that an engine or torch does not shard, because they do not divide or a quantised block is cut."""
+"""BE414 for widths: features that an engine or torch cannot shard: they do not divide, or a quantised block would be cut."""
 
 from collections.abc import Iterator, Mapping
 

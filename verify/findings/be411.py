@@ -85,3 +85,16 @@ def module_not_taken(client: str, style: str, module: str, entry: str) -> Findin
         found="a module of another kind",
         needed="torch.nn.Linear or torch.nn.Embedding, or no entry",
     )
+
+
+def no_case(client: str, cite: str, why: str) -> Finding:
+    """A client that shards by attribute names raises for this model; `why` says what is missing."""
+    return Finding(
+        "BE411",
+        Severity.ERROR,
+        f"{client} reads no plan, and does not shard this model by its names: {why}.",
+        why=f"it sets up every module by its attribute name, and raises for any other that has parameters ({cite})",
+        found=why,
+        needed="the names of Llama's modules, or a case of its own in the client",
+        fault=Fault.CLIENT,
+    )

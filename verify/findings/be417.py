@@ -102,3 +102,17 @@ def other_code(client: str, installed: str) -> Finding:
         needed="nothing, where the model's code is your own or did not change",
         fault=Fault.CLIENT,
     )
+
+
+def experts_replaced(module: str, client: str) -> Finding:
+    """The client puts experts of its own in place of those of each layer's `module`."""
+    return Finding(
+        "BE417",
+        Severity.UNDECIDED,
+        f"{client} puts experts of its own in the place of `{module}` of a layer.",
+        Place(),
+        why="what runs there is the client's code, and not the model's that was traced",
+        found="a router and experts",
+        needed="a run in the client",
+        fault=Fault.CLIENT,
+    )

@@ -1,6 +1,6 @@
 """TP205: a sum that is taken twice."""
 
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -22,3 +22,17 @@ register(
         valid=(Example(note="One reduction.", model="llama"),),
     )
 )
+
+
+def bias_on_every_rank(client: str, module: str, cite: str) -> Finding:
+    """The client sums the outputs of a layer over the ranks, after each rank has added the whole bias to its own."""
+    return Finding(
+        "TP205",
+        Severity.ERROR,
+        f"{client} sums the output of {module} over the ranks after every rank has added its whole bias.",
+        Place(module=module),
+        why=f"the bias stays whole, and the layer's own forward adds it before the sum ({cite})",
+        found="the bias times the number of ranks",
+        needed="a layer without a bias, or one that stays whole",
+        fault=Fault.CLIENT,
+    )
