@@ -14,20 +14,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PATH = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
 """PYTHONPATH of a process that imports this checkout's package and its tests."""
-# Two processes; a file stays in one of them, so that its models, groups of ranks and sites are made once.
-_PYTEST = ("pytest", "-q", "-n", "2", "--dist", "loadfile")
+# Two processes; a file stays in one of them, so that its models, groups of ranks and sites are made once. In the order given.
+_PYTEST = ("pytest", "-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 STEPS = {
     "lint": ("ruff", "check", "."),
     "format": ("ruff", "format", "--check", "."),
     "types": ("mypy",),
     "imports": ("importlinter.cli", "lint"),
+    # The longest files first: the last ones are short, so that neither process waits for the other.
     "tests": (
         *_PYTEST,
-        "tests/arch",
+        "tests/ranks/test_seen.py",
         "tests/golden",
+        "tests/arch",
+        "tests/unit/test_suggest.py",
+        "tests/unit/test_write.py",
         "tests/truth",
         "tests/unit",
-        "tests/ranks/test_seen.py",
     ),
 }
 MORE = {"ranks": (*_PYTEST, "tests/ranks")}
