@@ -41,6 +41,8 @@ class Script:
     lacks: tuple[str, ...] = ()
     other_side: frozenset[Source] = frozenset()
     """Lines that branch on data, and take the other side than a trace takes by itself."""
+    after: RunMode | None = None
+    """The mode of a forward that was made before, with the arguments of the first one; what it left in the model is there."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -52,6 +54,9 @@ class Script:
         """Run the forwards and return what the last one gives, beside what the first gave."""
         outputs: list[object] = []
         cache: dict[str, object] = {}
+        if self.after is not None:
+            model.train(self.after is RunMode.TRAINING)(**self.calls[0])
+            model.train(self.mode is RunMode.TRAINING)
         for call in self.calls:
             outputs.append(model(**call, **cache))
             cache = cache_in(model, outputs[-1])

@@ -158,6 +158,8 @@ class Graph:
 
     any_module: bool = False
     """Whether this is no Transformers model, so that its plan is for runtimes that know packed blocks of any sizes."""
+    leaves: tuple[str, ...] = ()
+    """Paths of modules whose attributes are others after the forward: a next one may read what this one left there."""
 
     def key(self, path: str) -> str:
         """The key of a module or a parameter in a plan."""

@@ -149,6 +149,32 @@ def _traced_on_the_other_side(model: nn.Module, subject: Subject, line: Source) 
             return error
 
 
+_after: "WeakKeyDictionary[nn.Module, dict[tuple[RunMode, RunMode], Subject | TraceError]]" = WeakKeyDictionary()
+
+
+def after_another(model: nn.Module, subject: Subject, first: RunMode) -> Subject:
+    """A subject in its mode after one forward in another mode or the same, with what that left in the model.
+
+    Raises:
+        TraceError: it cannot be traced so.
+    """
+    script = subject.script
+    with private_copy(model) as own:
+        script = replace(script or next(scripts(own, RunMode.EVALUATION)), after=first)
+        kept = _after.setdefault(model, {})
+        if (script.mode, first) not in kept:
+            runs = _changed.get(model, {}).get(script.mode, own)
+            try:
+                graph = trace_script(runs, script)[0]
+                kept[script.mode, first] = replace(subject, graph=graph, script=script, evaluation=subject.reference)
+            except TraceError as error:
+                kept[script.mode, first] = error
+        found = kept[script.mode, first]
+    if isinstance(found, TraceError):
+        raise found
+    return found
+
+
 def program_for(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
     """The single-device program on other inputs (meta tensors, by the names of the forward's arguments).
 
@@ -168,6 +194,7 @@ class _ProgramKey:
     distributed: bool
     mode: RunMode
     other_side: frozenset[Source]
+    after: RunMode | None
 
 
 _programs: "WeakKeyDictionary[nn.Module, list[tuple[_ProgramKey, Graph]]]" = WeakKeyDictionary()
@@ -195,14 +222,14 @@ def local_program(
     if unfixed or inputs is not None:
         with private_copy(model) as own:
             return trace_local(own, assigned, degree, inputs, unfixed=unfixed, distributed=distributed)
-    mode, other_side = (RunMode.EVALUATION, frozenset[Source]()) if script is None else (script.mode, script.other_side)
-    asked = _ProgramKey(assigned, degree, distributed, mode, other_side)
+    told = script or Script(RunMode.EVALUATION, ())
+    asked = _ProgramKey(assigned, degree, distributed, told.mode, told.other_side, told.after)
     kept = _programs.setdefault(model, [])
     for known, program in kept:
         if known == asked:
             return program
     with private_copy(model) as own:
-        runs = _changed.get(model, {}).get(mode, own)
+        runs = _changed.get(model, {}).get(told.mode, own)
         made = trace_local(runs, assigned, degree, script=script, distributed=distributed)
     kept[:] = [(asked, made), *kept[: KEPT - 1]]
     return made

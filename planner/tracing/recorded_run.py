@@ -68,6 +68,7 @@ class Tracing:
         self.repeats = LayerRepeats(self.recorder, self.paths, {} if every else self.kinds, self.state)
         self.calls: list[ModuleCall | None] = []
         self.left: dict[str, list[Tensor]] = {}
+        self.leaves: tuple[str, ...] = ()
 
     def _kept_tensors(self) -> list[tuple[str, Tensor]]:
         return remembered(self.model, "kept tensors", lambda: kept_tensors(self.model))
@@ -122,6 +123,7 @@ class Tracing:
             calls=tuple(call for call in self.calls if call is not None),
             unlike=unlike_lists(self.model),
             any_module=isinstance(getattr(self.model, "config", None), ModuleConfig),
+            leaves=self.leaves,
         )
 
     def _stopped(self, error: Exception, inputs: tuple[tuple[str, int], ...]) -> TraceError:
@@ -159,6 +161,7 @@ class Tracing:
             for undo in restore:
                 undo()
             self.left = {self.paths[id(each.module)]: tensors for each in held if (tensors := each.added())}
+            self.leaves = tuple(self.paths[id(each.module)] for each in held if each.changed())
             for each in () if self.keep else held:
                 each.restore()
             for globals_before in put_back:

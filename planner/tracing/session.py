@@ -208,6 +208,14 @@ class ModuleState:
         now = vars(self.module).items()
         return [value for name, value in now if isinstance(value, Tensor) and self.attributes.get(name) is not value]
 
+    def changed(self) -> bool:
+        """Whether the forward has put tensors or numbers into attributes of the module, or anything into its containers."""
+        now = ((name, value) for name, value in vars(self.module).items() if name != "training")
+        others = (value for name, value in now if self.attributes.get(name, self) is not value)
+        if any(isinstance(value, Tensor | int | float | complex) for value in others):
+            return True
+        return any(len(container) != len(content) for container, content in self.contents)
+
     def restore(self) -> None:
         """Put everything back as it was."""
         vars(self.module).clear()

@@ -92,6 +92,21 @@ def test_what_training_leaves_for_evaluation_has_to_be_whole() -> None:
     assert result.findings[0].message.startswith("in training, the forward leaves in model.layers.0.feed.seen")
 
 
+@pytest.mark.parametrize(
+    ("trait", "when"),
+    [
+        ("mean of the last forward", "in decoding, "),
+        ("mean of the last training", "in evaluation after a forward in training, "),
+        ("mean of the last input", ""),
+        ("mean that is only kept", ""),
+    ],
+)
+def test_what_a_forward_leaves_in_an_attribute_is_there_in_the_next(trait: str, when: str) -> None:
+    result = proof(trait)
+    assert result.verdict is (Verdict.REFUTED if when else Verdict.PROVED), result.findings
+    assert not when or result.findings[0].message.startswith(f"{when}mean needs all of a dim that is sharded")
+
+
 def test_a_gradient_taken_in_the_forward_is_not_recorded() -> None:
     result = proof("differentiated in the forward")
     assert result.verdict is Verdict.NOT_PROVED

@@ -105,6 +105,7 @@ class Feed(nn.Module):
             nn.Linear(config.intermediate_size, config.hidden_size),
         )
         self.log: Tensor | None = None
+        self.penalty: Tensor | None = None
         self.last = False
         if config.trait == "frozen layer" and index == 1:
             self.up.bias.requires_grad_(False)
@@ -147,6 +148,14 @@ def _scaled_later(feed: Feed, h: Tensor, of: Tensor, *, read: bool = True) -> Te
             feed.seen.copy_(of.abs().mean())
         return h
     return h / feed.seen if read else h
+
+
+def _divided_by_the_last(feed: Feed, h: Tensor, of: Tensor, *, when: bool = True, read: bool = True) -> Tensor:
+    """An attribute keeps a mean of `of` for the next forward, which divides by it."""
+    last = feed.penalty if read else None
+    if when:
+        feed.penalty = of.detach().abs().mean()
+    return h if last is None else h / (1 + last)
 
 
 def _counted(feed: Feed, h: Tensor, x: Tensor) -> Tensor:
@@ -224,6 +233,10 @@ TRAITS: dict[str, Callable[[Feed, Tensor, Tensor], Tensor]] = {
     "saved as it is": lambda feed, h, x: _saved(h, Tensor.double, Tensor.float),
     "statistic of a part": lambda feed, h, x: _scaled_later(feed, h, h),
     "statistic of the input": lambda feed, h, x: _scaled_later(feed, h, x),
+    "mean of the last forward": lambda feed, h, x: _divided_by_the_last(feed, h, h),
+    "mean of the last training": lambda feed, h, x: _divided_by_the_last(feed, h, h, when=feed.training),
+    "mean of the last input": lambda feed, h, x: _divided_by_the_last(feed, h, x),
+    "mean that is only kept": lambda feed, h, x: _divided_by_the_last(feed, h, h, read=False),
     "statistic that nothing reads": lambda feed, h, x: _scaled_later(feed, h, h, read=False),
     "one token only": lambda feed, h, x: h.softmax(-1) if x.shape[1] == 1 else h,
     "branch on data": lambda feed, h, x: h.softmax(-1) if x.abs().max() > 1e-3 else h,

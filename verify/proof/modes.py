@@ -15,7 +15,7 @@ from shardproof.planner.ir.plan import generic
 from shardproof.planner.judge import related_programs
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.assign import assign
-from shardproof.planner.tracing.programs import Subject, on_the_other_side, other_modes, subject_in
+from shardproof.planner.tracing.programs import Subject, after_another, on_the_other_side, other_modes, subject_in
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.twins.twin import raises_on_one_device
 from shardproof.verify.findings import tp210
@@ -52,6 +52,7 @@ def check_modes(
     found = with_fix(subject, styles, tp, check_tensor(subject, styles, tp))
     found = found or _in_other_modes(loaded, subject, styles, tp, asked)
     found = found or _on_other_sides(subject, styles, tp, asked) or _left_for_later(subject, styles, tp)
+    found = found or _after_another_forward(subject, styles, tp)
     return found, _scope(subject, asked)
 
 
@@ -126,9 +127,31 @@ def _left_for_later(subject: Subject, styles: Mapping[str, str], tp: int) -> tup
         for name in left:
             placement = ran.placements.get(numbers.get(name, -1), UNTOLD) if ran is not None else UNTOLD
             if not isinstance(placement, Replicate):
-                mode = (one.script.mode if one.script is not None else RunMode.EVALUATION).value
-                return (tp210.left_in_a_buffer(name, mode, str(placement), Place(module=name.rpartition(".")[0])),)
+                return (
+                    tp210.left_in_a_buffer(
+                        name, _mode(one).value, str(placement), Place(module=name.rpartition(".")[0])
+                    ),
+                )
     return ()
+
+
+def _after_another_forward(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+    """What a forward leaves in attributes (a running mean, a number of calls) is there in the next, which has to be right too."""
+    programs = [one for one in (subject, *other_modes(subject.model)) if _mode(one) is not RunMode.DECODING]
+    for first in (_mode(one) for one in programs if one.graph.leaves):
+        for one in programs:
+            when = f"{_mode(one).value} after a forward in {first.value}"
+            try:
+                again = after_another(subject.model, one, first)
+            except TraceError as error:
+                return (tp210.mode_not_traced(when, str(error), Place(None, error.module or None, error.source)),)
+            if wrong := check_tensor(again, styles, tp):
+                return tuple(replace(found, message=f"in {when}, {found.message}") for found in wrong)
+    return ()
+
+
+def _mode(subject: Subject) -> RunMode:
+    return subject.script.mode if subject.script is not None else RunMode.EVALUATION
 
 
 def _branches(subject: Subject) -> Iterator[tuple[Subject, Source]]:
