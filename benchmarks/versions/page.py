@@ -40,7 +40,7 @@ def page(swept: Sequence[Swept]) -> str:
         "",
         "Every causal-LM type on several versions of Transformers, by one installation of shardproof: the plan that",
         "`plan suggest` infers, its proof at the smallest degree asked, and where it says so the run on ranks as threads.",
-        f"torch {torch.__version__.partition('+')[0]}. Written by `python -m benchmarks versions --page docs/versions.md`.",
+        f"torch {torch.__version__.partition('+')[0]}. Written by `python -m benchmarks versions --page FILE`.",
         "",
         f"| Transformers | types | {' | '.join(_ANSWERS)} | {_STOPPED} | proof and run disagree | unlike {first.facts.version} |",
         "|" + "---|" * (len(_ANSWERS) + 5),
