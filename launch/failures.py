@@ -31,6 +31,8 @@ def failure_sentence(error: Exception) -> tuple[str, int] | None:
     """The sentence and the code of an error that the caller, the model or the machine causes; None where it is our bug."""
     if isinstance(error, MisuseError | LoadError | PlanError | ArgumentError | VersionError):
         return str(error), MISUSE
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return "a path of the arguments is longer than file names can be.", MISUSE
     if isinstance(error, ShardproofError):  # a model that cannot be traced or made small: no fault of the arguments
         return str(error), UNDECIDED
     sentence = next(filter(None, map(_of_machine, _chain(error))), None)

@@ -90,7 +90,8 @@ def _faults(one: Input, ended: Ended, folder: Path, before: set[Path]) -> list[s
         "no sentence": (misuse and not sentences) or len(sentences) > (3 if misuse else 40),
         "control characters": any(ord(sign) < 32 and sign not in "\n\t" for sign in text) or "\u202e" in text,
         "left a process": bool(_children(folder)),
-        "left a file": bool(_files(folder / "here") - before) or bool(_files(folder / "tmp")),
+        "left a file": ("--output" not in one.arguments and bool(_files(folder / "here") - before))
+        or bool(_files(folder / "tmp")),
         "did not end": ended.code < 0,
         "prints code that runs": _runs(one, ended, folder),
     }

@@ -135,8 +135,11 @@ def architecture(fields: Mapping[str, object]) -> type[PreTrainedModel] | None:
     """The class that `architectures` names, if Transformers has it.
 
     Raises:
-        LoadError: `architectures` is no list of names, or names a class that runs nothing.
+        LoadError: `architectures` is no list of names, or names a class that runs nothing; or `auto_map` is no object.
     """
+    code = fields.get("auto_map")
+    if code is not None and not isinstance(code, Mapping):
+        raise LoadError(f"auto_map is {str(code)[:80]}, and no object of class names; correct it in the config.")
     names = fields.get("architectures")
     if names is None:
         return None

@@ -37,6 +37,7 @@ TEXT = json.dumps(FIELDS)
         (TEXT.replace("128", "1" + "0" * 5000), "holds a number that cannot be read"),
         (TEXT[:-1] + ', "architectures": 5}', "architectures is 5, and not a list of class names"),
         (TEXT[:-1] + ', "architectures": [null]}', "and not a list of class names"),
+        (TEXT[:-1] + ', "auto_map": -1}', "auto_map is -1, and no object of class names"),
         (
             TEXT[:-1] + ', "architectures": ["LlamaPreTrainedModel"]}',
             "names LlamaPreTrainedModel, which has no forward",
@@ -91,3 +92,9 @@ def test_a_plan_of_a_wrong_form_in_a_config(
 def test_an_override_that_no_model_has(value: str, capsys: Captured) -> None:
     assert run(["verify", "llama", "--set", f"num_hidden_layers={value}", "--level", "proof", "-q"]) == 2
     assert "bug" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("check", "~" + "a" * 5000), ("verify", "llama", "--adapter", "a" * 5000)])
+def test_a_path_that_is_longer_than_any(arguments: tuple[str, ...], capsys: Captured) -> None:
+    assert run([*arguments, "-q"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
