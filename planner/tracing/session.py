@@ -209,12 +209,13 @@ class ModuleState:
         return [value for name, value in now if isinstance(value, Tensor) and self.attributes.get(name) is not value]
 
     def changed(self) -> bool:
-        """Whether the forward has put tensors or numbers into attributes of the module, or anything into its containers."""
-        now = ((name, value) for name, value in vars(self.module).items() if name != "training")
-        others = (value for name, value in now if self.attributes.get(name, self) is not value)
-        if any(isinstance(value, Tensor | int | float | complex) for value in others):
+        """Whether the forward has given the module other attributes, or its containers other contents."""
+        before, now = self.attributes, vars(self.module)
+        if any(
+            before.get(name, self) is not now.get(name, self) for name in (before.keys() | now.keys()) - {"training"}
+        ):
             return True
-        return any(len(container) != len(content) for container, content in self.contents)
+        return any(_items(container) != _items(content) for container, content in self.contents)
 
     def restore(self) -> None:
         """Put everything back as it was."""
@@ -223,6 +224,13 @@ class ModuleState:
         for container, content in self.contents:
             container.clear()
             container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _items(container: Any) -> list[int] | set[int] | dict[Any, int]:
+    """What a list, a set or a dictionary holds, by identity."""
+    if isinstance(container, dict):
+        return {key: id(value) for key, value in container.items()}
+    return {id(one) for one in container} if isinstance(container, set) else [id(one) for one in container]
 
 
 def _containers(module: nn.Module) -> Iterator[Any]:

@@ -19,7 +19,7 @@ VERIFIED = {
 
 JUDGED = {
     "transformers": "Transformers itself ([types](zoo.md))",
-    "transformers 4.57": "Transformers 4.57.6: 14 layouts of llama and qwen2, none disagrees",
+    "transformers 4.57": "Transformers 4.57.6: 14 layouts of llama and qwen2; one differs: a key that it drops is refuted",
     "vllm 0.32": "vLLM 0.32.0 ([types](engines.md))",
     "deepspeed": "DeepSpeed 0.19.8: 72 layouts of 15 types, none disagrees",
     "nemo": "NeMo AutoModel 0.7.0: 149 layouts of 40 types, none disagrees",
@@ -27,8 +27,8 @@ JUDGED = {
 }
 """The engine that proofs in a dialect were compared with.
 
-DeepSpeed's and NeMo's numbers are those of `python -m benchmarks deepspeed` and `nemo`, the latter with Transformers 5.18.0,
-which NeMo pins. torchtitan's FSDP wants a later torch than 2.13.0: `parallelize` ran without it, and no gradient was compared.
+DeepSpeed's numbers are those of `python -m benchmarks deepspeed`. NeMo's are of the same steps as `python -m benchmarks nemo`, in
+ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's FSDP wants a later torch than 2.13.0: `parallelize` ran without it, and no gradient was compared.
 """
 
 HEAD = """# Clients

@@ -133,8 +133,9 @@ def _laid_out(graph: Graph, layout: Mapping[str, str | None]) -> Assigned:
 
 def _by_modules(dialect: Dialect, subject: Subject, plan: Plan, degree: int) -> Reading:
     graph, told = subject.graph, list[Finding]()
-    written = plan.styles(subject.prefix)
-    if not dialect.reads_head:
+    if dialect.reads_head:
+        written = plan.styles(subject.prefix)
+    else:
         written = {join(subject.prefix, entry.pattern): entry.style for entry in plan.tp}
         told += _unmatched(dialect, subject, seen_keys(dialect, subject, plan))
         warn = partial(be413.key_not_seen, client=dialect.name, cite=dialect.cites[-1], severity=Severity.WARNING)
