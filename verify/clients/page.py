@@ -28,7 +28,8 @@ JUDGED = {
 """The engine that proofs in a dialect were compared with.
 
 DeepSpeed's numbers are those of `python -m benchmarks deepspeed`. NeMo's are of the same steps as `python -m benchmarks nemo`, in
-ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's FSDP wants a later torch than 2.13.0: `parallelize` ran without it, and no gradient was compared.
+ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's FSDP wants a later torch than 2.13.0:
+`parallelize` ran without it, and no gradient was compared.
 """
 
 HEAD = """# Clients
