@@ -13,16 +13,19 @@ from shardproof.launch.ranks.threads import ThreadRanks
 from shardproof.launch.ranks.torchrun import TorchrunRanks
 from shardproof.launch.result import UndecidedError
 from shardproof.planner.ir.errors import ArgumentError
-from shardproof.planner.ir.findings import Finding, Severity
+from shardproof.planner.ir.findings import Finding, Severity, as_written
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
-from shardproof.planner.tracing.programs import on_meta
+from shardproof.planner.tracing.programs import on_meta, subject_of
+from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.twins.loading import try_loading
+from shardproof.planner.twins.quantised import quantised_twin
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.planner.weights.quantised import method_of
 from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.findings import dy504, dy505, pl104, tp221, tp222
+from shardproof.verify.proof.prove import quantised_findings
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.verdicts import findings_of, measures_of, written
 from shardproof.verify.stages.case import Case
@@ -67,21 +70,37 @@ def confirm(
     began = time.monotonic()
     loaded = load(model) if isinstance(model, str) else model
     plan = plan if plan is not None else carried_plan(loaded, on_meta(loaded))
-    case = _case_of(loaded, plan, tp=tp, pp=pp, ep=ep, weights=weights)
+    packed = () if weights else _packed_findings(loaded, plan, tp=tp, pp=pp)
+    refuted = next((finding for finding in packed if finding.severity is Severity.ERROR), None)
+    case = refuted or _case_of(loaded, plan, tp=tp, pp=pp, ep=ep, weights=weights, packed=bool(packed))
     if isinstance(case, Finding):
         return LevelResult("run", time.monotonic() - began, (case,))
     with runner_for(case, world, timeout, nodes) as runner:
         run_case = _one_by_one(runner)
         result = _result(case, run_case(case), timeout)
         findings = diagnosed(case, result.findings, lambda other: _findings_if_decided(other, run_case(other), timeout))
+    return LevelResult("run", time.monotonic() - began, written(case, (*findings, *packed)), result.measures)
+
+
+def _packed_findings(loaded: LoadedModel, plan: Plan, *, tp: int, pp: int) -> tuple[Finding, ...]:
+    """Of a quantised checkpoint, what forbids that its twin is quantised too."""
     method = method_of(loaded.config)
-    if method is not None and not weights:
-        findings = (*findings, tp222.not_looked_at(method))
-    return LevelResult("run", time.monotonic() - began, written(case, findings), result.measures)
+    if method is None:
+        return ()
+    if pp > 1:
+        return (tp222.not_looked_at(method),)
+    try:
+        subject = subject_of(on_meta(loaded))
+    except TraceError:
+        return (tp222.not_looked_at(method),)
+    found = quantised_findings(subject, plan.styles(subject.prefix), tp)
+    return tuple(as_written(finding, subject.prefix) for finding in found)
 
 
-def _case_of(loaded: LoadedModel, plan: Plan, *, tp: int, pp: int, ep: int, weights: bool) -> Case | Finding:
-    """What is run, or the finding that tells why it cannot be.
+def _case_of(
+    loaded: LoadedModel, plan: Plan, *, tp: int, pp: int, ep: int, weights: bool, packed: bool
+) -> Case | Finding:
+    """What is run, or the finding that tells why it cannot be. With `packed`, the twin of a quantised checkpoint is plain.
 
     Raises:
         ArgumentError: there is no checkpoint to run.
@@ -99,9 +118,12 @@ def _case_of(loaded: LoadedModel, plan: Plan, *, tp: int, pp: int, ep: int, weig
             "`plan doctor` says what has to be installed."
         )
     try:
-        return Case(loaded if weights else twin(loaded, tp=tp, pp=pp), plan, tp, pp, ep, weights=weights)
+        small = loaded if weights else twin(loaded, tp=tp, pp=pp)
     except TwinError as error:
         return dy504.no_small_model(str(error))
+    if not (weights or packed or method_of(loaded.config) is None):
+        small = quantised_twin(loaded, small, tp=tp)
+    return Case(small, plan, tp, pp, ep, weights=weights)
 
 
 def confirm_cases(

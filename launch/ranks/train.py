@@ -13,7 +13,8 @@ from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.planner.twins.twin import TwinError, twin
-from shardproof.verify.findings import dy504, pl104
+from shardproof.planner.weights.quantised import method_of
+from shardproof.verify.findings import dy504, pl104, tp222
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.training.verdicts import answer_lines, training_findings
 from shardproof.verify.run.verdicts import findings_of, written
@@ -65,6 +66,8 @@ def confirm_training(
     with runner_for(case, world, timeout, nodes) as runner:
         (case_result,) = runner.run((case,))
     findings, answers = training_result(case, case_result, timeout)
+    if (method := method_of(loaded.config)) is not None:
+        findings += (tp222.not_looked_at(method),)
     return LevelResult("train", time.monotonic() - began, findings, answers=answers)
 
 

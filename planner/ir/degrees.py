@@ -22,12 +22,14 @@ class Limit:
             `torch.chunk` cuts).
         what: the size in words, such as `8 parts of 128 (num_key_value_heads)`, or the message of a fault.
         place: the entry that shards the dim, its module and source line.
+        unit: the features that each of `size` stands for: those of one block, where a rank has to hold whole blocks.
     """
 
     size: int | None
     even: bool
     what: str
     place: Place
+    unit: int = 1
 
     def allows(self, degree: int) -> bool:
         """Whether this dim can be split over so many ranks."""

@@ -3,6 +3,7 @@
 A wrong plan is wrong at any size, so it is tested at a small size in float64, where a fault cannot be confused with rounding.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.small_configs import SMALL, beside_sizes, by_names, by_trial, by_width, of_module
 from shardproof.planner.twins.small_runs import LARGEST, SHORT, TrialRun, parameters_of, runs, trial_run
+from shardproof.planner.weights.quantised import method_of
 
 NARROW = 20_000_000
 """The most parameters of a twin where there is none of `SMALL`."""
@@ -35,7 +37,7 @@ class TwinError(ShardproofError, ValueError):
 def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     """A small model with the same structure, for `tp` ranks and `pp` stages.
 
-    Kept are every kind of layer, the ratio of query to KV heads, and whether each size divides by `tp`.
+    Kept are every kind of layer, the ratio of query to KV heads, and whether each size divides by `tp`. It is not quantised.
 
     Raises:
         TwinError: the config's fields can be shrunk neither by their names nor by trial, and the model is too large to run
@@ -43,6 +45,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     """
     if loaded.adapters:
         loaded = with_adapter_classes(loaded, tuple(map(without_dropout, loaded.adapters)))
+    loaded = _unquantised(loaded)
     with quiet():
         kinds, text_alone, first, patience = parameters_of(loaded).kinds, None, "", _PATIENCE
         for most, config in chain(
@@ -74,6 +77,15 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
         f"{LARGEST // 1_000_000} million parameters.{why}"
     )
+
+
+def _unquantised(loaded: LoadedModel) -> LoadedModel:
+    """The model as it was before its checkpoint was quantised."""
+    if method_of(loaded.config) is None:
+        return loaded
+    config = copy.deepcopy(loaded.config)
+    del config.quantization_config
+    return dataclasses.replace(loaded, config=config)
 
 
 _AGREEMENTS = 6

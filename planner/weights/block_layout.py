@@ -41,7 +41,7 @@ def blocked_sides(graph: Graph, assigned: Assigned, model: nn.Module) -> Iterato
     config = getattr(model, "config", None)
     if method_of(config) is None:
         return
-    blocks, quantised = blocks_of(config), _quantised(model)
+    blocks, quantised = blocks_of(config), quantised_layers(model)
     for name, (placement, entry) in assigned.parameters.items():
         path, _, local = name.rpartition(".")
         module = graph.module_of[path]
@@ -69,7 +69,7 @@ def is_modelled(graph: Graph, assigned: Assigned, model: nn.Module, degree: int)
         return False
     if fields.get("modules_to_convert") or any(path.endswith(".experts") for path in graph.module_of):
         return False
-    quantised = _quantised(model)
+    quantised = quantised_layers(model)
     for name, (placement, _) in assigned.parameters.items():
         path, _, _ = name.rpartition(".")
         if not isinstance(placement, Shard) or path not in quantised:
@@ -101,7 +101,7 @@ def refused_by_quantiser(config: object, degree: int) -> str | None:
     return ""
 
 
-def _quantised(model: nn.Module) -> frozenset[str]:
+def quantised_layers(model: nn.Module) -> frozenset[str]:
     """Paths of the linear layers that the quantiser of the installed Transformers converts; for other methods than FP8, those
     that the config does not keep.
     """

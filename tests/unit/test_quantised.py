@@ -1,15 +1,23 @@
 """A quantised checkpoint is never proved by the weights that it had before; a block that a rank's part cuts is refuted."""
 
 import pytest
+import torch
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
+from shardproof.launch.ranks.confirm import confirm_cases
+from shardproof.launch.ranks.threads import ThreadRanks
 from shardproof.planner.ir.findings import Severity, Verdict
+from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
+from shardproof.planner.twins.quantised import quantised_state, quantised_twin
+from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.twin import twin
 from shardproof.planner.weights.block_layout import refused_by_quantiser
 from shardproof.verify.proof.degrees import legal_degrees
 from shardproof.verify.proof.prove import prove
+from shardproof.verify.stages.case import Case
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]}
@@ -52,12 +60,40 @@ def test_degrees_count_blocks(intermediate: int, block: int, legal: tuple[int, .
     assert "whole blocks" in found.forbidden[8].what
 
 
-def test_a_run_of_a_twin_is_no_run_of_the_checkpoint() -> None:
-    from shardproof.launch.ranks.confirm import confirm
+@pytest.mark.parametrize(
+    ("intermediate", "config", "verdict", "words"),
+    [
+        (384, FP8, Verdict.REFUTED, "holds 192 out_features"),
+        (512, {"quant_method": "nvfp4"}, Verdict.REFUTED, "does not support tensor parallelism"),
+        (512, {"quant_method": "bitsandbytes"}, Verdict.NOT_PROVED, "was not looked at"),
+    ],
+)
+def test_a_run_says_what_a_plain_twin_cannot(
+    intermediate: int, config: dict[str, object], verdict: Verdict, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shardproof.launch.ranks import confirm
 
-    result = confirm(quantised(512, dict(FP8)), tp=2)
-    assert result.verdict is Verdict.NOT_PROVED
-    assert "TP222" in [finding.code for finding in result.findings]
+    monkeypatch.setattr(confirm, "runner_for", lambda case, *_: ThreadRanks(case.tp, 60.0))
+    result = confirm.confirm(quantised(intermediate, dict(config)), tp=2)
+    assert result.verdict is verdict
+    assert any(finding.code == "TP222" and words in finding.message for finding in result.findings)
+
+
+def test_the_ranks_of_a_quantised_twin_read_their_part_of_weights_and_scales() -> None:
+    """Both ranks dequantise to the weights of one device; with the scales of the other half they would not."""
+    model = quantised(512, dict(FP8))
+    small = quantised_twin(model, twin(model, tp=2), tp=2)
+    plan = carried_plan(model, on_meta(model))
+    state = quantised_state(on_meta(small), random_state(build(small, device="cpu")))
+    weight, scale = state["model.layers.0.mlp.down_proj.weight"], state["model.layers.0.mlp.down_proj.weight_scale_inv"]
+    block = small.config.quantization_config["weight_block_size"][0]
+    assert weight.dtype is torch.float8_e4m3fn
+    assert block > 1
+    assert [size // block for size in weight.shape] == list(scale.shape)
+    assert not any("lm_head" in name and "scale" in name for name in state)
+    (result,) = confirm_cases((Case(small, plan, 2),), engine="inprocess")
+    assert result.verdict is Verdict.CONFIRMED
+    assert result.measures["weights"] == 0.0
 
 
 def test_what_a_quantiser_does_not_say_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

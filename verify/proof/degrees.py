@@ -77,7 +77,7 @@ def _whole_blocks(subject: Subject, assigned: Assigned) -> Iterator[Limit]:
     for one in blocked_sides(subject.graph, assigned, subject.model):
         count = one.count // one.block if one.count % one.block == 0 else 1
         what = f"{count} whole blocks of {one.block} {one.side} with one scale each"
-        yield Limit(count, even=True, what=what, place=Place(one.entry, one.module))
+        yield Limit(count, even=True, what=what, place=Place(one.entry, one.module), unit=one.block)
 
 
 def _primes(subject: Subject, assigned: Assigned) -> Iterator[int]:
@@ -148,5 +148,6 @@ def _as_written(limit: Limit, prefix: str) -> Limit:
 def _named(limit: Limit, config: PretrainedConfig) -> Limit:
     """With the name of its size in the config, where no more than two fields have that value."""
     numbers = {key: value for key, value in config.get_text_config().to_dict().items() if type(value) is int}
-    names = [key for key, value in numbers.items() if value == limit.size]
+    size = limit.size * limit.unit if limit.size is not None else None
+    names = [key for key, value in numbers.items() if value == size]
     return replace(limit, what=f"{limit.what} ({' or '.join(names)})") if 1 <= len(names) <= 2 else limit

@@ -16,7 +16,9 @@ from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import plan_owners
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
+from shardproof.planner.twins.quantised import quantised_state
 from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.weights.quantised import method_of
 from shardproof.verify.stages.case import Case
 
 State = Mapping[str, torch.Tensor]
@@ -39,12 +41,17 @@ def single_device(case: Case, device: torch.device) -> PreTrainedModel:
         nn.Module.to(model, device)
         return model
     made = reference_model(case.loaded, torch.device("cpu"))
-    single = from_state(
-        replace(case.loaded, config=copy.deepcopy(case.loaded.config)), random_state(made, seed=case.seed)
-    )
+    state = _twin_state(case, made)
+    single = from_state(replace(case.loaded, config=copy.deepcopy(case.loaded.config)), state)
     freeze_as(single, made)
     nn.Module.to(single, device)
     return single
+
+
+def _twin_state(case: Case, model: PreTrainedModel) -> State:
+    """The case's random state, quantised where the twin is."""
+    state = random_state(model, seed=case.seed)
+    return state if method_of(case.loaded.config) is None else quantised_state(model, state)
 
 
 def freeze_as(model: nn.Module, other: nn.Module) -> None:
@@ -70,6 +77,8 @@ def checkpoint_form(case: Case, single: PreTrainedModel) -> State:
     state = single.state_dict()
     if case.weights:
         return state
+    if method_of(case.loaded.config) is not None:
+        return _twin_state(case, reference_model(case.loaded, torch.device("cpu")))
     remembered = single.__dict__.pop("_weight_conversions", None)
     try:
         form = {name: value.contiguous() for name, value in revert_weight_conversion(single, _once(state)).items()}
