@@ -13,6 +13,8 @@ from shardproof.planner.layouts.search import Search, search
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta, subject_of
+from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.weights.stored import stored_weights
 from shardproof.verify.proof.degrees import legal_degrees
 
 
@@ -58,9 +60,12 @@ def rank_layouts(model: LoadedModel | str, plan: Plan | None, machine: Machine, 
     _at_least_one(context=wanted.context, batch=wanted.batch, element_bytes=wanted.width)
     loaded = load(model) if isinstance(model, str) else model
     built = on_meta(loaded)
+    if not subject_of(built).graph.outputs:
+        raise TraceError("it returns no tensor", "", None)
     plan = plan if plan is not None else _plan_of(loaded)
     degrees = legal_degrees(loaded, plan)
-    facts = measure(built, plan, degrees, context=wanted.context, train=wanted.train)
+    stored = stored_weights(built, loaded.checkpoint)
+    facts = measure(built, plan, degrees, context=wanted.context, train=wanted.train, stored=stored)
     experts = None if wanted.train or not plan.ep else _whole_experts(loaded, plan, degrees, wanted, facts)
     return RankedLayouts(
         loaded.title, plan, machine, wanted, facts, search(facts, degrees, machine, wanted, experts=experts)
@@ -86,4 +91,5 @@ def _whole_experts(
     legal = degrees_within(expert_limits(subject.graph, plan, subject.prefix), degrees.forbidden)
     if len(legal.legal) < 2:
         return None
-    return measure(built, plan, legal, context=wanted.context, experts=True, known=facts), legal
+    stored = stored_weights(built, loaded.checkpoint)
+    return measure(built, plan, legal, context=wanted.context, experts=True, known=facts, stored=stored), legal

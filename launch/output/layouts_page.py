@@ -12,6 +12,7 @@ from shardproof.launch.output.layouts_text import (
     headline,
     nothing_legal,
     row,
+    uncounted,
 )
 from shardproof.planner.ir.readable_text import format_bytes
 from shardproof.planner.layouts.cost import Facts, Load, Machine, RankMemory
@@ -54,7 +55,7 @@ def layouts_html(model: ServedModel, found: Search, facts: Facts, machine: Machi
         stages=list(_stages(first, machine)) if first else [],
         commands=commands(model, first, machine, load) if first else [],
         nothing=nothing_legal(found).capitalize(),
-        cache_unknown=not load.train and facts.cache is None,
+        uncounted=[said.capitalize() for said in uncounted(facts, load)],
         illegal=gathered(found),
     )
 

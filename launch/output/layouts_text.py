@@ -30,8 +30,7 @@ CHECKPOINT = "CHECKPOINT"
 def layouts_text(model: ServedModel, found: Search, facts: Facts, machine: Machine, load: Load) -> str:
     """The table, the reasons against the others, and the commands of the first."""
     parts = [headline(model.title, machine, load), _table(found, load)]
-    if not load.train and facts.cache is None:
-        parts.append("cache: not known for this model, and not counted")
+    parts += uncounted(facts, load)
     if found.illegal:
         parts.append("not legal:\n" + "\n".join(f"  {layout}: {reason}" for layout, reason in gathered(found)))
     if found.choices:
@@ -44,6 +43,17 @@ def layouts_text(model: ServedModel, found: Search, facts: Facts, machine: Machi
     else:
         parts.append(nothing_legal(found))
     return "\n\n".join(parts)
+
+
+def uncounted(facts: Facts, load: Load) -> list[str]:
+    """What is not counted, or not as it is stored; nothing in training, which keeps no cache and trains weights as they were."""
+    if load.train:
+        return []
+    said = ["cache: not known for this model, and not counted"] if facts.cache is None else []
+    if facts.unknown:
+        how = f"weights: counted as before they were quantised ({facts.unknown})"
+        said.append(f"{how}; a folder with the checkpoint's files says what it stores")
+    return said
 
 
 def nothing_legal(found: Search) -> str:
@@ -173,6 +183,7 @@ def layouts_json(model: ServedModel, found: Search, facts: Facts, machine: Machi
         {
             "model": model.title,
             "cache_known": facts.cache is not None,
+            "weights_known": not facts.unknown,
             "layouts": [_choice(model, choice, machine, load) for choice in found.choices],
             "illegal": [
                 {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "ep": layout.ep, "reason": reason}

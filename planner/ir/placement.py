@@ -118,7 +118,7 @@ def local_shape(shape: tuple[int, ...], placement: Placement, degree: int) -> tu
     Raises:
         ValueError: the dim does not divide into equal blocks, or a rank would hold nothing.
     """
-    if not isinstance(placement, Shard):
+    if not isinstance(placement, Shard) or degree == 1:
         return shape
     if placement.dim >= len(shape):
         raise ValueError(f"{placement} needs more dims than the shape {list(shape)} has.")

@@ -20,6 +20,8 @@ class Parameter:
     `active` is the share of it that one token uses: an expert that does not receive the token takes memory but is not read.
     In the units of `looked_up` rows of it are looked up, without a matrix product. It is `trained` if a gradient reaches it.
 
+    `width` are the bytes of an element where the checkpoint stores it quantised, with its share of the scales.
+
     A table that is sharded along its rows and only looked up has a whole gradient on every rank (torch 2.13.0, distributed
     tensors: the backward of an embedding gives a replicated gradient).
     """
@@ -31,6 +33,7 @@ class Parameter:
     looked_up: frozenset[int] = frozenset()
     trained: bool = True
     only_looked_up: bool = False
+    width: float | None = None
 
     def gradient(self, tp: int) -> int:
         """The number of elements of its gradient on the first rank."""
@@ -40,6 +43,11 @@ class Parameter:
     def elements(self, tp: int) -> int:
         """The number of its elements on the first rank, whose part is the largest."""
         return prod(local_shape(self.shape, self.placement, tp))
+
+    def stored(self, tp: int, load: "Load") -> int:
+        """The bytes of its elements on the first rank; it is trained as it was before it was quantised."""
+        width = load.width if self.width is None or load.train else self.width
+        return round(self.elements(tp) * width)
 
 
 class Per(Enum):
@@ -130,7 +138,8 @@ class Facts:
     after.
 
     `cache` lists the tensors that each layer keeps between steps; None if unknown. `handed` lists the tensors that are sent
-    at a cut before the second layer, the third, and so on.
+    at a cut before the second layer, the third, and so on. `unknown` is the method of a quantised checkpoint of which the
+    stored bytes are not known; its weights count as they were before.
     """
 
     parameters: tuple[Parameter, ...]
@@ -139,6 +148,7 @@ class Facts:
     hidden: int
     cache: tuple[tuple[CachedTensor, ...], ...] | None
     handed: tuple[tuple[Handed, ...], ...] = ()
+    unknown: str = ""
 
     @cached_property
     def _elements(self) -> dict[int, tuple[int, ...]]:
@@ -247,7 +257,6 @@ def rank_memory(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: 
     """The memory of a rank of the stage with these units, with `dp` replicas."""
     mine = set(units)
     tensors, sizes = facts.used(units), facts.elements(tp)
-    elements = sum(sizes[at] for at in tensors)
     trained = [at for at in tensors if facts.parameters[at].trained] if load.train else []
     gradients = facts.gradients(tp) if load.train else ()
     sequences = -(-load.batch // dp)
@@ -257,7 +266,7 @@ def rank_memory(facts: Facts, units: Sequence[int], load: Load, *, tp: int, dp: 
     live = layers + 32 if load.train else 16
     tokens = load.context if load.train else 1
     return RankMemory(
-        parameters=elements * load.width,
+        parameters=sum(facts.parameters[at].stored(tp, load) for at in tensors),
         gradients=sum(gradients[at] for at in trained) * load.width,
         # torch.optim.AdamW: two moments like the parameter, and a 4-byte step for each tensor that has a gradient.
         optimizer=2 * sum(sizes[at] for at in trained) * load.width + 4 * len(trained),
@@ -316,11 +325,12 @@ def seconds(facts: Facts, stages: Sequence[Sequence[int]], load: Load, machine: 
     groups = sequences if load.train else min(sequences, len(stages))
     turns = sequences + len(stages) - 1 if load.train else len(stages)
     tokens = load.context if load.train else -(-sequences // groups)
-    slowest, sizes = 0.0, facts.elements(tp)
+    slowest = 0.0
     for units in stages:
         mine = set(units)
         work = sum(facts.flops[unit] for unit in mine) * tokens / tp * (3 if load.train else 1)
-        weights = sum(sizes[at] * facts.parameters[at].active for at in facts.used(units)) * load.width
+        parameters = (facts.parameters[at] for at in facts.used(units))
+        weights = sum(one.stored(tp, load) * one.active for one in parameters)
         traffic = sent(facts, units, load, tp=tp)
         link = machine.intra if tp <= machine.per_node else machine.inter
         ring = traffic.bytes_per_token * tokens * 2 * (tp - 1) / tp / link + traffic.count * 5e-6

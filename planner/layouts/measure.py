@@ -23,6 +23,7 @@ from shardproof.planner.tracing.decode_cache import cache_tensors
 from shardproof.planner.tracing.module_tree import layer_stack
 from shardproof.planner.tracing.programs import local_program, program_for, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.weights.stored import StoredWeights
 
 
 def measure(
@@ -34,14 +35,16 @@ def measure(
     train: bool = False,
     experts: bool = False,
     known: Facts | None = None,
+    stored: StoredWeights | None = None,
 ) -> Facts:
     """The facts of a meta-device model under a plan. The rank's program is traced at the least legal degree above 1.
 
     With `train`, a forward of `context` tokens decides which parameters a gradient reaches, because some weights are only
     used in long texts. With `experts`, whole experts are distributed over the ranks by the expert plan, and the traffic is
     that of serving; `known` are then the facts without `experts`, whose cache is reused, because experts keep nothing
-    between steps.
+    between steps. `stored` says how a quantised checkpoint stores its weights.
     """
+    stored = stored or StoredWeights()
     subject = subject_of(model)
     graph, prefix = subject.graph, subject.prefix
     given = without_experts(plan) if experts else plan
@@ -51,13 +54,15 @@ def measure(
     degree = next((one for one in degrees.legal if one > 1), 1)
     traffic = _traffic(model, assigned, degree, units) if degree > 1 else ()
     summed = _summed(graph, plan, prefix, units) if experts else ()
+    trained = _trained(model, _of_length(model, context) if train else graph)
     return Facts(
-        parameters=_parameters(graph, lying, units, _trained(model, _of_length(model, context) if train else graph)),
+        parameters=_parameters(graph, lying, units, trained, stored.widths),
         traffic=(*traffic, *_gradients(graph, given.styles(prefix), units), *summed),
         depth=units.depth,
         hidden=_hidden(graph, units),
         cache=known.cache if known else _cache(model, assigned, degree, context),
         handed=known.handed if known else _handed(graph, units),
+        unknown=stored.unknown,
     )
 
 
@@ -103,7 +108,9 @@ def _of_length(model: nn.Module, context: int) -> Graph:
         return subject_of(model).graph
 
 
-def _parameters(graph: Graph, assigned: Assigned, units: _Units, trained: set[str]) -> tuple[Parameter, ...]:
+def _parameters(
+    graph: Graph, assigned: Assigned, units: _Units, trained: set[str], widths: Mapping[str, float]
+) -> tuple[Parameter, ...]:
     """The parameters; tied names are one parameter that several units use."""
     users: dict[int, set[int]] = {}
     names: dict[int, list[str]] = {}
@@ -128,6 +135,7 @@ def _parameters(graph: Graph, assigned: Assigned, units: _Units, trained: set[st
             frozenset(looked_up.get(number, ())),
             not trained.isdisjoint(names[number]),
             number in looked_up and number not in read,
+            next((widths[path] for name in names[number] if (path := name.rpartition(".")[0]) in widths), None),
         )
         for number, used in users.items()
     )
@@ -297,4 +305,5 @@ def _hidden(graph: Graph, units: _Units) -> int:
     outputs = {call.module: call.outputs for call in graph.calls}
     widths = [graph.values[outputs[layer][0]].shape[-1] for layer in layers if outputs.get(layer)]
     assert all(a == b for a, b in pairwise(widths))
-    return widths[0] if widths else max(graph.values[number].shape[-1] for _, number in graph.outputs)
+    shapes = (graph.values[number].shape for _, number in graph.outputs)
+    return widths[0] if widths else max((shape[-1] for shape in shapes if shape), default=0)

@@ -286,3 +286,18 @@ def test_a_plan_that_is_wrong_is_not_mended_by_memory(tmp_path: Path, capsys: Ca
 def test_misuse(arguments: list[str], sentence: str, capsys: Captured) -> None:
     assert run(["layout", "llama", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_forward_that_returns_nothing_cannot_be_laid_out(tmp_path: Path, capsys: Captured) -> None:
+    code = "import torch\nclass Model(torch.nn.Module):\n    def forward(self, x): return None\n"
+    (tmp_path / "model.py").write_text(code)
+    options = ["--input", "x: float[2, 8]", "--trust-remote-code", "--devices", "2", "--memory", "1GiB"]
+    assert run(["layout", f"{tmp_path}/model.py:Model", *options]) == 3
+    assert "nothing is known: it returns no tensor." in capsys.readouterr().err
+
+
+def test_a_size_of_zero_forbids_degrees_and_nothing_else(capsys: Captured) -> None:
+    small = ["--set", "hidden_size=64", "--set", "num_hidden_layers=1", "--set", "intermediate_size=0"]
+    assert run(["layout", "llama", *small, "--devices", "2", "--memory", "100GiB", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {layout["tp"] for layout in told["layouts"]} == {1}
