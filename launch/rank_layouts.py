@@ -7,11 +7,11 @@ from shardproof.planner.ir.degrees import Degrees, degrees_within
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.layouts.cost import Facts, Load, Machine
-from shardproof.planner.layouts.experts import expert_limits, without_experts
 from shardproof.planner.layouts.measure import measure
 from shardproof.planner.layouts.search import Search, search
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
+from shardproof.planner.propagation.expert_placements import expert_limits, without_experts
 from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.weights.stored import stored_weights

@@ -22,6 +22,7 @@ from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.twins.loading import try_loading
 from shardproof.planner.twins.quantised import quantised_twin
 from shardproof.planner.twins.twin import TwinError, twin
+from shardproof.planner.weights.block_layout import is_in_fp8_blocks
 from shardproof.planner.weights.quantised import method_of
 from shardproof.verify.diagnose import diagnosed
 from shardproof.verify.findings import dy504, dy505, pl104, tp221, tp222
@@ -70,7 +71,7 @@ def confirm(
     began = time.monotonic()
     loaded = load(model) if isinstance(model, str) else model
     plan = plan if plan is not None else carried_plan(loaded, on_meta(loaded))
-    packed = () if weights else _packed_findings(loaded, plan, tp=tp, pp=pp)
+    packed = () if weights else _packed_findings(loaded, plan, tp=tp, pp=pp, ep=ep)
     refuted = next((finding for finding in packed if finding.severity is Severity.ERROR), None)
     case = refuted or _case_of(loaded, plan, tp=tp, pp=pp, ep=ep, weights=weights, packed=bool(packed))
     if isinstance(case, Finding):
@@ -82,7 +83,7 @@ def confirm(
     return LevelResult("run", time.monotonic() - began, written(case, (*findings, *packed)), result.measures)
 
 
-def _packed_findings(loaded: LoadedModel, plan: Plan, *, tp: int, pp: int) -> tuple[Finding, ...]:
+def _packed_findings(loaded: LoadedModel, plan: Plan, *, tp: int, pp: int, ep: int) -> tuple[Finding, ...]:
     """Of a quantised checkpoint, what forbids that its twin is quantised too."""
     method = method_of(loaded.config)
     if method is None:
@@ -93,7 +94,9 @@ def _packed_findings(loaded: LoadedModel, plan: Plan, *, tp: int, pp: int) -> tu
         subject = subject_of(on_meta(loaded))
     except TraceError:
         return (tp222.not_looked_at(method),)
-    found = quantised_findings(subject, plan.styles(subject.prefix), tp)
+    found = quantised_findings(subject, plan, tp, ep)
+    if not found and not is_in_fp8_blocks(loaded.config):
+        return (tp222.plain_twin(method),)
     return tuple(as_written(finding, subject.prefix) for finding in found)
 
 
@@ -121,7 +124,7 @@ def _case_of(
         small = loaded if weights else twin(loaded, tp=tp, pp=pp)
     except TwinError as error:
         return dy504.no_small_model(str(error))
-    if not (weights or packed or method_of(loaded.config) is None):
+    if is_in_fp8_blocks(loaded.config) and not (weights or packed):
         small = quantised_twin(loaded, small, tp=tp)
     return Case(small, plan, tp, pp, ep, weights=weights)
 

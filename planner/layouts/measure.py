@@ -15,10 +15,10 @@ from shardproof.planner.ir.placement import R
 from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.layouts.cost import CachedTensor, Facts, Handed, Parameter, Per, Traffic
-from shardproof.planner.layouts.experts import dispatches, with_experts, without_experts
 from shardproof.planner.propagation.assign import Assigned, assign
 from shardproof.planner.propagation.backward import has_gradient
 from shardproof.planner.propagation.collectives import Collective, Kind, collectives, gradient_flows_to, with_gradient
+from shardproof.planner.propagation.expert_placements import dispatches, with_experts, without_experts
 from shardproof.planner.tracing.decode_cache import cache_tensors
 from shardproof.planner.tracing.module_tree import layer_stack
 from shardproof.planner.tracing.programs import local_program, program_for, subject_of

@@ -1,7 +1,8 @@
-"""Sharded dims of quantised linear layers in blocks, as Transformers lays out a checkpoint in FP8 by blocks.
+"""Sharded dims of quantised linear layers and stacked experts in blocks, as Transformers lays out a checkpoint in FP8 by blocks.
 
 Source: Transformers 5.23.0, `quantizers/base.py` (`update_parallel_plan`: a scale gets its weight's style, so that a
-rank's part of the scales fits its part of the weight where it holds whole blocks) and `quantizers/quantizer_finegrained_fp8.py`.
+rank's part of the scales fits its part of the weight where it holds whole blocks), `quantizers/quantizer_finegrained_fp8.py` and
+`integrations/finegrained_fp8.py` (`replace_with_fp8_linear`: linear layers, and modules called `experts`).
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from shardproof.planner.weights.quantised import Blocks, blocks_of, fields_of, m
 
 @dataclass(frozen=True, slots=True)
 class BlockedSide:
-    """One sharded side (`in_features` or `out_features`) of a quantised linear layer: its features, and those of a block."""
+    """One sharded side (`in_features` or `out_features`) of a quantised layer or of stacked experts: its features, and those of a
+    block.
+    """
 
     entry: str
     module: str
@@ -37,48 +40,86 @@ class BlockedSide:
 
 
 def blocked_sides(graph: Graph, assigned: Assigned, model: nn.Module) -> Iterator[BlockedSide]:
-    """Every sharded side of a linear layer that is quantised in blocks; none of a checkpoint that is not quantised."""
+    """Every sharded side that is quantised in blocks; none of a checkpoint that is not quantised."""
     config = getattr(model, "config", None)
     if method_of(config) is None:
         return
-    blocks, quantised = blocks_of(config), quantised_layers(model)
+    blocks, layers, experts = blocks_of(config), quantised_layers(model), quantised_experts(model)
     for name, (placement, entry) in assigned.parameters.items():
         path, _, local = name.rpartition(".")
-        module = graph.module_of[path]
-        if (
-            local != "weight"
-            or not isinstance(placement, Shard)
-            or "Linear" not in module.bases
-            or path not in quantised
-        ):
+        shape = graph.values[graph.parameters[name]].shape
+        if not isinstance(placement, Shard):
             continue
-        side = "out_features" if placement.dim % 2 == 0 else "in_features"
-        count = dict(module.numbers).get(side, 0)
+        if path in experts and len(shape) == 3 and placement.dim > 0:
+            side = "out_features" if placement.dim == 1 else "in_features"
+            count, path = shape[placement.dim] // placement.blocks, name
+        elif path in layers and local == "weight":
+            side = "out_features" if placement.dim % 2 == 0 else "in_features"
+            count = dict(graph.module_of[path].numbers).get(side, 0)
+        else:
+            continue
         if (block := blocks.size(side, count)) > 1:
             yield BlockedSide(entry, path, side, count, block)
 
 
+_LINEAR = frozenset(("colwise", "rowwise", "colwise_gather_output", "rowwise_split_input"))
+_EXPERTS = frozenset(("moe_tp_experts",))
+
+
 def is_modelled(graph: Graph, assigned: Assigned, model: nn.Module, degree: int) -> bool:
-    """Whether it is known what ranks get of this checkpoint's quantised weights: FP8 by blocks, in linear layers that are whole,
-    `colwise` or `rowwise`, with even parts.
+    """Whether it is known what ranks get of this checkpoint's quantised weights: every rank holds all of them whole, or they are
+    in FP8 by blocks.
+
+    Such blocks are known in linear layers that are whole, by columns or by rows, and in stacked experts of which a rank holds
+    whole ones or a part of each, with even parts.
     """
     config = getattr(model, "config", None)
-    fields = fields_of(config)
-    block = fields.get("weight_block_size")
-    if method_of(config) != "fp8" or not isinstance(block, list | tuple) or blocks_of(config) == Blocks():
+    sharded = {name: placement for name, (placement, _) in assigned.parameters.items() if isinstance(placement, Shard)}
+    if not any(_may_be_packed(name, model) for name in sharded):
+        return True
+    if not is_in_fp8_blocks(config) or fields_of(config).get("modules_to_convert"):
         return False
-    if fields.get("modules_to_convert") or any(path.endswith(".experts") for path in graph.module_of):
+    layers, experts = quantised_layers(model), quantised_experts(model)
+    packed = fields_of(config).get("expert_dtype", "fp8") != "fp8"
+    if any(packed or not _is_stack(model.get_submodule(path)) for path in experts):
         return False
-    quantised = quantised_layers(model)
-    for name, (placement, _) in assigned.parameters.items():
+    for name, placement in sharded.items():
         path, _, _ = name.rpartition(".")
-        if not isinstance(placement, Shard) or path not in quantised:
+        if path not in layers | experts:
             continue
+        count = graph.values[graph.parameters[name]].shape[placement.dim]
+        if placement.parts or count % (degree * placement.blocks):
+            return False
+        whole_experts = path in experts and placement.dim == 0
         style = assigned.modules.get(path)
-        size = graph.values[graph.parameters[name]].shape[placement.dim]
-        if style is None or style[0].name not in ("colwise", "rowwise") or size % degree:
+        if not whole_experts and (style is None or style[0].name not in (_EXPERTS if path in experts else _LINEAR)):
             return False
     return True
+
+
+def is_in_fp8_blocks(config: object) -> bool:
+    """Whether a checkpoint is in FP8 with one scale for each block of a weight."""
+    block = fields_of(config).get("weight_block_size")
+    return method_of(config) == "fp8" and isinstance(block, list | tuple) and blocks_of(config) != Blocks()
+
+
+def _may_be_packed(name: str, model: nn.Module) -> bool:
+    """Whether a parameter may be stored quantised: by its own name, with the installed quantiser, and not kept by the config.
+
+    A quantiser that does not name the parameters that it packs may pack every one.
+    """
+    config = getattr(model, "config", None)
+    path, _, local = name.rpartition(".")
+    packs = getattr(AUTO_QUANTIZER_MAPPING.get(method_of(config) or ""), "serialized_names", None)
+    if not packs:
+        return True
+    kept = fields_of(config).get("modules_to_not_convert") or []
+    return local in packs and should_convert_module(path, list(kept))
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Whether a module holds its experts in parameters of three dims, and no others."""
+    return all(parameter.ndim == 3 for parameter in module.parameters())
 
 
 def refused_by_quantiser(config: object, degree: int) -> str | None:
@@ -105,13 +146,25 @@ def quantised_layers(model: nn.Module) -> frozenset[str]:
     """Paths of the linear layers that the quantiser of the installed Transformers converts; for other methods than FP8, those
     that the config does not keep.
     """
+    return frozenset(path for path in _not_kept(model) if isinstance(model.get_submodule(path), nn.Linear))
+
+
+def quantised_experts(model: nn.Module) -> frozenset[str]:
+    """Paths of the modules called `experts` that the quantiser for FP8 converts; none of other methods."""
+    if method_of(getattr(model, "config", None)) != "fp8":
+        return frozenset()
+    return frozenset(path for path in _not_kept(model) if path.endswith(".experts"))
+
+
+def _not_kept(model: nn.Module) -> list[str]:
+    """Paths of the modules that the checkpoint's config does not keep as they are."""
     config = getattr(model, "config", None)
-    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    paths = [path for path, _ in model.named_modules()]
     if method_of(config) != "fp8":
         blocks = blocks_of(config)
-        return frozenset(path for path in linear if not blocks.keeps(path))
+        return [path for path in paths if not blocks.keeps(path)]
     assert isinstance(model, PreTrainedModel)
     kept = HfQuantizer.get_modules_to_not_convert(
         model, fields_of(config).get("modules_to_not_convert"), getattr(model, "_keep_in_fp32_modules", None)
     )
-    return frozenset(path for path in linear if should_convert_module(path, kept))
+    return [path for path in paths if should_convert_module(path, kept)]

@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import nn
 
-from shardproof.planner.weights.block_layout import quantised_layers
-from shardproof.planner.weights.quantised import blocks_of, fields_of, method_of
+from shardproof.planner.weights.block_layout import is_in_fp8_blocks, quantised_experts, quantised_layers
+from shardproof.planner.weights.quantised import blocks_of, method_of
 
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 """Of the other dtypes that safetensors names, an element is one byte, or half a byte of `F4`."""
@@ -39,15 +39,11 @@ def stored_weights(model: nn.Module, checkpoint: Path | None) -> StoredWeights:
     if method is None:
         return StoredWeights()
     widths = _in_files(model, checkpoint) if checkpoint is not None and checkpoint.is_dir() else {}
-    if not widths and method == "fp8" and fields_of(config).get("weight_block_size") is not None:
-        widths = dict.fromkeys(_in_fp8(model), 1 + _SCALE / prod((blocks_of(config).out, blocks_of(config).into)))
+    if not widths and is_in_fp8_blocks(config):
+        blocks = blocks_of(config)
+        converted = quantised_layers(model) | quantised_experts(model)
+        widths = dict.fromkeys(converted, 1 + _SCALE / (blocks.out * blocks.into))
     return StoredWeights(widths, "" if widths else method)
-
-
-def _in_fp8(model: nn.Module) -> Iterator[str]:
-    yield from quantised_layers(model)
-    blocks = blocks_of(getattr(model, "config", None))
-    yield from (path for path, _ in model.named_modules() if path.endswith(".experts") and not blocks.keeps(path))
 
 
 def _in_files(model: nn.Module, folder: Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.launch.ranks.threads import ThreadRanks
 from shardproof.planner.ir.findings import Severity, Verdict
+from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
@@ -58,6 +59,70 @@ def test_degrees_count_blocks(intermediate: int, block: int, legal: tuple[int, .
     found = legal_degrees(model, carried_plan(model, on_meta(model)))
     assert found.legal == legal
     assert "whole blocks" in found.forbidden[8].what
+
+
+MOE = {
+    "num_hidden_layers": 2,
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 32,
+    "num_local_experts": 4,
+    "vocab_size": 96,
+}
+
+
+@pytest.mark.parametrize(
+    ("intermediate", "ep", "verdict", "words"),
+    [
+        (512, 1, Verdict.PROVED, ""),
+        (384, 1, Verdict.REFUTED, "192 out_features of model.layers.0.mlp.experts.gate_up_proj"),
+        (384, 2, Verdict.PROVED, ""),
+    ],
+)
+def test_stacked_experts_are_cut_in_whole_blocks_or_not_at_all(
+    intermediate: int, ep: int, verdict: Verdict, words: str
+) -> None:
+    loaded = load("mixtral", overrides={**MOE, "intermediate_size": intermediate})
+    loaded.config.quantization_config = dict(FP8)
+    result = prove(loaded, tp=2, ep=ep)
+    assert result.verdict is verdict
+    assert all(words in finding.message for finding in result.findings)
+
+
+@pytest.mark.parametrize(("ep", "stack"), [(1, ("packed_colwise", "rowwise")), (2, ("grouped_gemm", "grouped_gemm"))])
+def test_ranks_read_their_part_of_stacked_experts(ep: int, stack: tuple[str, str]) -> None:
+    loaded = load("mixtral", overrides={**MOE, "intermediate_size": 512})
+    loaded.config.quantization_config = dict(FP8)
+    plan = carried_plan(loaded, on_meta(loaded))
+    styles = {entry.pattern: entry.style for entry in (plan.ep if ep > 1 else plan.tp)}
+    assert (styles["layers.*.mlp.experts.gate_up_proj"], styles["layers.*.mlp.experts.down_proj"]) == stack
+    small = quantised_twin(loaded, twin(loaded, tp=2), tp=2)
+    (result,) = confirm_cases((Case(small, plan, 2, ep=ep),), engine="inprocess")
+    assert result.verdict is Verdict.CONFIRMED
+    assert result.measures["weights"] == 0.0
+
+
+KEPT = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("styles", "kept", "known"),
+    [
+        ({"layers.*.self_attn.o_proj": "rowwise_split_input"}, KEPT, True),
+        ({"layers.*.self_attn.o_proj": "rowwise_split_input"}, [], True),  # it packs experts only
+        ({"layers.*.mlp.experts.gate_up_proj": "grouped_gemm"}, KEPT, False),
+    ],
+)
+def test_what_is_packed_and_whole_on_every_rank_is_right(styles: dict[str, str], kept: list[str], known: bool) -> None:
+    loaded = load("gpt_oss", overrides={**MOE, "intermediate_size": 64})
+    loaded.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    plan = Plan.from_json({"base_model_tp_plan": styles})
+    result = prove(loaded, plan, tp=2)
+    assert ("TP222" not in [finding.code for finding in result.findings]) is known
+    assert (result.verdict is Verdict.PROVED) is known
+    assert result.scope is not None
+    assert "a layer in mxfp4 computes what its dequantised weights do" in result.scope.assumptions
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,19 @@ def not_looked_at(method: str) -> Finding:
     )
 
 
+def plain_twin(method: str) -> Finding:
+    """The twin is not quantised, where every rank of the checkpoint holds the packed weights whole."""
+    return Finding(
+        "TP222",
+        Severity.WARNING,
+        f"the checkpoint is quantised ({method}) and the twin is not: the run did not load, train or save packed weights",
+        Place(None),
+        why="no entry shards a module that may be packed, so every rank holds the packed weights whole",
+        found=method,
+        needed="a run of the checkpoint's own weights, where loading and saving them is in question",
+    )
+
+
 def refused(method: str, words: str) -> Finding:
     """The installed Transformers refuses to shard a checkpoint of this method; `words` are its own."""
     return Finding(

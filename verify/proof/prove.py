@@ -1,6 +1,5 @@
 """Level 1, the proof: seconds, one process, no weights, no process group."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 
@@ -13,6 +12,7 @@ from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign
+from shardproof.planner.propagation.expert_placements import with_experts
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.transformers_facts.styles import registered
@@ -91,7 +91,11 @@ def _tensor_findings(
         return (not_traced(error),), None
     styles = plan.styles(subject.prefix)
     found, scope = check_modes(loaded, subject, styles, tp)
-    return (*found, *quantised_findings(subject, styles, tp), *expert_findings(loaded, subject, plan, ep)), scope
+    if (method := method_of(loaded.config)) is not None and scope is not None:
+        scope = replace(
+            scope, assumptions=(*scope.assumptions, f"a layer in {method} computes what its dequantised weights do")
+        )
+    return (*found, *quantised_findings(subject, plan, tp, ep), *expert_findings(loaded, subject, plan, ep)), scope
 
 
 def _loading_findings(loaded: LoadedModel, scope: Scope | None) -> tuple[tuple[Finding, ...], Scope | None]:
@@ -106,9 +110,10 @@ def _loading_findings(loaded: LoadedModel, scope: Scope | None) -> tuple[tuple[F
     return found, scope and replace(scope, assumptions=(*scope.assumptions, *assumed))
 
 
-def quantised_findings(subject: Subject, styles: Mapping[str, str], tp: int) -> tuple[Finding, ...]:
+def quantised_findings(subject: Subject, plan: Plan, tp: int, ep: int = 1) -> tuple[Finding, ...]:
     """Of a quantised checkpoint: that the client refuses to shard it, or the first block that a rank's part would cut; else,
-    where the layout of its method is not known, that packed weights were not looked at.
+    where the layout of its method is not known, that packed weights were not looked at. With `ep` above 1, experts lie as the
+    expert plan says.
     """
     config = getattr(subject.model, "config", None)
     method = method_of(config)
@@ -117,7 +122,10 @@ def quantised_findings(subject: Subject, styles: Mapping[str, str], tp: int) -> 
     refused = refused_by_quantiser(config, tp)
     if refused:
         return (tp222.refused(method, refused),)
-    assigned = assign(subject.graph, styles, base_prefix=subject.prefix)
+    if ep > 1 and plan.ep:
+        assigned = with_experts(subject.graph, plan, subject.prefix)
+    else:
+        assigned = assign(subject.graph, plan.styles(subject.prefix), base_prefix=subject.prefix)
     for one in blocked_sides(subject.graph, assigned, subject.model):
         if one.is_cut(tp):
             return (tp222.block_is_cut(one.entry, one.module, side=one.side, held=one.count // tp, block=one.block),)
