@@ -6,10 +6,13 @@ import os
 import shutil
 import socket
 import subprocess
-from html.parser import HTMLParser
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
+from re import findall
+from xml.etree.ElementTree import Element
 
+import html5lib
 import jsonschema
 import pytest
 
@@ -81,26 +84,54 @@ def test_a_finding_is_where_its_source_line_is() -> None:
     assert result["level"] == "error"
 
 
-class Outline(HTMLParser):
-    """Checks that every tag is closed in order; keeps text and what would be fetched."""
+class Outline:
+    """A page as the HTML standard parses it: what is wrong with it, what would be fetched, and its text."""
 
     def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.fetched: list[str] = []
-        self.feed(page)
+        parser = html5lib.HTMLParser(html5lib.getTreeBuilder("etree"), namespaceHTMLElements=False)
+        self.root = parser.parse(page)
+        every = list(self.root.iter())
+        ids = [element.get("id") for element in every if element.get("id")]
+        self.wrong = [f"{place}: {code}" for place, code, _ in parser.errors]
+        self.wrong += [f"id {one} twice" for one, count in Counter(ids).items() if count > 1]
+        self.wrong += [f"<{element.tag}> without {name}" for element in every for name in lacks(element)]
+        self.wrong += [f"{count} <main>" for count in [len(list(self.root.iter("main")))] if count != 1]
+        self.fetched = [
+            value for element in every for name, value in element.items() if name in ("src", "href", "action")
+        ]
+        self.text = list(self.root.itertext())
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "action")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
 
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+def lacks(element: Element) -> list[str]:
+    """What a reader who does not see the page misses (rules of axe: language, names of links, pictures and fields, headers)."""
+    asked = {"html": "lang", "th": "scope", "img": "alt", "input": "aria-label"}.get(str(element.tag))
+    missing = [asked] if asked and not element.get(asked) else []
+    if element.tag == "a" and not "".join(element.itertext()).strip():
+        missing.append("text")
+    if str(element.tag).endswith("svg") and not (element.get("role") == "img" and element.get("aria-label")):
+        missing.append("a name")
+    return missing
 
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rgb` or `#rrggbb`, 0 to 1 (WCAG 2.2)."""
+    digits = colour.lstrip("#")
+    parts = [int(part, 16) / 255 for part in ([c * 2 for c in digits] if len(digits) == 3 else findall("..", digits))]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_stands_out_from_what_is_behind_it(dark: bool) -> None:
+    """At least 4.5 to 1, in a light and in a dark browser (WCAG 2.2, success criterion 1.4.3)."""
+    light, _, more = page().partition("prefers-color-scheme: dark")
+    colours = dict(findall(r"--([a-z]+): (#[0-9a-f]+)", light))
+    if dark:
+        colours |= dict(findall(r"--([a-z]+): (#[0-9a-f]+)", more))
+    said = [(name, back) for name in ("ink", "shard", "packed", "bad", "open") for back in ("page", "soft")]
+    for text, back in [*said, *(("on", name) for name in ("good", "bad", "open", "shard"))]:
+        low, high = sorted((luminance(colours[text]), luminance(colours[back])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, back)
 
 
 def page() -> str:
@@ -112,7 +143,7 @@ def page() -> str:
 
 def test_the_page_is_whole_and_fetches_nothing() -> None:
     seen = Outline(page())
-    assert (seen.open, seen.fetched) == ([], [])
+    assert (seen.wrong, seen.fetched) == ([], [])
     text = " ".join(seen.text)
     for wanted in (
         "mine at tp 2",
@@ -233,14 +264,14 @@ def test_a_contract_has_every_form(form: str, capsys: Captured) -> None:
         assert any("(vllm" in message and "sglang" in message for message in messages)
     if form == "html":
         seen = Outline(out)
-        assert (seen.open, seen.fetched) == ([], [])
+        assert (seen.wrong, seen.fetched) == ([], [])
 
 
 def test_a_suggestion_has_a_page_and_sarif(capsys: Captured) -> None:
     small = ["--set", "num_hidden_layers=2", "-q"]
     assert run(["suggest", "llama", "--format", "html", *small]) == 0
     seen = Outline(capsys.readouterr().out)
-    assert (seen.open, seen.fetched) == ([], [])
+    assert (seen.wrong, seen.fetched) == ([], [])
     text = "".join(seen.text)
     assert "base_model_tp_plan = {" in text
     assert "can be split" in text
@@ -253,7 +284,7 @@ def test_layouts_have_a_page(train: list[str], capsys: Captured) -> None:
     small = ["--set", "num_hidden_layers=4", "-q", *train]
     assert run(["layout", "llama", "--devices", "4", "--memory", "24GiB", "--format", "html", *small]) == 0
     seen = Outline(capsys.readouterr().out)
-    assert (seen.open, seen.fetched) == ([], [])
+    assert (seen.wrong, seen.fetched) == ([], [])
     text = "".join(seen.text)
     assert "The first: tp" in text
     assert "stage 0" in text
