@@ -140,13 +140,20 @@ def check_made_class(loaded: LoadedModel, base: nn.Module) -> list[Finding]:
     try:
         with quiet(), torch.device("meta"):
             made = kind._from_config(loaded.config)
-        head = made.get_output_embeddings()
-    except Exception:  # a class that does not build, or has no such method: nothing is known of a head
+        headed = made.get_output_embeddings() is not None
+    except Exception:  # a class that does not build, or has no such method: nothing is known of it
         return []
-    if head is None:
-        return []
-    reference = str(loaded.config.auto_map["AutoModel"])
-    return [be422.auto_map_names("AutoModel", reference, f"{kind.__name__} has a head: it returns logits")]
+    problem = f"{kind.__name__} has a head: it returns logits" if headed else _other_model(made, base)
+    return [be422.auto_map_names("AutoModel", str(loaded.config.auto_map["AutoModel"]), problem)] if problem else []
+
+
+def _other_model(made: nn.Module, base: nn.Module) -> str:
+    """A parameter of the base model that the class of `AutoModel` does not have by that name, in words; empty for none."""
+    held = {name for name, _ in made.named_parameters()}
+    lacking = next((name for name, _ in base.named_parameters() if name not in held), None)
+    if lacking is None:
+        return ""
+    return f"{type(made).__name__} has no {lacking}: it is another model than {type(base).__name__}"
 
 
 def _headless(model: nn.Module) -> bool:

@@ -181,6 +181,8 @@ class _LineWatch:
     sentinel: Sentinel
     held: set[str] = field(default_factory=set)
     ever: set[str] = field(default_factory=set)
+    tensors: set[str] = field(default_factory=set)
+    """Names of tensors: no keyword is handed on in one."""
     lines: list[int] = field(default_factory=list)
     dropped: int = 0
     """The line after which a name that held the keyword no longer does."""
@@ -193,6 +195,7 @@ class _LineWatch:
             if self.held - now and self.lines and event == "line":
                 self.dropped = self.lines[-1]
             self.held, self.ever = now, self.ever | now
+            self.tensors |= {name for name, value in list(frame.f_locals.items()) if isinstance(value, Tensor)}
             if event == "line":
                 self.lines.append(frame.f_lineno)
         return self.trace
@@ -258,7 +261,7 @@ def _reads(code: CodeType, lines: _LineWatch, *, until: int) -> int:
             continue
         read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
         made = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - read
-        if read & lines.ever and (made | read) & given - lines.ever:
+        if read & lines.ever and (made | read) & given - lines.ever - lines.tensors:
             found = max(found, node.lineno)
     return found
 

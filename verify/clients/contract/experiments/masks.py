@@ -91,7 +91,8 @@ def _masks_with(trial: Trial, prompt: Prompt, make: Maker) -> list[MaskSeen]:
     def maker(*args: Any, **kwargs: Any) -> Tensor | None:
         value = make(*args, **kwargs)
         function = next((f.f_code.co_name for f in frames() if f.f_code.co_name in _MAKERS), "")
-        made.append(MadeMask(value, calling_line(), function))
+        kept = value.clone() if value is not None else None  # the model may write into what it is given
+        made.append(MadeMask(kept, calling_line(), function))
         return value
 
     calls = _run(trial, prompt, maker)

@@ -1,8 +1,9 @@
 """Does a token see another one outside of the attention?
 
-The attention is answered by each token's own query, key and value alone. Then one token of the input is exchanged. Whatever else
-changes was mixed by the model itself: by a token shift, a convolution, a recurrence, an attention of its own. An engine runs a
-step with the new tokens alone and keeps a cache only behind the attention interface, so all of those lose what came before.
+The attention is answered by each token's own query, key and value alone. Then three tokens of the input are exchanged: the
+first, one in the middle, the last. Whatever else changes was mixed by the model itself: by a token shift, a convolution, a
+recurrence, an attention of its own. An engine runs a step with the new tokens alone and keeps a cache only behind the attention
+interface, so all of those lose what came before.
 """
 
 from contextlib import ExitStack
@@ -26,8 +27,8 @@ from shardproof.verify.clients.contract.experiments.trial import Trial, register
 
 NAME = "shardproof_alone"
 TOKENS = 13
-EXCHANGED = 6
-"""The token that is exchanged, of so many; there are others on both sides of it."""
+EXCHANGED = (0, 6, 12)
+"""The tokens that are exchanged, of so many: what looks at the first or the last token alone is seen too."""
 _CHANGED = 1e-6
 
 
@@ -48,7 +49,8 @@ def mixing_modules(trial: Trial, prompt: Prompt) -> list[Mixing]:
     tokens = prompt.tokens[:, :1].expand(1, TOKENS).clone()
     tokens[0] = prompt.tokens.flatten().repeat(TOKENS)[:TOKENS]
     other = tokens.clone()
-    other[0, EXCHANGED] = _another(trial, prompt, int(tokens[0, EXCHANGED]))
+    for at in EXCHANGED:
+        other[0, at] = _another(trial, prompt, int(tokens[0, at]))
     with registered(NAME, AttentionRecorder(paths_in(model), _alone_rows)):
         runs = [_watched(trial, model, row) for row in (tokens, other)]
         mixers = _mixers(*runs)
@@ -145,7 +147,7 @@ def _beyond(first: Tensor, second: Tensor) -> bool:
     changed = (first.double() - second.double()).abs() > _CHANGED * (float(first.double().abs().max()) or 1.0)
     changed = changed | (torch.isfinite(first) != torch.isfinite(second))
     for axis in axes:
-        others = [at for at in range(TOKENS) if at != EXCHANGED]
+        others = [at for at in range(TOKENS) if at not in EXCHANGED]
         changed = changed.index_select(axis, torch.tensor(others))
     return bool(changed.any())
 

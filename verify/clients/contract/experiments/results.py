@@ -24,7 +24,7 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     paths_in,
     repeated,
 )
-from shardproof.verify.clients.contract.experiments.decode_step import one_step
+from shardproof.verify.clients.contract.experiments.decode_step import OneStep, one_step
 from shardproof.verify.clients.contract.experiments.engine_run import (
     OutputFormError,
     Prompt,
@@ -149,10 +149,8 @@ class Experiments:
         return self._once("weights", lambda: self._weights_use(contract))
 
     @property
-    def step(self) -> ExperimentOutcome[float]:
-        """How far the queries and keys of one token, run alone at its position as in decoding, are from those in its sequence;
-        relative to the largest.
-        """
+    def step(self) -> ExperimentOutcome[OneStep]:
+        """What one token, run alone at its position as in decoding, does otherwise than in its sequence."""
         return self._once("step", lambda: one_step(self._trial(), self.prompt))
 
     def lost_keywords(self, names: tuple[str, ...], *, head: bool) -> ExperimentOutcome[list[Loss]]:
