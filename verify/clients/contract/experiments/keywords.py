@@ -260,10 +260,16 @@ def _reads(code: CodeType, lines: _LineWatch, *, until: int) -> int:
         if node.lineno >= until or isinstance(node, ast.If | ast.Return):
             continue
         read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
-        made = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - read
-        if read & lines.ever and (made | read) & given - lines.ever - lines.tensors:
+        if read & lines.ever and _changed(node) & given - lines.ever - lines.tensors:
             found = max(found, node.lineno)
     return found
+
+
+def _changed(statement: ast.stmt) -> set[str]:
+    """Names that a statement binds, or whose object it may change: by a method, or by an item."""
+    held = [part.value for part in ast.walk(statement) if isinstance(part, ast.Attribute | ast.Subscript)]
+    bound = [part for part in ast.walk(statement) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+    return {part.id for part in (*held, *bound) if isinstance(part, ast.Name) and part.id != "self"}
 
 
 def _covers(node: ast.AST, line: int) -> bool:
