@@ -106,7 +106,8 @@ def _common(loaded: LoadedModel, built: nn.Module) -> tuple[Finding, ...]:
     found: list[Finding] = []
     if loaded.checkpoint is not None:
         found += check_folder(loaded.checkpoint, trusted=loaded.trust_remote_code)
-    found += check_places(loaded.model_class, loaded.config)
+    base = type(built.get_submodule(base_prefix(built)))
+    found += check_places(loaded.model_class, base, loaded.config)
     found += check_parts(loaded.config)
     found += check_made_class(loaded, built.get_submodule(base_prefix(built)))
     return tuple(found)

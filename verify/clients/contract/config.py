@@ -169,12 +169,13 @@ def check_base_class(config: PreTrainedConfig, client: str) -> list[Finding]:
     return [be421.no_base_model(kind.__name__, Place(source=source_of(kind)), client)]
 
 
-def check_places(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> list[Finding]:
-    """Plans on a class that is never asked for them, and plans of another form."""
+def check_places(model_class: type[PreTrainedModel], base: type, config: PreTrainedConfig) -> list[Finding]:
+    """Plans on a class that is never asked for them, and plans of another form; `base` is the class of the base model."""
     found = []
-    for name in CONFIG_PLANS:
-        if name in _own_names(model_class):
-            found.append(_misplaced(model_class, name, f"class attribute of {type(config).__name__}"))
+    for kind in dict.fromkeys((model_class, base)):
+        for name in CONFIG_PLANS:
+            if name in _own_names(kind):
+                found.append(_misplaced(kind, name, f"class attribute of {type(config).__name__}"))
     for name in CLASS_PLANS:
         if name in _own_names(type(config)):
             found.append(_misplaced(type(config), name, f"class attribute of {model_class.__name__}"))

@@ -19,6 +19,7 @@ from transformers.utils.import_utils import is_vision_available
 
 from shardproof.planner.ir.findings import Finding, Place, Source
 from shardproof.planner.loading.custom_code import class_from_checkpoint
+from shardproof.planner.loading.json_file import read_json
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
 from shardproof.verify.clients.contract.experiments.frames import raising_line
@@ -80,12 +81,23 @@ def _not_made(error: Exception, loaded: LoadedModel) -> Finding:
 def _constructor_called(error: Exception, loaded: LoadedModel) -> Source | None:
     """The class of the checkpoint whose constructor was called with other arguments than it takes; None for another error."""
     match = re.match(r"(\w+)\.__init__\(\) ", str(error)) if isinstance(error, TypeError) else None
-    auto_map = getattr(loaded.config, "auto_map", None) or {}
-    named = [one for one in auto_map.values() if isinstance(one, str) and match and one.endswith(f".{match[1]}")]
-    if not named or loaded.checkpoint is None or not loaded.trust_remote_code:
+    if match is None or loaded.checkpoint is None or not loaded.trust_remote_code:
         return None
-    kind = class_from_checkpoint(named[0], str(loaded.checkpoint))
+    reference = next((one for one in _named_classes(loaded.checkpoint) if one.endswith(f".{match[1]}")), None)
+    if reference is None:
+        return None
+    kind = class_from_checkpoint(reference, str(loaded.checkpoint))
     return source_of(kind, function_tree(vars(kind).get("__init__")))
+
+
+def _named_classes(folder: Path) -> list[str]:
+    """The classes that the `auto_map` of any of a checkpoint's files names."""
+    named: list[str] = []
+    for file in (folder / name for name in ("config.json", *FILES)):
+        fields = read_json(file) if file.is_file() else {}
+        auto_map = fields.get("auto_map") if isinstance(fields, dict) else None
+        named += [one for one in auto_map.values() if isinstance(one, str)] if isinstance(auto_map, dict) else []
+    return named
 
 
 def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin] | None:

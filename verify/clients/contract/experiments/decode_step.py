@@ -1,14 +1,14 @@
 """Is a token that is run alone, as in decoding, the same as in its sequence?
 
 An engine decodes one token at a time, with its position in `position_ids`; the tokens before it are in the attention's cache, and
-the next step may belong to another request. Three runs of one model ask for it: a sequence, its last token alone, and the same
-token after another sequence. Each attention of the runs of one token is answered by what that token was given in its sequence, so
-that every query, key and value has to be the same.
+the next step may belong to another request. Three runs of one model ask for it: a sequence, a token of its middle alone, and the
+same token after another sequence. Each attention of the runs of one token is answered by what that token was given in its
+sequence, so that every query, key and value has to be the same.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,16 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionRecorder,
     as_rows,
     attend,
-    paths_in,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt, gap, positions_of
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
 from shardproof.verify.clients.contract.experiments.own_function import spec_of
-from shardproof.verify.clients.contract.experiments.trial import Trial, registered
+from shardproof.verify.clients.contract.experiments.trial import Trial, built_with, registered
 
 NAME = "shardproof_step"
 ATTENDS = ("softmax", "scaled_dot_product", "attention")
 """Words in the names of operations that compute an attention."""
+_COUNTS = ("aten.arange", "aten.linspace")
 LARGEST_KEPT = 1 << 16
 """Numbers of the largest result that is compared."""
 
@@ -63,56 +63,68 @@ class _Run:
     answers: Sequence[Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class _SmallModel:
+    """A model whose attention `recorder` answers."""
+
+    trial: Trial
+    model: nn.Module
+    recorder: AttentionRecorder
+
+    def run(self, tokens: Tensor, positions: Tensor, answers: Sequence[Tensor] = (), log: OpLog | None = None) -> _Run:
+        """One call of the base model; `answers` are what each attention gives a token alone, as far as they go."""
+        given: list[Tensor] = []
+
+        def answer(call: AttentionCall) -> Tensor:
+            at = len(given)
+            forced = at < len(answers) and call.query.shape[2] == 1
+            given.append(answers[at] if forced else _attended(call))
+            return given[-1]
+
+        self.recorder.answer, self.recorder.calls = answer, []
+        with registered(NAME, self.recorder), torch.no_grad(), log if log is not None else nullcontext():
+            self.trial.base(self.model)(
+                input_ids=tokens, inputs_embeds=None, use_cache=False, position_ids=positions, return_dict=False
+            )
+        return _Run(self.recorder.calls, given)
+
+
 def one_step(trial: Trial, prompt: Prompt) -> OneStep:
-    """The last token of the longest sequence, alone and in its sequence. Raises whatever the model raises."""
-    with registered(NAME, AttentionRecorder({}, _attended)):
-        model = trial.built(NAME)
+    """A token of the middle of the longest sequence, alone and in its sequence. Raises whatever the model raises."""
+    recorder = AttentionRecorder({}, _attended)
+    small = _SmallModel(trial, built_with(trial, NAME, recorder), recorder)
     row, another = sorted(prompt.rows, key=lambda one: one.shape[1], reverse=True)[:2]
     positions = positions_of(trial, (row.shape[1],))
-    token, place = row[:, -1:], positions[..., -1:]
-    whole = _run(trial, model, row, positions)
-    alone = _run(trial, model, token, place, whole.answers)
+    at = row.shape[1] // 2
+    token, place = row[:, at : at + 1], positions[..., at : at + 1]
+    whole = _of_token(small.run(row, positions), at)
+    alone = small.run(token, place, whole.answers)
     called = {call.path for call in alone.calls}
     missing = next((call for call in whole.calls if call.path not in called), None)
     if missing is not None:
-        step = _Logged(lambda: _run(trial, model, token, place, whole.answers), model.get_submodule(missing.path))
+        step = _Logged(lambda: small.run(token, place, whole.answers), small.model.get_submodule(missing.path))
         return OneStep(bypass=Bypass(missing.path, type(missing.module).__name__, step.first_attention()))
-    _run(trial, model, another, positions_of(trial, (another.shape[1],)))
-    later = _run(trial, model, token, place, whole.answers)
+    small.run(another, positions_of(trial, (another.shape[1],)))
+    later = small.run(token, place, whole.answers)
     if _differ(alone.calls, later.calls, trial.tolerance) > 0:
-        return OneStep(remembers=True, source=_remembering(trial, model, (row, another), token, place, whole))
-    last = [_last(call) for call in whole.calls]
-    size = max((_gap(one, other) for one, other in zip(alone.calls, last, strict=False)), default=0.0)
+        return OneStep(remembers=True, source=_remembering(small, (row, another), token, place, whole))
+    pairs = zip(alone.calls, whole.calls, strict=False)
+    size = max((_gap(one, (other.query, other.key)) for one, other in pairs), default=0.0)
     misplaced = size > trial.tolerance
-    return OneStep(size, source=_misplacing(trial, model, token, place, whole) if misplaced else None)
+    return OneStep(size, source=_misplacing(small, token, place, whole) if misplaced else None)
 
 
 def _attended(call: AttentionCall) -> Tensor:
     return as_rows(attend(call.query, call.key, call.value, spec_of(call)))
 
 
-def _run(
-    trial: Trial, model: nn.Module, tokens: Tensor, positions: Tensor, answers: Sequence[Tensor] = (), log: Any = None
-) -> _Run:
-    """One call of the base model; `answers` are what each attention gives its last token, as far as they go."""
-    given: list[Tensor] = []
-
-    def answer(call: AttentionCall) -> Tensor:
-        at = len(given)
-        forced = at < len(answers) and call.query.shape[2] == 1
-        given.append(answers[at][-1:] if forced else _attended(call))
-        return given[-1]
-
-    recorder = AttentionRecorder(paths_in(model), answer)
-    with registered(NAME, recorder), torch.no_grad(), log if log is not None else ExitStack():
-        trial.base(model)(
-            input_ids=tokens, inputs_embeds=None, use_cache=False, position_ids=positions, return_dict=False
-        )
-    return _Run(recorder.calls, given)
-
-
-def _last(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    return call.query[:, :, -1:], call.key[:, :, -1:]
+def _of_token(run: _Run, at: int) -> _Run:
+    """What a run gives one token of its sequence: its query, key and value at every call, and its answers."""
+    parts = [
+        replace(call, **{name: getattr(call, name)[:, :, at : at + 1] for name in ("query", "key", "value")})
+        for call in run.calls
+    ]
+    return _Run(parts, [answer[at : at + 1] for answer in run.answers])
 
 
 def _gap(call: AttentionCall, wanted: tuple[Tensor, Tensor]) -> float:
@@ -131,27 +143,27 @@ def _differ(first: Sequence[AttentionCall], second: Sequence[AttentionCall], tol
 
 
 def _remembering(
-    trial: Trial, model: nn.Module, rows: Sequence[Tensor], token: Tensor, place: Tensor, whole: _Run
+    small: _SmallModel, rows: Sequence[Tensor], token: Tensor, place: Tensor, whole: _Run
 ) -> Source | None:
     """The first line whose result depends on the sequence that was run before."""
     logs = []
     for row in rows:
-        _run(trial, model, row, positions_of(trial, (row.shape[1],)))
+        small.run(row, positions_of(small.trial, (row.shape[1],)))
         logs.append(OpLog(lambda one: one.is_floating_point() and one.numel() <= LARGEST_KEPT))
-        _run(trial, model, token, place, whole.answers, logs[-1])
+        small.run(token, place, whole.answers, logs[-1])
     for one, other in zip(logs[0].ops, logs[1].ops, strict=False):
         if one.name != other.name:
             return one.source
-        if one.value is not None and other.value is not None and gap(one.value, other.value) > trial.tolerance:
+        if one.value is not None and other.value is not None and gap(one.value, other.value) > small.trial.tolerance:
             return one.source
     return None
 
 
-def _misplacing(trial: Trial, model: nn.Module, token: Tensor, place: Tensor, whole: _Run) -> Source | None:
+def _misplacing(small: _SmallModel, token: Tensor, place: Tensor, whole: _Run) -> Source | None:
     """The first line that is given another position and gives the same result, else the first that counts by itself."""
     logs = [OpLog(lambda one: one.numel() <= LARGEST_KEPT and one.dtype is not torch.bool) for _ in range(2)]
     for log, at in zip(logs, (place, place - 1), strict=True):
-        _run(trial, model, token, at, whole.answers, log)
+        small.run(token, at, whole.answers, log)
     moved: set[int] = set()
     for number, (one, other) in enumerate(zip(logs[0].ops, logs[1].ops, strict=False)):
         if one.value is None or other.value is None:
@@ -160,7 +172,7 @@ def _misplacing(trial: Trial, model: nn.Module, token: Tensor, place: Tensor, wh
             moved.add(number)
         elif moved & set(one.inputs) and one.source is not None:
             return one.source
-    return next((op.source for op in logs[0].ops if op.name == "aten.arange" and op.source is not None), None)
+    return next((op.source for op in logs[0].ops if op.name in _COUNTS and op.source is not None), None)
 
 
 @dataclass(frozen=True, slots=True)

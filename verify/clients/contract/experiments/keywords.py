@@ -65,7 +65,9 @@ class KeywordWatch:
         stack = _model_frames()
         holding = [at for at, frame in enumerate(stack) if _holds(frame.f_locals, sentinel)]
         last = max(holding, default=-1)
-        if last < 0:
+        if last < 0:  # called where no frame of the model is below, as in a thread
+            owner = type(call.module).__name__
+            self.losses.setdefault((name, owner), Loss(name, call.path, owner, call.source, "not found"))
             return
         if (hook := _hook_of(stack[last])) is not None:
             self.suspects.setdefault(hook, name)

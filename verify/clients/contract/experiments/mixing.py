@@ -18,12 +18,11 @@ from shardproof.planner.ir.findings import Source
 from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionCall,
     AttentionRecorder,
-    paths_in,
     repeated,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt, run_as_engine
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
-from shardproof.verify.clients.contract.experiments.trial import Trial, registered
+from shardproof.verify.clients.contract.experiments.trial import Trial, built_with, registered
 
 NAME = "shardproof_alone"
 TOKENS = 13
@@ -44,14 +43,14 @@ class Mixing:
 
 def mixing_modules(trial: Trial, prompt: Prompt) -> list[Mixing]:
     """The innermost modules that mix tokens, the first of each class. Raises whatever the model raises."""
-    with registered(NAME, _alone):
-        model = trial.built(NAME)
+    recorder = AttentionRecorder({}, _alone_rows)
+    model = built_with(trial, NAME, recorder)
     tokens = prompt.tokens[:, :1].expand(1, TOKENS).clone()
     tokens[0] = prompt.tokens.flatten().repeat(TOKENS)[:TOKENS]
     other = tokens.clone()
     for at in EXCHANGED:
         other[0, at] = _another(trial, prompt, int(tokens[0, at]))
-    with registered(NAME, AttentionRecorder(paths_in(model), _alone_rows)):
+    with registered(NAME, recorder):
         runs = [_watched(trial, model, row) for row in (tokens, other)]
         mixers = _mixers(*runs)
         found: dict[str, Mixing] = {}
@@ -66,10 +65,6 @@ def _another(trial: Trial, prompt: Prompt, token: int) -> int:
     return next(
         (int(one) for one in prompt.tokens.flatten() if int(one) != token), (token + 1) % max(trial.vocabulary, 2)
     )
-
-
-def _alone(*_: Any, **__: Any) -> tuple[Tensor, None]:
-    raise AssertionError("the answer was not registered")
 
 
 def _alone_rows(call: AttentionCall) -> Tensor:

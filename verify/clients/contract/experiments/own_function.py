@@ -21,14 +21,13 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionSpec,
     as_interface,
     attend,
-    paths_in,
     repeated,
     visible,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt, gap
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
 from shardproof.verify.clients.contract.experiments.score_path import Departure, ScoreExplanation, explain
-from shardproof.verify.clients.contract.experiments.trial import Trial, registered
+from shardproof.verify.clients.contract.experiments.trial import Trial, built_with, registered
 
 NAME = "shardproof_reference"
 LONG = 80
@@ -57,6 +56,14 @@ class _AttentionCall:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The model with the reference attention, which `recorder` answers."""
+
+    model: nn.Module
+    recorder: AttentionRecorder
 
 
 def spec_of(call: AttentionCall) -> AttentionSpec:
@@ -94,19 +101,41 @@ def own_differences(trial: Trial, prompt: Prompt, paths: tuple[str, ...]) -> lis
     """
     own = trial.built("eager")
     found: dict[type, FunctionDifference] = {}
-    with registered(NAME, _unused):
-        other = trial.built(NAME)
+    recorder = AttentionRecorder({}, _reference)
+    other = _Reference(built_with(trial, NAME, recorder), recorder)
     row = max(prompt.rows, key=lambda one: one.shape[1])
+    given: dict[str, _AttentionCall] = {}
     for tokens in dict.fromkeys((row, _longer(trial, row))):
-        for path, one in _run(trial, own, tokens, paths).items():
-            kind = type(own.get_submodule(path))
-            if kind not in found and (difference := _compared(own, other, path, one, trial.tolerance)) is not None:
-                found[kind] = difference
+        given = _run(trial, own, tokens, paths)
+        _compare(own, other, given, found, trial.tolerance)
+    _compare(own, other, given, found, trial.tolerance * _COARSER, larger=True)
     return list(found.values())
 
 
-def _unused(*_: Any, **__: Any) -> tuple[Tensor, None]:
-    raise AssertionError("the reference was not registered")
+def _compare(
+    own: nn.Module,
+    other: _Reference,
+    given: Mapping[str, _AttentionCall],
+    found: dict[type, FunctionDifference],
+    tolerance: float,
+    *,
+    larger: bool = False,
+) -> None:
+    """Put the first difference of each class of module in `found`; all modules in their order, for one may leave another
+    something.
+    """
+    for path, one in given.items():
+        kind = type(own.get_submodule(path))
+        if larger and kind not in found:
+            difference = _with_larger_scores(own, other, path, one, tolerance)
+        else:
+            difference = _difference(own, other, path, one, tolerance) if kind not in found else None
+        if difference is not None and difference.size > tolerance:
+            found[kind] = difference
+
+
+def _reference(call: AttentionCall) -> Tensor:
+    return as_interface(attend(call.query, call.key, call.value, spec_of(call)))
 
 
 def _run(trial: Trial, model: nn.Module, tokens: Tensor, paths: tuple[str, ...]) -> dict[str, _AttentionCall]:
@@ -147,36 +176,31 @@ def _longer(trial: Trial, row: Tensor) -> Tensor:
     return row.repeat(1, -(-LONG // row.shape[1]))[:, :LONG]
 
 
-def _compared(
-    own: nn.Module, other: nn.Module, path: str, given: _AttentionCall, tolerance: float
+def _with_larger_scores(
+    own: nn.Module, other: _Reference, path: str, given: _AttentionCall, tolerance: float
 ) -> FunctionDifference | None:
-    """The difference of one module on what it was given, else on the same hidden states times a number."""
-    first = _difference(own, other, path, given, tolerance)
-    if first is None or first.size > tolerance:
-        return first
-    call = first.call
-    scores = call.query.double() @ repeated(call.key, call.query).double().transpose(-1, -2) * call.scale
-    times = (HIGHEST / max(float(scores.abs().max()), 1e-6)) ** 0.5
-    larger = _with_larger_states(own.get_submodule(path), given, times) if times > 1 else None
-    if larger is None:
+    """The difference on the same hidden states times a number that makes the highest score `HIGHEST`."""
+    plain = _difference(own, other, path, given, float("inf"))
+    if plain is None:
         return None
-    second = _difference(own, other, path, larger, tolerance * _COARSER)
-    return second if second is not None and second.size > tolerance * _COARSER else None
+    query, key = plain.call.query.double(), repeated(plain.call.key, plain.call.query).double()
+    highest = float((query @ key.transpose(-1, -2) * plain.call.scale).abs().max())
+    times = (HIGHEST / max(highest, 1e-6)) ** 0.5
+    more = _with_larger_states(own.get_submodule(path), given, times) if times > 1 else None
+    return _difference(own, other, path, more, tolerance) if more is not None else None
 
 
 def _difference(
-    own: nn.Module, other: nn.Module, path: str, given: _AttentionCall, tolerance: float
+    own: nn.Module, other: _Reference, path: str, given: _AttentionCall, tolerance: float
 ) -> FunctionDifference | None:
     """What the reference makes of the same arguments; None where the module does not call the interface once."""
-    recorder = AttentionRecorder(
-        paths_in(other), lambda call: as_interface(attend(call.query, call.key, call.value, spec_of(call)))
-    )
-    with registered(NAME, recorder), torch.no_grad():
-        output = _first(other.get_submodule(path)(*_copied(given.args), **_copied(given.kwargs)))
-    if output is None or len(recorder.calls) != 1:
+    other.recorder.calls.clear()
+    with registered(NAME, other.recorder), torch.no_grad():
+        output = _first(other.model.get_submodule(path)(*_copied(given.args), **_copied(given.kwargs)))
+    if output is None or len(other.recorder.calls) != 1:
         return None
     size = gap(output, given.output)
-    call = recorder.calls[0]
+    call = other.recorder.calls[0]
     why = _explained(own, path, given, call) if size > tolerance else ScoreExplanation(Departure.UNKNOWN, None)
     return FunctionDifference(call, size, why)
 
