@@ -148,7 +148,11 @@ def check_made_class(loaded: LoadedModel, base: nn.Module) -> list[Finding]:
 
 
 def _other_model(made: nn.Module, base: nn.Module) -> str:
-    """A parameter of the base model that the class of `AutoModel` does not have by that name, in words; empty for none."""
+    """A parameter of the base model that the class of `AutoModel` does not have by that name, in words; empty for none, and
+    for a class of which the base model has a module.
+    """
+    if any(type(module) is type(made) for module in base.modules()):
+        return ""
     held = {name for name, _ in made.named_parameters()}
     lacking = next((name for name, _ in base.named_parameters() if name not in held), None)
     if lacking is None:
