@@ -50,6 +50,16 @@ FAULTS = {
         '        self.image_token, self.end_token = "<image>", "<end>"\n',
         '        self.image_token, self.end_token = tokenizer.image_token, "<end>"\n',
     ),
+    "the constructor needs more": (
+        "BE441",
+        "image_processor=None, tokenizer=None, **kwargs):",
+        "image_processor=None, tokenizer=None, *, merge, **kwargs):",
+    ),
+    "text alone raises": (
+        "BE441",
+        'if images is not None else {"grids": []}',
+        'if len(images) else {"grids": []}',
+    ),
     "the call raises for wide images": (
         "BE441",
         "        grids = iter(made",

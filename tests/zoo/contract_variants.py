@@ -1000,4 +1000,96 @@ MORE = (
         ),
     ),
 )
-VARIANTS = (*KEYWORDS, *OWN_FUNCTION, *DISPATCH, *MIXING, *MASKS, *CLASSES, *MORE)
+ROTATED = "        query, key = rotated(query, *angles), rotated(key, *angles)\n"
+INLINE = "            wide = key.repeat_interleave(3, dim=1)\n            weights = (query @ wide.transpose(-1, -2) * self.scaling).softmax(dim=-1)  # FAULT\n            output = (weights @ value.repeat_interleave(3, dim=1)).transpose(1, 2)\n        else:\n            "
+AUTO_MAP = {
+    "AutoConfig": "configuration_finch.FinchConfig",
+    "AutoModel": "modeling_finch.FinchModel",
+    "AutoModelForCausalLM": "modeling_finch.FinchForCausalLM",
+}
+STEPS = (
+    wrong("another path for one token", "BE402", (CALL, "if query.shape[2] == 1:\n" + INLINE + CALL)),
+    wrong(
+        "a cache of its own",
+        "BE402",
+        (
+            ROTATED,
+            ROTATED
+            + "        if key.shape[2] == 1 and hasattr(self, 'held'):\n            key, value = torch.cat([self.held[0], key], 2), torch.cat([self.held[1], value], 2)  # FAULT\n        self.held = key, value\n",
+        ),
+    ),
+    wrong(
+        "positions from the last one back",
+        "BE418",
+        (MADE, MADE + "        position_ids = position_ids.amax() - position_ids  # FAULT\n"),
+    ),
+    wrong(
+        "the first token added",
+        "BE402",
+        (MADE, "        hidden_states = inputs_embeds + 0.3 * inputs_embeds[:, :1]  # FAULT\n"),
+    ),
+    wrong(
+        "scores between wide bounds", "BE407", (SCORES, SCORES + "    scores = scores.clamp(-20.0, 20.0)  # FAULT\n")
+    ),
+    wrong(
+        "a bias on long rows",
+        "BE404",
+        (
+            SCORES,
+            SCORES
+            + "    if key.shape[2] > 40:\n        scores = scores + 0.01 * torch.arange(key.shape[2])  # FAULT\n",
+        ),
+    ),
+    wrong(
+        "another softmax subtracted",
+        "BE403",
+        (ATTENDED, "    attended = (weights - 0.3 * (0.5 * scores).softmax(dim=-1)) @ value  # FAULT\n"),
+    ),
+    wrong(
+        "values of the token before",
+        "BE403",
+        (SCORES, SCORES + "    value = torch.cat([value[:, :, :1], value[:, :, :-1]], 2)  # FAULT\n"),
+    ),
+    wrong(
+        "a mask written into",
+        "BE405",
+        (MASK, MASK + "        if mask is not None:\n            mask[..., :2] = 0  # FAULT\n"),
+        ("    _supports_sdpa = True\n", "    _supports_sdpa = False\n"),
+    ),
+    wrong(
+        "looked up in the constructor",
+        "BE408",
+        (
+            "        self.is_causal = True\n",
+            "        self.is_causal = True\n        self.attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, own_attention)\n",
+        ),
+        (LOOKUP, "\n"),
+        (CALL, CALL.replace("attend(self", "self.attend(self").replace("\n", "  # FAULT\n")),
+    ),
+    wrong(
+        "layers in a thread",
+        "BE401",
+        (IMPORT, IMPORT + "from concurrent.futures import ThreadPoolExecutor\n"),
+        _loop(
+            "        with ThreadPoolExecutor(1) as pool:\n            for block in self.blocks:\n                hidden_states = pool.submit(block, hidden_states, angles, mask).result()\n"
+        ),
+    ),
+    wrong(
+        "keywords to the first of two blocks",
+        "BE401",
+        _loop("        hidden_states = self.pair(hidden_states, angles, mask, **kwargs)\n"),
+        (
+            "        self.post_init()\n\n    def get_input_embeddings",
+            "        self.post_init()\n\n    def pair(self, states, angles, mask, **kwargs):\n        states = self.blocks[0](states, angles, attention_mask=mask, **kwargs)\n        for block in self.blocks[1:]:\n            states = block(states, angles, attention_mask=mask)  # FAULT\n        return states\n\n    def get_input_embeddings",
+        ),
+    ),
+    wrong(
+        "AutoModel names an abstract class",
+        "BE422",
+        auto_map=AUTO_MAP | {"AutoModel": "modeling_finch.FinchPreTrainedModel"},
+    ),
+    wrong(
+        "a plan on the base model", "BE423", (MODEL, MODEL + "    base_model_tp_plan = {'blocks.*.out': 'rowwise'}\n\n")
+    ),
+)
+VARIANTS = (*KEYWORDS, *OWN_FUNCTION, *DISPATCH, *MIXING, *MASKS, *CLASSES, *MORE, *STEPS)

@@ -14,7 +14,7 @@ from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
-from shardproof.verify.clients.contract.attention import check_attention, check_claim
+from shardproof.verify.clients.contract.attention import check_attention, check_claim, check_step
 from shardproof.verify.clients.contract.config import (
     base_class,
     check_base_class,
@@ -23,6 +23,7 @@ from shardproof.verify.clients.contract.config import (
     check_parts,
     check_places,
 )
+from shardproof.verify.clients.contract.experiments.decode_step import OneStep
 from shardproof.verify.clients.contract.experiments.engine_run import OutputFormError, gap
 from shardproof.verify.clients.contract.experiments.results import EngineOutcome, ExperimentOutcome, Experiments
 from shardproof.verify.clients.contract.facts import ContractFacts
@@ -105,7 +106,8 @@ def _common(loaded: LoadedModel, built: nn.Module) -> tuple[Finding, ...]:
     found: list[Finding] = []
     if loaded.checkpoint is not None:
         found += check_folder(loaded.checkpoint, trusted=loaded.trust_remote_code)
-    found += check_places(loaded.model_class, loaded.config)
+    base = type(built.get_submodule(base_prefix(built)))
+    found += check_places(loaded.model_class, base, loaded.config)
     found += check_parts(loaded.config)
     found += check_made_class(loaded, built.get_submodule(base_prefix(built)))
     return tuple(found)
@@ -164,6 +166,8 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
     yield from check_claim(kind, outcome, contract, may_switch=_may_switch(experiments))
     found = list(check_attention(experiments, trial, outcome, contract))
     yield from _not_run("tokens that are mixed outside of the attention", experiments.mixing)
+    if not found and outcome.calls:
+        found += check_step(experiments, contract)
     if contract.is_modelled and outcome.calls:
         found += check_masks(trial, experiments.masks.found or (), contract)
     yield from found
@@ -187,11 +191,12 @@ def _as_a_whole(contract: ContractFacts, experiments: Experiments, outcome: Engi
     assert alone is not None and trial is not None and outcome.states is not None
     most = trial.tolerance
     size, first = gap(outcome.states, alone), experiments.prompt.bounds[0]
-    step = experiments.step.found or 0.0
+    step = experiments.step.found or OneStep()
     apart = size > most and gap(outcome.states[:first], alone[:first]) <= most
-    if step > most or apart:
+    if step.size > most or apart:
         kind = type(experiments.built.get_submodule(base_prefix(experiments.built)))
-        yield be418.positions_ignored(kind.__name__, Place(source=source_of(kind)), contract.client, max(size, step))
+        place = Place(source=step.source or source_of(kind))
+        yield be418.positions_ignored(kind.__name__, place, contract.client, max(size, step.size))
     elif size > most:
         yield be425.hidden_states_differ(contract.client, size)
 

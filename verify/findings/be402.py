@@ -11,8 +11,8 @@ register(
         name="attention-not-through-interface",
         severity=Severity.ERROR,
         what="A module computes its attention itself, or mixes tokens in another way outside of it (a token shift, a "
-        "convolution, a recurrence); or calls the attention interface more than once; or a layer has no attention behind the "
-        "interface.",
+        "convolution, a recurrence, something kept from an earlier call); or calls the attention interface more than once, or "
+        "not for a single token; or a layer has no attention behind the interface.",
         why="An engine registers its own attention, with its paged cache, in `ALL_ATTENTION_FUNCTIONS`. What "
         "does not go through it keeps no cache and sees only the tokens of one step.",
         use_instead="One call of `ALL_ATTENTION_FUNCTIONS` in the forward of the module that owns the projections.",
@@ -96,5 +96,33 @@ def tokens_mixed(owner: str, operation: str, place: Place, client: str) -> Findi
         why=f"{client} runs a step with the new tokens alone, and keeps a cache for its attention only",
         found=f"another token changes the result, {how}",
         needed="tokens that see each other through ALL_ATTENTION_FUNCTIONS alone",
+        fault=Fault.MODEL,
+    )
+
+
+def one_token_bypasses(owner: str, place: Place, client: str) -> Finding:
+    """A module of class `owner` calls the interface for a sequence, and not for one token, as in decoding."""
+    return Finding(
+        "BE402",
+        Severity.ERROR,
+        f"{owner} does not call the attention interface for a single token.",
+        place,
+        why=f"{client} decodes token by token; the tokens before are in the cache of its attention alone",
+        found="another path for a single token",
+        needed="one call of ALL_ATTENTION_FUNCTIONS for any number of tokens",
+        fault=Fault.MODEL,
+    )
+
+
+def earlier_call_kept(place: Place, client: str) -> Finding:
+    """What the model keeps of one call in its attributes changes the next one."""
+    return Finding(
+        "BE402",
+        Severity.ERROR,
+        "The model keeps something of one call, which changes the next one.",
+        place,
+        why=f"{client} runs tokens of other requests in the next call, and keeps a cache for its attention only",
+        found="another result for the same token after another sequence",
+        needed="a forward whose result depends on its arguments alone",
         fault=Fault.MODEL,
     )

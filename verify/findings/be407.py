@@ -137,12 +137,21 @@ def _option(
     )
 
 
+_NO_BOUNDS = "a client computes softmax(scaling * query @ key) @ value in its place"
+
+
 def softcap_in_function(owner: str, place: Place, size: float) -> Finding:
     """The own attention function of class `owner` caps the scores, and the call passes no `softcap`."""
     problem = (
         f"its own attention function caps the scores, and the call passes no softcap (the output differs by {size:.2g})"
     )
     return _option(owner, place, problem=problem, why=_FROM_CALL, needed=_SOFTCAP_NEEDED)
+
+
+def bounds_in_function(owner: str, place: Place, size: float) -> Finding:
+    """The own attention function of class `owner` keeps the scores between bounds, which no client does."""
+    problem = f"its own attention function bounds the scores (the output differs by {size:.2g})"
+    return _option(owner, place, problem=problem, why=_NO_BOUNDS, needed="scores as they are, or a softcap in the call")
 
 
 def sinks_in_function(owner: str, place: Place, size: float) -> Finding:

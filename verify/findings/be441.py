@@ -78,6 +78,21 @@ def raises(owner: str, given: str, error: str, place: Place) -> Finding:
     return _incomplete(owner, place, f"it raises on {given}: {_line(error)}", "an answer")
 
 
+def text_refused(owner: str, place: Place, error: str) -> Finding:
+    """Transformers' own processor, of class `owner`, wants an image in each prompt."""
+    problem = f"it raises on text without images: {_line(error)}."
+    return Finding(
+        "BE441",
+        Severity.WARNING,
+        f"{owner}: {problem}",
+        place,
+        why="a client that gives it every prompt cannot serve text alone; vllm from 0.32 on tokenizes such prompts itself",
+        found="an error",
+        needed="an image in each prompt, or a client that does not ask",
+        fault=Fault.MODEL,
+    )
+
+
 def no_replacements(owner: str, place: Place) -> Finding:
     """The processor, of class `owner`, does not say where its placeholders were: vLLM from 0.32 on raises on images."""
     problem = "it returns no text_replacement_offsets"

@@ -15,6 +15,7 @@ from shardproof.planner.ir.plan import generic
 from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.verify.clients.contract.client_spec import client_scale
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionCall
+from shardproof.verify.clients.contract.experiments.decode_step import ATTENDS
 from shardproof.verify.clients.contract.experiments.results import EngineOutcome, Experiments
 from shardproof.verify.clients.contract.experiments.score_path import Departure
 from shardproof.verify.clients.contract.experiments.trial import Trial
@@ -24,9 +25,6 @@ from shardproof.verify.clients.contract.options import check_options
 from shardproof.verify.clients.contract.source import source_of
 from shardproof.verify.clients.vllm.attention_call import called_directly, is_readable, read_call
 from shardproof.verify.findings import be402, be403, be404, be405, be406, be407, be408, be418
-
-ATTENDS = ("softmax", "scaled_dot_product", "attention")
-"""Words in the names of operations that compute an attention."""
 
 
 def check_attention(
@@ -87,6 +85,18 @@ def _mixes(experiments: Experiments, contract: ContractFacts) -> Iterator[Findin
             yield be402.attention_written_out(one.module, one.operation, place, contract.client)
         else:
             yield be402.tokens_mixed(one.module, one.operation, place, contract.client)
+
+
+def check_step(experiments: Experiments, contract: ContractFacts) -> Iterator[Finding]:
+    """What one token alone, as in decoding, does otherwise: it attends by itself, or an earlier call changes it."""
+    step = experiments.step.found
+    if step is None:
+        return
+    if step.bypass is not None:
+        place = Place(module=step.bypass.path or None, source=step.bypass.source)
+        yield be402.one_token_bypasses(step.bypass.module, place, contract.client)
+    if step.remembers:
+        yield be402.earlier_call_kept(Place(source=step.source), contract.client)
 
 
 def _counts(outcome: EngineOutcome, contract: ContractFacts) -> Iterator[Finding]:
@@ -205,6 +215,7 @@ _IN_FUNCTION: Mapping[Departure, str] = {
     Departure.MASK: "hides keys, or shows keys, that the mask does not",
     Departure.NORMALISATION: "does not normalise the scores by a softmax",
     Departure.SINKS: "gives each query weights that do not add up to 1",
+    Departure.INPUTS: "multiplies other queries and keys than it is given",
     Departure.AFTER: "changes the weights, or the result, after the softmax",
     Departure.UNKNOWN: "computes something else",
 }
@@ -226,6 +237,8 @@ def _own_function(experiments: Experiments, outcome: EngineOutcome, contract: Co
                 yield be408.scaling_differs(owner, line, own=why.scale, asked=one.call.scale, size=size)
             case Departure.SOFTCAP:
                 yield be407.softcap_in_function(owner, place, size)
+            case Departure.BOUNDS:
+                yield be407.bounds_in_function(owner, place, size)
             case Departure.BIAS:
                 yield be404.own_function_biased(owner, place, does, size)
             case Departure.MASK if one.call.mask is None:
@@ -234,7 +247,7 @@ def _own_function(experiments: Experiments, outcome: EngineOutcome, contract: Co
                 yield be405.own_function_masks(owner, place, does, size)
             case Departure.SINKS:
                 yield be407.sinks_in_function(owner, place, size)
-            case Departure.NORMALISATION | Departure.AFTER | Departure.UNKNOWN:
+            case Departure.NORMALISATION | Departure.INPUTS | Departure.AFTER | Departure.UNKNOWN:
                 yield be403.own_function_differs(owner, place, does, size)
 
 

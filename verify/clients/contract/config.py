@@ -140,13 +140,24 @@ def check_made_class(loaded: LoadedModel, base: nn.Module) -> list[Finding]:
     try:
         with quiet(), torch.device("meta"):
             made = kind._from_config(loaded.config)
-        head = made.get_output_embeddings()
-    except Exception:  # a class that does not build, or has no such method: nothing is known of a head
+        headed = made.get_output_embeddings() is not None
+    except Exception:  # a class that does not build, or has no such method: nothing is known of it
         return []
-    if head is None:
-        return []
-    reference = str(loaded.config.auto_map["AutoModel"])
-    return [be422.auto_map_names("AutoModel", reference, f"{kind.__name__} has a head: it returns logits")]
+    problem = f"{kind.__name__} has a head: it returns logits" if headed else _other_model(made, base)
+    return [be422.auto_map_names("AutoModel", str(loaded.config.auto_map["AutoModel"]), problem)] if problem else []
+
+
+def _other_model(made: nn.Module, base: nn.Module) -> str:
+    """A parameter of the base model that the class of `AutoModel` does not have by that name, in words; empty for none, and
+    for a class of which the base model has a module.
+    """
+    if any(type(module) is type(made) for module in base.modules()):
+        return ""
+    held = {name for name, _ in made.named_parameters()}
+    lacking = next((name for name, _ in base.named_parameters() if name not in held), None)
+    if lacking is None:
+        return ""
+    return f"{type(made).__name__} has no {lacking}: it is another model than {type(base).__name__}"
 
 
 def _headless(model: nn.Module) -> bool:
@@ -162,12 +173,13 @@ def check_base_class(config: PreTrainedConfig, client: str) -> list[Finding]:
     return [be421.no_base_model(kind.__name__, Place(source=source_of(kind)), client)]
 
 
-def check_places(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> list[Finding]:
-    """Plans on a class that is never asked for them, and plans of another form."""
+def check_places(model_class: type[PreTrainedModel], base: type, config: PreTrainedConfig) -> list[Finding]:
+    """Plans on a class that is never asked for them, and plans of another form; `base` is the class of the base model."""
     found = []
-    for name in CONFIG_PLANS:
-        if name in _own_names(model_class):
-            found.append(_misplaced(model_class, name, f"class attribute of {type(config).__name__}"))
+    for kind in dict.fromkeys((model_class, base)):
+        for name in CONFIG_PLANS:
+            if name in _own_names(kind):
+                found.append(_misplaced(kind, name, f"class attribute of {type(config).__name__}"))
     for name in CLASS_PLANS:
         if name in _own_names(type(config)):
             found.append(_misplaced(type(config), name, f"class attribute of {model_class.__name__}"))

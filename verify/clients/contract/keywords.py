@@ -20,6 +20,7 @@ _PROBLEMS = {
     "replaced or emptied": ("it replaces or empties them", "the keywords as they came"),
     "filtered": ("it passes some of them on", "all of the keywords"),
     "not taken": ("it throws them away", "the keywords in its calls"),
+    "not found": ("they do not arrive there, and the line was not found", "the keywords in every call on the way"),
     "signature": ("its signature has no **kwargs", "**kwargs in its signature"),
 }
 

@@ -6,6 +6,7 @@ images by `text_replacement_offsets` and uses the counts for the largest image. 
 (`MultiModalData`).
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,12 +17,14 @@ from transformers import AutoProcessor, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.import_utils import is_vision_available
 
-from shardproof.planner.ir.findings import Finding, Place
+from shardproof.planner.ir.findings import Finding, Place, Source
+from shardproof.planner.loading.custom_code import class_from_checkpoint
+from shardproof.planner.loading.json_file import read_json
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
 from shardproof.verify.clients.contract.experiments.frames import raising_line
 from shardproof.verify.clients.contract.processor_use import images_used, replacements_given
-from shardproof.verify.clients.contract.source import source_of
+from shardproof.verify.clients.contract.source import function_tree, source_of
 from shardproof.verify.findings import be424, be441
 
 FILES = ("processor_config.json", "preprocessor_config.json")
@@ -47,7 +50,7 @@ def check_processors(loaded: LoadedModel) -> ProcessorCheck:
                 folder, trust_remote_code=loaded.trust_remote_code, local_files_only=True
             )
     except Exception as error:  # whatever the parts of a processor raise
-        return ProcessorCheck((_not_made(error),))
+        return ProcessorCheck((_not_made(error, loaded),))
     if not isinstance(made, ProcessorMixin):
         return ProcessorCheck()
     with quiet():
@@ -60,9 +63,11 @@ def _has_processor(folder: Path, config: PreTrainedConfig) -> bool:
     return any((folder / name).is_file() for name in FILES) or "AutoProcessor" in auto_map
 
 
-def _not_made(error: Exception) -> Finding:
-    """A constructor of the model's own that raises is at fault; a missing library or file means that nothing was checked."""
-    source = raising_line(error)
+def _not_made(error: Exception, loaded: LoadedModel) -> Finding:
+    """A constructor of the model's own that raises, or that its files do not give its arguments, is at fault; a missing library
+    or file means that nothing was checked.
+    """
+    source = raising_line(error) or _constructor_called(error, loaded)
     if not is_vision_available():
         return be424.not_checked(
             "the processor", "Pillow is not installed; without it Transformers makes no image processor"
@@ -71,6 +76,28 @@ def _not_made(error: Exception) -> Finding:
         reason = " ".join(str(error).split())[:160]
         return be424.not_checked("the processor", f"it cannot be made here: {reason}")
     return be441.constructor_raises(f"{type(error).__name__}: {error}", Place(source=source))
+
+
+def _constructor_called(error: Exception, loaded: LoadedModel) -> Source | None:
+    """The class of the checkpoint whose constructor was called with other arguments than it takes; None for another error."""
+    match = re.match(r"(\w+)\.__init__\(\) ", str(error)) if isinstance(error, TypeError) else None
+    if match is None or loaded.checkpoint is None or not loaded.trust_remote_code:
+        return None
+    reference = next((one for one in _named_classes(loaded.checkpoint) if one.endswith(f".{match[1]}")), None)
+    if reference is None:
+        return None
+    kind = class_from_checkpoint(reference, str(loaded.checkpoint))
+    return source_of(kind, function_tree(vars(kind).get("__init__")))
+
+
+def _named_classes(folder: Path) -> list[str]:
+    """The classes that the `auto_map` of any of a checkpoint's files names."""
+    named: list[str] = []
+    for file in (folder / name for name in ("config.json", *FILES)):
+        fields = read_json(file) if file.is_file() else {}
+        auto_map = fields.get("auto_map") if isinstance(fields, dict) else None
+        named += [one for one in auto_map.values() if isinstance(one, str)] if isinstance(auto_map, dict) else []
+    return named
 
 
 def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin] | None:

@@ -167,13 +167,23 @@ def placeholder(processor: Any) -> str:
 
 
 def _without_images(processor: Any) -> Iterator[Finding]:
-    """A prompt of text alone: no token has the type of an image. One that raises is no fault: engines tokenize it themselves."""
+    """A prompt of text alone: it runs, and no token has the type of an image.
+
+    vLLM from 0.32 on tokenizes such a prompt itself; whoever calls the processor does not. Transformers' own processors may want
+    an image.
+    """
+    kind = type(processor)
     try:
         types = _row(processor(text="words alone", return_mm_token_type_ids=True), "mm_token_type_ids")
-    except Exception:
+    except Exception as error:  # whatever a processor raises
+        if not kind.__module__.startswith("transformers."):
+            place = Place(source=raising_line(error) or source_of(kind))
+            yield be441.raises(kind.__name__, "text without images", f"{type(error).__name__}: {error}", place)
+        else:
+            yield be441.text_refused(kind.__name__, Place(source=raising_line(error) or source_of(kind)), str(error))
         return
     if types is not None and any(types):
-        yield be443.text_typed_as_image(type(processor).__name__, Place(source=source_of(type(processor))))
+        yield be443.text_typed_as_image(kind.__name__, Place(source=source_of(kind)))
 
 
 def replacements_given(processor: Any) -> bool:

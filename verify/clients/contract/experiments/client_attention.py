@@ -126,7 +126,7 @@ Answer = Callable[[AttentionCall], Tensor]
 class AttentionRecorder:
     """An attention function that remembers its calls, and answers by `answer`; it gives the weights `weights`, or None."""
 
-    paths: Mapping[int, str]
+    paths: dict[int, str]
     answer: Answer
     weights: Callable[[AttentionCall], Tensor | None] = lambda _: None
     calls: list[AttentionCall] = field(default_factory=list)

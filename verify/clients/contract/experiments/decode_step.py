@@ -1,52 +1,206 @@
-"""Does a token that is run alone, as in decoding, stand where its position says?
+"""Is a token that is run alone, as in decoding, the same as in its sequence?
 
-An engine decodes one token at a time, with its position in `position_ids`; the tokens before it are in the attention's cache.
-In the first layer the query and the key of a token depend on the token and its position alone. So they are the same as in the
-run of the whole sequence, unless the model counts positions by itself.
+An engine decodes one token at a time, with its position in `position_ids`; the tokens before it are in the attention's cache, and
+the next step may belong to another request. Three runs of one model ask for it: a sequence, a token of its middle alone, and the
+same token after another sequence. Each attention of the runs of one token is answered by what that token was given in its
+sequence, so that every query, key and value has to be the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from shardproof.planner.ir.findings import Source
 from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionCall,
     AttentionRecorder,
     as_rows,
     attend,
-    paths_in,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt, gap, positions_of
+from shardproof.verify.clients.contract.experiments.op_log import OpLog
 from shardproof.verify.clients.contract.experiments.own_function import spec_of
-from shardproof.verify.clients.contract.experiments.trial import Trial, registered
+from shardproof.verify.clients.contract.experiments.trial import Trial, built_with, registered
 
 NAME = "shardproof_step"
+ATTENDS = ("softmax", "scaled_dot_product", "attention")
+"""Words in the names of operations that compute an attention."""
+_COUNTS = ("aten.arange", "aten.linspace")
+LARGEST_KEPT = 1 << 16
+"""Numbers of the largest result that is compared."""
 
 
-def one_step(trial: Trial, prompt: Prompt) -> float:
-    """The relative difference of the last token's first query and key, alone and in its sequence. Raises whatever the model
-    raises; 0 where the attention is not called.
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """An attention module that calls the interface for a sequence, and not for one token: `source` is where it attends then."""
+
+    path: str
+    module: str
+    source: Source | None
+
+
+@dataclass(frozen=True, slots=True)
+class OneStep:
+    """What one token alone does otherwise than in its sequence.
+
+    `size` is the largest relative difference of its queries and keys: it does not stand where its position says. Where
+    `remembers`, the sequence of an earlier run changes it. `source` is the line at fault, None where it was not found.
     """
-    row = max(prompt.rows, key=lambda one: one.shape[1])
+
+    size: float = 0.0
+    bypass: Bypass | None = None
+    remembers: bool = False
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    calls: Sequence[AttentionCall]
+    answers: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _SmallModel:
+    """A model whose attention `recorder` answers."""
+
+    trial: Trial
+    model: nn.Module
+    recorder: AttentionRecorder
+
+    def run(self, tokens: Tensor, positions: Tensor, answers: Sequence[Tensor] = (), log: OpLog | None = None) -> _Run:
+        """One call of the base model; `answers` are what each attention gives a token alone, as far as they go."""
+        given: list[Tensor] = []
+
+        def answer(call: AttentionCall) -> Tensor:
+            at = len(given)
+            forced = at < len(answers) and call.query.shape[2] == 1
+            given.append(answers[at] if forced else _attended(call))
+            return given[-1]
+
+        self.recorder.answer, self.recorder.calls = answer, []
+        with registered(NAME, self.recorder), torch.no_grad(), log if log is not None else nullcontext():
+            self.trial.base(self.model)(
+                input_ids=tokens, inputs_embeds=None, use_cache=False, position_ids=positions, return_dict=False
+            )
+        return _Run(self.recorder.calls, given)
+
+
+def one_step(trial: Trial, prompt: Prompt) -> OneStep:
+    """A token of the middle of the longest sequence, alone and in its sequence. Raises whatever the model raises."""
+    recorder = AttentionRecorder({}, _attended)
+    small = _SmallModel(trial, built_with(trial, NAME, recorder), recorder)
+    row, another = sorted(prompt.rows, key=lambda one: one.shape[1], reverse=True)[:2]
     positions = positions_of(trial, (row.shape[1],))
-    whole = _calls(trial, row, positions)
-    alone = _calls(trial, row[:, -1:], positions[..., -1:])
-    if not whole or not alone or whole[0].path != alone[0].path:
-        return 0.0
-    pairs = ((getattr(alone[0], name), getattr(whole[0], name)) for name in ("query", "key"))
-    return max(gap(one, other[:, :, -1:]) for one, other in pairs)
+    at = row.shape[1] // 2
+    token, place = row[:, at : at + 1], positions[..., at : at + 1]
+    whole = _of_token(small.run(row, positions), at)
+    alone = small.run(token, place, whole.answers)
+    called = {call.path for call in alone.calls}
+    missing = next((call for call in whole.calls if call.path not in called), None)
+    if missing is not None:
+        step = _Logged(lambda: small.run(token, place, whole.answers), small.model.get_submodule(missing.path))
+        return OneStep(bypass=Bypass(missing.path, type(missing.module).__name__, step.first_attention()))
+    small.run(another, positions_of(trial, (another.shape[1],)))
+    later = small.run(token, place, whole.answers)
+    if _differ(alone.calls, later.calls, trial.tolerance) > 0:
+        return OneStep(remembers=True, source=_remembering(small, (row, another), token, place, whole))
+    pairs = zip(alone.calls, whole.calls, strict=False)
+    size = max((_gap(one, (other.query, other.key)) for one, other in pairs), default=0.0)
+    misplaced = size > trial.tolerance
+    return OneStep(size, source=_misplacing(small, token, place, whole) if misplaced else None)
 
 
-def _calls(trial: Trial, tokens: Tensor, positions: Tensor) -> Sequence[AttentionCall]:
-    def answer(call: AttentionCall) -> Tensor:
-        return as_rows(attend(call.query, call.key, call.value, spec_of(call)))
+def _attended(call: AttentionCall) -> Tensor:
+    return as_rows(attend(call.query, call.key, call.value, spec_of(call)))
 
-    with registered(NAME, AttentionRecorder({}, answer)):
-        model = trial.built(NAME)
-    recorder = AttentionRecorder(paths_in(model), answer)
-    with registered(NAME, recorder), torch.no_grad():
-        trial.base(model)(
-            input_ids=tokens, inputs_embeds=None, use_cache=False, position_ids=positions, return_dict=False
-        )
-    return recorder.calls
+
+def _of_token(run: _Run, at: int) -> _Run:
+    """What a run gives one token of its sequence: its query, key and value at every call, and its answers."""
+    parts = [
+        replace(call, **{name: getattr(call, name)[:, :, at : at + 1] for name in ("query", "key", "value")})
+        for call in run.calls
+    ]
+    return _Run(parts, [answer[at : at + 1] for answer in run.answers])
+
+
+def _gap(call: AttentionCall, wanted: tuple[Tensor, Tensor]) -> float:
+    return max(gap(one, other) for one, other in zip((call.query, call.key), wanted, strict=True))
+
+
+def _differ(first: Sequence[AttentionCall], second: Sequence[AttentionCall], tolerance: float) -> float:
+    """The largest difference of any query, key or value; 0 where it is within the tolerance."""
+    pairs = [
+        (getattr(one, name), getattr(other, name))
+        for one, other in zip(first, second, strict=False)
+        for name in ("query", "key", "value")
+    ]
+    size = max((gap(one, other) for one, other in pairs), default=0.0)
+    return size if size > tolerance else 0.0
+
+
+def _remembering(
+    small: _SmallModel, rows: Sequence[Tensor], token: Tensor, place: Tensor, whole: _Run
+) -> Source | None:
+    """The first line whose result depends on the sequence that was run before."""
+    logs = []
+    for row in rows:
+        small.run(row, positions_of(small.trial, (row.shape[1],)))
+        logs.append(OpLog(lambda one: one.is_floating_point() and one.numel() <= LARGEST_KEPT))
+        small.run(token, place, whole.answers, logs[-1])
+    for one, other in zip(logs[0].ops, logs[1].ops, strict=False):
+        if one.name != other.name:
+            return one.source
+        if one.value is not None and other.value is not None and gap(one.value, other.value) > small.trial.tolerance:
+            return one.source
+    return None
+
+
+def _misplacing(small: _SmallModel, token: Tensor, place: Tensor, whole: _Run) -> Source | None:
+    """The first line that is given another position and gives the same result, else the first that counts by itself."""
+    logs = [OpLog(lambda one: one.numel() <= LARGEST_KEPT and one.dtype is not torch.bool) for _ in range(2)]
+    for log, at in zip(logs, (place, place - 1), strict=True):
+        small.run(token, at, whole.answers, log)
+    moved: set[int] = set()
+    for number, (one, other) in enumerate(zip(logs[0].ops, logs[1].ops, strict=False)):
+        if one.value is None or other.value is None:
+            continue
+        if not torch.equal(one.value, other.value):
+            moved.add(number)
+        elif moved & set(one.inputs) and one.source is not None:
+            return one.source
+    return next((op.source for op in logs[0].ops if op.name in _COUNTS and op.source is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Logged:
+    """A run that is logged while one module is running."""
+
+    again: Callable[[], object]
+    module: nn.Module
+
+    def first_attention(self) -> Source | None:
+        """The first line in the module that computes an attention, else its first line."""
+        log, running = OpLog(lambda _: False), ExitStack()
+        entered: list[bool] = []
+
+        def enter(*_: Any) -> None:
+            if not entered:
+                running.enter_context(log)
+            entered.append(True)
+
+        def leave(*_: Any) -> None:
+            running.close()
+
+        handles = [self.module.register_forward_pre_hook(enter), self.module.register_forward_hook(leave)]
+        try:
+            with running:
+                self.again()
+        finally:
+            for handle in handles:
+                handle.remove()
+        attends = (op.source for op in log.ops if any(word in op.name for word in ATTENDS))
+        return next(attends, log.ops[0].source if log.ops else None)

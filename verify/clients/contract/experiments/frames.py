@@ -45,7 +45,12 @@ def line_in(frame: FrameType) -> Source:
 
 
 def raising_line(error: BaseException) -> Source | None:
-    """The innermost line of modeling code in the traceback of an error; None where there is none."""
-    entries = traceback.extract_tb(error.__traceback__)
-    found = next((entry for entry in reversed(entries) if is_modeling(entry.filename)), None)
-    return Source(relative(found.filename), found.lineno or 0) if found is not None else None
+    """The innermost line of modeling code in the traceback of an error, or of what caused it; None where there is none."""
+    one: BaseException | None = error
+    while one is not None:
+        entries = traceback.extract_tb(one.__traceback__)
+        found = next((entry for entry in reversed(entries) if is_modeling(entry.filename)), None)
+        if found is not None:
+            return Source(relative(found.filename), found.lineno or 0)
+        one = one.__cause__
+    return None

@@ -65,7 +65,9 @@ class KeywordWatch:
         stack = _model_frames()
         holding = [at for at, frame in enumerate(stack) if _holds(frame.f_locals, sentinel)]
         last = max(holding, default=-1)
-        if last < 0:
+        if last < 0:  # called where no frame of the model is below, as in a thread
+            owner = type(call.module).__name__
+            self.losses.setdefault((name, owner), Loss(name, call.path, owner, call.source, "not found"))
             return
         if (hook := _hook_of(stack[last])) is not None:
             self.suspects.setdefault(hook, name)
@@ -181,6 +183,8 @@ class _LineWatch:
     sentinel: Sentinel
     held: set[str] = field(default_factory=set)
     ever: set[str] = field(default_factory=set)
+    tensors: set[str] = field(default_factory=set)
+    """Names of tensors: no keyword is handed on in one."""
     lines: list[int] = field(default_factory=list)
     dropped: int = 0
     """The line after which a name that held the keyword no longer does."""
@@ -193,6 +197,7 @@ class _LineWatch:
             if self.held - now and self.lines and event == "line":
                 self.dropped = self.lines[-1]
             self.held, self.ever = now, self.ever | now
+            self.tensors |= {name for name, value in list(frame.f_locals.items()) if isinstance(value, Tensor)}
             if event == "line":
                 self.lines.append(frame.f_lineno)
         return self.trace
@@ -257,10 +262,16 @@ def _reads(code: CodeType, lines: _LineWatch, *, until: int) -> int:
         if node.lineno >= until or isinstance(node, ast.If | ast.Return):
             continue
         read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
-        made = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - read
-        if read & lines.ever and (made | read) & given - lines.ever:
+        if read & lines.ever and _changed(node) & given - lines.ever - lines.tensors:
             found = max(found, node.lineno)
     return found
+
+
+def _changed(statement: ast.stmt) -> set[str]:
+    """Names that a statement binds, or whose object it may change: by a method, or by an item."""
+    held = [part.value for part in ast.walk(statement) if isinstance(part, ast.Attribute | ast.Subscript)]
+    bound = [part for part in ast.walk(statement) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+    return {part.id for part in (*held, *bound) if isinstance(part, ast.Name) and part.id != "self"}
 
 
 def _covers(node: ast.AST, line: int) -> bool:

@@ -21,7 +21,6 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionSpec,
     as_interface,
     attend,
-    paths_in,
     visible,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt
@@ -29,7 +28,7 @@ from shardproof.verify.clients.contract.experiments.frames import calling_line, 
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
 from shardproof.verify.clients.contract.experiments.own_function import spec_of, split_mask
 from shardproof.verify.clients.contract.experiments.score_path import _MOVES
-from shardproof.verify.clients.contract.experiments.trial import Trial, made_mask, registered
+from shardproof.verify.clients.contract.experiments.trial import Trial, built_with, made_mask, registered
 
 NAME = "shardproof_masked"
 Maker = Callable[..., Tensor | None]
@@ -91,7 +90,8 @@ def _masks_with(trial: Trial, prompt: Prompt, make: Maker) -> list[MaskSeen]:
     def maker(*args: Any, **kwargs: Any) -> Tensor | None:
         value = make(*args, **kwargs)
         function = next((f.f_code.co_name for f in frames() if f.f_code.co_name in _MAKERS), "")
-        made.append(MadeMask(value, calling_line(), function))
+        kept = value.clone() if value is not None else None  # the model may write into what it is given
+        made.append(MadeMask(kept, calling_line(), function))
         return value
 
     calls = _run(trial, prompt, maker)
@@ -101,9 +101,8 @@ def _masks_with(trial: Trial, prompt: Prompt, make: Maker) -> list[MaskSeen]:
 
 
 def _run(trial: Trial, prompt: Prompt, maker: Maker, log: OpLog | None = None) -> list[AttentionCall]:
-    with registered(NAME, _unused, masks=maker):
-        model = trial.built(NAME)
-    recorder = AttentionRecorder(paths_in(model), _answer)
+    recorder = AttentionRecorder({}, _answer)
+    model = built_with(trial, NAME, recorder, masks=maker)
     base = trial.base(model)
     row = max(prompt.rows, key=lambda one: one.shape[1])
     with registered(NAME, recorder, masks=maker), torch.no_grad():
@@ -113,10 +112,6 @@ def _run(trial: Trial, prompt: Prompt, maker: Maker, log: OpLog | None = None) -
             with log:
                 base(input_ids=row, **caching(base, False))
     return recorder.calls
-
-
-def _unused(*_: Any, **__: Any) -> tuple[Tensor, None]:
-    raise AssertionError("the model is only built")
 
 
 def _answer(call: AttentionCall) -> Tensor:

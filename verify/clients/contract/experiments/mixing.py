@@ -1,8 +1,9 @@
 """Does a token see another one outside of the attention?
 
-The attention is answered by each token's own query, key and value alone. Then one token of the input is exchanged. Whatever else
-changes was mixed by the model itself: by a token shift, a convolution, a recurrence, an attention of its own. An engine runs a
-step with the new tokens alone and keeps a cache only behind the attention interface, so all of those lose what came before.
+The attention is answered by each token's own query, key and value alone. Then three tokens of the input are exchanged: the
+first, one in the middle, the last. Whatever else changes was mixed by the model itself: by a token shift, a convolution, a
+recurrence, an attention of its own. An engine runs a step with the new tokens alone and keeps a cache only behind the attention
+interface, so all of those lose what came before.
 """
 
 from contextlib import ExitStack
@@ -17,17 +18,16 @@ from shardproof.planner.ir.findings import Source
 from shardproof.verify.clients.contract.experiments.client_attention import (
     AttentionCall,
     AttentionRecorder,
-    paths_in,
     repeated,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt, run_as_engine
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
-from shardproof.verify.clients.contract.experiments.trial import Trial, registered
+from shardproof.verify.clients.contract.experiments.trial import Trial, built_with, registered
 
 NAME = "shardproof_alone"
 TOKENS = 13
-EXCHANGED = 6
-"""The token that is exchanged, of so many; there are others on both sides of it."""
+EXCHANGED = (0, 6, 12)
+"""The tokens that are exchanged, of so many: what looks at the first or the last token alone is seen too."""
 _CHANGED = 1e-6
 
 
@@ -43,13 +43,14 @@ class Mixing:
 
 def mixing_modules(trial: Trial, prompt: Prompt) -> list[Mixing]:
     """The innermost modules that mix tokens, the first of each class. Raises whatever the model raises."""
-    with registered(NAME, _alone):
-        model = trial.built(NAME)
+    recorder = AttentionRecorder({}, _alone_rows)
+    model = built_with(trial, NAME, recorder)
     tokens = prompt.tokens[:, :1].expand(1, TOKENS).clone()
     tokens[0] = prompt.tokens.flatten().repeat(TOKENS)[:TOKENS]
     other = tokens.clone()
-    other[0, EXCHANGED] = _another(trial, prompt, int(tokens[0, EXCHANGED]))
-    with registered(NAME, AttentionRecorder(paths_in(model), _alone_rows)):
+    for at in EXCHANGED:
+        other[0, at] = _another(trial, prompt, int(tokens[0, at]))
+    with registered(NAME, recorder):
         runs = [_watched(trial, model, row) for row in (tokens, other)]
         mixers = _mixers(*runs)
         found: dict[str, Mixing] = {}
@@ -64,10 +65,6 @@ def _another(trial: Trial, prompt: Prompt, token: int) -> int:
     return next(
         (int(one) for one in prompt.tokens.flatten() if int(one) != token), (token + 1) % max(trial.vocabulary, 2)
     )
-
-
-def _alone(*_: Any, **__: Any) -> tuple[Tensor, None]:
-    raise AssertionError("the answer was not registered")
 
 
 def _alone_rows(call: AttentionCall) -> Tensor:
@@ -145,7 +142,7 @@ def _beyond(first: Tensor, second: Tensor) -> bool:
     changed = (first.double() - second.double()).abs() > _CHANGED * (float(first.double().abs().max()) or 1.0)
     changed = changed | (torch.isfinite(first) != torch.isfinite(second))
     for axis in axes:
-        others = [at for at in range(TOKENS) if at != EXCHANGED]
+        others = [at for at in range(TOKENS) if at not in EXCHANGED]
         changed = changed.index_select(axis, torch.tensor(others))
     return bool(changed.any())
 

@@ -56,7 +56,16 @@ class OpLog(TorchDispatchMode):
                 self.ops.append(LoggedOp(str(func.overloadpacket), kept, given, source))
                 self._made[id(value)] = len(self.ops) - 1
                 self._alive.append(value)
+                if func._schema.is_mutable:
+                    self._wrote(value)
         return result
+
+    def _wrote(self, value: Tensor) -> None:
+        """Whatever shares the memory of a result that was written in place was made by that operation too."""
+        memory = value.untyped_storage().data_ptr()
+        for other in self._alive:
+            if memory and other.untyped_storage().data_ptr() == memory:
+                self._made[id(other)] = len(self.ops) - 1
 
     def mark(self, value: Tensor) -> None:
         """Remember the operation that made a tensor; its number is in `marked`."""

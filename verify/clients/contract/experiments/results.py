@@ -21,10 +21,9 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     as_interface,
     as_rows,
     attend,
-    paths_in,
     repeated,
 )
-from shardproof.verify.clients.contract.experiments.decode_step import one_step
+from shardproof.verify.clients.contract.experiments.decode_step import OneStep, one_step
 from shardproof.verify.clients.contract.experiments.engine_run import (
     OutputFormError,
     Prompt,
@@ -39,7 +38,14 @@ from shardproof.verify.clients.contract.experiments.masks import MaskSeen, masks
 from shardproof.verify.clients.contract.experiments.mixing import Mixing, mixing_modules
 from shardproof.verify.clients.contract.experiments.op_log import OpLog
 from shardproof.verify.clients.contract.experiments.own_function import FunctionDifference, own_differences, spec_of
-from shardproof.verify.clients.contract.experiments.trial import Trial, TrialError, made_mask, registered, trial_of
+from shardproof.verify.clients.contract.experiments.trial import (
+    Trial,
+    TrialError,
+    built_with,
+    made_mask,
+    registered,
+    trial_of,
+)
 from shardproof.verify.clients.contract.facts import ContractFacts
 
 T = TypeVar("T")
@@ -149,10 +155,8 @@ class Experiments:
         return self._once("weights", lambda: self._weights_use(contract))
 
     @property
-    def step(self) -> ExperimentOutcome[float]:
-        """How far the queries and keys of one token, run alone at its position as in decoding, are from those in its sequence;
-        relative to the largest.
-        """
+    def step(self) -> ExperimentOutcome[OneStep]:
+        """What one token, run alone at its position as in decoding, does otherwise than in its sequence."""
         return self._once("step", lambda: one_step(self._trial(), self.prompt))
 
     def lost_keywords(self, names: tuple[str, ...], *, head: bool) -> ExperimentOutcome[list[Loss]]:
@@ -188,13 +192,12 @@ class Experiments:
         trial, prompt = self._trial(), self.prompt
         answer = _answer(trial, contract, prompt.bounds, form)
         masks = made_mask if form.masks else None
-        with registered(contract.client, _never, masks=masks):
-            try:
-                model = trial.built(contract.client)
-            except Exception as error:  # the constructor refuses the attention of the client
-                return EngineOutcome((), None, error, "call", raising_line(error))
         weights = _marked(_weights, log) if log is not None else _weights
-        recorder = AttentionRecorder(paths_in(model), answer, weights if form.weights else lambda _: None)
+        recorder = AttentionRecorder({}, answer, weights if form.weights else lambda _: None)
+        try:
+            model = built_with(trial, contract.client, recorder, masks=masks)
+        except Exception as error:  # the constructor refuses the attention of the client
+            return EngineOutcome((), None, error, "call", raising_line(error))
         with registered(contract.client, recorder, masks=masks), log if log is not None else nullcontext():
             try:
                 states = run_as_engine(trial, model, prompt.tokens, prompt.bounds, {})
@@ -222,10 +225,9 @@ class Experiments:
         self, trial: Trial, prompt: Prompt, wanted: Mapping[str, Sentinel], *, head: bool, masks: Any
     ) -> list[Loss]:
         name = "shardproof_keywords"
-        with registered(name, _never, masks=masks):
-            model = trial.built(name)
         watch = KeywordWatch(wanted)
-        recorder = AttentionRecorder(paths_in(model), _as_asked, _weights, listen=watch)
+        recorder = AttentionRecorder({}, _as_asked, _weights, listen=watch)
+        model = built_with(trial, name, recorder, masks=masks)
         row = prompt.rows[0]
 
         def run_once() -> None:
@@ -253,10 +255,6 @@ def _alone(trial: Trial) -> Tensor:
         raise
     except Exception:  # a model that runs with its own attention function alone
         return run_alone(trial, trial.built("eager"), prompt)
-
-
-def _never(*_: Any, **__: Any) -> tuple[Tensor, None]:
-    raise AssertionError("the attention function is registered for a run alone")
 
 
 def _as_asked(call: AttentionCall) -> Tensor:

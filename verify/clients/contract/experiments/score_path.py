@@ -4,7 +4,7 @@ The reference is `softmax(scale * query @ key + mask) @ value`. Each result of t
 and key is compared with it, in order: up to some operation the results are the scores, after it something else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,6 +18,11 @@ CLOSE = 1e-4
 """Relative difference up to which results are the same; those of one float32 step differ by about 1e-7."""
 _HIDDEN = -1e3
 """A score below this gives its key no weight."""
+_SEEN, _UNSEEN = 1e-9, 1e-12
+"""A weight above the first gives a key a part of the result; one below the second gives it none."""
+_WITH_BIAS = ("baddbmm", "addmm")
+"""Products that add something in one operation."""
+_BOUNDS = ("aten.clamp", "aten.clamp_min", "aten.clamp_max", "aten.hardtanh", "aten.minimum", "aten.maximum")
 
 
 class Departure(StrEnum):
@@ -25,7 +30,9 @@ class Departure(StrEnum):
 
     SCALE = "the scale"
     SOFTCAP = "a soft-cap on the scores"
+    BOUNDS = "bounds on the scores"
     BIAS = "a bias on the scores"
+    INPUTS = "other queries or keys than it was given"
     MASK = "which keys a query sees"
     NORMALISATION = "another normalisation than softmax"
     SINKS = "weights that do not add up to 1"
@@ -68,17 +75,24 @@ def explain(
         if op.value is not None and op.value.numel() == products.numel() and op.value.is_floating_point()
     ]
     clean = [(at, factor) for at, step in enumerate(steps) if (factor := _factor(step.value, products, allowed))]
+    if not clean and not steps:
+        return ScoreExplanation(Departure.UNKNOWN, None)
+    if not clean and any(word in step.op.name for step in steps for word in _WITH_BIAS):
+        return _before(steps, -1, scale, products, allowed)
     if not clean:
-        return _before(steps, -1, scale, products, allowed) if steps else ScoreExplanation(Departure.UNKNOWN, None)
-    last, factor = clean[-1]
-    weights = _expected(products, allowed, factor)
-    right = [at for at, step in enumerate(steps) if at > clean[0][0] and _near(step.value, weights)]
-    if right:
-        after = _after(ops, steps, right, weights @ value)
+        product = next((step for step in steps if step.op.name in _PRODUCTS), steps[0])
+        return ScoreExplanation(Departure.INPUTS, product.op.source)
+    asked = [factor for _, factor in clean if abs(factor - scale) <= CLOSE * scale]
+    for factor in (*asked[:1], clean[-1][1]):
+        weights = _expected(products, allowed, factor)
+        right = [at for at, step in enumerate(steps) if at > clean[0][0] and _near(step.value, weights)]
+        if not right:
+            continue
         if abs(factor - scale) > CLOSE * scale:
             first = next(at for at, other in clean if abs(other - factor) <= CLOSE * abs(factor))
             return ScoreExplanation(Departure.SCALE, steps[first].op.source, factor)
-        return ScoreExplanation(Departure.AFTER, after)
+        return ScoreExplanation(Departure.AFTER, _after(ops, steps, right, weights @ value, value))
+    last, factor = clean[-1]
     return _before(steps, last, factor, products, allowed)
 
 
@@ -101,8 +115,12 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
     return bool(torch.isfinite(found).all()) and float((found - wanted).abs().max()) <= CLOSE
 
 
-def _after(ops: Sequence[LoggedOp], steps: Sequence[_Step], right: Sequence[int], output: Tensor) -> Source | None:
-    """The first line after the weights that gives neither the weights nor their product with the values."""
+def _after(
+    ops: Sequence[LoggedOp], steps: Sequence[_Step], right: Sequence[int], output: Tensor, value: Tensor
+) -> Source | None:
+    """The first line after the weights that gives neither the weights nor their product with the values, or the line that
+    changed the values.
+    """
     weights = next(at for at, op in enumerate(ops) if op is steps[right[0]].op)
     reached = {at for at, op in enumerate(ops) if any(op is steps[one].op for one in right)} | {weights}
     forms = [output, output.transpose(1, 2)]
@@ -116,8 +134,33 @@ def _after(ops: Sequence[LoggedOp], steps: Sequence[_Step], right: Sequence[int]
             op.value.numel() == form.numel() and _near(op.value.double().flatten(), form.flatten()) for form in forms
         )
         if not same and op.name not in _MOVES and not _is_copy(op, ops):
-            return op.source
+            return (_changing_values(ops, op, value, reached) if op.name in _PRODUCTS else None) or op.source
     return None
+
+
+_PRODUCTS = ("aten.bmm", "aten.mm", "aten.matmul")
+
+
+def _changing_values(
+    ops: Sequence[LoggedOp], product: LoggedOp, value: Tensor, weighted: Collection[int]
+) -> Source | None:
+    """The line that made other values of the ones that were given, where `product` multiplies those with the weights
+    (`weighted`).
+    """
+    wanted, seen = [one for one in product.inputs if one not in weighted], set[int]()
+    changing: LoggedOp | None = None
+    while wanted:
+        at = max(wanted)
+        wanted.remove(at)
+        made = ops[at].value
+        if at in seen or made is None or made.numel() != value.numel():
+            continue
+        seen.add(at)
+        if _near(made.double().flatten(), value.flatten()):
+            break
+        changing = ops[at] if ops[at].name not in _MOVES else changing
+        wanted += ops[at].inputs
+    return changing.source if changing is not None else None
 
 
 _MOVES = tuple(
@@ -138,29 +181,46 @@ def _is_copy(op: LoggedOp, ops: Sequence[LoggedOp]) -> bool:
 
 def _before(steps: Sequence[_Step], last: int, factor: float, products: Tensor, allowed: Tensor) -> ScoreExplanation:
     """The departure between the scores and the weights."""
-    first = next((step for step in steps[last + 1 :] if not _moved(step)), None)
+    rest = steps[last + 1 :]
+    first = next((step for step in rest if not _moved(step)), None)
     source = first.op.source if first is not None else steps[last].op.source
-    weighted = next((step for step in steps[last + 1 :] if _adds_up(step.value)), None)
-    names = {step.op.name for step in steps[last + 1 :]}
-    if weighted is None:
-        shares = next((step for step in steps[last + 1 :] if _shares(step.value, products, allowed, factor)), None)
+    at = next((at for at, step in enumerate(rest) if _adds_up(step.value)), None)
+    names = {step.op.name for step in rest}
+    if at is None:
+        shares = next((step for step in rest if _shares(step.value, products, allowed, factor)), None)
         if shares is not None:
             return ScoreExplanation(Departure.SINKS, shares.op.source)
         return ScoreExplanation(Departure.NORMALISATION, source)
-    support = weighted.value > 1e-12
-    if bool((support != allowed.expand(support.shape)).any()):
+    weights = rest[at].value
+    if _masks(weights, products, allowed, factor):
         return ScoreExplanation(Departure.MASK, source)
-    if "aten.tanh" in names:
-        return ScoreExplanation(
-            Departure.SOFTCAP, next(s.op.source for s in steps[last + 1 :] if s.op.name == "aten.tanh")
-        )
+    for departure, operations in ((Departure.SOFTCAP, ("aten.tanh",)), (Departure.BOUNDS, _BOUNDS)):
+        capping = next((step for step in rest[:at] if step.op.name in operations and _moves_seen(step, steps)), None)
+        if capping is not None:
+            return ScoreExplanation(departure, capping.op.source)
     if not names & {"aten._softmax", "aten.exp", "aten.softmax", "aten._safe_softmax"}:
         return ScoreExplanation(Departure.NORMALISATION, source)
-    other = _refit(weighted.value, products, allowed)
+    other = _refit(weights, products, allowed)
     if other:
         return ScoreExplanation(Departure.SCALE, source, other)
     powers = {"aten.relu", "aten.sigmoid", "aten.pow", "aten.square"} & names
     return ScoreExplanation(Departure.NORMALISATION if powers else Departure.BIAS, source)
+
+
+def _moves_seen(step: _Step, steps: Sequence[_Step]) -> bool:
+    """Whether an operation gives other scores than the step before it, beside those that hide a key."""
+    at = next(at for at, one in enumerate(steps) if one is step)
+    before = steps[at - 1].value if at else step.value
+    seen = before > _HIDDEN
+    return not torch.equal(before[seen], step.value[seen])
+
+
+def _masks(weights: Tensor, products: Tensor, allowed: Tensor, factor: float) -> bool:
+    """Whether keys are hidden that the scores show, or shown that may not be seen."""
+    expected = _expected(products, allowed, factor)
+    hidden = (expected > _SEEN) & (weights == 0)
+    shown = ~allowed.expand(weights.shape) & (weights > _UNSEEN)
+    return bool((hidden | shown).any())
 
 
 def _moved(step: _Step) -> bool:

@@ -22,6 +22,7 @@ from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.twin import TwinError, twin
+from shardproof.verify.clients.contract.experiments.client_attention import AttentionRecorder, paths_in
 
 SMALL_ENOUGH = 3_000_000
 """The most parameters of a model that is run as it is; a twin of it would take longer to find than to run."""
@@ -130,10 +131,11 @@ def _twin(loaded: LoadedModel) -> LoadedModel:
 
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
+MaskMaker = Callable[..., Tensor | None]
 
 
 @contextmanager
-def registered(name: str, function: Attention, *, masks: Callable[..., Tensor | None] | None = None) -> Iterator[None]:
+def registered(name: str, function: Attention, *, masks: MaskMaker | None = None) -> Iterator[None]:
     """An attention function in Transformers' registry for as long as the block runs; what had the name before is put back.
 
     With `masks` the masking functions of Transformers make masks for it (`eager_mask` makes those of eager attention); without,
@@ -152,6 +154,14 @@ def registered(name: str, function: Attention, *, masks: Callable[..., Tensor | 
             table.pop(name, None)
             if held is not None:
                 table[name] = held
+
+
+def built_with(trial: Trial, name: str, recorder: AttentionRecorder, *, masks: MaskMaker | None = None) -> nn.Module:
+    """A model that is to run with `recorder` under a name; its constructor finds it there already, and may keep it."""
+    with registered(name, recorder, masks=masks):
+        model = trial.built(name)
+    recorder.paths.update(paths_in(model))
+    return model
 
 
 made_mask = eager_mask
