@@ -21,7 +21,7 @@ from shardproof.planner.inputs.example import (
 )
 from shardproof.planner.inputs.run_modes import NoCacheError, Script
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.tracing.layers.repeats import run_every_layer, runs_every_layer
+from shardproof.planner.tracing.layers.repeats import let_layers_repeat, run_every_layer, runs_every_layer
 from shardproof.planner.tracing.meta_answers.placeholders import search_first_only
 from shardproof.planner.tracing.recorded_run import TraceError, Tracing, forward_of
 from shardproof.planner.tracing.session import forget, structural_copy
@@ -73,6 +73,7 @@ def trace_script(model: nn.Module, script: Script) -> tuple[Graph, bool]:
 def _run_script(
     model: nn.Module, script: Script, *, hooked: bool = False, every: bool = False
 ) -> tuple[Tracing, Graph]:
+    asked_before = runs_every_layer(model, script.mode)
     while True:  # each other way is tried once
         tracing = Tracing(model, hooked=hooked, every=every)
         try:
@@ -82,6 +83,8 @@ def _run_script(
             run_every_layer(model, script.mode)
         except TraceError as error:
             if not _finds_less(model, error) and not _reads_what_layers_left(tracing, script, error):
+                if not asked_before:  # running every layer did not help: it is not needed for what is traced next
+                    let_layers_repeat(model, script.mode)
                 raise
 
 

@@ -37,10 +37,14 @@ _TOLD = 64
 """Numbers of a constant that are kept as they are; of more, a digest."""
 
 
-def _data(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...] | None:
-    """The numbers that a constant is made from, or a digest of many; None where it is made from another tensor."""
+def _given(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a tensor is made from."""
     position = int(func is Tensor.new_tensor)
-    given = kwargs.get("data", args[position] if len(args) > position else None)
+    return kwargs.get("data", args[position] if len(args) > position else None)
+
+
+def _data(given: Any) -> tuple[object, ...] | None:
+    """The numbers that a constant is made from, or a digest of many; None where it is made from another tensor."""
     if any(isinstance(leaf, Tensor) for leaf in tree_flatten(given)[0]):
         return None
     numbers = np.asarray(given)
@@ -166,13 +170,36 @@ def _fill(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _make(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    data = _data(func, args, kwargs)
+    given = _given(func, args, kwargs)
+    data = _data(given)
     if data is None:
-        return NotImplemented
+        return _of_tensors(recorder, given, kwargs.get("dtype"))
     with recorder.silent():
         made = func(*args, **kwargs)
     recorder.record("constant", (data,), {}, made)
     return made
+
+
+def _of_tensors(recorder: Recorder, given: Any, dtype: torch.dtype | None) -> Any:
+    """A tensor made from a list of tensors of one number on the meta device, which torch would ask for their data: the stack of
+    them.
+    """
+    leaves = tree_flatten(given)[0]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    numbers = all(isinstance(leaf, Tensor | int | float) for leaf in leaves)
+    if not isinstance(given, list | tuple) or not numbers or not all(one.is_meta and one.dim() == 0 for one in tensors):
+        return NotImplemented
+    wanted = dtype or tensors[0].dtype
+
+    def stacked(part: Any) -> Tensor:
+        if isinstance(part, Tensor):
+            return part.to(wanted)
+        if isinstance(part, list | tuple):
+            return torch.stack([stacked(one) for one in part])
+        made: Tensor = _make(recorder, torch.tensor, (part,), {"dtype": wanted, "device": "meta"})
+        return made
+
+    return stacked(given)
 
 
 def _dropout(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
