@@ -20,6 +20,7 @@ from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.small_configs import SMALL, beside_sizes, by_names, by_trial, by_width, of_module
+from shardproof.planner.twins.small_media import smaller_media
 from shardproof.planner.twins.small_runs import LARGEST, SHORT, TrialRun, parameters_of, runs, trial_run
 
 NARROW = 20_000_000
@@ -56,7 +57,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             parameters = parameters_of(small)
             if parameters.count > most or (kinds and parameters.kinds != kinds):
                 continue
-            small, outcome = _fitted(loaded, small)
+            small, outcome = _with_small_media(loaded, small)
             if outcome.whole:
                 return small
             first = first or outcome.raised
@@ -74,6 +75,22 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
         f"{LARGEST // 1_000_000} million parameters.{why}"
     )
+
+
+def _with_small_media(loaded: LoadedModel, small: LoadedModel) -> tuple[LoadedModel, TrialRun]:
+    """A small model that fits together, with smaller images and shorter audio if it runs on them as well."""
+    raised = ""
+    for config in smaller_media(small.config):
+        less = dataclasses.replace(small, config=config)
+        if parameters_of(less).kinds != parameters_of(small).kinds:
+            continue
+        less, outcome = _fitted(loaded, less)
+        if outcome.whole:
+            return less, outcome
+        if outcome.raised == raised:  # the size is not what it fails on
+            return less, outcome
+        raised = outcome.raised
+    return _fitted(loaded, small)
 
 
 _AGREEMENTS = 6
