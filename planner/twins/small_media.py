@@ -6,6 +6,7 @@ tokens that they are pooled to. They are found by their values. Whether the resu
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -14,8 +15,6 @@ from transformers import PreTrainedConfig
 from shardproof.planner.inputs.media import number, part_with
 from shardproof.planner.loading.configs.config_defaults import parts_of
 
-_FACTORS = (16, 8, 4, 2)
-"""What sides are divided by, tried in this order."""
 _PATCHES, _PIXELS = 4, 64
 """The least patches of a side, and the least pixels of one whose patches are not known."""
 _POSITIONS = 32
@@ -26,18 +25,38 @@ MOST = 2
 """Smaller sizes that are tried for one config."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Shrink:
+    """The side of an image in pixels and in patches (0: not known), before and after."""
+
+    side: int
+    across: int
+    new_side: int
+    new_across: int
+
+
 def smaller_media(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     """Copies of a config with smaller images, the smallest first, and shorter audio; none where they are small already."""
     side, patch = _side(config), _patch(config)
-    unit, least = (patch, _PATCHES) if patch else (1, _PIXELS)
-    factors = [factor for factor in _FACTORS if side % (factor * unit) == 0 and side // (factor * unit) >= least]
-    for factor in factors[:MOST] if factors else (1,):
+    for shrink in list(_shrinks(side, patch))[:MOST] or [None]:
         made = deepcopy(config)
         changed = _shorter_audio(made)
-        for part in parts_of(made) if factor > 1 else ():
-            changed = _scaled(part, side=side, across=side // patch if patch else 0, factor=factor) or changed
+        for part in parts_of(made) if shrink is not None else ():
+            changed = _scaled(part, shrink) or changed
         if changed:
             yield made
+
+
+def _shrinks(side: int, patch: int) -> Iterator[_Shrink]:
+    """Smaller sides: in the ratio of whole numbers of patches, as far as there is one; else a few patches."""
+    across = side // patch if patch else 0
+    counts = [count for count in range(_PATCHES, across // 2 + 1) if across % count == 0]
+    for count in counts or ([2 * _PATCHES] if across > 4 * _PATCHES else []):
+        yield _Shrink(side, across, side // (across // count) if side % patch == 0 and counts else count * patch, count)
+    if not across:
+        for factor in (16, 8, 4, 2):
+            if side % factor == 0 and side // factor >= _PIXELS:
+                yield _Shrink(side, 0, side // factor, 0)
 
 
 def _side(config: PreTrainedConfig) -> int:
@@ -50,32 +69,34 @@ def _patch(config: PreTrainedConfig) -> int:
     return number(part, "patch_size") if part is not None else 0
 
 
-def _scaled(part: PreTrainedConfig, *, side: int, across: int, factor: int) -> bool:
-    """Divide what counts pixels or patches in one config; whether there was any."""
+def _scaled(part: PreTrainedConfig, shrink: _Shrink) -> bool:
+    """Make what counts pixels or patches smaller in one config; whether there was any."""
     found = False
     for name, value in list(vars(part).items()):
         if name.startswith("_") or not any(word in name for word in _COUNTED):
             continue
-        new = _fewer(value, side=side, across=across, factor=factor)
+        new = _fewer(value, shrink)
         if new != value:
             setattr(part, name, new)
             found = True
     return found
 
 
-def _fewer(value: Any, *, side: int, across: int, factor: int) -> Any:
+def _fewer(value: Any, shrink: _Shrink) -> Any:
     if isinstance(value, list | tuple) and value:
-        return type(value)(_fewer(one, side=side, across=across, factor=factor) for one in value)
-    if type(value) is not int or value < factor:
+        return type(value)(_fewer(one, shrink) for one in value)
+    if type(value) is not int or value <= 1:
         return value
-    if value in (side, across) or (not across and value > _PIXELS // 16 and side % value == 0):
-        return value // factor if value % factor == 0 else value
-    patches = across * across
-    extra = value - patches if 0 < value - patches <= 2 else 0  # class tokens
-    counted = value - extra
-    if patches and counted > 1 and patches % counted == 0 and isqrt(patches // counted) ** 2 == patches // counted:
-        small = counted // factor**2
-        return small + extra if small * factor**2 == counted and small else value
+    if value in (shrink.side, shrink.across):
+        return shrink.new_side if value == shrink.side else shrink.new_across
+    if not shrink.across:  # a map of features, smaller by a stride
+        fits = value > shrink.side // shrink.new_side and shrink.side % value == 0
+        return value * shrink.new_side // shrink.side if fits else value
+    patches = shrink.across**2
+    for extra in (0, 1, 2):  # class tokens
+        each = isqrt(patches // max(value - extra, 1))
+        if value > extra + 1 and each**2 * (value - extra) == patches and shrink.new_across % each == 0:
+            return (shrink.new_across // each) ** 2 + extra
     return value
 
 

@@ -21,7 +21,7 @@ from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.small_configs import SMALL, beside_sizes, by_names, by_trial, by_width, of_module
 from shardproof.planner.twins.small_media import smaller_media
-from shardproof.planner.twins.small_runs import LARGEST, SHORT, TrialRun, parameters_of, runs, trial_run
+from shardproof.planner.twins.small_runs import LARGEST, SHORT, TrialRun, parameters_of, trial_run
 
 NARROW = 20_000_000
 """The most parameters of a twin where there is none of `SMALL`."""
@@ -68,8 +68,10 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         if text_alone is not None:
             return text_alone
         small = dataclasses.replace(loaded, config=by_trial(loaded, tp=tp, pp=pp), checkpoint=None)
-        if parameters_of(small).count <= LARGEST and runs(small):
-            return small
+        if parameters_of(small).count <= LARGEST:
+            small, outcome = _with_small_media(loaded, small)
+            if outcome.runs:
+                return small
     why = f" The first small copy that was built raised {first}." if first else ""
     raise TwinError(
         f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
