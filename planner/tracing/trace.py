@@ -3,6 +3,7 @@
 `recorded_run` does one recording; here is what a model is given, and what is tried where a recording fails.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from shardproof.planner.inputs.example import (
 from shardproof.planner.inputs.run_modes import NoCacheError, Script
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.tracing.layers.repeats import let_layers_repeat, run_every_layer, runs_every_layer
-from shardproof.planner.tracing.meta_answers.placeholders import search_first_only
+from shardproof.planner.tracing.meta_answers.placeholders import FOUND, masks_find_as_many, search_first_only
 from shardproof.planner.tracing.recorded_run import TraceError, Tracing, forward_of
 from shardproof.planner.tracing.session import forget, structural_copy
 
@@ -82,7 +83,11 @@ def _run_script(
                 return tracing, graph
             run_every_layer(model, script.mode)
         except TraceError as error:
-            if not _finds_less(model, error) and not _reads_what_layers_left(tracing, script, error):
+            if (
+                not _finds_less(model, error)
+                and not _finds_as_many(model, error)
+                and not _reads_what_layers_left(tracing, script, error)
+            ):
                 if not asked_before:  # running every layer did not help: it is not needed for what is traced next
                     let_layers_repeat(model, script.mode)
                 raise
@@ -97,6 +102,20 @@ def settle(model: nn.Module, script: Script) -> None:
 def _finds_less(model: nn.Module, failed: TraceError) -> bool:
     """Whether what failed may run where its search in data finds the first place only, and was not tried so."""
     return isinstance(failed.__cause__, IndexError) and search_first_only(model)
+
+
+_UNLIKE_FOUND = re.compile(
+    rf"dimension of length (\d+) at -\d+! .* broadcastable to \[{FOUND}\b|shape mismatch: .*\[(\d+)\b.*\[{FOUND}\b"
+)
+
+
+def _finds_as_many(model: nn.Module, failed: TraceError) -> bool:
+    """Whether what failed may run where a boolean mask finds as many tokens as there are features for them, which the failure
+    tells, and was not tried so.
+    """
+    told = _UNLIKE_FOUND.search(str(failed))
+    count = next((int(size) for size in told.groups() if size), 0) if told is not None else 0
+    return count > FOUND and masks_find_as_many(model, count)
 
 
 def _reads_what_layers_left(tracing: Tracing, script: Script, failed: TraceError) -> bool:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from shardproof.planner.ir.graph import BRANCH, READ
-from shardproof.planner.tracing.meta_answers.placeholders import FOUND, equal_parts, place_of
+from shardproof.planner.tracing.meta_answers.placeholders import FOUND, equal_parts, masks_find, place_of
 from shardproof.planner.tracing.own_backward import hooked
 from shardproof.planner.tracing.recorder import Recorder
 
@@ -76,7 +76,7 @@ def _masked_index(tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     given: list[Tensor | None] = []
     for index in indices:
         if index is not None and index.dtype in (torch.bool, torch.uint8):
-            given += [index.new_empty((FOUND,), dtype=torch.long)] * index.dim()
+            given += [index.new_empty((masks_find(),), dtype=torch.long)] * index.dim()
         else:
             given.append(index)
     found: Tensor = torch.ops.aten.index.Tensor(tensor, given)
@@ -157,6 +157,49 @@ def _read(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
         return recorder.branch(answer)
     recorder.note(REPRESENTATIVE)
     return answer
+
+
+_ASKED = "item() cannot be called on meta tensors"
+"""What torch raises where a tensor on the meta device stands for a number, such as a size."""
+
+
+def with_numbers(
+    recorder: Recorder, error: RuntimeError, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments with as many as a search finds in place of whole numbers on the meta device, where torch asked for them;
+    None where it did not.
+    """
+    lone = [one for one in tree_flatten((args, kwargs))[0] if _is_lone(one)] if _ASKED in str(error) else []
+    if not lone:
+        return None
+    for one in lone:
+        recorder.record(READ, (one,), {}, ())
+    recorder.note(REPRESENTATIVE)
+    found: tuple[tuple[Any, ...], dict[str, Any]]
+    found = tree_map(lambda one: (place_of(one) or FOUND) if _is_lone(one) else one, (args, kwargs))
+    return found
+
+
+def _is_lone(value: object) -> bool:
+    """A whole number on the meta device."""
+    return isinstance(value, Tensor) and value.is_meta and value.dim() == 0 and not value.is_floating_point()
+
+
+def _repeats(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """`repeat_interleave` as often as real numbers say, which torch does not sum up for the meta device; of numbers that are not
+    there, as many as a search finds.
+    """
+    times = kwargs.get("repeats", args[1] if len(args) > 1 else args[0])
+    if not isinstance(times, Tensor) or not (args[0].is_meta or times.is_meta) or kwargs.get("output_size") is not None:
+        return args
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    if times.is_meta:
+        kwargs["output_size"] = FOUND
+    elif times.numel() > 1:
+        kwargs["output_size"] = int(times.sum())
+    else:
+        kwargs["output_size"] = int(times) * (args[0].numel() if dim is None else args[0].shape[dim])
+    return args
 
 
 def _stays(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -268,5 +311,6 @@ def _index(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 ARGUMENTS: Mapping[object, Callable[[Recorder, tuple[Any, ...], dict[str, Any]], tuple[Any, ...]]] = {
     **dict.fromkeys((Tensor.split, torch.split, torch.functional.split), _split_sizes),
     **dict.fromkeys((Tensor.__getitem__, Tensor.__setitem__), _index),
+    **dict.fromkeys((Tensor.repeat_interleave, torch.repeat_interleave), _repeats),
 }
 """Functions whose arguments may be numbers that were read off data: with representative ones in their place."""

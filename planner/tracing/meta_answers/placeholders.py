@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,22 @@ FOUND = 3
 
 _first_only: "WeakSet[nn.Module]" = WeakSet()
 _ends: ContextVar[bool] = ContextVar("ends", default=True)
+_masked: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+_many: ContextVar[int] = ContextVar("many", default=FOUND)
+
+
+def masks_find() -> int:
+    """How many elements a boolean mask is taken to find in the forward that runs."""
+    return _many.get()
+
+
+def masks_find_as_many(model: nn.Module, count: int) -> bool:
+    """Remember that this model's masks find as many elements as it has features to put there; False where a number was
+    known already.
+    """
+    known = model in _masked
+    _masked.setdefault(model, count)
+    return not known
 
 
 def search_first_only(model: nn.Module) -> bool:
@@ -35,11 +51,12 @@ def search_first_only(model: nn.Module) -> bool:
 @contextmanager
 def placing_search_results(model: nn.Module) -> Iterator[None]:
     """Where searches find their places, for the time of one forward of a model."""
-    token = _ends.set(model not in _first_only)
+    token, many = _ends.set(model not in _first_only), _many.set(_masked.get(model, FOUND))
     try:
         yield
     finally:
         _ends.reset(token)
+        _many.reset(many)
 
 
 Places = int | tuple["Places", ...]
