@@ -103,7 +103,7 @@ class Tracing:
         numbered = tuple((name, recorder.bind(tensor)) for name, tensor in script.tensors.items())
         recorder.followed.update(number for name, number in numbered if script.tensors[name].requires_grad)
         try:
-            with placing_search_results(self.model):
+            with placing_search_results(self.model, script.mode):
                 output = self._forward(script)
         except Exception as error:
             raise self._stopped(error, numbered) from error

@@ -20,10 +20,16 @@ from shardproof.planner.inputs.example import (
     guesses_calls,
     known_call,
 )
-from shardproof.planner.inputs.run_modes import NoCacheError, Script
+from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.tracing.layers.repeats import let_layers_repeat, run_every_layer, runs_every_layer
-from shardproof.planner.tracing.meta_answers.placeholders import FOUND, masks_find_as_many, search_first_only
+from shardproof.planner.tracing.meta_answers.placeholders import (
+    FOUND,
+    mask_count,
+    masks_find_a_few,
+    masks_find_as_many,
+    search_first_only,
+)
 from shardproof.planner.tracing.recorded_run import TraceError, Tracing, forward_of
 from shardproof.planner.tracing.session import forget, structural_copy
 
@@ -74,7 +80,7 @@ def trace_script(model: nn.Module, script: Script) -> tuple[Graph, bool]:
 def _run_script(
     model: nn.Module, script: Script, *, hooked: bool = False, every: bool = False
 ) -> tuple[Tracing, Graph]:
-    asked_before = runs_every_layer(model, script.mode)
+    ran_before, found_before = runs_every_layer(model, script.mode), mask_count(model, script.mode)
     while True:  # each other way is tried once
         tracing = Tracing(model, hooked=hooked, every=every)
         try:
@@ -85,11 +91,14 @@ def _run_script(
         except TraceError as error:
             if (
                 not _finds_less(model, error)
-                and not _finds_as_many(model, error)
+                and not _finds_as_many(model, script.mode, error)
                 and not _reads_what_layers_left(tracing, script, error)
             ):
-                if not asked_before:  # running every layer did not help: it is not needed for what is traced next
+                # What did not help here is not needed for what is traced next.
+                if not ran_before:
                     let_layers_repeat(model, script.mode)
+                if found_before is None:
+                    masks_find_a_few(model, script.mode)
                 raise
 
 
@@ -109,13 +118,13 @@ _UNLIKE_FOUND = re.compile(
 )
 
 
-def _finds_as_many(model: nn.Module, failed: TraceError) -> bool:
+def _finds_as_many(model: nn.Module, mode: RunMode, failed: TraceError) -> bool:
     """Whether what failed may run where a boolean mask finds as many tokens as there are features for them, which the failure
     tells, and was not tried so.
     """
     told = _UNLIKE_FOUND.search(str(failed))
     count = next((int(size) for size in told.groups() if size), 0) if told is not None else 0
-    return count > FOUND and masks_find_as_many(model, count)
+    return count > FOUND and masks_find_as_many(model, mode, count)
 
 
 def _reads_what_layers_left(tracing: Tracing, script: Script, failed: TraceError) -> bool:

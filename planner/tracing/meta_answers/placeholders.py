@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shardproof.planner.inputs.run_modes import RunMode
+
 FOUND = 3
 """How many elements a data-dependent op (`nonzero`, a boolean mask) is taken to find."""
 
 _first_only: "WeakSet[nn.Module]" = WeakSet()
 _ends: ContextVar[bool] = ContextVar("ends", default=True)
-_masked: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+_masked: "WeakKeyDictionary[nn.Module, dict[RunMode, int]]" = WeakKeyDictionary()
 _many: ContextVar[int] = ContextVar("many", default=FOUND)
 
 
@@ -32,13 +34,24 @@ def masks_find() -> int:
     return _many.get()
 
 
-def masks_find_as_many(model: nn.Module, count: int) -> bool:
-    """Remember that this model's masks find as many elements as it has features to put there; False where a number was
-    known already.
+def masks_find_as_many(model: nn.Module, mode: RunMode, count: int) -> bool:
+    """Remember that this model's masks find as many elements in a mode as it has features to put there; False where a number
+    was known already.
     """
-    known = model in _masked
-    _masked.setdefault(model, count)
+    counts = _masked.setdefault(model, {})
+    known = mode in counts
+    counts.setdefault(mode, count)
     return not known
+
+
+def masks_find_a_few(model: nn.Module, mode: RunMode) -> None:
+    """Forget it again: with that number the forward failed too."""
+    _masked.get(model, {}).pop(mode, None)
+
+
+def mask_count(model: nn.Module, mode: RunMode) -> int | None:
+    """The number that was remembered for a model in a mode."""
+    return _masked.get(model, {}).get(mode)
 
 
 def search_first_only(model: nn.Module) -> bool:
@@ -49,9 +62,9 @@ def search_first_only(model: nn.Module) -> bool:
 
 
 @contextmanager
-def placing_search_results(model: nn.Module) -> Iterator[None]:
+def placing_search_results(model: nn.Module, mode: RunMode) -> Iterator[None]:
     """Where searches find their places, for the time of one forward of a model."""
-    token, many = _ends.set(model not in _first_only), _many.set(_masked.get(model, FOUND))
+    token, many = _ends.set(model not in _first_only), _many.set(mask_count(model, mode) or FOUND)
     try:
         yield
     finally:
