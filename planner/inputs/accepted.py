@@ -92,7 +92,12 @@ def search(
 
 
 def _corrected(
-    model: nn.Module, run: Callable[[Inputs], Result], failures: list[_Failure], *, sizes: Sizes, failed: type[Exception]
+    model: nn.Module,
+    run: Callable[[Inputs], Result],
+    failures: list[_Failure],
+    *,
+    sizes: Sizes,
+    failed: type[Exception],
 ) -> tuple[Accepted, Result] | None:
     """A call that the model takes, from the forms that it refused and came furthest with, corrected by the operators that
     failed; None where there is none.

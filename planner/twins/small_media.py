@@ -7,6 +7,7 @@ tokens that they are pooled to. They are found by their values. Whether the resu
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import islice
 from math import isqrt
 from typing import Any
 
@@ -38,7 +39,8 @@ class _Shrink:
 def smaller_media(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     """Copies of a config with smaller images, the smallest first, and shorter audio; none where they are small already."""
     side, patch = _side(config), _patch(config)
-    for shrink in list(_shrinks(side, patch))[:MOST] or [None]:
+    shrinks: list[_Shrink | None] = [*islice(_shrinks(side, patch), MOST)]
+    for shrink in shrinks or [None]:
         made = deepcopy(config)
         changed = _shorter_audio(made)
         for part in parts_of(made) if shrink is not None else ():
