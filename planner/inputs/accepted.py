@@ -48,6 +48,8 @@ def search(
     sizes: Sizes,
     failed: type[Exception],
     reached: Callable[[Exception], int],
+    fill: Callable[[Inputs], Inputs] = dict,
+    corrected: int = CORRECTED,
 ) -> tuple[Accepted, Result]:
     """The fullest form that a forward accepts, and what `run` gives on it.
 
@@ -57,6 +59,8 @@ def search(
         sizes: of the batch.
         failed: the class of the exceptions by which `run` refuses inputs.
         reached: how far the forward came before an exception; what came furthest is mended first.
+        fill: makes of the meta tensors of a form what `run` is given.
+        corrected: how many calls are tried that are corrected by the operator that failed.
 
     Raises:
         Exception: of class `failed`, what the fullest form raised that the model does not refuse as a call; nothing is accepted.
@@ -76,14 +80,14 @@ def search(
             except RuntimeError:  # sizes that no tensor can have
                 continue
             try:
-                result = run(given)
+                result = run(fill(given))
             except failed as error:
                 failures.append(_Failure(form, error, reached(error)))
                 continue
             fuller = [one for one in failures if not inputs_of(model, one.form, sizes).keys() <= given.keys()]
             refused = max(fuller, key=lambda one: one.reached, default=None)
             return Accepted(form, None if refused is None else refused.error), result
-        found = _corrected(model, run, failures, sizes=sizes, failed=failed)
+        found = _corrected(model, run, failures, sizes=sizes, failed=failed, fill=fill, most=corrected)
         if found is not None:
             return found
     if not failures:
@@ -98,6 +102,8 @@ def _corrected(
     *,
     sizes: Sizes,
     failed: type[Exception],
+    fill: Callable[[Inputs], Inputs],
+    most: int,
 ) -> tuple[Accepted, Result] | None:
     """A call that the model takes, from the forms that it refused and came furthest with, corrected by the operators that
     failed; None where there is none.
@@ -107,7 +113,7 @@ def _corrected(
         return None
     calls = (call_of(inputs_of(model, one.form, sizes), rows=sizes.rows, tokens=sizes.length) for one in furthest)
     waiting = [InputForm(0, call=call) for call in dict.fromkeys(calls)]
-    found = _tried_calls(model, run, waiting, sizes=sizes, failed=failed, most=CORRECTED)
+    found = _tried_calls(model, run, waiting, sizes=sizes, failed=failed, fill=fill, most=most)
     return found if isinstance(found, tuple) else None
 
 

@@ -4,6 +4,8 @@ A wrong plan is wrong at any size, so it is tested at a small size in float64, w
 """
 
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -46,6 +48,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         loaded = with_adapter_classes(loaded, tuple(map(without_dropout, loaded.adapters)))
     with quiet():
         kinds, text_alone, first, patience = parameters_of(loaded).kinds, None, "", _PATIENCE
+        unequal: Counter[str] = Counter()
         for most, config in chain(
             ((SMALL, config) for config in of_module(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in by_names(loaded, tp=tp, pp=pp)),
@@ -57,7 +60,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             parameters = parameters_of(small)
             if parameters.count > most or (kinds and parameters.kinds != kinds):
                 continue
-            small, outcome = _with_small_media(loaded, small)
+            small, outcome = _with_small_media(loaded, small, unequal)
             if outcome.whole:
                 return small
             first = first or outcome.raised
@@ -69,7 +72,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             return text_alone
         small = dataclasses.replace(loaded, config=by_trial(loaded, tp=tp, pp=pp), checkpoint=None)
         if parameters_of(small).count <= LARGEST:
-            small, outcome = _with_small_media(loaded, small)
+            small, outcome = _with_small_media(loaded, small, unequal)
             if outcome.runs:
                 return small
     why = f" The first small copy that was built raised {first}." if first else ""
@@ -79,31 +82,36 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     )
 
 
-def _with_small_media(loaded: LoadedModel, small: LoadedModel) -> tuple[LoadedModel, TrialRun]:
+def _with_small_media(loaded: LoadedModel, small: LoadedModel, unequal: Counter[str]) -> tuple[LoadedModel, TrialRun]:
     """A small model that fits together, with smaller images and shorter audio if it runs on them as well."""
     raised = ""
     for config in smaller_media(small.config):
         less = dataclasses.replace(small, config=config)
         if parameters_of(less).kinds != parameters_of(small).kinds:
             continue
-        less, outcome = _fitted(loaded, less)
+        less, outcome = _fitted(loaded, less, unequal)
         if outcome.whole:
             return less, outcome
         if outcome.raised == raised:  # the size is not what it fails on
             return less, outcome
         raised = outcome.raised
-    return _fitted(loaded, small)
+    return _fitted(loaded, small, unequal)
 
 
 _AGREEMENTS = 6
 """Sizes of a twin that are made equal to others, one after the other."""
+_GIVEN_UP = 2
+"""Small models in which no sizes could be made equal for one kind of failure, before it is not tried again for that kind."""
 
 
-def _fitted(loaded: LoadedModel, small: LoadedModel) -> tuple[LoadedModel, TrialRun]:
-    """A small model whose parts fit together: sizes that its forward finds unequal are made equal, one after the other."""
+def _fitted(loaded: LoadedModel, small: LoadedModel, unequal: Counter[str]) -> tuple[LoadedModel, TrialRun]:
+    """A small model whose parts fit together: sizes that its forward finds unequal are made equal, one after the other.
+
+    `unequal` counts, by what was raised apart from numbers, the small models for which that did not help.
+    """
     outcome = trial_run(small)
     for _ in range(_AGREEMENTS):
-        if outcome.error is None or outcome.whole:
+        if outcome.error is None or outcome.whole or unequal[_kind(outcome)] >= _GIVEN_UP:
             break
         for config in agreeing(loaded.config, small.config, str(outcome.error)):
             other = dataclasses.replace(small, config=config)
@@ -112,8 +120,13 @@ def _fitted(loaded: LoadedModel, small: LoadedModel) -> tuple[LoadedModel, Trial
                 small, outcome = other, now
                 break
         else:
+            unequal[_kind(outcome)] += 1
             break
     return small, outcome
+
+
+def _kind(outcome: TrialRun) -> str:
+    return re.sub(r"\d+", "", outcome.raised)
 
 
 def raises_on_one_device(loaded: LoadedModel, mode: RunMode) -> bool:
