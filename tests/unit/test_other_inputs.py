@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -59,6 +60,17 @@ def test_rows_are_repeated_as_often_as_numbers_say(times: Tensor, rows: int) -> 
     model = _Runs(lambda layers, x, times: layers[0](torch.repeat_interleave(x, times, dim=0)))
     graph = trace(model, {"x": _meta(3, 8), "times": times})
     assert graph.values[graph.outputs[0][1]].shape == (rows, 8)
+
+
+@cache
+def _kept_coordinates(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)[:, None].expand(count, 8).float()
+
+
+def test_what_a_function_of_the_file_keeps_is_computed_in_every_trace() -> None:
+    model = _Runs(lambda layers, x: layers[0](x + _kept_coordinates(3, x.device)))
+    first, second = (trace(model, {"x": _meta(3, 8)}) for _ in range(2))
+    assert [op.target for op in first.ops] == [op.target for op in second.ops]
 
 
 def test_a_mask_finds_as_many_tokens_as_there_are_features() -> None:
