@@ -68,6 +68,10 @@ ALSO = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._re
 """One name for ops among which torch chooses by strides."""
 
 
+DRAWS = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})
+"""Functions that draw random numbers, which may decide what runs (layers that are dropped in training)."""
+
+
 class Functions(TorchFunctionMode):
     """Keeps meaningful composites whole and answers for data that is not there."""
 
@@ -93,6 +97,8 @@ class Functions(TorchFunctionMode):
             if given is not NotImplemented:
                 return given
         args = ARGUMENTS[func](recorder, args, kwargs) if func in ARGUMENTS else args
+        if func in DRAWS:
+            recorder.note("random numbers: every rank is taken to draw the same ones")
         target = WHOLE.get(func)
         return self._piecewise(func, args, kwargs) if target is None else self._as_one(target, func, args, kwargs)
 

@@ -73,6 +73,17 @@ def test_what_a_function_of_the_file_keeps_is_computed_in_every_trace() -> None:
     assert [op.target for op in first.ops] == [op.target for op in second.ops]
 
 
+def test_layers_that_are_dropped_at_random_are_the_same_in_every_trace() -> None:
+    def dropping(layers: nn.ModuleList, x: Tensor) -> Tensor:
+        for _ in range(24):
+            x = x if torch.rand([]) < 0.5 else layers[0](x)
+        return x
+
+    first, second = (trace(_Runs(dropping), {"x": _meta(3, 8)}) for _ in range(2))
+    assert [op.target for op in first.ops] == [op.target for op in second.ops]
+    assert any("every rank is taken to draw the same ones" in note for note in first.notes)
+
+
 def test_a_mask_finds_as_many_tokens_as_there_are_features() -> None:
     def add(layers: nn.ModuleList, x: Tensor, mask: Tensor) -> Tensor:
         out: Tensor = layers[0](x[mask] + x.new_empty(12, 8))
