@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import shardproof.planner.inference.suggest as inferring
+from shardproof.planner.inference.groups import infer_groups, size_of
 from shardproof.planner.inference.probe import Probe, Prober, prober
 from shardproof.planner.inputs.accepted import search
 from shardproof.planner.inputs.call_form import call_of
@@ -82,6 +83,17 @@ def test_layers_that_are_dropped_at_random_are_the_same_in_every_trace() -> None
     first, second = (trace(_Runs(dropping), {"x": _meta(3, 8)}) for _ in range(2))
     assert [op.target for op in first.ops] == [op.target for op in second.ops]
     assert any("every rank is taken to draw the same ones" in note for note in first.notes)
+
+
+def test_an_empty_rest_is_no_dim_to_split() -> None:
+    def padded(layers: nn.ModuleList, x: Tensor) -> Tensor:
+        rest = x[:, 3:] + x.new_empty(8)[None, None]
+        y: Tensor = torch.cat([layers[0](x), rest.reshape(3, 0, 2, 4).flatten(2) * x[:, :1]], dim=1)
+        return y
+
+    model = _Runs(padded)
+    groups = infer_groups(trace(model, {"x": _meta(3, 3, 8)}))
+    assert all(size_of(dim) in (0, 1, 2, 3, 4, 8) for dims in groups.dims.values() for dim in dims)
 
 
 def test_a_mask_finds_as_many_tokens_as_there_are_features() -> None:
