@@ -43,8 +43,8 @@ def smaller_media(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     for shrink in shrinks or [None]:
         made = deepcopy(config)
         changed = _shorter_audio(made)
-        for part in parts_of(made) if shrink is not None else ():
-            changed = _scaled(part, shrink) or changed
+        for part in parts_of(made):
+            changed = (shrink is not None and _scaled(part, shrink)) or changed
         if changed:
             yield made
 
