@@ -60,6 +60,22 @@ InputOption = Annotated[
 ]
 
 
+InputsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--inputs",
+        metavar="FILE.py:FUNCTION",
+        help="A function that returns the arguments of the forward of any nn.Module; it may take the model's fields.",
+        show_default="guessed from the first layers",
+    ),
+]
+
+
+def inputs_given(declared: list[str] | None, function: str | None) -> tuple[str, ...]:
+    """What `--input` and `--inputs` say, in one."""
+    return (*(declared or ()), *((function,) if function else ()))
+
+
 def _elsewhere(context: typer.Context, python: Path | None) -> None:
     """Hand the whole command over to another interpreter, and end with its exit code."""
     if python is None or context.resilient_parsing:

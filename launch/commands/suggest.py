@@ -9,6 +9,7 @@ from shardproof.launch.commands.options import (
     AdapterOption,
     DebugOption,
     InputOption,
+    InputsOption,
     ModelArgument,
     PlanForOption,
     PythonOption,
@@ -16,6 +17,7 @@ from shardproof.launch.commands.options import (
     SetOption,
     TrustOption,
     degree,
+    inputs_given,
     settings,
     several,
 )
@@ -61,6 +63,7 @@ def suggest(
     model: ModelArgument,
     set_: SetOption = None,
     input_: InputOption = None,
+    inputs: InputsOption = None,
     adapter: AdapterOption = None,
     trust_remote_code: TrustOption = False,
     form: FormOption = None,
@@ -84,7 +87,13 @@ def suggest(
             raise MisuseError(
                 "--write puts a plan into a model's class, which has no adapters; leave --adapter or --write out."
             )
-        reference = ModelReference(model, settings(set_), trust_remote_code, several(input_), adapters)
+        reference = ModelReference(
+            model,
+            settings(set_),
+            trust_remote_code,
+            inputs_given(input_, inputs),
+            adapters,
+        )
         loaded = read_model(reference, progress)
         explained = why or form is PlanFormat.HTML
         client = client_of_format(form, for_)

@@ -26,6 +26,7 @@ from shardproof.launch.commands.options import (
     FormatOption,
     ForOption,
     InputOption,
+    InputsOption,
     ModelsArgument,
     OutputOption,
     PythonOption,
@@ -34,6 +35,7 @@ from shardproof.launch.commands.options import (
     TrustOption,
     WriteBaselineOption,
     degree,
+    inputs_given,
     settings,
     several,
 )
@@ -121,6 +123,7 @@ def verify(
     form: FormatOption = ReportFormat.TEXT,
     set_: SetOption = None,
     input_: InputOption = None,
+    inputs: InputsOption = None,
     adapter: AdapterOption = None,
     trust_remote_code: TrustOption = False,
     timeout: TimeoutOption = 300.0,
@@ -151,7 +154,13 @@ def verify(
         fixed = run_layout(tp, pp, ep=ep, ranks=job.size if job else None) if tp or pp or ep or job else None
         writable(output)
         common = VerifyRequest(
-            model=ModelReference("", settings(set_), trust_remote_code, several(input_), several(adapter)),
+            model=ModelReference(
+                "",
+                settings(set_),
+                trust_remote_code,
+                inputs_given(input_, inputs),
+                several(adapter),
+            ),
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),

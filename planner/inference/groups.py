@@ -164,10 +164,10 @@ def unify(one: Dim, other: Dim, position: int) -> None:
             pass
         elif a.size == b.size:
             _merge(a, b, position)
-        elif a.size % b.size == 0 and _split(a, (b.size, a.size // b.size), position):
+        elif b.size and a.size % b.size == 0 and _split(a, (b.size, a.size // b.size), position):
             left[:1] = leaves((a,))
             continue
-        elif b.size % a.size == 0 and _split(b, (a.size, b.size // a.size), position):
+        elif a.size and b.size % a.size == 0 and _split(b, (a.size, b.size // a.size), position):
             right[:1] = leaves((b,))
             continue
         else:
@@ -224,6 +224,8 @@ def _split(atom: Atom, sizes: tuple[int, ...], position: int) -> bool:
 def _regroup(dims: tuple[Dim, ...], result: Shape, position: int) -> tuple[Dim, ...]:
     """A row-major view: the same atoms, regrouped into new dims; an atom is split if a border of a new dim is inside it."""
     rest = [atom for dim in dims for atom in leaves(dim)]
+    if 0 in result:  # no elements
+        return fresh_locked(result, position)
     made: list[Dim] = []
     for size in result:
         taken: list[Atom] = []

@@ -87,6 +87,10 @@ def _inference(subject: Subject, others: tuple[Subject, ...], tp: int | None) ->
     tried = [prober(other)(styles, degree) for other in others] if styles else []
     if all(found.right and not found.gradients for found in tried):
         return inference
+    # What cannot be judged even without a plan says nothing of a plan; the proof says that it is not proved.
+    others = tuple(o for o, found in zip(others, tried, strict=True) if found.right or prober(o)({}, degree).right)
+    if not others:
+        return inference
     return infer_tp(subject.graph, _at(tp, prober(subject, *others)), subject.prefix)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shardproof.planner.inputs.argument_edits import corrections
-from shardproof.planner.inputs.call_form import CallForm, first_form
+from shardproof.planner.inputs.call_form import CallForm, call_of, first_form
 from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, guesses_calls, inputs_of, token_inputs
 from shardproof.planner.inputs.failed_operator import Witness
 from shardproof.planner.inputs.mended import ELEMENTS, edits, takes_objects
@@ -18,6 +18,8 @@ MOST = 10
 """Mended forms that are tried for one model."""
 OF_ONE = 8
 """Edits that are tried for one exception."""
+CORRECTED, SEEDS = 24, 2
+"""Calls that are tried from the forms that came furthest, and how many of those."""
 CALLS = 90
 """Calls of a module that are tried where only its own forward says what it takes."""
 
@@ -46,6 +48,8 @@ def search(
     sizes: Sizes,
     failed: type[Exception],
     reached: Callable[[Exception], int],
+    fill: Callable[[Inputs], Inputs] = dict,
+    corrected: int = CORRECTED,
 ) -> tuple[Accepted, Result]:
     """The fullest form that a forward accepts, and what `run` gives on it.
 
@@ -55,6 +59,8 @@ def search(
         sizes: of the batch.
         failed: the class of the exceptions by which `run` refuses inputs.
         reached: how far the forward came before an exception; what came furthest is mended first.
+        fill: makes of the meta tensors of a form what `run` is given.
+        corrected: how many calls are tried that are corrected by the operator that failed.
 
     Raises:
         Exception: of class `failed`, what the fullest form raised that the model does not refuse as a call; nothing is accepted.
@@ -74,16 +80,41 @@ def search(
             except RuntimeError:  # sizes that no tensor can have
                 continue
             try:
-                result = run(given)
+                result = run(fill(given))
             except failed as error:
                 failures.append(_Failure(form, error, reached(error)))
                 continue
             fuller = [one for one in failures if not inputs_of(model, one.form, sizes).keys() <= given.keys()]
             refused = max(fuller, key=lambda one: one.reached, default=None)
             return Accepted(form, None if refused is None else refused.error), result
+        found = _corrected(model, run, failures, sizes=sizes, failed=failed, fill=fill, most=corrected)
+        if found is not None:
+            return found
     if not failures:
         raise NoInputsError(model)
     raise max(failures, key=lambda one: one.reached).error
+
+
+def _corrected(
+    model: nn.Module,
+    run: Callable[[Inputs], Result],
+    failures: list[_Failure],
+    *,
+    sizes: Sizes,
+    failed: type[Exception],
+    fill: Callable[[Inputs], Inputs],
+    most: int,
+) -> tuple[Accepted, Result] | None:
+    """A call that the model takes, from the forms that it refused and came furthest with, corrected by the operators that
+    failed; None where there is none.
+    """
+    furthest = sorted(failures, key=lambda one: -one.reached)[:SEEDS]
+    if not furthest:
+        return None
+    calls = (call_of(inputs_of(model, one.form, sizes), rows=sizes.rows, tokens=sizes.length) for one in furthest)
+    waiting = [InputForm(0, call=call) for call in dict.fromkeys(calls)]
+    found = _tried_calls(model, run, waiting, sizes=sizes, failed=failed, fill=fill, most=most)
+    return found if isinstance(found, tuple) else None
 
 
 @dataclass(slots=True)
@@ -108,14 +139,35 @@ def _explored(
 
     `fill` makes of meta tensors what `run` is given.
     """
-    refused: list[_Refused] = []
-    tried: set[CallForm] = set()
     first = [form for form in forms(model, sizes) if form.call is None]
     call = first_form(model)
     asked = InputForm(0, call=call)
     waiting: list[InputForm] = [*first, asked] if len(call.arguments) == 1 else [asked, *first]
+    found = _tried_calls(model, run, waiting, sizes=sizes, failed=failed, fill=fill)
+    if isinstance(found, Exception):
+        raise found
+    if found is None:
+        raise NoInputsError(model)
+    return found
+
+
+def _tried_calls(
+    model: nn.Module,
+    run: Callable[[Inputs], Result],
+    waiting: list[InputForm],
+    *,
+    sizes: Sizes,
+    failed: type[Exception],
+    fill: Callable[[Inputs], Inputs] = dict,
+    most: int = CALLS,
+) -> tuple[Accepted, Result] | Exception | None:
+    """The first of some calls and their corrections that runs, at most so many; else what the one that came furthest raised;
+    None where nothing could be tried.
+    """
+    refused: list[_Refused] = []
+    tried: set[CallForm] = set()
     last: Exception | None = None
-    for _ in range(CALLS):
+    for _ in range(most):
         form = waiting.pop(0) if waiting else _next(refused, tried)
         if form is None:
             break
@@ -136,9 +188,7 @@ def _explored(
                 refused.append(_refused(model, form.call, error, witness, sizes))
             continue
         return Accepted(form), result
-    if last is None:
-        raise NoInputsError(model)
-    raise max(refused, key=lambda one: one.reached).error if refused else last
+    return max(refused, key=lambda one: one.reached).error if refused else last
 
 
 def _argument(form: InputForm, name: str) -> str:

@@ -9,7 +9,7 @@ import linecache
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from math import isqrt
+from math import isqrt, lcm, prod
 
 import torch
 from torch import nn
@@ -51,6 +51,7 @@ def corrections(
         yield from _wanted_width(form, failed, rows=rows, tokens=tokens)
         yield from _wanted_dims(form, text, failed)
         yield from _agreeing_sizes(form, text, failed, rows=rows, tokens=tokens)
+        yield from _folded(form, text, failed, rows=rows, tokens=tokens)
         yield from _other_grid(form, text, failed)
 
 
@@ -285,6 +286,22 @@ def _resized(form: CallForm, name: str, got: int, wanted: int, *, rows: int, tok
         if old.dims[at] not in (ROWS, TOKENS) and got and sizes[at] != got and (sizes[at] * wanted) % got == 0:
             new = sizes[at] * wanted // got
             if 0 < new <= _LARGEST:
+                yield form.with_argument(name, replace(old, dims=(*old.dims[:at], new, *old.dims[at + 1 :])))
+
+
+def _folded(form: CallForm, text: str, failed: FailedOperator, *, rows: int, tokens: int) -> Iterator[CallForm]:
+    """As many elements as a view takes: one dim of an argument larger, or smaller."""
+    told = re.search(r"shape '\[([-\d, ]+)\]' is invalid for input of size (\d+)", text)
+    if told is None:
+        return
+    sizes, got = [int(size) for size in told[1].split(",")], int(told[2])
+    known = prod(size for size in sizes if size > 0)
+    wanted = lcm(got, known) if -1 in sizes else known
+    for name in _made_of(failed) if got and known else ():
+        old = _tensor(form, name)
+        for at in reversed(range(len(old.dims))):
+            new, rest = divmod(old.sizes(rows, tokens)[at] * wanted, got)
+            if old.dims[at] != ROWS and not rest and 0 < new <= _LARGEST:
                 yield form.with_argument(name, replace(old, dims=(*old.dims[:at], new, *old.dims[at + 1 :])))
 
 

@@ -37,6 +37,8 @@ class TensorArgument:
     listed: bool = False
     filled: bool = False
     """Whether it holds numbers also in a trace, because the code reads them."""
+    row: tuple[object, ...] = ()
+    """The numbers of each row of a filled one; ones where there are none."""
 
     def sizes(self, rows: int, tokens: int) -> tuple[int, ...]:
         """The dims as numbers."""
@@ -46,6 +48,8 @@ class TensorArgument:
     def made(self, rows: int, tokens: int) -> Tensor:
         """The tensor, on the meta device unless it is filled."""
         sizes = self.sizes(rows, tokens)
+        if self.filled and self.row and self.dims[0] == ROWS:
+            return torch.tensor([self.row] * rows, dtype=self.dtype)
         return (
             torch.ones(sizes, dtype=self.dtype) if self.filled else torch.empty(sizes, dtype=self.dtype, device="meta")
         )
@@ -99,6 +103,28 @@ class CallForm:
             else:
                 found[name] = one.made(rows, tokens)
         return found
+
+
+def call_of(given: Mapping[str, Any], *, rows: int, tokens: int) -> CallForm:
+    """Inputs as a call that can be edited: dims that have the sizes of a batch follow those."""
+
+    def one(value: object) -> Argument:
+        if not isinstance(value, Tensor):
+            return PlainArgument(value)
+        whole = not value.is_floating_point()
+        dims: Dims = tuple(
+            ROWS if at == 0 and size == rows else TOKENS if at == 1 and size == tokens and whole else size
+            for at, size in enumerate(value.shape)
+        )
+        alike = not value.is_meta and value.dim() > 1 and dims[0] == ROWS and bool((value == value[:1]).all())
+        row = _nested(value[0].tolist()) if alike and TOKENS not in dims else ()
+        return TensorArgument(dims, value.dtype, filled=not value.is_meta, row=row)
+
+    return CallForm(tuple((name, one(value)) for name, value in given.items()))
+
+
+def _nested(values: list[Any]) -> tuple[object, ...]:
+    return tuple(_nested(one) if isinstance(one, list) else one for one in values)
 
 
 def first_form(model: nn.Module) -> CallForm:

@@ -122,7 +122,8 @@ def accepted_form(model: nn.Module) -> InputForm | None:
 def token_inputs(model: nn.Module, sizes: Sizes = TRACED) -> dict[str, int]:
     """The arguments that take token ids, with their lengths in tokens."""
     if isinstance(model.config, ModuleConfig) and model.config.declared_inputs:
-        return tokens_of(_declared(model.config, sizes))
+        given = _declared(model.config, sizes)
+        return tokens_of({name: one for name, one in given.items() if isinstance(one, Tensor) and one.is_meta})
     names = inspect.signature(model.forward).parameters
     if guesses_calls(model):
         form = _taken.get(model)

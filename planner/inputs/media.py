@@ -58,6 +58,7 @@ def _images(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> 
     if "image_grid_thw" in names:
         yield from _gridded(config, "pixel_values", "image_grid_thw", rows)
         return
+    yield from _patches(config, names, rows)
     yield from _pixels(config, names, rows)
 
 
@@ -76,6 +77,25 @@ def _pixels(config: PreTrainedConfig, names: Mapping[str, object], rows: int) ->
             yield {"pixel_values": _floats(*images, channels, side, side)}
         if frames := _frames(config):
             yield {"pixel_values": _floats(rows, frames, channels, side, side)}
+
+
+_ACROSS = 4
+"""Patches of a side of an image that is given as patches."""
+
+
+def _patches(config: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
+    """Images as rows of flattened patches, with the number of them each way, their places or a mask; or in one strip."""
+    patch, count = number(config, "patch_size") or 1, _ACROSS * _ACROSS
+    width, sides = _channels(config) * patch * patch, torch.tensor([[_ACROSS, _ACROSS]] * rows)
+    whole = {name: torch.ones((rows, count), dtype=torch.long) for name in ("pixel_attention_mask",) if name in names}
+    if "spatial_shapes" in names:
+        yield {"pixel_values": _floats(rows, count, width), "spatial_shapes": sides, **whole}
+    if "pixel_position_ids" in names:
+        steps = torch.arange(_ACROSS)
+        places = torch.cartesian_prod(steps, steps).expand(rows, count, 2)
+        yield {"pixel_values": _floats(rows, count, width), "pixel_position_ids": places.contiguous()}
+    if "target_sizes" in names:
+        yield {"pixel_values": _floats(1, _channels(config), patch, rows * count * patch), "target_sizes": sides}
 
 
 def _rectangle(config: PreTrainedConfig) -> tuple[int, int] | None:

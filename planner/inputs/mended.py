@@ -150,6 +150,7 @@ def _shapes(
             yield (kept[0], *[2] * (wanted - got), *kept[1:])
     if re.search(r"too many values to unpack \(expected (\d+)", text) and ndim > 2:
         yield (kept[0], *kept[2:])
+    yield from _as_images(text, shape)
     if re.search(
         r"Dimension out of range|must be a \d+-?D|Expected \dD|invalid for input|too many indices|channel dim", text
     ):
@@ -185,13 +186,17 @@ def _ratios(text: str) -> Iterator[tuple[int, int]]:
             yield int(fits[1]), int(fits[2])
 
 
-def _unflattened(text: str, shape: tuple[int, ...]) -> Iterator[tuple[int | str, ...]]:
-    """Patches as a convolution takes them, or flattened as a view takes them."""
-    if "conv" in text and len(shape) == 2:
+def _as_images(text: str, shape: tuple[int, ...]) -> Iterator[tuple[int | str, ...]]:
+    """Flattened patches as a convolution takes them."""
+    if re.search(r"conv|Invalid channel dim", text) and len(shape) == 2:
         for channels in (3, 1):
             side = round((shape[1] / channels) ** 0.5)
             if channels * side * side == shape[1]:
                 yield (shape[0], channels, side, side)
+
+
+def _unflattened(text: str, shape: tuple[int, ...]) -> Iterator[tuple[int | str, ...]]:
+    """Patches flattened as a view takes them."""
     if view := re.search(r"shape '\[([-\d, ]+)\]' is invalid for input of size \d+", text):
         sizes = [int(word) for word in view[1].split(",")]
         inner = prod(size for size in sizes if size > 0)

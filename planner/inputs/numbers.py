@@ -29,6 +29,10 @@ AHEAD = 4
 """Text tokens before the image in a row: more than left padding hides."""
 
 
+CORRECTED = 12
+"""Calls of a small model that are corrected by the operator that failed: each is a run."""
+
+
 def real_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> Inputs:
     """Arguments on the model's device, in the form of the first attempt of `planner.inputs.example` that its forward accepts.
 
@@ -52,11 +56,11 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
 
     calls: dict[int, int] = {}
 
-    def run(given: Inputs) -> Inputs:
+    def run(data: Inputs) -> Inputs:
         counted = _Calls()
         try:
             with counted:
-                filled = _filled(model, given, sizes, seed)
+                filled = _with_all_placeholders(model, data, sizes)
                 _runs(model, filled)
         except Exception as error:
             calls[id(error)] = counted.count
@@ -65,7 +69,13 @@ def fullest_inputs(model: nn.Module, sizes: Sizes, *, seed: int = 0) -> tuple[In
 
     try:
         accepted, given = search(
-            model, run, sizes=sizes, failed=Exception, reached=lambda error: calls.get(id(error), 0)
+            model,
+            run,
+            sizes=sizes,
+            failed=Exception,
+            reached=lambda error: calls.get(id(error), 0),
+            fill=lambda given: _with_data(model, given, sizes, seed),
+            corrected=CORRECTED,
         )
     except NoInputsError:
         raise
@@ -131,6 +141,17 @@ def _embedding(model: nn.Module, getter: str) -> object:
 
 
 def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
+    """Data for the meta tensors, with the placeholders of images, video and audio."""
+    return _with_all_placeholders(model, _with_data(model, forms, sizes, seed), sizes)
+
+
+def _with_all_placeholders(model: nn.Module, given: Inputs, sizes: Sizes) -> Inputs:
+    for kind in _MEDIA if len(given) > len(token_inputs(model, sizes)) else ():
+        given = _with_placeholders(model, given, kind)
+    return given
+
+
+def _with_data(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
     """Data for the meta tensors: random tokens, and pixels near 1 in the model's dtype. Real tensors stay as they are."""
     generator = torch.Generator().manual_seed(seed)
     device, dtype = next(model.parameters()).device, _dtype(model)
@@ -147,10 +168,7 @@ def _filled(model: nn.Module, forms: Inputs, sizes: Sizes, seed: int) -> Inputs:
             given[name] = (
                 (torch.ones if "mask" in name else torch.zeros)(form.shape, dtype=form.dtype) if form.is_meta else form
             )
-    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
-    for kind in _MEDIA if len(given) > len(tokens) else ():
-        given = _with_placeholders(model, given, kind)
-    return given
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +32,21 @@ def class_from_file(path: Path, class_name: str) -> type[PreTrainedModel]:
         have = ", ".join(_classes_of(path)) or "none"
         raise LoadError(f"{path}: say which class, as in {path.name}:Class; the classes of this file are: {have}.")
     return _model_class(_run_file(path), class_name, where=str(path))
+
+
+def function_from_file(path: Path, name: str) -> Callable[..., object]:
+    """A function of a file that is given by its path.
+
+    Raises:
+        LoadError: there is no such file, it raises, or it has no such function.
+    """
+    if not path.is_file():
+        raise LoadError(f"{path}: there is no such file; give the path of a Python file, then a colon and a function.")
+    found = getattr(_run_file(path), name, None)
+    if not callable(found):
+        raise LoadError(f"{path}: there is no function {name} in it; give the name of one.")
+    made: Callable[..., object] = found
+    return made
 
 
 def class_from_module(module_name: str, class_name: str) -> type[PreTrainedModel]:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from shardproof.planner.tracing.meta_answers.data_answers import ANSWERS, ARGUMENTS, UNSEEN, unseen
+from shardproof.planner.tracing.meta_answers.data_answers import ANSWERS, ARGUMENTS, UNSEEN, unseen, with_numbers
 from shardproof.planner.tracing.meta_answers.placeholders import with_counts, with_places
 from shardproof.planner.tracing.meta_answers.result_forms import same_form
 from shardproof.planner.tracing.own_backward import changes_what_is_saved
@@ -68,6 +68,10 @@ ALSO = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._re
 """One name for ops among which torch chooses by strides."""
 
 
+DRAWS = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})
+"""Functions that draw random numbers, which may decide what runs (layers that are dropped in training)."""
+
+
 class Functions(TorchFunctionMode):
     """Keeps meaningful composites whole and answers for data that is not there."""
 
@@ -93,6 +97,8 @@ class Functions(TorchFunctionMode):
             if given is not NotImplemented:
                 return given
         args = ARGUMENTS[func](recorder, args, kwargs) if func in ARGUMENTS else args
+        if func in DRAWS:
+            recorder.note("random numbers: every rank is taken to draw the same ones")
         target = WHOLE.get(func)
         return self._piecewise(func, args, kwargs) if target is None else self._as_one(target, func, args, kwargs)
 
@@ -104,7 +110,14 @@ class Functions(TorchFunctionMode):
                 args = _in_parts(args)
             elif recorder.unfixed:
                 args = self._unfixed(args)
-        return with_counts(func, args, with_places(func, args, func(*args, **kwargs)))
+        try:
+            result = func(*args, **kwargs)
+        except RuntimeError as error:
+            numbers = with_numbers(recorder, error, args, kwargs)
+            if numbers is None:
+                raise
+            result = func(*numbers[0], **numbers[1])
+        return with_counts(func, args, with_places(func, args, result))
 
     def _as_one(self, target: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that is recorded as one op."""

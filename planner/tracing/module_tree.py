@@ -1,5 +1,6 @@
 """The module tree as data, and which module list holds the layers."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import CellType
@@ -29,13 +30,22 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
 
 
 def forget_results(modules: Iterable[nn.Module]) -> None:
-    """Empty the caches of functions of these modules' classes: what one trace computed, the next one has to compute too."""
-    for kind in {base for module in modules for base in type(module).__mro__}:
-        for value in vars(kind).values():
-            held = (cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell))
-            for function in (value, *held):
-                if isinstance(function, _CACHED):
-                    function.cache_clear()
+    """Empty the caches of functions of these modules' classes, and of functions beside those in their files: what one trace
+    computed, the next one has to compute too.
+    """
+    kinds = {base for module in modules for base in type(module).__mro__}
+    files = {kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "builtins")}
+    beside = [
+        value
+        for file in files
+        for value in tuple(vars(sys.modules[file]).values() if file in sys.modules else ())
+        if getattr(value, "__module__", None) == file and not isinstance(value, type)
+    ]
+    for value in (*beside, *(one for kind in kinds for one in vars(kind).values())):
+        held = (cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell))
+        for function in (value, *held):
+            if isinstance(function, _CACHED):
+                function.cache_clear()
 
 
 def _is_filled(cell: CellType) -> bool:

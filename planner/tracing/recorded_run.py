@@ -89,7 +89,8 @@ class Tracing:
         """Run the forwards of a script and return their one graph."""
         if runs_every_layer(self.model, script.mode):
             self.repeats.kinds = {}
-        with TRACING, without_garbage_collection():
+        with TRACING, without_garbage_collection(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # what drops layers at random drops the same ones in every trace
             return self._run(script)
 
     def _run(self, script: Script) -> Graph:
@@ -103,7 +104,7 @@ class Tracing:
         numbered = tuple((name, recorder.bind(tensor)) for name, tensor in script.tensors.items())
         recorder.followed.update(number for name, number in numbered if script.tensors[name].requires_grad)
         try:
-            with placing_search_results(self.model):
+            with placing_search_results(self.model, script.mode):
                 output = self._forward(script)
         except Exception as error:
             raise self._stopped(error, numbered) from error

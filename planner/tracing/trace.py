@@ -3,6 +3,7 @@
 `recorded_run` does one recording; here is what a model is given, and what is tried where a recording fails.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,10 +20,16 @@ from shardproof.planner.inputs.example import (
     guesses_calls,
     known_call,
 )
-from shardproof.planner.inputs.run_modes import NoCacheError, Script
+from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script
 from shardproof.planner.ir.graph import Graph
-from shardproof.planner.tracing.layers.repeats import run_every_layer, runs_every_layer
-from shardproof.planner.tracing.meta_answers.placeholders import search_first_only
+from shardproof.planner.tracing.layers.repeats import let_layers_repeat, run_every_layer, runs_every_layer
+from shardproof.planner.tracing.meta_answers.placeholders import (
+    FOUND,
+    mask_count,
+    masks_find_a_few,
+    masks_find_as_many,
+    search_first_only,
+)
 from shardproof.planner.tracing.recorded_run import TraceError, Tracing, forward_of
 from shardproof.planner.tracing.session import forget, structural_copy
 
@@ -73,6 +80,7 @@ def trace_script(model: nn.Module, script: Script) -> tuple[Graph, bool]:
 def _run_script(
     model: nn.Module, script: Script, *, hooked: bool = False, every: bool = False
 ) -> tuple[Tracing, Graph]:
+    ran_before, found_before = runs_every_layer(model, script.mode), mask_count(model, script.mode)
     while True:  # each other way is tried once
         tracing = Tracing(model, hooked=hooked, every=every)
         try:
@@ -81,7 +89,16 @@ def _run_script(
                 return tracing, graph
             run_every_layer(model, script.mode)
         except TraceError as error:
-            if not _finds_less(model, error) and not _reads_what_layers_left(tracing, script, error):
+            if (
+                not _finds_less(model, error)
+                and not _finds_as_many(model, script.mode, error)
+                and not _reads_what_layers_left(tracing, script, error)
+            ):
+                # What did not help here is not needed for what is traced next.
+                if not ran_before:
+                    let_layers_repeat(model, script.mode)
+                if found_before is None:
+                    masks_find_a_few(model, script.mode)
                 raise
 
 
@@ -94,6 +111,20 @@ def settle(model: nn.Module, script: Script) -> None:
 def _finds_less(model: nn.Module, failed: TraceError) -> bool:
     """Whether what failed may run where its search in data finds the first place only, and was not tried so."""
     return isinstance(failed.__cause__, IndexError) and search_first_only(model)
+
+
+_UNLIKE_FOUND = re.compile(
+    rf"dimension of length (\d+) at -\d+! .* broadcastable to \[{FOUND}\b|shape mismatch: .*\[(\d+)\b.*\[{FOUND}\b"
+)
+
+
+def _finds_as_many(model: nn.Module, mode: RunMode, failed: TraceError) -> bool:
+    """Whether what failed may run where a boolean mask finds as many tokens as there are features for them, which the failure
+    tells, and was not tried so.
+    """
+    told = _UNLIKE_FOUND.search(str(failed))
+    count = next((int(size) for size in told.groups() if size), 0) if told is not None else 0
+    return count > FOUND and masks_find_as_many(model, mode, count)
 
 
 def _reads_what_layers_left(tracing: Tracing, script: Script, failed: TraceError) -> bool:

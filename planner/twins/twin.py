@@ -5,6 +5,8 @@ A wrong plan is wrong at any size, so it is tested at a small size in float64, w
 
 import copy
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -21,7 +23,8 @@ from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.small_configs import SMALL, beside_sizes, by_names, by_trial, by_width, of_module
-from shardproof.planner.twins.small_runs import LARGEST, SHORT, TrialRun, parameters_of, runs, trial_run
+from shardproof.planner.twins.small_media import smaller_media
+from shardproof.planner.twins.small_runs import LARGEST, SHORT, TrialRun, parameters_of, trial_run
 from shardproof.planner.weights.quantised import method_of
 
 NARROW = 20_000_000
@@ -48,6 +51,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     loaded = _unquantised(loaded)
     with quiet():
         kinds, text_alone, first, patience = parameters_of(loaded).kinds, None, "", _PATIENCE
+        unequal: Counter[str] = Counter()
         for most, config in chain(
             ((SMALL, config) for config in of_module(loaded, tp=tp, pp=pp)),
             ((SMALL, config) for config in by_names(loaded, tp=tp, pp=pp)),
@@ -59,7 +63,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             parameters = parameters_of(small)
             if parameters.count > most or (kinds and parameters.kinds != kinds):
                 continue
-            small, outcome = _fitted(loaded, small)
+            small, outcome = _with_small_media(loaded, small, unequal)
             if outcome.whole:
                 return small
             first = first or outcome.raised
@@ -70,8 +74,10 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         if text_alone is not None:
             return text_alone
         small = dataclasses.replace(loaded, config=by_trial(loaded, tp=tp, pp=pp), checkpoint=None)
-        if parameters_of(small).count <= LARGEST and runs(small):
-            return small
+        if parameters_of(small).count <= LARGEST:
+            small, outcome = _with_small_media(loaded, small, unequal)
+            if outcome.runs:
+                return small
     why = f" The first small copy that was built raised {first}." if first else ""
     raise TwinError(
         f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
@@ -88,15 +94,36 @@ def _unquantised(loaded: LoadedModel) -> LoadedModel:
     return dataclasses.replace(loaded, config=config)
 
 
+def _with_small_media(loaded: LoadedModel, small: LoadedModel, unequal: Counter[str]) -> tuple[LoadedModel, TrialRun]:
+    """A small model that fits together, with smaller images and shorter audio if it runs on them as well."""
+    raised = ""
+    for config in smaller_media(small.config):
+        less = dataclasses.replace(small, config=config)
+        if parameters_of(less).kinds != parameters_of(small).kinds:
+            continue
+        less, outcome = _fitted(loaded, less, unequal)
+        if outcome.whole:
+            return less, outcome
+        if outcome.raised == raised:  # the size is not what it fails on
+            return less, outcome
+        raised = outcome.raised
+    return _fitted(loaded, small, unequal)
+
+
 _AGREEMENTS = 6
 """Sizes of a twin that are made equal to others, one after the other."""
+_GIVEN_UP = 2
+"""Small models in which no sizes could be made equal for one kind of failure, before it is not tried again for that kind."""
 
 
-def _fitted(loaded: LoadedModel, small: LoadedModel) -> tuple[LoadedModel, TrialRun]:
-    """A small model whose parts fit together: sizes that its forward finds unequal are made equal, one after the other."""
+def _fitted(loaded: LoadedModel, small: LoadedModel, unequal: Counter[str]) -> tuple[LoadedModel, TrialRun]:
+    """A small model whose parts fit together: sizes that its forward finds unequal are made equal, one after the other.
+
+    `unequal` counts, by what was raised apart from numbers, the small models for which that did not help.
+    """
     outcome = trial_run(small)
     for _ in range(_AGREEMENTS):
-        if outcome.error is None or outcome.whole:
+        if outcome.error is None or outcome.whole or unequal[_kind(outcome)] >= _GIVEN_UP:
             break
         for config in agreeing(loaded.config, small.config, str(outcome.error)):
             other = dataclasses.replace(small, config=config)
@@ -105,8 +132,13 @@ def _fitted(loaded: LoadedModel, small: LoadedModel) -> tuple[LoadedModel, Trial
                 small, outcome = other, now
                 break
         else:
+            unequal[_kind(outcome)] += 1
             break
     return small, outcome
+
+
+def _kind(outcome: TrialRun) -> str:
+    return re.sub(r"\d+", "", outcome.raised)
 
 
 def raises_on_one_device(loaded: LoadedModel, mode: RunMode) -> bool:

@@ -10,6 +10,7 @@ Source: transformers 5.23.0, core_model_loading.py, `convert_and_load_state_dict
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any, TypeAlias
 
@@ -85,11 +86,14 @@ def _trials(
     model: PreTrainedModel, converters: list[WeightConverter], name: str, assigned: Assigned
 ) -> Iterator[_Trial]:
     """The conversions that produce a parameter, each with all of its results."""
+    known = {one for one, _ in chain(model.named_parameters(remove_duplicate=False), model.named_buffers())}
     for converter in converters:
         mine = next((target for target in converter.target_patterns if re.search(target, name)), None)
         if mine is None:
             continue
         names = tuple(name.replace(mine, target) if target != mine else name for target in converter.target_patterns)
+        if not known.issuperset(names):  # it makes parameters of another module, whose name ends alike
+            continue
         placements = tuple(assigned.parameters.get(each, (R, ""))[0] for each in names)
         ndims = tuple(model.get_parameter_or_buffer(each).ndim for each in names)
         yield _Trial(converter, names, ndims, placements)

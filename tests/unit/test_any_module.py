@@ -14,6 +14,8 @@ from shardproof.launch.commands.read_inputs import ModelReference
 from shardproof.launch.commands.verify import requests_of
 from shardproof.launch.commands.verify_request import VerifyRequest
 from shardproof.launch.ranks.confirm import confirm, confirm_cases
+from shardproof.planner.inputs.example import Sizes
+from shardproof.planner.inputs.numbers import real_inputs
 from shardproof.planner.ir.errors import ArgumentError, LoadError
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.loading.build import build
@@ -165,6 +167,36 @@ def test_inputs_are_declared(file: Path) -> None:
         load(f"{file}:Mlp", inputs=["x: float[b, depth]"])
     with pytest.raises(ArgumentError, match="leave --input out"):
         load("llama", inputs=["x: float[2]"])
+
+
+def test_inputs_are_what_a_function_returns(tmp_path: Path) -> None:
+    (tmp_path / "rows.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Rows(nn.Module):\n"
+        "    def __init__(self, width=32, hidden=64):\n"
+        "        super().__init__()\n"
+        "        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)\n\n"
+        "    def forward(self, parts, counts, scale):\n"
+        "        rows = torch.cat([part[:count] for part, count in zip(parts.split(4), counts.tolist())])\n"
+        "        return self.down(torch.relu(self.up(rows))) * scale\n\n"
+        "def example(fields):\n"
+        "    return {'parts': torch.ones(8, fields.width), 'counts': torch.tensor([3, 2]), 'scale': 2.0}\n\n"
+        "def nothing():\n    return 3\n\n"
+        "def broken():\n    raise KeyError('lark')\n"
+    )
+    file = tmp_path / "rows.py"
+    loaded = load(f"{file}:Rows", inputs=[f"{file}:example"])
+    plan = suggest(loaded).plan
+    assert {entry.pattern: entry.style for entry in plan.tp} == {"up": "colwise", "down": "rowwise"}
+    assert prove(loaded, plan, tp=2).verdict is Verdict.PROVED
+    small = twin(loaded, tp=2)
+    assert real_inputs(build(small, device="cpu"), Sizes(2, 5, 5))["counts"].tolist() == [3, 2]
+    with pytest.raises(ArgumentError, match="returns int; return a dict"):
+        load(f"{file}:Rows", inputs=[f"{file}:nothing"])
+    with pytest.raises(ArgumentError, match="raised KeyError: 'lark'; mend that first"):
+        load(f"{file}:Rows", inputs=[f"{file}:broken"])
+    with pytest.raises(LoadError, match="there is no function lark in it"):
+        load(f"{file}:Rows", inputs=[f"{file}:lark"])
 
 
 def test_what_is_no_factory_is_one_sentence(file: Path) -> None:

@@ -1,12 +1,18 @@
-"""Inputs of a module's forward as a user declares them, `NAME: DTYPE[DIMS]`."""
+"""Inputs of a module's forward as a user declares them, `NAME: DTYPE[DIMS]`, or as a function of theirs returns them."""
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from shardproof.planner.ir.errors import ArgumentError
+from shardproof.planner.ir.errors import ArgumentError, reason
+from shardproof.planner.loading.custom_code import function_from_file
 
+_FUNCTION = re.compile(r"(.+\.py):(\w+)")
 _DECLARED = re.compile(r"\s*(\w+)\s*:\s*(\w+)\s*\[([^\]]*)\]\s*")
 
 
@@ -25,16 +31,21 @@ _DTYPES = {
 """Declared dtypes; a floating-point input has the model's own dtype."""
 
 
-def declared(texts: Sequence[str], config: object, *, rows: int, length: int) -> dict[str, torch.Tensor]:
-    """Meta tensors of the declared inputs.
+def declared(texts: Sequence[str], config: object, *, rows: int, length: int) -> dict[str, Any]:
+    """The declared inputs: meta tensors; integers that a function returns keep their values.
 
-    A dim is a number, a field of the config, or a word: `b` is the batch size and `t` the number of tokens.
+    A dim is a number, a field of the config, or a word: `b` is the batch size and `t` the number of tokens. `FILE.py:FUNCTION`
+    names a function that returns the arguments by name; it is given the config if it takes an argument.
 
     Raises:
-        ArgumentError: a text is not of the form, or a dim is no number and no field.
+        ArgumentError: a text is not of the form, a dim is no number and no field, or a function returns no arguments.
+        LoadError: a file cannot be read, or has no such function.
     """
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, Any] = {}
     for text in texts:
+        if named := _FUNCTION.fullmatch(text.strip()):
+            found |= _returned(named[1], named[2], config)
+            continue
         match = _DECLARED.fullmatch(text)
         if match is None or match[2] not in _DTYPES:
             raise ArgumentError(
@@ -48,6 +59,24 @@ def declared(texts: Sequence[str], config: object, *, rows: int, length: int) ->
         ]
         found[match[1]] = torch.empty(sizes, dtype=_DTYPES[match[2]], device="meta")
     return found
+
+
+def _returned(path: str, name: str, config: object) -> dict[str, Any]:
+    function = function_from_file(Path(path), name)
+    try:
+        given = function(config) if inspect.signature(function).parameters else function()
+    except Exception as error:  # whatever the user's function raises
+        raise ArgumentError(f"--inputs {path}:{name} raised {reason(error)}; mend that first.") from error
+    if not isinstance(given, Mapping) or not given or not all(isinstance(key, str) for key in given):
+        raise ArgumentError(
+            f"--inputs {path}:{name} returns {type(given).__name__}; return a dict with the forward's keyword arguments."
+        )
+    return {key: _without_data(value) for key, value in given.items()}
+
+
+def _without_data(value: Any) -> Any:
+    """Floating-point tensors as their form, on the meta device; anything else as it is."""
+    return value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _size(dim: str, config: object, *, rows: int, length: int, text: str) -> int:

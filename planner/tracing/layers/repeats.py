@@ -30,6 +30,11 @@ def run_every_layer(model: nn.Module, mode: RunMode) -> None:
     _every_layer.setdefault(model, set()).add(mode)
 
 
+def let_layers_repeat(model: nn.Module, mode: RunMode) -> None:
+    """From now on, a layer may stand for another again in traces of a model in a mode."""
+    _every_layer.get(model, set()).discard(mode)
+
+
 class LayerRepeats:
     """The layers of one trace: the first of a kind runs, the next ones called alike become `repeat`.
 

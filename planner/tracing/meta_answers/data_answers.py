@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from shardproof.planner.ir.graph import BRANCH, READ
-from shardproof.planner.tracing.meta_answers.placeholders import FOUND, equal_parts, place_of
+from shardproof.planner.tracing.meta_answers.placeholders import FOUND, equal_parts, masks_find, place_of
 from shardproof.planner.tracing.own_backward import hooked
 from shardproof.planner.tracing.recorder import Recorder
 
@@ -37,10 +37,14 @@ _TOLD = 64
 """Numbers of a constant that are kept as they are; of more, a digest."""
 
 
-def _data(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...] | None:
-    """The numbers that a constant is made from, or a digest of many; None where it is made from another tensor."""
+def _given(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a tensor is made from."""
     position = int(func is Tensor.new_tensor)
-    given = kwargs.get("data", args[position] if len(args) > position else None)
+    return kwargs.get("data", args[position] if len(args) > position else None)
+
+
+def _data(given: Any) -> tuple[object, ...] | None:
+    """The numbers that a constant is made from, or a digest of many; None where it is made from another tensor."""
     if any(isinstance(leaf, Tensor) for leaf in tree_flatten(given)[0]):
         return None
     numbers = np.asarray(given)
@@ -72,7 +76,7 @@ def _masked_index(tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     given: list[Tensor | None] = []
     for index in indices:
         if index is not None and index.dtype in (torch.bool, torch.uint8):
-            given += [index.new_empty((FOUND,), dtype=torch.long)] * index.dim()
+            given += [index.new_empty((masks_find(),), dtype=torch.long)] * index.dim()
         else:
             given.append(index)
     found: Tensor = torch.ops.aten.index.Tensor(tensor, given)
@@ -155,6 +159,49 @@ def _read(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     return answer
 
 
+_ASKED = "item() cannot be called on meta tensors"
+"""What torch raises where a tensor on the meta device stands for a number, such as a size."""
+
+
+def with_numbers(
+    recorder: Recorder, error: RuntimeError, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments with as many as a search finds in place of whole numbers on the meta device, where torch asked for them;
+    None where it did not.
+    """
+    lone = [one for one in tree_flatten((args, kwargs))[0] if _is_lone(one)] if _ASKED in str(error) else []
+    if not lone:
+        return None
+    for one in lone:
+        recorder.record(READ, (one,), {}, ())
+    recorder.note(REPRESENTATIVE)
+    found: tuple[tuple[Any, ...], dict[str, Any]]
+    found = tree_map(lambda one: (place_of(one) or FOUND) if _is_lone(one) else one, (args, kwargs))
+    return found
+
+
+def _is_lone(value: object) -> bool:
+    """A whole number on the meta device."""
+    return isinstance(value, Tensor) and value.is_meta and value.dim() == 0 and not value.is_floating_point()
+
+
+def _repeats(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """`repeat_interleave` as often as real numbers say, which torch does not sum up for the meta device; of numbers that are not
+    there, as many as a search finds.
+    """
+    times = kwargs.get("repeats", args[1] if len(args) > 1 else args[0])
+    if not isinstance(times, Tensor) or not (args[0].is_meta or times.is_meta) or kwargs.get("output_size") is not None:
+        return args
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    if times.is_meta:
+        kwargs["output_size"] = FOUND
+    elif times.numel() > 1:
+        kwargs["output_size"] = int(times.sum())
+    else:
+        kwargs["output_size"] = int(times) * (args[0].numel() if dim is None else args[0].shape[dim])
+    return args
+
+
 def _stays(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A meta tensor stays on the meta device."""
     return args[0] if args and isinstance(args[0], Tensor) and args[0].is_meta else NotImplemented
@@ -166,13 +213,36 @@ def _fill(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _make(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    data = _data(func, args, kwargs)
+    given = _given(func, args, kwargs)
+    data = _data(given)
     if data is None:
-        return NotImplemented
+        return _of_tensors(recorder, given, kwargs.get("dtype"))
     with recorder.silent():
         made = func(*args, **kwargs)
     recorder.record("constant", (data,), {}, made)
     return made
+
+
+def _of_tensors(recorder: Recorder, given: Any, dtype: torch.dtype | None) -> Any:
+    """A tensor made from a list of tensors of one number on the meta device, which torch would ask for their data: the stack of
+    them.
+    """
+    leaves = tree_flatten(given)[0]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    numbers = all(isinstance(leaf, Tensor | int | float) for leaf in leaves)
+    if not isinstance(given, list | tuple) or not numbers or not all(one.is_meta and one.dim() == 0 for one in tensors):
+        return NotImplemented
+    wanted = dtype or tensors[0].dtype
+
+    def stacked(part: Any) -> Tensor:
+        if isinstance(part, Tensor):
+            return part.to(wanted)
+        if isinstance(part, list | tuple):
+            return torch.stack([stacked(one) for one in part])
+        made: Tensor = _make(recorder, torch.tensor, (part,), {"dtype": wanted, "device": "meta"})
+        return made
+
+    return stacked(given)
 
 
 def _dropout(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
@@ -241,5 +311,6 @@ def _index(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 ARGUMENTS: Mapping[object, Callable[[Recorder, tuple[Any, ...], dict[str, Any]], tuple[Any, ...]]] = {
     **dict.fromkeys((Tensor.split, torch.split, torch.functional.split), _split_sizes),
     **dict.fromkeys((Tensor.__getitem__, Tensor.__setitem__), _index),
+    **dict.fromkeys((Tensor.repeat_interleave, torch.repeat_interleave), _repeats),
 }
 """Functions whose arguments may be numbers that were read off data: with representative ones in their place."""

@@ -12,17 +12,46 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from shardproof.planner.inputs.run_modes import RunMode
 
 FOUND = 3
 """How many elements a data-dependent op (`nonzero`, a boolean mask) is taken to find."""
 
 _first_only: "WeakSet[nn.Module]" = WeakSet()
 _ends: ContextVar[bool] = ContextVar("ends", default=True)
+_masked: "WeakKeyDictionary[nn.Module, dict[RunMode, int]]" = WeakKeyDictionary()
+_many: ContextVar[int] = ContextVar("many", default=FOUND)
+
+
+def masks_find() -> int:
+    """How many elements a boolean mask is taken to find in the forward that runs."""
+    return _many.get()
+
+
+def masks_find_as_many(model: nn.Module, mode: RunMode, count: int) -> bool:
+    """Remember that this model's masks find as many elements in a mode as it has features to put there; False where a number
+    was known already.
+    """
+    counts = _masked.setdefault(model, {})
+    known = mode in counts
+    counts.setdefault(mode, count)
+    return not known
+
+
+def masks_find_a_few(model: nn.Module, mode: RunMode) -> None:
+    """Forget it again: with that number the forward failed too."""
+    _masked.get(model, {}).pop(mode, None)
+
+
+def mask_count(model: nn.Module, mode: RunMode) -> int | None:
+    """The number that was remembered for a model in a mode."""
+    return _masked.get(model, {}).get(mode)
 
 
 def search_first_only(model: nn.Module) -> bool:
@@ -33,13 +62,14 @@ def search_first_only(model: nn.Module) -> bool:
 
 
 @contextmanager
-def placing_search_results(model: nn.Module) -> Iterator[None]:
+def placing_search_results(model: nn.Module, mode: RunMode) -> Iterator[None]:
     """Where searches find their places, for the time of one forward of a model."""
-    token = _ends.set(model not in _first_only)
+    token, many = _ends.set(model not in _first_only), _many.set(mask_count(model, mode) or FOUND)
     try:
         yield
     finally:
         _ends.reset(token)
+        _many.reset(many)
 
 
 Places = int | tuple["Places", ...]
