@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from types import CellType
+from types import CellType, FunctionType
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -29,6 +29,10 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
     )
 
 
+_CACHED = type(lru_cache(lambda: None))
+"""What `functools.lru_cache` makes of a function."""
+
+
 def forget_results(modules: Iterable[nn.Module]) -> None:
     """Empty the caches of functions of these modules' classes, and of functions beside those in their files: what one trace
     computed, the next one has to compute too.
@@ -39,7 +43,7 @@ def forget_results(modules: Iterable[nn.Module]) -> None:
         value
         for file in files
         for value in tuple(vars(sys.modules[file]).values() if file in sys.modules else ())
-        if getattr(value, "__module__", None) == file and not isinstance(value, type)
+        if isinstance(value, FunctionType | _CACHED) and value.__module__ == file
     ]
     for value in (*beside, *(one for kind in kinds for one in vars(kind).values())):
         held = (cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell))
@@ -53,9 +57,6 @@ def _is_filled(cell: CellType) -> bool:
         return cell.cell_contents is not None
     except ValueError:  # nothing is in it yet
         return False
-
-
-_CACHED = type(lru_cache(lambda: None))
 
 
 def kept_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
