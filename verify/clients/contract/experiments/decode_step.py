@@ -6,10 +6,9 @@ same token after another sequence. Each attention of the runs of one token is an
 sequence, so that every query, key and value has to be the same.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     attend,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt, gap, positions_of
-from shardproof.verify.clients.contract.experiments.op_log import OpLog
+from shardproof.verify.clients.contract.experiments.op_log import OpLog, logged_inside
 from shardproof.verify.clients.contract.experiments.own_function import spec_of
 from shardproof.verify.clients.contract.experiments.trial import Trial, built_with, registered
 
@@ -102,8 +101,9 @@ def one_step(trial: Trial, prompt: Prompt) -> OneStep:
     called = {call.path for call in alone.calls}
     missing = next((call for call in whole.calls if call.path not in called), None)
     if missing is not None:
-        step = _Logged(lambda: small.run(token, place, whole.answers), small.model.get_submodule(missing.path))
-        return OneStep(bypass=Bypass(missing.path, type(missing.module).__name__, step.first_attention()))
+        module = small.model.get_submodule(missing.path)
+        step = logged_inside(module, lambda: small.run(token, place, whole.answers), lambda _: False)
+        return OneStep(bypass=Bypass(missing.path, type(missing.module).__name__, _attending(step)))
     small.run(another, positions_of(trial, (another.shape[1],)))
     later = small.run(token, place, whole.answers)
     if _differ(alone.calls, later.calls, trial.tolerance) > 0:
@@ -175,32 +175,7 @@ def _misplacing(small: _SmallModel, token: Tensor, place: Tensor, whole: _Run) -
     return next((op.source for op in logs[0].ops if op.name in _COUNTS and op.source is not None), None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Logged:
-    """A run that is logged while one module is running."""
-
-    again: Callable[[], object]
-    module: nn.Module
-
-    def first_attention(self) -> Source | None:
-        """The first line in the module that computes an attention, else its first line."""
-        log, running = OpLog(lambda _: False), ExitStack()
-        entered: list[bool] = []
-
-        def enter(*_: Any) -> None:
-            if not entered:
-                running.enter_context(log)
-            entered.append(True)
-
-        def leave(*_: Any) -> None:
-            running.close()
-
-        handles = [self.module.register_forward_pre_hook(enter), self.module.register_forward_hook(leave)]
-        try:
-            with running:
-                self.again()
-        finally:
-            for handle in handles:
-                handle.remove()
-        attends = (op.source for op in log.ops if any(word in op.name for word in ATTENDS))
-        return next(attends, log.ops[0].source if log.ops else None)
+def _attending(log: OpLog) -> Source | None:
+    """The first line of a log that computes an attention, else its first line."""
+    attends = (op.source for op in log.ops if any(word in op.name for word in ATTENDS))
+    return next(attends, log.ops[0].source if log.ops else None)

@@ -6,7 +6,6 @@ recurrence, an attention of its own. An engine runs a step with the new tokens a
 interface, so all of those lose what came before.
 """
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from shardproof.verify.clients.contract.experiments.client_attention import (
     repeated,
 )
 from shardproof.verify.clients.contract.experiments.engine_run import Prompt, run_as_engine
-from shardproof.verify.clients.contract.experiments.op_log import OpLog
+from shardproof.verify.clients.contract.experiments.op_log import OpLog, logged_inside
 from shardproof.verify.clients.contract.experiments.trial import Trial, built_with, registered
 
 NAME = "shardproof_alone"
@@ -159,24 +158,8 @@ def _operation(trial: Trial, model: nn.Module, path: str, tokens: Tensor, other:
 
 
 def _logged(trial: Trial, model: nn.Module, path: str, tokens: Tensor) -> OpLog:
-    log = OpLog(lambda one: one.is_floating_point() and TOKENS in one.shape)
-    module = model.get_submodule(path)
-    running = ExitStack()
-    entered: list[bool] = []
-
-    def enter(*_: Any) -> None:
-        if not entered:
-            running.enter_context(log)
-        entered.append(True)
-
-    def leave(*_: Any) -> None:
-        running.close()
-
-    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        with running:
-            run_as_engine(trial, model, tokens, (TOKENS,), {})
-    finally:
-        for handle in handles:
-            handle.remove()
-    return log
+    return logged_inside(
+        model.get_submodule(path),
+        lambda: run_as_engine(trial, model, tokens, (TOKENS,), {}),
+        lambda one: one.is_floating_point() and TOKENS in one.shape,
+    )

@@ -1,10 +1,11 @@
 """Every operation of a run with its result and the line of modeling code that asked for it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -83,3 +84,26 @@ class OpLog(TorchDispatchMode):
                 seen.add(number)
                 yield self.ops[number]
                 wanted += [one for one in self.ops[number].inputs if one not in wanted]
+
+
+def logged_inside(module: nn.Module, run: Callable[[], object], keep: Keep) -> OpLog:
+    """The log of what a module does in its first call in a run."""
+    log, running = OpLog(keep), ExitStack()
+    entered: list[bool] = []
+
+    def enter(*_: Any) -> None:
+        if not entered:
+            running.enter_context(log)
+        entered.append(True)
+
+    def leave(*_: Any) -> None:
+        running.close()
+
+    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with running:
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return log
