@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from shardproof.planner.propagation.rules.random import draws
 from shardproof.planner.tracing.meta_answers.data_answers import ANSWERS, ARGUMENTS, UNSEEN, unseen, with_numbers
 from shardproof.planner.tracing.meta_answers.placeholders import with_counts, with_places
 from shardproof.planner.tracing.meta_answers.result_forms import same_form
@@ -68,10 +69,6 @@ ALSO = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._re
 """One name for ops among which torch chooses by strides."""
 
 
-DRAWS = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})
-"""Functions that draw random numbers, which may decide what runs (layers that are dropped in training)."""
-
-
 class Functions(TorchFunctionMode):
     """Keeps meaningful composites whole and answers for data that is not there."""
 
@@ -97,8 +94,6 @@ class Functions(TorchFunctionMode):
             if given is not NotImplemented:
                 return given
         args = ARGUMENTS[func](recorder, args, kwargs) if func in ARGUMENTS else args
-        if func in DRAWS:
-            recorder.note("random numbers: every rank is taken to draw the same ones")
         target = WHOLE.get(func)
         return self._piecewise(func, args, kwargs) if target is None else self._as_one(target, func, args, kwargs)
 
@@ -204,6 +199,8 @@ class Dispatch(TorchDispatchMode):
             recorder.note_write(written[0])
         if target == "aten.native_dropout":
             recorder.note("dropout: which elements each rank drops is not compared")
+        if draws(target):
+            recorder.note("random numbers: every rank is taken to draw the same ones, from one seed")
         recorder.record(target, args, kwargs, result)
         if written:
             self._mutate(written[0], result)

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from benchmarks.fuzz import FuzzRanks, is_failure, judged
-from benchmarks.fuzz_models import DISPATCH, FuzzCase, FuzzPlan, cases, drawn, usual
+from benchmarks.fuzz_models import DISPATCH, MODEL, FuzzCase, FuzzPlan, cases, drawn, usual
+from shardproof.planner.loading.load import load
+from shardproof.verify.proof.prove import prove
 
 SEED, CASES = 11, 10
 
@@ -35,6 +37,7 @@ def tensor(parts: Mapping[str, str]) -> FuzzPlan:
 
 
 STAGES = FuzzPlan(tp=1, pp=2)
+HEAD = FuzzPlan((("head", "colwise_gather_output"),), tp=2)
 EXPERTS = FuzzPlan((("head", "colwise_gather_output"),), tuple(DISPATCH.items()), 2, 2)
 
 FOUND: list[tuple[dict[str, str], FuzzPlan | None, str]] = [
@@ -57,6 +60,8 @@ FOUND: list[tuple[dict[str, str], FuzzPlan | None, str]] = [
     ({"steps": "counter", "num_hidden_layers": "3"}, STAGES, "refuted, refuted"),
     # Stages that draw random numbers were proved.
     ({"steps": "drawn for a part"}, STAGES, "not proved, refuted"),
+    # Evaluation that draws random numbers was proved without a word of seeds, and its numbers were compared.
+    ({"steps": "drawn for a part"}, HEAD, "proved, not decided"),
     # A module that layers of several stages share was emptied where one of them was absent: the run was wrong.
     ({"shared": "true"}, STAGES, "proved, confirmed"),
     # A loop over the parts of a shard was accused of its smaller number of parts.
@@ -82,3 +87,10 @@ def test_a_smaller_case_has_no_entries_for_what_it_lacks() -> None:
     smaller = list(FuzzCase(parts, (tensor(dict(parts)),)).smaller)
     assert any(not any("mix." in pattern for pattern, _ in case.plans[0].styles) for case in smaller)
     assert any(case.steps == ("silu",) and "layers.*.feed.gate" not in dict(case.plans[0].styles) for case in smaller)
+
+
+def test_numbers_that_every_rank_draws_are_an_assumption() -> None:
+    model = load(MODEL, overrides={"steps": "drawn for a part"})
+    result = prove(model, HEAD.plan, tp=2)
+    assert result.scope is not None
+    assert any("every rank is taken to draw the same ones" in one for one in result.scope.assumptions)

@@ -66,22 +66,30 @@ DRAWS = 32
 """Forwards with other random numbers: what is drawn may matter seldom (one label in ten is dropped), or never."""
 
 
-def refuse_random(model: PreTrainedModel, inputs: Inputs) -> None:
-    """`NotComparableError` where the loss in training depends on random numbers. Asked of a single device: ranks would have to
-    agree on how often they ask.
+def refuse_random(model: PreTrainedModel, inputs: Inputs, *, training: bool = True) -> None:
+    """`NotComparableError` where the loss in training, or the logits in evaluation, depend on random numbers. Asked of a single
+    device: ranks would have to agree on how often they ask.
     """
     before, state, device = model.training, torch.get_rng_state(), next(model.parameters()).device
     elsewhere = device.type != "cpu"
-    model.train(True)
+
+    def answer() -> torch.Tensor:
+        if training:
+            return model_loss(model, inputs, _mask_of(model, inputs))
+        with torch.no_grad():
+            return forward_logits(model, inputs)
+
+    model.train(training)
     try:
         with torch.random.fork_rng([device] if elsewhere else [], device_type=device.type if elsewhere else "cuda"):
-            loss = model_loss(model, inputs, _mask_of(model, inputs))
+            first = answer()
             if not elsewhere and torch.equal(state, torch.get_rng_state()):
                 return
             for seed in range(DRAWS):
                 torch.manual_seed(seed)
-                if not torch.equal(loss, model_loss(model, inputs, _mask_of(model, inputs))):
-                    raise NotComparableError("training draws random numbers, which are not compared")
+                if not torch.allclose(first, answer(), rtol=0, atol=0, equal_nan=True):
+                    mode = "training" if training else "evaluation"
+                    raise NotComparableError(f"{mode} draws random numbers, which are not compared")
     finally:
         model.train(before)
 

@@ -48,7 +48,7 @@ class Observed:
 Question = Callable[[PreTrainedModel, Inputs, Observed], None]
 
 
-class NotComparableError(RuntimeError):
+class NotComparableError(ValueError):
     """A question that one device answers differently from one time to the next, or not at all."""
 
 

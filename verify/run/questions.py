@@ -57,12 +57,12 @@ def observe(
             continue
         into.stage = stage
         boundaries = ActivationRecorder(model, keep=not into.activations)
-        precision: AbstractContextManager[object] = Wide() if exact else nullcontext()
         answered = set(into.values)
         try:
-            with precision, boundaries:
-                if asked_of is None and ask is ask_training:
-                    refuse_random(model, inputs)
+            if asked_of is None and ask in (ask_training, _forward):
+                with _precision(exact):
+                    refuse_random(model, inputs, training=ask is ask_training)
+            with _precision(exact), boundaries:
                 ask(model, inputs, into)
             if asked_of is None:
                 _drop_infinite(into, answered)
@@ -76,6 +76,10 @@ def observe(
             into.activations = into.activations or boundaries.activations
     into.stage = "done"
     return into
+
+
+def _precision(exact: bool) -> AbstractContextManager[object]:
+    return Wide() if exact else nullcontext()
 
 
 def _restore(held: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
