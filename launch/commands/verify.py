@@ -153,14 +153,9 @@ def verify(
         asked = named_models(models, changed=changed, plan_file=plan, known=baseline)
         fixed = run_layout(tp, pp, ep=ep, ranks=job.size if job else None) if tp or pp or ep or job else None
         writable(output)
+        given = inputs_given(input_, inputs)
         common = VerifyRequest(
-            model=ModelReference(
-                "",
-                settings(set_),
-                trust_remote_code,
-                inputs_given(input_, inputs),
-                several(adapter),
-            ),
+            model=ModelReference("", settings(set_), trust_remote_code, given, several(adapter)),
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),

@@ -47,7 +47,9 @@ def stored_weights(model: nn.Module, checkpoint: Path | None) -> StoredWeights:
 
 
 def _in_files(model: nn.Module, folder: Path) -> dict[str, float]:
-    """The width of every module under whose path the files hold something else than plain floating-point numbers."""
+    """The width of every module under whose path the files hold something else than plain floating-point numbers; none at all
+    where the path of such a tensor is no module's, for then part of the weights would count as plain ones.
+    """
     held: dict[str, float] = defaultdict(float)
     packed: set[str] = set()
     elements = {path: _elements(module) for path, module in model.named_modules()}
@@ -56,7 +58,7 @@ def _in_files(model: nn.Module, folder: Path) -> dict[str, float]:
         held[path] += prod(shape) * _BITS.get(dtype, 4 if dtype.startswith("F4") else 8) / 8
         if dtype not in _PLAIN:
             packed.add(path)
-    return {path: held[path] / elements[path] for path in packed if path}
+    return {} if "" in packed else {path: held[path] / elements[path] for path in packed}
 
 
 def _elements(module: nn.Module) -> int:

@@ -84,3 +84,11 @@ def test_a_method_without_files_is_not_known(capsys: Captured, tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert run(["layout", str(tmp_path / "config.json"), "--devices", "1", "--memory", "1GiB"]) == 0
     assert "weights: counted as before they were quantised (awq)" in capsys.readouterr().out
+
+
+def test_packed_weights_of_another_name_are_not_counted_as_plain_ones(tmp_path: Path) -> None:
+    words = torch.zeros(64, 16, dtype=torch.int32)
+    names = ("model.layers.0.mlp.up_proj.qweight", "layers.0.feed.w1.qweight")
+    save_file({name: words.clone() for name in names}, tmp_path / "model.safetensors")
+    stored = stored_weights(on_meta(quantised({"quant_method": "awq", "bits": 4})), tmp_path)
+    assert (dict(stored.widths), stored.unknown) == ({}, "awq")
