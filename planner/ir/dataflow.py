@@ -6,7 +6,7 @@ from enum import Enum
 from functools import cached_property
 from math import inf
 
-from shardproof.planner.ir.graph import OWN_BACKWARD, READ, Graph, ModuleCall, Op
+from shardproof.planner.ir.graph import CONSTANT, OWN_BACKWARD, READ, Graph, ModuleCall, Op
 from shardproof.planner.ir.plan import join
 
 
@@ -203,6 +203,8 @@ class _Layers:
         after = set[int]()
         for op, place in zip(self.graph.ops, self.ops, strict=True):
             later = not after.isdisjoint(op.inputs)
+            if place < layer and self._constants.issuperset(op.outputs):
+                continue  # whoever needs it makes it anew, as its stage's own program shows
             if place < layer:
                 lost.update(op.outputs)
                 after.update(op.outputs if later else ())
@@ -211,6 +213,15 @@ class _Layers:
             elif not lost.isdisjoint(op.inputs):
                 lost.update(op.outputs)
         return _Sides(lost, after)
+
+    @cached_property
+    def _constants(self) -> set[int]:
+        """Values that are made of nothing but sizes, such as a table that the first layer makes and all layers keep."""
+        found = {number for number, value in enumerate(self.graph.values) if (value.name or "").startswith(CONSTANT)}
+        for op in self.graph.ops:
+            if op.target in _MADE_OF_SIZES or (op.inputs and found.issuperset(op.inputs)):
+                found.update(op.outputs)
+        return found
 
     def _entrances(self, layer: int, sides: "_Sides") -> dict[int, list[Entrance]]:
         """The arguments of layers that hold values to be sent; only the first call of each layer counts."""
@@ -260,6 +271,11 @@ class _Layers:
 
 
 _BEFORE, _EVERY = -1, inf
+
+_MADE_OF_SIZES = frozenset(
+    ("constant", *(f"aten.{name}" for name in ("arange", "zeros", "ones", "full", "linspace", "eye")))
+)
+"""Ops that make a tensor from numbers alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Einsum:
     added: frozenset[int] = frozenset()
     why_locked: str = "the op mixes values along this dim"
     near: bool = False
-    """Along `locked` dims the op mixes only what lies beside each other, so a rank's part may be enough: undecided."""
+    """Along `locked` dims a rank's part may be enough (the op mixes only what lies beside each other, say): undecided."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ WHOLE: Mapping[object, str] = {
     F.one_hot: "one_hot",
     Tensor.detach: "detach",
     torch.detach: "detach",
+    torch.isfinite: "aten.isfinite",
+    Tensor.isfinite: "aten.isfinite",
     Tensor.data.__get__: "detach",  # type: ignore[attr-defined]  # as torch.overrides has it
     F.embedding: "embedding",
 }
@@ -189,6 +191,8 @@ class Dispatch(TorchDispatchMode):
             result = self._result(func, target, args, kwargs)
         if target == "aten.slice" and (turns := _in_turns(*args)) is not None:
             return self._taken_in_turns(args[0], result, *turns)
+        if target == "aten.unfold" and (dim := _side_by_side(*args)) is not None:
+            return self._windows_side_by_side(args[0], result, dim, args[3])
         if target == "aten._to_copy" and isinstance(result, Tensor) and result.dtype == args[0].dtype:
             target = "aten.clone"
         if target in SAME and isinstance(result, Tensor):
@@ -199,7 +203,7 @@ class Dispatch(TorchDispatchMode):
             recorder.note_write(written[0])
         if target == "aten.native_dropout":
             recorder.note("dropout: which elements each rank drops is not compared")
-        if draws(target):
+        if draws(target) and kwargs.get("generator") is None:
             recorder.note("random numbers: every rank is taken to draw the same ones, from one seed")
         recorder.record(target, args, kwargs, result)
         if written:
@@ -216,6 +220,18 @@ class Dispatch(TorchDispatchMode):
             grouped = tensor.new_empty(shape)
         recorder.record("aten.view", (tensor, shape), {}, grouped)
         recorder.record("aten.select", (grouped, dim + 1, start), {}, result)
+        recorder.note_view("", (tensor,), {}, result)
+        return result
+
+    def _windows_side_by_side(self, tensor: Tensor, result: Tensor, dim: int, size: int) -> Tensor:
+        """Windows that do not overlap and leave nothing out are groups of a dim, with the elements of each in a last dim."""
+        recorder = self.recorder
+        shape = (*tensor.shape[:dim], tensor.shape[dim] // size, size, *tensor.shape[dim + 1 :])
+        order = (*range(dim + 1), *range(dim + 2, tensor.dim() + 1), dim + 1)
+        with recorder.silent():
+            grouped = tensor.new_empty(shape)
+        recorder.record("aten.view", (tensor, shape), {}, grouped)
+        recorder.record("aten.permute", (grouped, order), {}, result)
         recorder.note_view("", (tensor,), {}, result)
         return result
 
@@ -312,6 +328,12 @@ def _large_to_meta(
     if _makes_new(func) and any(tensor.numel() > MUCH and not tensor.is_meta for tensor in given):
         args, kwargs = tree_map_only(Tensor, lambda tensor: _moved(recorder, tensor), (args, kwargs))
     return args, kwargs
+
+
+def _side_by_side(tensor: Tensor, dim: int, size: int, step: int) -> int | None:
+    """The dim of windows that lie side by side and cover all of it; None for any others."""
+    dim = dim % max(tensor.dim(), 1)
+    return dim if tensor.dim() and step == size and tensor.shape[dim] % size == 0 else None
 
 
 def _in_turns(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.checkpoint import CheckpointFunction
 
 from shardproof.planner.ir.graph import GRADIENT_OF, OWN_BACKWARD
 from shardproof.planner.tracing.recorder import Recorder
@@ -64,6 +65,9 @@ def apply_function(recorder: Recorder, original: Callable[..., Any], kind: type[
     """In place of `torch.autograd.Function.apply`: the forward, and at once the backward, both recorded."""
     if recorder.paused:
         return original(*args, **kwargs)
+    if kind is CheckpointFunction:  # its backward runs the function once more, with gradients: the textbook one
+        function, _, *passed = args
+        return function(*passed)
     wanted = recorder.gradients.enabled
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     context = Context(tuple(isinstance(arg, Tensor) and arg.is_floating_point() for arg in args))

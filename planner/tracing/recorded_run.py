@@ -18,9 +18,10 @@ from shardproof.planner.loading.modules.any_module import ModuleConfig
 from shardproof.planner.loading.modules.own_plan import unlike_lists
 from shardproof.planner.loading.source_lines import SourceFinder
 from shardproof.planner.loading.version_breaks import version_advice
+from shardproof.planner.tracing.drawn import DRAWN_PAST_TORCH, generators, generators_kept
 from shardproof.planner.tracing.layers.layer_kinds import layer_kinds
 from shardproof.planner.tracing.layers.repeats import LayerRepeats, runs_every_layer, tensors_in
-from shardproof.planner.tracing.layers.shared_state import SharedState
+from shardproof.planner.tracing.layers.shared_state import SharedState, memos_of, without_memos
 from shardproof.planner.tracing.meta_answers.placeholders import placing_search_results
 from shardproof.planner.tracing.modes import Dispatch, Functions
 from shardproof.planner.tracing.module_tree import forget_results, kept_tensors, module_table
@@ -65,6 +66,7 @@ class Tracing:
         self.recorder = Recorder(SourceFinder(model))
         self.kinds = remembered(model, "layer kinds", lambda: layer_kinds(model))
         self.state = remembered(model, "shared state", self._shared_state)
+        self.memos = remembered(model, "memos", lambda: memos_of(model))
         self.repeats = LayerRepeats(self.recorder, self.paths, {} if every else self.kinds, self.state)
         self.calls: list[ModuleCall | None] = []
         self.left: dict[str, list[Tensor]] = {}
@@ -139,6 +141,7 @@ class Tracing:
 
     def _forward(self, script: Script) -> object:
         recorder, held = self.recorder, [ModuleState.of(module) for module in self.modules]
+        drawn = generators()
         put_back = [state.keep() for state in self.state.values()]
         once = [m for m in self.modules if id(m) in self.repeats.kinds and "forward" not in vars(m)]
         forget_results(self.modules)
@@ -146,6 +149,8 @@ class Tracing:
         try:
             with (
                 torch.no_grad(),
+                generators_kept(),
+                without_memos(self.memos),
                 recording(
                     self.model,
                     script.mode,
@@ -156,7 +161,10 @@ class Tracing:
                 Functions(recorder),
                 Dispatch(recorder),
             ):
-                return script.run(self.model)
+                output = script.run(self.model)
+                if generators() != drawn:
+                    recorder.notes[DRAWN_PAST_TORCH] = None
+                return output
         finally:
             self.rebuilds = self._rebuilt()
             for undo in restore:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from torch import Size, Tensor, nn, uint8
+from torch import Generator, Size, Tensor, nn, uint8
 from torch.utils._pytree import tree_flatten
 
 from shardproof.planner.ir.findings import Source
@@ -225,6 +225,8 @@ class Recorder:
                 return value
             case tuple() | list():
                 return tuple(self._arg(item) for item in value)
+            case Generator():  # what it draws follows from its seed
+                return f"a generator with seed {value.initial_seed()}"
             case slice():
                 return ("slice", self._arg(value.start), self._arg(value.stop), self._arg(value.step))
             case _:

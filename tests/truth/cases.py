@@ -118,6 +118,7 @@ REDUCTIONS = (
     Case("flip", lambda a: a.flip(0), ((6, 12),)),
     Case("roll", lambda a: a.roll(1, 0), ((6, 12),)),
     Case("glu", lambda a: F.glu(a, -1), ((6, 12),)),
+    Case("windows side by side", lambda a: a.unfold(-1, 3, 3).softmax(-1), ((6, 12),)),
     Case("topk", lambda a: a.topk(2, -1)[0], ((6, 12),)),
     Case("max_pool1d", lambda a: F.max_pool1d(a, 2), ((1, 6, 4),)),
     Case("max_pool3d", lambda a: F.max_pool3d(a, 2), ((1, 6, 4, 4, 4),)),

@@ -62,7 +62,7 @@ UNCLAIMED = {
     "native_group_norm": "the size of the batch is an argument of the op",
     "new_zeros": "a partial sum plus zeros: the propagation knows the zeros",
     "_is_all_true": "the answer is that of every part by chance",
-    "zeros": PACKED, "ones": PACKED, "full": PACKED, "new_ones": PACKED, "new_full": PACKED, "glu": PACKED, "repeat": PACKED,
+    "zeros": PACKED, "ones": PACKED, "full": PACKED, "new_ones": PACKED, "new_full": PACKED, "repeat": PACKED,
     "uneven zeros": "a partial sum plus zeros: the propagation knows the zeros",
     "masked_fill zero": OWN, "scatter": OWN, "scatter_add": OWN,
     "copy": COVERED,

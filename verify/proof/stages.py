@@ -15,6 +15,7 @@ from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.numbering import Numbered, first_new
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.rules.random import draws
+from shardproof.planner.tracing.drawn import DRAWN_PAST_TORCH
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.verify.findings import pp305, tp210
 from shardproof.verify.proof.modes import NO_CACHE, not_asked
@@ -58,6 +59,8 @@ class Programs:
     def _drawn(self) -> tuple[Finding, ...]:
         """Random numbers that the forward draws in evaluation: the stages draw others than one device."""
         drawn = next((op for op in self.graph.ops if draws(op.target)), None)
+        if drawn is None and DRAWN_PAST_TORCH in self.graph.notes:
+            return (tp210.drawn_in_stages("the forward", Place()),)
         return () if drawn is None else (tp210.drawn_in_stages(drawn.target, Place(None, drawn.module, drawn.source)),)
 
     @property

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.inputs.run_modes import takes
+from shardproof.planner.tracing.drawn import generators, generators_kept, seed_generators
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.inputs import Inputs
 from shardproof.verify.run.observed import NotComparableError, Observed, forward_logits
@@ -70,7 +71,8 @@ def refuse_random(model: PreTrainedModel, inputs: Inputs, *, training: bool = Tr
     """`NotComparableError` where the loss in training, or the logits in evaluation, depend on random numbers. Asked of a single
     device: ranks would have to agree on how often they ask.
     """
-    before, state, device = model.training, torch.get_rng_state(), next(model.parameters()).device
+    before, device = model.training, next(model.parameters()).device
+    state, past_torch = torch.get_rng_state(), generators()
     elsewhere = device.type != "cpu"
 
     def answer() -> torch.Tensor:
@@ -81,12 +83,14 @@ def refuse_random(model: PreTrainedModel, inputs: Inputs, *, training: bool = Tr
 
     model.train(training)
     try:
-        with torch.random.fork_rng([device] if elsewhere else [], device_type=device.type if elsewhere else "cuda"):
+        forked = torch.random.fork_rng([device] if elsewhere else [], device_type=device.type if elsewhere else "cuda")
+        with forked, generators_kept():
             first = answer()
-            if not elsewhere and torch.equal(state, torch.get_rng_state()):
+            if not elsewhere and torch.equal(state, torch.get_rng_state()) and generators() == past_torch:
                 return
             for seed in range(DRAWS):
                 torch.manual_seed(seed)
+                seed_generators(seed)
                 if not torch.allclose(first, answer(), rtol=0, atol=0, equal_nan=True):
                     mode = "training" if training else "evaluation"
                     raise NotComparableError(f"{mode} draws random numbers, which are not compared")

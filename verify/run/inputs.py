@@ -11,6 +11,7 @@ from shardproof.planner.inputs.example import Sizes
 from shardproof.planner.inputs.numbers import fullest_inputs
 from shardproof.planner.inputs.run_modes import takes
 from shardproof.planner.twins.sizes import LENGTH
+from shardproof.verify.run.held_state import HeldState
 from shardproof.verify.stages.exact import Wide
 
 SIZES = Sizes(2, LENGTH, LENGTH)
@@ -89,10 +90,12 @@ def _along(value: object, length: int) -> bool:
 
 
 def inputs(model: nn.Module, *, seed: int = 0) -> Inputs:
-    """Random inputs for a model, on its device."""
+    """Random inputs for a model, on its device. The forwards that try them leave nothing in the model."""
+    began = HeldState(model)
     exact: AbstractContextManager[object] = Wide() if next(model.parameters()).dtype is torch.float64 else nullcontext()
     with exact:
         given, refused = fullest_inputs(model, SIZES, seed=seed)
+    began.restore()
     name = next((each for each in ("decoder_input_ids", "input_ids") if each in given), "")
     nothing = torch.empty((SIZES.rows, 0), dtype=torch.long)
     mask, ragged = (torch.ones_like(given.get("input_ids", nothing)) for _ in range(2))

@@ -12,6 +12,7 @@ from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.module_activations import ActivationRecorder
 from shardproof.verify.run.gradient_questions import ask_gradients, ask_training, refuse_random
+from shardproof.verify.run.held_state import HeldState
 from shardproof.verify.run.inputs import Inputs
 from shardproof.verify.run.observed import (
     NotComparableError,
@@ -46,7 +47,7 @@ def observe(
             the single-device model, and a question outside `_NEEDED` that raises is noted in `into.unasked`.
         enough: ends the questions as soon as it is true of the answers.
     """
-    held = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    began = HeldState(model)
     into.trains = None if asked_of is None and exact else asked_of is not None and bool(asked_of.trains)
     if inputs.refused is not None:
         into.unasked["the forward with images"] = inputs.refused
@@ -62,6 +63,7 @@ def observe(
             if asked_of is None and ask in (ask_training, _forward):
                 with _precision(exact):
                     refuse_random(model, inputs, training=ask is ask_training)
+                began.restore()
             with _precision(exact), boundaries:
                 ask(model, inputs, into)
             if asked_of is None:
@@ -71,7 +73,7 @@ def observe(
                 raise
             into.unasked[stage] = error
         finally:
-            _restore(held)
+            began.restore()
             into.inside = boundaries.inside
             into.activations = into.activations or boundaries.activations
     into.stage = "done"
@@ -80,14 +82,6 @@ def observe(
 
 def _precision(exact: bool) -> AbstractContextManager[object]:
     return Wide() if exact else nullcontext()
-
-
-def _restore(held: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Undo what a question did to buffers: the statistics of a batch norm follow what it is trained on."""
-    with torch.no_grad():
-        for buffer, before in held:
-            if buffer.shape == before.shape:
-                buffer.copy_(before)
 
 
 def _drop_infinite(into: Observed, answered: set[str]) -> None:

@@ -50,7 +50,7 @@ def propagate(whole: Graph, local: Graph, assigned: Assigned, degree: int) -> Pr
             check_outputs(state)
     else:
         # A loop over a sharded dim is shorter on a rank: which element a turn should have had is not to be told.
-        state.stuck = [stuck for stuck in state.stuck if stuck.op is None or stuck.op.target != "aten.select"]
+        state.stuck = [stuck for stuck in state.stuck if stuck.op is None or stuck.op.target not in _TURNS]
     stuck = tuple(doubted(whole, one) for one in state.stuck)
     return Propagation(whole, local, pairs, state.placements, state.same, state.entry_of, stuck)
 
@@ -212,6 +212,8 @@ def _stuck(state: State, pair: Pair, problem: Problem) -> Stuck:
     )
 
 
+_TURNS = ("aten.select", "aten.slice")
+"""Ops by which a turn of a loop takes its element of a dim."""
 ZEROS = ("aten.zeros", "aten.zeros_like", "aten.new_zeros", "aten.zero_")
 
 

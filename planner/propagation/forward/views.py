@@ -172,27 +172,51 @@ def _offsets(whole: Call, placement: Placement) -> Problem:
 
 
 def _put_together_again(whole: Call, dim: int) -> bool:
-    """Whether all parts of a dim go, each through the same ops per element, into one cat in their order."""
-    graph, number = whole.graph, whole.op.outputs[0]
-    while len(users := graph.users.get(number, ())) == 1 and _per_element(user := Call(graph, graph.ops[users[0]])):
-        number = user.op.outputs[0]
-    if len(users) != 1 or semantics(joined := Call(graph, graph.ops[users[0]])) != Concat(dim):
-        return False
-    parts = [_part(graph, number, whole.op.inputs[0], dim) for number in joined.op.inputs]
-    known = [part for part in parts if part is not None]
-    ends = [0, *(start + length for start, length, _ in known)]
-    return (
-        len(known) == len(parts)
-        and [start for start, _, _ in known] == ends[:-1]
-        and ends[-1] == whole.shapes[0][dim]
-        and len({ops for _, _, ops in known}) == 1
+    """Whether all parts of a dim, each after the same ops, go into one cat in their order."""
+    graph, source = whole.graph, whole.op.inputs[0]
+    parts = sorted(
+        (start, start + length, number)
+        for call in (Call(graph, graph.ops[at]) for at in graph.users.get(source, ()))
+        if call.op.inputs[:1] == (source,) and isinstance(cut := semantics(call), Narrow) and cut.dim == dim
+        for start, length, number in zip(cut.starts, cut.lengths, call.op.outputs, strict=True)
     )
+    edges = [0, *(end for _, end, _ in parts)]
+    if [start for start, _, _ in parts] != edges[:-1] or edges[-1] != whole.shapes[0][dim]:
+        return False
+    reached = [derived_before_cat(graph, number) for _, _, number in parts]
+    if len(parts) < 2 or any(one is None for one in reached):
+        return False
+    (cat, *others), paths = zip(*(one for one in reached if one is not None), strict=True)
+    given = graph.ops[cat].inputs if not others or set(others) == {cat} else ()
+    wanted = [{at for at, number in enumerate(given) if number in made} for made, _ in paths]
+    return wanted == [{at} for at in range(len(parts))] and len({ops for _, ops in paths}) == 1
+
+
+def derived_before_cat(graph: Graph, number: int) -> tuple[int, tuple[frozenset[int], str]] | None:
+    """The one cat that a value reaches by every way, and before it the values that depend on it and the ops that made them."""
+    made, cats, between, left = {number}, set[int](), dict[int, str](), [number]
+    while left:
+        current = left.pop()
+        users = graph.users.get(current, ())
+        if not users:
+            return None
+        for at in users:
+            op = graph.ops[at]
+            if isinstance(semantics(Call(graph, op)), Concat):
+                cats.add(at)
+            elif at not in between:
+                between[at] = f"{op.target}{[arg for arg in op.args if not isinstance(arg, Ref | tuple)]}"
+                made.update(op.outputs)
+                left += op.outputs
+    if len(cats) != 1 or any(each in made for _, each in graph.outputs):
+        return None
+    return cats.pop(), (frozenset(made), " ".join(between[at] for at in sorted(between)))
 
 
 def _written_back(whole: Call, meaning: Narrow) -> bool:
     """Whether one part of a dim goes, through ops per element, into the same part of another tensor; or is that other part."""
     graph, number = whole.graph, whole.op.outputs[0]
-    while len(users := graph.users.get(number, ())) == 1 and _per_element(user := Call(graph, graph.ops[users[0]])):
+    while len(users := graph.users.get(number, ())) == 1 and per_element(user := Call(graph, graph.ops[users[0]])):
         number = user.op.outputs[0]
     if len(users) != 1 or (write := graph.ops[users[0]]).target != "aten.copy_":
         return False
@@ -203,13 +227,13 @@ def _narrowed(graph: Graph, number: int) -> Semantics | None:
     """The cut that a value comes from, through ops per element; else the semantics of another op."""
     while number in graph.producer:
         call = Call(graph, graph.ops[graph.producer[number]])
-        if not _per_element(call):
+        if not per_element(call):
             return semantics(call)
         number = call.op.inputs[0]
     return None
 
 
-def _per_element(call: Call) -> bool:
+def per_element(call: Call) -> bool:
     """Whether an op has one tensor, and makes every element of its result from the same element of that."""
     meaning = semantics(call)
     return (
@@ -218,20 +242,3 @@ def _per_element(call: Call) -> bool:
         and meaning.inputs == meaning.outputs
         and len(meaning.inputs) == 1
     )
-
-
-def _part(graph: Graph, number: int, source: int, dim: int) -> tuple[int, int, str] | None:
-    """Start and length of the part of a dim of `source` that a value was made of, and the ops between; None if it was not."""
-    between: list[str] = []
-    while number in graph.producer and len(graph.users[number]) == 1:
-        op = graph.ops[graph.producer[number]]
-        meaning = semantics(call := Call(graph, op))
-        if isinstance(meaning, Narrow):
-            at = op.outputs.index(number)
-            whole_of = op.inputs[0] == source and meaning.dim == dim
-            return (meaning.starts[at], meaning.lengths[at], " ".join(between)) if whole_of else None
-        if not _per_element(call):
-            return None
-        between.append(f"{op.target}{[arg for arg in op.args if not isinstance(arg, Ref)]}")
-        number = op.inputs[0]
-    return None

@@ -165,7 +165,6 @@ def one_hot(call: Call) -> Einsum:
 @rule(
     READ,
     "aten._local_scalar_dense",
-    "aten.nonzero",
     "aten.masked_select",
     "aten._unique2",
     "aten.bincount",
@@ -174,6 +173,17 @@ def one_hot(call: Call) -> Einsum:
 )
 def whole_only(call: Call) -> Einsum:
     """Every output depends on all elements of every input."""
+    return _of_all(call, near=False)
+
+
+@rule("aten.nonzero")
+def nonzero(call: Call) -> Einsum:
+    """The places of all elements that are not zero; a rank may read and write those of its own part alone: undecided."""
+    return _of_all(call, near=True)
+
+
+def _of_all(call: Call, *, near: bool) -> Einsum:
     inputs = tuple(tuple(f"t{n}d{i}" for i in range(len(shape))) for n, shape in enumerate(call.shapes))
     outputs: tuple[Letters, ...] = tuple((None,) * len(result) for result in call.results)
-    return Einsum(inputs, outputs, frozenset(name for letters in inputs for name in letters), why_locked=_WHY)
+    every = frozenset(name for letters in inputs for name in letters)
+    return Einsum(inputs, outputs, every, why_locked=_WHY, near=near)

@@ -10,7 +10,7 @@ FIRST_ONLY = ("aten.div", "aten.neg", "detach", "aten._to_copy", "aten.masked_fi
 NON_LINEAR = """polar __lshift__ __rshift__ _prelu_kernel abs acos acosh addcdiv addcmul atan atan2 asin
     bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min cos cosh elu eq erf erfc
     erfinv exp exp2 expm1 floor floor_divide fmod ge gelu gt hardshrink hardsigmoid hardswish hardtanh isinf
-    isnan isneginf isposinf le leaky_relu log log10 log1p log2 log_sigmoid_forward logaddexp logical_and
+    isfinite isnan isneginf isposinf le leaky_relu log log10 log1p log2 log_sigmoid_forward logaddexp logical_and
     logical_not logical_or logical_xor logit lt maximum minimum mish nan_to_num ne pow reciprocal relu remainder
     round rsqrt sgn sigmoid sign silu sin sinh softplus softshrink sqrt tan tanh threshold trunc xlogy
     native_dropout bitwise_left_shift bitwise_right_shift""".split()

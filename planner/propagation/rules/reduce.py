@@ -4,7 +4,7 @@ from shardproof.planner.propagation.rules.registry import rule
 from shardproof.planner.propagation.semantics import Call, Einsum, Letters
 
 ALONG_ONE = """aten._softmax aten._log_softmax aten.cumsum aten.cumprod aten.cummax aten.logcumsumexp aten.sort
-    aten.flip aten.roll aten.glu""".split()
+    aten.flip aten.roll""".split()
 
 
 def reduced_dims(call: Call, *, position: int = 1) -> tuple[int, ...]:
@@ -91,14 +91,11 @@ def along_one_dim(call: Call) -> Einsum:
     dims = reduced_dims(call)
     if call.op.target == "aten.roll":
         dims = tuple(d % len(shape) for d in call.numbers(2, "dims")) or tuple(range(len(shape)))
-    if call.op.target in ("aten.sort", "aten.glu") and not call.numbers(1, "dim"):
+    if call.op.target == "aten.sort" and not call.numbers(1, "dim"):
         dims = (len(shape) - 1,)
     names: Letters = tuple(f"d{position}" for position in range(len(shape)))
     linear = (frozenset({0}),) if call.op.target in ("aten.cumsum", "aten.flip", "aten.roll") else ()
-    outputs = tuple(
-        tuple(None if i in dims and call.op.target == "aten.glu" else n for i, n in enumerate(names))
-        for _ in call.results
-    )
+    outputs = tuple(names for _ in call.results)
     why = "softmax, sort and scans mix all of the dim they run along"
     return Einsum((names,), outputs, frozenset(f"d{i}" for i in dims), linear, why_locked=why)
 

@@ -1,10 +1,12 @@
 """What the layers of a stack share beside their arguments: state in which one can leave something for the next."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -74,6 +76,30 @@ class SharedState:
         """The state at this moment: equal to that of another moment where nothing changed."""
         tables = tuple(tuple(_moment(table.get(name)) for name in names) for table, names in self.tables)
         return tables, tuple(_moment(one) for one in self.objects)
+
+
+def memos_of(model: nn.Module) -> tuple[Any, ...]:
+    """The functions with `functools.lru_cache` among the globals and class attributes of the code that a model runs."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    own = [one for one in kinds if issubclass(one, nn.Module) and not one.__module__.startswith("torch.")]
+    tables = [vars(kind) for kind in own] + [vars(module) for kind in own for module in _modules_of(kind)]
+    found = {id(value): value for table in tables for value in table.values() if isinstance(value, _Memo)}
+    return tuple(found.values())
+
+
+@contextmanager
+def without_memos(memos: Iterable[Any]) -> Iterator[None]:
+    """What such functions keep is made anew, so that every trace shows it, and no tensor on meta is kept for later."""
+    for memo in memos:
+        memo.cache_clear()
+    try:
+        yield
+    finally:
+        for memo in memos:
+            memo.cache_clear()
+
+
+_Memo = type(lru_cache(int))
 
 
 def _modules_of(kind: type) -> Iterator[ModuleType]:

@@ -151,12 +151,39 @@ def _read(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
         return NotImplemented
     branches = func is Tensor.__bool__
+    asks = func in (Tensor.__bool__, Tensor.item) and args[0].dtype == torch.bool
+    if asks and (guard := _of_finite_values(recorder, args[0])) is not None:
+        recorder.note("values are taken to be finite: what code does about NaN and infinity is not traced")
+        return guard
     recorder.record(READ, (args[0], *((BRANCH,) if branches else ())), {}, ())
     answer = READS[func](args[0])
     if branches:
         return recorder.branch(answer)
     recorder.note(REPRESENTATIVE)
     return answer
+
+
+_FINITE = {"aten.isnan": False, "aten.isinf": False, "aten.isfinite": True}
+"""What these say of every finite number."""
+_NOT = frozenset(("aten.logical_not", "aten.bitwise_not"))
+_KEEPS = frozenset(("aten.any", "aten.all", "aten.sum", "aten._to_copy", "aten.view", "aten.select", *_FINITE))
+_BACK = 64
+"""Ops before a branch among which its condition is looked for."""
+
+
+def _of_finite_values(recorder: Recorder, condition: Tensor) -> bool | None:
+    """What a condition is where all values are finite, if it asks for nothing else; else None."""
+    wanted, negated = recorder.number(condition), False
+    for op in reversed(recorder.ops[-_BACK:]):
+        if wanted not in op.outputs:
+            continue
+        if op.target in _FINITE:
+            return _FINITE[op.target] ^ negated
+        if op.target not in _NOT | _KEEPS:
+            return None
+        negated ^= op.target in _NOT
+        wanted = op.inputs[0]
+    return None
 
 
 _ASKED = "item() cannot be called on meta tensors"
@@ -259,6 +286,13 @@ def _dropout(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[
     return made
 
 
+def _gated(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A gated linear unit, as what it is made of: one half times the sigmoid of the other."""
+    given = {"dim": -1} | dict(zip(("input", "dim"), args, strict=False)) | kwargs
+    value, gate = given["input"].chunk(2, given["dim"])
+    return value * gate.sigmoid()
+
+
 def _requires_grad(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return recorder.has_gradient(args[0]) if args[0].is_meta else NotImplemented
 
@@ -277,6 +311,7 @@ ANSWERS: Mapping[object, Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any
     Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]  # as torch.overrides has it
     Tensor.register_hook: _register_hook,
     **dict.fromkeys((F.dropout, torch.dropout), _dropout),
+    F.glu: _gated,
 }
 """Functions that are answered here; `NotImplemented` where the call is an ordinary one after all."""
 

@@ -13,6 +13,7 @@ from shardproof.planner.inputs.example import caching
 from shardproof.planner.transformers_facts.sharding import apply_plan
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.tensors import FLOOR, LIMIT, Comparison, relative_error
+from shardproof.verify.run.held_state import HeldState
 from shardproof.verify.run.inputs import Inputs
 from shardproof.verify.run.pipeline.schedules import StageSlot, exchange, microbatches, scheduled
 from shardproof.verify.run.pipeline.single_device import SingleDeviceOutputs, batch, joined, outputs_of, padded, steps
@@ -52,10 +53,12 @@ def check_pipeline(case: Case, before: SingleDevice) -> tuple[Comparison, ...]:
     mesh = init_device_mesh(before.single.device.type, (case.pp, case.tp), mesh_dim_names=("pp", "tp"))
     slot = StageSlot(case.pp * case.staging.rounds, mesh)
     own = tuple(_stage(case, before, place, slot) for place in _places(case, before, slot))
+    began, compared = [HeldState(stage.model) for stage in own], list[Comparison]()
     with Wide():
-        compared = _padded(own, before, slot)
-        compared += _decoded(own, before, slot)
-        compared += _compare_last_logits(own, before, slot)
+        for question in (_padded, _decoded, _compare_last_logits):
+            compared += question(own, before, slot)
+            for state in began:
+                state.restore()
         return (*compared, *_gradients(own, before, slot, case.staging))
 
 

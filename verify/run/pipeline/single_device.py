@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.inputs.run_modes import cache_in, has_cache, has_unknown_cache, takes
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
+from shardproof.verify.run.held_state import HeldState
 from shardproof.verify.run.inputs import Inputs, inputs
 from shardproof.verify.run.observed import NotComparableError, UnknownCacheError, logits
 from shardproof.verify.stages.case import KEPT
@@ -71,20 +72,24 @@ def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 def outputs_of(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inputs]) -> SingleDeviceOutputs:
     """The outputs of the single-device model for all microbatches; its `.grad` fields are cleared afterwards."""
-    want = SingleDeviceOutputs()
+    want, began = SingleDeviceOutputs(), HeldState(single)
     more = caching(single, False)
     for part in parts:
         _step(single, layout, part, want)
-        if takes(single, "attention_mask"):
-            with torch.no_grad():
-                want.padded.append(_padded(single, part, want, more))
+    began.restore()
+    for part in parts if takes(single, "attention_mask") else ():
+        with torch.no_grad():
+            want.padded.append(_padded(single, part, want, more))
+    began.restore()
     if not all(given.isfinite().all() for given in want.padded):  # nothing to compare with
         want.padded = []
     _take_gradients(single, want)
-    want.training = _in_training(single, layout, parts, want)
+    want.training = _in_training(single, layout, parts, want, began)
+    began.restore()
     if takes(single, "logits_to_keep"):
         with torch.no_grad(), recorded(single, layout.named) as want.kept_record:
             want.kept = logits(single, **joined(parts).whole(), **more, logits_to_keep=KEPT)
+    began.restore()
     try:
         if has_unknown_cache(single):
             raise UnknownCacheError("it takes use_cache, and no cache by a name that is known")
@@ -92,6 +97,8 @@ def outputs_of(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inp
             _decode_alone(single, layout, joined(parts), want)
     except Exception as error:  # a model that does not decode token by token: nothing to compare
         want.unasked["cached decode"] = error
+    finally:
+        began.restore()
     return want
 
 
@@ -112,7 +119,11 @@ def _take_gradients(single: PreTrainedModel, want: SingleDeviceOutputs) -> None:
 
 
 def _in_training(
-    single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inputs], want: SingleDeviceOutputs
+    single: PreTrainedModel,
+    layout: StageLayout,
+    parts: Sequence[Inputs],
+    want: SingleDeviceOutputs,
+    began: HeldState,
 ) -> SingleDeviceOutputs | None:
     """The outputs in training mode, where code takes another path there; None where it does not, or where one device cannot be
     compared with itself, which `want.unasked` says.
@@ -120,8 +131,13 @@ def _in_training(
     before = single.training
     single.train()
     try:
-        with torch.no_grad():
-            one, other = (logits(single, **parts[0].whole(), **caching(single, False)) for _ in range(2))
+        answers = []
+        for _ in range(2):
+            with torch.no_grad():
+                answers.append(logits(single, **parts[0].whole(), **caching(single, False)))
+            began.restore()
+            single.train()
+        one, other = answers
         if not torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
             raise NotComparableError("training draws random numbers, which are not compared")
         if relative_error(one, want.logits[0]) <= LIMIT:
