@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from shardproof.planner.ir.graph import BRANCH, READ
-from shardproof.planner.tracing.meta_answers.placeholders import FOUND, equal_parts, masks_find, place_of
+from shardproof.planner.tracing.meta_answers.placeholders import FOUND, masks_find, numbers_of, place_of
 from shardproof.planner.tracing.own_backward import hooked
 from shardproof.planner.tracing.recorder import Recorder
 
@@ -121,7 +121,7 @@ def _zero(tensor: Tensor) -> Any:
 
 
 def _numbers(tensor: Tensor) -> Any:
-    return equal_parts(tensor) or _zeros(tensor)
+    return numbers_of(tensor) or _zeros(tensor)
 
 
 def _zeros(tensor: Tensor) -> Any:

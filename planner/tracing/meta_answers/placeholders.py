@@ -11,6 +11,8 @@ indices. Where code asks for the numbers, they are answered in equal parts of th
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import accumulate
+from operator import eq, ge, gt, le, lt, ne
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -82,9 +84,13 @@ def with_places(func: Callable[..., Any], args: tuple[Any, ...], result: Any) ->
         return _marked(
             result, tuple(tuple(_place(row, len(result), size) for size in shape) for row in range(len(result)))
         )
+    if func in JOINS and args and isinstance(result, Tensor):
+        return _joined(args[0], result)
     places = getattr(args[0], "_places", None) if args else None
-    if places is not None and func is Tensor.__eq__ and isinstance(args[1], int):
-        return _marked(result, int(place_of(args[0]) == args[1]))
+    if isinstance(places, int) and func in COMPARES and isinstance(args[1], int):
+        return _marked(result, int(COMPARES[func](places, args[1])))
+    if func is F.pad and isinstance(places, tuple) and result.dim() == 1 and list(args[1])[1:] == [0]:
+        return _marked(result, (*(0 for _ in range(args[1][0])), *places))
     return TAKES[func](places, args, result) if isinstance(places, tuple) and func in TAKES else result
 
 
@@ -115,20 +121,49 @@ def _iterated(places: tuple[Places, ...], args: tuple[Any, ...], result: Any) ->
     return iter(_each(places, args[:1], tuple(result)))
 
 
-def _one(places: tuple[Places, ...], args: tuple[Any, ...], result: Any) -> Any:
-    return _marked(result, places[args[1]]) if isinstance(args[1], int) else result
-
-
 def _same(places: tuple[Places, ...], _: tuple[Any, ...], result: Any) -> Any:
     return _marked(result, places)
 
 
+def _running(places: tuple[Places, ...], _: tuple[Any, ...], result: Any) -> Any:
+    numbers = [place for place in places if isinstance(place, int)]
+    return _marked(result, tuple(accumulate(numbers))) if len(numbers) == len(places) else result
+
+
+def _joined(parts: Any, result: Tensor) -> Tensor:
+    """A row of numbers some of which are known: the counts of all experts, or a zero and where the tokens of each end."""
+    if result.dim() != 1 or not any(hasattr(part, "_places") for part in parts):
+        return result
+    found: tuple[Places, ...] = ()
+    for part in parts:
+        places = getattr(part, "_places", (0,) * part.numel())
+        found += places if isinstance(places, tuple) else (places,)
+    return _marked(result, found)
+
+
+def _sliced(places: tuple[Places, ...], args: tuple[Any, ...], result: Any) -> Any:
+    match args[1]:
+        case int() | slice() as taken:
+            return _marked(result, places[taken])
+    return result
+
+
+JOINS = frozenset({torch.cat, torch.concat, torch.stack})
+COMPARES: Mapping[object, Callable[[int, int], bool]] = {
+    getattr(owner, name): compare
+    for compare in (eq, ne, gt, ge, lt, le)
+    for owner, name in (
+        (Tensor, f"__{compare.__name__}__"),
+        (Tensor, compare.__name__),
+        (torch, compare.__name__),
+    )
+}
 SEARCHES = frozenset({Tensor.nonzero, torch.nonzero, torch.argwhere, Tensor.argwhere})
 TAKES: Mapping[object, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     Tensor.unbind: _each,
     torch.unbind: _each,
     Tensor.__iter__: _iterated,
-    Tensor.__getitem__: _one,
+    Tensor.__getitem__: _sliced,
     Tensor.squeeze: _same,
     torch.squeeze: _same,
     Tensor.flatten: _same,
@@ -136,6 +171,11 @@ TAKES: Mapping[object, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     Tensor.reshape: _same,
     Tensor.cpu: _same,
     Tensor.long: _same,
+    Tensor.int: _same,
+    Tensor.to: _same,
+    Tensor.detach: _same,
+    Tensor.cumsum: _running,
+    torch.cumsum: _running,
 }
 """How the places follow the tensor, for the ways in which modeling code takes a search's result apart."""
 
@@ -149,6 +189,8 @@ KEEP = frozenset(
 """Functions whose result counts the same things."""
 COUNTS = frozenset({F.one_hot, torch.bincount, Tensor.bincount})
 """Functions whose result sums up to the number of their elements."""
+SUMS = frozenset({Tensor.sum, torch.sum, Tensor.count_nonzero, torch.count_nonzero})
+"""Functions that count where a mask is true: as often as a search finds something, or once for each of what is compared."""
 MARKS = frozenset({Tensor.scatter_, Tensor.scatter, torch.scatter})
 """Functions that put one number for every index: where that is 1, they count."""
 
@@ -161,17 +203,27 @@ def with_counts(func: Callable[..., Any], args: tuple[Any, ...], result: Any) ->
         total = args[0].numel()
     elif func in MARKS and len(args) > 3 and isinstance(args[2], Tensor) and (args[3] == 1) is True:
         total = args[2].numel()
+    elif func in SUMS and args[0].dtype == torch.bool:
+        if result.dim() == 0:
+            return _marked(result, min(FOUND, args[0].numel()))
+        total = args[0].numel() // result.numel() if result.numel() else None
     else:
         total = getattr(args[0], "_counts", None) if func in KEEP and args else None
     if total is not None:
         result._counts = total  # type: ignore[attr-defined]  # a mark of our own
+        if result.dim() == 1 and len(result):
+            _marked(result, _equal_parts(total, len(result)))
     return result
 
 
-def equal_parts(tensor: Tensor) -> list[int] | None:
-    """The numbers of a row of counts, in equal parts; None of a tensor that is no such row."""
-    total = getattr(tensor, "_counts", None)
-    if total is None or tensor.dim() != 1 or not len(tensor):
+def numbers_of(tensor: Tensor) -> list[int] | None:
+    """The numbers that a row of places or of counts stands for; None of any other tensor."""
+    places: Places = getattr(tensor, "_places", 0)
+    if not isinstance(places, tuple) or tensor.dim() != 1:
         return None
-    least = total // len(tensor)
-    return [least] * (len(tensor) - 1) + [total - least * (len(tensor) - 1)]
+    return [place for place in places if isinstance(place, int)]
+
+
+def _equal_parts(total: int, count: int) -> tuple[int, ...]:
+    least = total // count
+    return (*(least for _ in range(count - 1)), total - least * (count - 1))
