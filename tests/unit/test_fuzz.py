@@ -70,6 +70,30 @@ FOUND: list[tuple[dict[str, str], FuzzPlan | None, str]] = [
     ({"steps": "loop over parts"}, None, "not proved, confirmed"),
     # A hook on the gradient of what a stage received was not seen in the stage's trace: the stage was accused.
     ({"steps": "gradient of the input centred"}, STAGES, "proved, confirmed"),
+    # The run asked one device and the ranks a different number of times, and what a call leaves counted as a difference.
+    ({"steps": "number of calls"}, None, "proved, confirmed"),
+    ({"steps": "number of calls"}, STAGES, "proved, confirmed"),
+    # A function with a memory made nothing in the second trace, and a table that the first layer makes forbade every cut.
+    ({"steps": "cached by tokens"}, None, "proved, confirmed"),
+    ({"steps": "table by tokens"}, STAGES, "proved, confirmed"),
+    ({"steps": "cached by width"}, None, "refuted, refuted"),
+    # A guard against NaN was accused of what it never does.
+    ({"steps": "not a number in the input"}, None, "proved, confirmed"),
+    ({"steps": "not a number in a part"}, None, "proved, confirmed"),
+    ({"steps": "all finite"}, None, "not proved, confirmed"),
+    ({"steps": "above the mean"}, None, "not proved, confirmed"),
+    # Numbers drawn past torch were compared without a word; those of a fixed seed were accused.
+    ({"steps": "by Python"}, None, "proved, not decided"),
+    ({"steps": "by numpy"}, None, "proved, not decided"),
+    ({"steps": "from a seed"}, None, "proved, confirmed"),
+    ({"steps": "from a seed, by width"}, None, "refuted, refuted"),
+    # Groups that are taken apart and put together again were accused.
+    ({"steps": "gated halves"}, None, "proved, confirmed"),
+    ({"steps": "side by side"}, None, "proved, confirmed"),
+    ({"steps": "shuffled and back"}, None, "not proved, confirmed"),
+    ({"steps": "parts by number"}, None, "not proved, confirmed"),
+    ({"steps": "written where positive"}, None, "not proved, confirmed"),
+    ({"steps": "checkpointed"}, None, "proved, confirmed"),
 ]
 
 

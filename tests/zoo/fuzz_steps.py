@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Step = Callable[[Any, Tensor, Tensor], Tensor]
+from tests.zoo.fuzz_states import MORE, Step
 
 COUNTS = {"calls": 0}
 """State of this Python module, which a layer may count in."""
@@ -175,6 +175,7 @@ def _moved_by(number: int) -> Step:
 
 
 STEPS: dict[str, dict[str, Step]] = {
+    **MORE,
     "pointwise": {
         "silu": lambda me, h, x: F.silu(h),
         "gate": lambda me, h, x: h * me.gate(x).sigmoid(),
