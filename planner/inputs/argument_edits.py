@@ -9,6 +9,7 @@ import linecache
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from math import isqrt, lcm, prod
 
 import torch
@@ -33,6 +34,7 @@ from shardproof.planner.inputs.call_form import (
 from shardproof.planner.inputs.failed_lines import frames_of_models, none_on_lines, words_on_lines
 from shardproof.planner.inputs.failed_operator import FailedOperator, Operand, Witness
 
+MOST_DIMS = 5
 _LARGEST = 16384
 """The largest size of a dim that a failure is believed to ask for."""
 
@@ -45,6 +47,7 @@ def corrections(
     yield from _absent(model, form, error)
     yield from _missing_key(form, error)
     yield from _unpacked(model, form, error, witness)
+    yield from _told(model, form, error)
     yield from _read_values(form, text, failed)
     if failed is not None:
         yield from _other_dtype(form, text, failed)
@@ -98,9 +101,40 @@ def _unpacked(model: nn.Module, form: CallForm, error: BaseException, witness: W
                 yield form.with_argument(name, replace(_tensor(form, name), dims=_kept_widths(form, name, dims)))
         for name in sorted({name for names in behind.values() for name in names}):
             old = _tensor(form, name)
+            if len(old.dims) > MOST_DIMS:
+                continue
             yield form.with_argument(name, replace(old, dims=(*old.dims[:1], 1, *old.dims[1:])))
             if "too many values" in text and len(old.dims) > 2:
                 yield form.with_argument(name, replace(old, dims=(*old.dims[:1], *old.dims[2:])))
+
+
+def _told(model: nn.Module, form: CallForm, error: BaseException) -> Iterator[CallForm]:
+    """What an exception of the model's own code says: that an argument is no image, or a size and the one that was wanted."""
+    text = str(error)
+    told = re.search(r"(\d)(?:-?[dD] | dims).*?(\d)-?[dD]", text)
+    rank = error.args[0] if isinstance(error, KeyError) and error.args else int(told[2]) if told else None
+    for name in form.tensors():
+        old = _tensor(form, name)
+        if rank == len(old.dims) != 4 or (rank is not None and told and told[1] == "4"):
+            yield form.with_argument(name, replace(old, dims=(ROWS, _colours(model), SIDE, SIDE), dtype=torch.float32))
+        if isinstance(error, AssertionError) and re.search(r"\b(axis|axes|dims?|dimensions?)\b", text):
+            yield form.with_argument(name, replace(old, dims=(ROWS, SIDE, SIDE, _colours(model))))
+        if len(old.dims) == 4 and re.search(r"divi[ds]|chunk|patch", text):
+            for side in (32, 64, 224):
+                yield form.with_argument(name, replace(old, dims=(*old.dims[:2], side, side)))
+    numbers = [int(one) for one in re.findall(r"(?<![\w.])\d+(?![\w.])", text)]
+    for got, wanted in pairwise(numbers):
+        for name in form.tensors() if 0 < wanted <= _LARGEST and got != wanted else ():
+            old = _tensor(form, name)
+            if got in old.dims[1:]:
+                dims = tuple(wanted if dim == got and at else dim for at, dim in enumerate(old.dims))
+                yield form.with_argument(name, replace(old, dims=dims))
+
+
+def _colours(model: nn.Module) -> int:
+    """The channels of images: those that the first convolution takes, else three."""
+    found = (one.in_channels for one in model.modules() if isinstance(one, nn.Conv2d))
+    return next(found, 3)
 
 
 def _kept_widths(form: CallForm, name: str, dims: Dims) -> Dims:
@@ -133,6 +167,8 @@ def _other_dtype(form: CallForm, text: str, failed: FailedOperator) -> Iterator[
         return
     for name in _made_of(failed):
         old = form.tensors().get(name)
+        if old is not None and failed.name == "embedding" and old.dims[-1:] == (UNKNOWN_WIDTH,):
+            yield form.with_argument(name, TensorArgument((ROWS, TOKENS), torch.long))
         if old is not None and old.dtype is not wanted:
             yield form.with_argument(name, replace(old, dtype=wanted))
 
@@ -234,7 +270,8 @@ def _wanted_dims(form: CallForm, text: str, failed: FailedOperator) -> Iterator[
 _SIZES = (
     r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)",
     r"Expected size (\d+) but got size (\d+)",
-    r"expected .*?(\d+).*? got .*?(\d+)",
+    r"[eE]xpected .*?(\d+).*? got .*?(\d+)",
+    r"has size (\d+) for operand \d+ which does not broadcast with previously seen size (\d+)",
     r"\((?:\d+)x(\d+) and (\d+)x\d+\)",
     r"\[[\d, ]*?(\d+)\] [xX] \[(\d+)[\d, ]*\]",
     r"expanded size of the tensor \((\d+)\) must match the existing size \((\d+)\)",
@@ -279,14 +316,23 @@ def _resized(form: CallForm, name: str, got: int, wanted: int, *, rows: int, tok
             yield form.with_argument(
                 name, replace(old, dims=(*old.dims[:at], words.get(wanted, wanted), *old.dims[at + 1 :]))
             )
-    if len(sizes) > 3 and got and wanted and wanted % got == 0 and isqrt(wanted // got) ** 2 == wanted // got:
-        factor = isqrt(wanted // got)
-        yield form.with_argument(name, replace(old, dims=(*old.dims[:-2], *(size * factor for size in sizes[-2:]))))
+    for more in range(3) if len(sizes) > 3 else ():  # patches of an image, and tokens beside them
+        factor = _factor(got - more, wanted - more)
+        if factor > 1:
+            yield form.with_argument(name, replace(old, dims=(*old.dims[:-2], *(size * factor for size in sizes[-2:]))))
     for at in reversed(range(len(sizes))):
         if old.dims[at] not in (ROWS, TOKENS) and got and sizes[at] != got and (sizes[at] * wanted) % got == 0:
             new = sizes[at] * wanted // got
             if 0 < new <= _LARGEST:
                 yield form.with_argument(name, replace(old, dims=(*old.dims[:at], new, *old.dims[at + 1 :])))
+
+
+def _factor(got: int, wanted: int) -> int:
+    """By how much each side of an image grows so that it has `wanted` patches in place of `got`; 0 where by no whole number."""
+    if got < 1 or wanted < 1 or wanted % got:
+        return 0
+    side = isqrt(wanted // got)
+    return side if side**2 == wanted // got else 0
 
 
 def _folded(form: CallForm, text: str, failed: FailedOperator, *, rows: int, tokens: int) -> Iterator[CallForm]:

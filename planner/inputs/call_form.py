@@ -130,11 +130,17 @@ def _nested(values: list[Any]) -> tuple[object, ...]:
 def first_form(model: nn.Module) -> CallForm:
     """What a forward that is given nothing asks for, as far as its signature and its source tell."""
     form = CallForm()
-    for name, one in forward_arguments(model).items():
-        if one.default is inspect.Parameter.empty:
-            for part, argument in guess(model, name).items():
-                form = form.with_argument(part, argument)
+    arguments = forward_arguments(model)
+    needed = [name for name, one in arguments.items() if one.default is inspect.Parameter.empty]
+    for name in needed or [name for name, one in arguments.items() if _may_be_a_tensor(one)]:
+        for part, argument in guess(model, name).items():
+            form = form.with_argument(part, argument)
     return form
+
+
+def _may_be_a_tensor(one: inspect.Parameter) -> bool:
+    """Whether an argument is None where it is not given, and its annotation speaks of nothing but tensors, if it has one."""
+    return one.default is None and (one.annotation is inspect.Parameter.empty or "Tensor" in str(one.annotation))
 
 
 def forward_arguments(model: nn.Module) -> Mapping[str, inspect.Parameter]:

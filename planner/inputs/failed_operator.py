@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -66,6 +67,8 @@ class Witness(TorchFunctionMode):
         known = [found for one in tensors if (found := self._made_of.get(id(one)))]
         names = known[0] if len(known) == 1 else frozenset[str]().union(*known)
         try:
+            if func is F.embedding and tensors and tensors[0].is_floating_point():  # on the meta device nobody checks
+                raise TypeError("a table is looked up by indices, which are Long or Int")
             made = func(*args, **kwargs)
         except Exception as error:
             if error is not self._error:

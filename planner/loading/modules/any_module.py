@@ -221,7 +221,7 @@ def _is_json(value: object) -> bool:
 def _tried(config_class: type[ModuleConfig], *, where: str) -> nn.Module:
     try:
         with torch.device("meta"):
-            made = config_class().made()
+            made = _made(config_class())
     except Exception as error:
         unset = [name for name, value in config_class.defaults.items() if value is None]
         advice = f" Give values with --set: {', '.join(unset[:4])}." if unset else ""
@@ -231,6 +231,17 @@ def _tried(config_class: type[ModuleConfig], *, where: str) -> nn.Module:
             f"{where} makes {type(made).__name__}, and no nn.Module; give a function that returns the module."
         )
     return made
+
+
+def _made(config: ModuleConfig) -> Any:
+    """What the factory makes on the meta device, or on the CPU where its constructor reads numbers off tensors."""
+    try:
+        return config.made()
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error) or not torch.empty(()).is_meta:
+            raise
+        with torch.device("cpu"):
+            return config.made()
 
 
 class _Unmade(nn.Module):
@@ -245,7 +256,7 @@ def _adopting(
 ) -> type[PreTrainedModel]:
     def construct(self: Any, config: ModuleConfig) -> None:
         PreTrainedModel.__init__(self, config)
-        inner = config.made()
+        inner = _made(config)
         if torch.empty(()).is_meta:  # whatever device the factory chose
             inner = inner.to("meta")
         own = getattr(inner, "config", None)  # an attribute, or a property of the class
@@ -282,7 +293,9 @@ def _adopting(
         "__doc__": kind.__doc__,
         "_supports_attention_backend": False,
     }
-    made: type[PreTrainedModel] = type(name, (PreTrainedModel, _Unmade, kind), body)
+    # A class that is a Transformers model already stands before that in the order of constructors.
+    bases = (_Unmade, kind) if issubclass(kind, PreTrainedModel) else (PreTrainedModel, _Unmade, kind)
+    made: type[PreTrainedModel] = type(name, bases, body)
     return made
 
 

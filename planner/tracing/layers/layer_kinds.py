@@ -8,7 +8,7 @@ both, and a layer that changes it stands for no other.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -70,7 +70,7 @@ def layer_kinds(model: nn.Module) -> dict[int, LayerKind]:
     """
     kinds: dict[int, LayerKind] = {}
     for stack in model.modules():
-        if isinstance(stack, nn.ModuleList) and len(stack) > 1 and any(map(_has_parts, stack)):
+        if isinstance(stack, nn.ModuleList) and len(stack) > 1 and _are_layers(stack):
             described = [_description(member) for member in stack]
             names = {name for description in described for name in description}
             counters = {name for name in names if _counts(name, described)}
@@ -81,8 +81,10 @@ def layer_kinds(model: nn.Module) -> dict[int, LayerKind]:
     return kinds
 
 
-def _has_parts(member: nn.Module) -> bool:
-    return next(member.children(), None) is not None
+def _are_layers(members: Iterable[nn.Module | None]) -> bool:
+    """Whether some members of a list have parts; a list with empty places holds the parts of one layer."""
+    found = list(members)
+    return None not in found and any(next(member.children(), None) is not None for member in found if member)
 
 
 def _counts(name: tuple[str, str], described: Sequence[Mapping[tuple[str, str], Any]]) -> bool:
