@@ -55,7 +55,7 @@ def ask_training(bench: TrainingBench) -> tuple[TrainingAnswer, ...]:
         except LostRanksError as error:
             failed = f"leaves ranks that wait for each other ({error})"
             answers.append(TrainingAnswer(question.name, Answered.WRONG, "", float("inf"), failed))
-            because = f"{AFTER[1]} in the question before, {question.name}"
+            because = f"{AFTER[1]} in an earlier question, {question.name}"
         if question is TRAINING_STEP and answers[0].answered is not Answered.RIGHT:
             because = AFTER[0] if answers[0].answered is Answered.WRONG else answers[0].note
     return tuple(answers)
