@@ -12,6 +12,8 @@ class Answered(StrEnum):
     """The first way fails, and another is right."""
     WRONG = "wrong"
     NOT_ASKED = "not asked"
+    NOTHING = "nothing to ask"
+    """The model has no dropout, or says that it does not do what is asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,19 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from shardproof.planner.ir.findings import Fault
+from shardproof.verify.run.outcome import PEER_LOST
 from shardproof.verify.run.training.answers import Answered, TrainingAnswer
-from shardproof.verify.run.training.bench import NotAskedError, TrainingBench, WaitsForeverError
+from shardproof.verify.run.training.bench import (
+    AnotherRankError,
+    NotAskedError,
+    NothingToAskError,
+    TrainingBench,
+    WaitsForeverError,
+)
+
+
+class LostRanksError(RuntimeError):
+    """A rank waited for the others in vain: one of them raised in the middle of a step, and no collective works any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +58,27 @@ class TrainingQuestion:
     fault: Fault = Fault.CLIENT
 
 
-def answer(question: TrainingQuestion, bench: TrainingBench) -> TrainingAnswer:
-    """Try the ways of a question until one is right. A collective: every rank must call it."""
+Tried = tuple[float, str, str, str]
+"""What all ranks found of a way: the worst error, what failed (empty where nothing did), the place, a note."""
+
+
+def answer(question: TrainingQuestion, bench: TrainingBench, tried: dict[Way, Tried] | None = None) -> TrainingAnswer:
+    """Try the ways of a question until one is right. A collective: every rank must call it.
+
+    A way that `tried` holds is not tried again; it gets the ways that are.
+    """
+    known = {} if tried is None else tried
     first: tuple[float, str, str] | None = None
     for way in question.ways:
-        try:
-            mine: Measured | str = way.measure(bench)
-        except NotAskedError as reason:
-            return TrainingAnswer(question.name, Answered.NOT_ASKED, note=str(reason))
-        except WaitsForeverError as error:
-            mine = f"would never return: {error}"
-        except (Exception, CheckpointException) as error:  # whatever the client raises is the answer
-            lines = str(error).strip().splitlines() or [""]
-            mine = f"raises {type(error).__name__}: {lines[0][:160]}"
-        far, failed, place, note = _agreed(mine, bench)
+        if way not in known:
+            try:
+                mine = _measured(way, bench)
+            except NotAskedError as reason:
+                return TrainingAnswer(question.name, Answered.NOT_ASKED, note=str(reason))
+            except NothingToAskError as reason:
+                return TrainingAnswer(question.name, Answered.NOTHING, note=str(reason))
+            known[way] = _agreed(mine, bench)
+        far, failed, place, note = known[way]
         if not failed:
             answered = Answered.RIGHT if first is None else Answered.OTHERWISE
             before = first or (0.0, "", "")
@@ -70,10 +88,43 @@ def answer(question: TrainingQuestion, bench: TrainingBench) -> TrainingAnswer:
     return TrainingAnswer(question.name, Answered.WRONG, "", *first)
 
 
-def _agreed(mine: Measured | str, bench: TrainingBench) -> tuple[float, str, str, str]:
-    """The worst of all ranks: error, what failed (empty where nothing did), place, note."""
+def _measured(way: Way, bench: TrainingBench) -> Measured | str:
+    """What this rank finds, or what became of it in words.
+
+    Raises:
+        NotAskedError: one device cannot answer.
+        NothingToAskError: there is nothing to ask.
+        LostRanksError: this rank waited for another in vain.
+    """
+    try:
+        return way.measure(bench)
+    except (NotAskedError, NothingToAskError):
+        raise
+    except AnotherRankError:
+        return Measured(float("inf"), 0.0)
+    except WaitsForeverError as error:
+        return f"would never return: {error}"
+    except (Exception, CheckpointException) as error:  # whatever the client raises is the answer
+        if PEER_LOST.search(str(error)):
+            raise LostRanksError(way.label) from error
+        return _raised(error)
+
+
+def _raised(error: Exception | CheckpointException) -> str:
+    """An exception in words; of a distributed checkpoint, what went wrong on its first rank."""
+    failures = error.failures if isinstance(error, CheckpointException) else {}
+    cause = next((failure[0] for failure in failures.values()), error)
+    lines = str(cause).strip().splitlines() or [""]
+    return f"raises {type(error).__name__}: {lines[0][:160]}"
+
+
+def _agreed(mine: Measured | str, bench: TrainingBench) -> Tried:
+    """The worst of all ranks. Raises `LostRanksError` where not all of them come."""
     every: list[Measured | str | None] = [None] * bench.case.tp
-    dist.all_gather_object(every, mine)
+    try:
+        dist.all_gather_object(every, mine)
+    except RuntimeError as error:
+        raise LostRanksError(mine if isinstance(mine, str) else "another rank does not come") from error
     raised = next((one for one in every if isinstance(one, str)), None)
     if raised is not None:
         return float("inf"), raised, "", ""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedModel
 
 from shardproof.planner.weights.shards import whole
@@ -26,11 +28,19 @@ STEPS = 3
 
 
 class NotAskedError(RuntimeError):
-    """A question that cannot be asked of this model: one device cannot answer it either, or there is nothing to ask."""
+    """A question that cannot be asked of this model: one device cannot answer it either."""
+
+
+class NothingToAskError(RuntimeError):
+    """A question about something that the model does not have, or says that it does not do."""
 
 
 class WaitsForeverError(RuntimeError):
     """A call on one rank that waits for the other ranks in a collective."""
+
+
+class AnotherRankError(RuntimeError):
+    """Another rank has raised where this one has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +77,31 @@ def training_bench(case: Case, *, rank: int, device: torch.device) -> TrainingBe
     return TrainingBench(case, rank, device, single, checkpoint_form(case, single), batches)
 
 
+def on_every_rank(bench: TrainingBench, do: Callable[[], T]) -> T:
+    """What this rank gets where every rank gets something; it raises on every rank where it raises on one. A collective.
+
+    A rank that goes on alone would wait for the others in its next collective until the time is over.
+    """
+    got: list[T] = []
+    error: Exception | CheckpointException | None = None
+    try:
+        got.append(do())
+    except (Exception, CheckpointException) as raised:
+        error = raised
+    every: list[bool | None] = [None] * bench.case.tp
+    dist.all_gather_object(every, error is None)
+    if error is not None:
+        raise error
+    if not all(every):
+        raise AnotherRankError("another rank raises")
+    return got[0]
+
+
 def on_one_device(do: Callable[[], T]) -> T:
     """What one device answers. Raises `NotAskedError` where it raises, since there is nothing to compare with then."""
     try:
         return do()
-    except NotAskedError:
+    except (NotAskedError, NothingToAskError):
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]

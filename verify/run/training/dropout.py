@@ -17,7 +17,7 @@ from shardproof.planner.weights.shards import local
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
 from shardproof.verify.run.gradient_questions import model_loss
 from shardproof.verify.run.training.asking import Measured, TrainingQuestion, Way
-from shardproof.verify.run.training.bench import NotAskedError, TrainingBench, on_one_device
+from shardproof.verify.run.training.bench import NothingToAskError, TrainingBench, on_one_device
 
 _RATE = 0.2
 _SEED = 7
@@ -129,7 +129,7 @@ def _sites(bench: TrainingBench) -> tuple[list[str], list[str], bool]:
     alone = bench.alone()
     want = on_one_device(lambda: _dropped_backward(alone, bench, seed=_SEED))
     if not want:
-        raise NotAskedError("no call of functional dropout, nor of attention with a dropout rate, was seen")
+        raise NothingToAskError("no call of functional dropout, nor of attention with a dropout rate, was seen")
     got = _dropped_backward(bench.sharded(), bench, seed=_SEED)
     if [site.module for site in got] != [site.module for site in want]:
         return [], [], True
@@ -156,12 +156,11 @@ def _listed(modules: Sequence[str]) -> str:
     return ", ".join(module or "the model itself" for module in modules[:_SITES]) + more
 
 
+_ONE_SEED = Way("torch.manual_seed(seed), the same on every rank", _alike)
 DROPOUT_APART = TrainingQuestion(
     "dropout, a seed a rank",
     "TR605",
-    (Way("torch.manual_seed(seed + rank)", _apart), Way("torch.manual_seed(seed), the same on every rank", _alike)),
+    (Way("torch.manual_seed(seed + rank)", _apart), _ONE_SEED),
     Fault.CALLER,
 )
-DROPOUT_ALIKE = TrainingQuestion(
-    "dropout, one seed", "TR605", (Way("torch.manual_seed(seed), the same on every rank", _alike),)
-)
+DROPOUT_ALIKE = TrainingQuestion("dropout, one seed", "TR605", (_ONE_SEED,))

@@ -206,13 +206,14 @@ ACCUMULATION = TrainingQuestion(
 ZEROING = TrainingQuestion(
     "zeroed in place", "TR602", (Way("optimizer.zero_grad(set_to_none=False)", _zeroed), Way("zero_grad()", _in_one))
 )
-ADAMW = TrainingQuestion("AdamW", "TR603", (Way("torch.optim.AdamW(model.parameters())", partial(_stepped, adamw)),))
+_ONE_BY_ONE = Way("torch.optim.AdamW(model.parameters(), foreach=False), as on a CPU", partial(_stepped, adamw))
+ADAMW = TrainingQuestion("AdamW", "TR603", (_ONE_BY_ONE,))
 ADAMW_FOREACH = TrainingQuestion(
     "AdamW over lists",
     "TR603",
     (
         Way("torch.optim.AdamW(model.parameters(), foreach=True), as on a GPU", partial(_stepped, _adamw_foreach)),
         Way("two parameter groups, distributed tensors and plain ones", partial(_stepped, _adamw_by_kind)),
-        Way("torch.optim.AdamW(model.parameters(), foreach=False)", partial(_stepped, adamw)),
+        _ONE_BY_ONE,
     ),
 )
