@@ -36,6 +36,8 @@ DEGREES = (2, 4)
 PATIENCE = 120.0
 """Seconds for one case on ranks."""
 
+_GRAVEST = (Severity.ERROR, Severity.UNDECIDED, Severity.WARNING)
+
 Result = TypeVar("Result")
 
 
@@ -104,7 +106,7 @@ def _judged(judged: Judged, level: str, degree: int, result: LevelResult) -> Jud
     verdicts = {**getattr(judged, level), str(degree): result.verdict.value}
     findings = {key: value for key, value in judged.findings.items() if key != f"{level} {degree}"}
     if result.findings:
-        findings[f"{level} {degree}"] = _told(result.findings[0])
+        findings[f"{level} {degree}"] = _told(min(result.findings, key=lambda found: _GRAVEST.index(found.severity)))
     if level == "proof":
         return replace(judged, findings=findings, proof=verdicts)
     errors = {key: value for key, value in judged.errors.items() if key != str(degree)}
