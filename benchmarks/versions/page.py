@@ -102,13 +102,11 @@ def _section(first: Swept, one: Swept) -> list[str]:
     both = first.facts.sources.keys() & one.facts.sources.keys()
     rewritten = sum(first.facts.sources[name] != one.facts.sources[name] for name in both)
     lines += [f"{len(both)} types in both; of {rewritten} the source of the type is another one.", ""]
-    new = sorted(one.rows.keys() - first.rows.keys())
-    if new:
-        lines += [
-            "Types of this version only: " + ", ".join(f"{name} ({answer(one.rows[name])})" for name in new) + ".",
-            "",
-        ]
-        lines += _reasons(one, new)
+    alone = sorted(one.rows.keys() - first.rows.keys())
+    if new := [name for name in alone if name not in first.facts.sources]:
+        told = ", ".join(f"{name} ({answer(one.rows[name])})" for name in new)
+        lines += [f"Types that {first.facts.version} lacks: {told}.", ""]
+    lines += _reasons(one, alone)
     if found := changes(first, one):
         lines += [
             "",
