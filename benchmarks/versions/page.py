@@ -64,7 +64,7 @@ def page(swept: Sequence[Swept]) -> str:
         "",
         f"## Without a right plan on {first.facts.version}",
         "",
-        *_reasons(first, list(first.rows)),
+        *(_reasons(first, list(first.rows)) or ["None of those measured."]),
         "",
         "## Own plans that are not right",
         "",
