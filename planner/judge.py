@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from torch import nn
+
 from shardproof.planner.inputs.run_modes import RunMode
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.ir.styles import STYLES, is_packed_name, style_of
-from shardproof.planner.propagation.assign import Assigned, assign, linear_parts, looks_up
+from shardproof.planner.propagation.assign import Assigned, assign, looks_up
 from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
 from shardproof.planner.propagation.forward.propagate import Propagation, explain_failure, propagate
 from shardproof.planner.propagation.forward.relation import Stuck
@@ -23,7 +25,7 @@ from shardproof.planner.propagation.reach import Unreachable, strided, unreachab
 from shardproof.planner.tracing.programs import Subject, local_program, subject_in
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.recorded_run import TraceError
-from shardproof.planner.transformers_facts.styles import differs, lays_out_otherwise, registered, takes_uneven_parts
+from shardproof.planner.transformers_facts.styles import differs, lays_out_otherwise, parts_alike, registered
 from shardproof.planner.weights.conversions import Misplaced, misplaced
 from shardproof.planner.weights.init_weights import UnloadableError, check_initial
 
@@ -177,7 +179,7 @@ def related_programs(
     try:
         if distributed:
             if not by_torch:
-                _check_even(subject.graph, assigned, degree)
+                _check_even(subject, assigned, degree)
             check_initial(subject.model, assigned)
         local = local_program(
             subject.model, assigned, degree, script=subject.script, distributed=distributed, unfixed=unfixed
@@ -197,11 +199,21 @@ def _has(subject: Subject, style: str) -> bool:
     return style in registered() or (subject.graph.any_module and is_packed_name(style) and style_of(style) is not None)
 
 
-def _check_even(graph: Graph, assigned: Assigned, degree: int) -> None:
+def alike_parts(model: nn.Module, assigned: Assigned) -> tuple[str, ...]:
+    """The planned parameters whose parts the installed version takes to be of one size."""
+    owners = ((name, name.rpartition(".")[0]) for name in assigned.parameters)
+    return tuple(
+        name
+        for name, owner in owners
+        if owner in assigned.modules and parts_alike(assigned.modules[owner][0].name, model.get_submodule(owner))
+    )
+
+
+def _check_even(subject: Subject, assigned: Assigned, degree: int) -> None:
     """`IndivisibleError` for a part that the installed version cannot lay out, because it takes all parts to be alike."""
-    for name in () if takes_uneven_parts() else linear_parts(graph, assigned):
+    for name in alike_parts(subject.model, assigned):
         placement, entry = assigned.parameters[name]
-        shape = graph.values[graph.parameters[name]].shape
+        shape = subject.graph.values[subject.graph.parameters[name]].shape
         if isinstance(placement, Shard) and shape[placement.dim] % (placement.blocks * degree):
             raise IndivisibleError(name, entry, placement, shape, degree)
 

@@ -62,7 +62,7 @@ def main(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         out.open("a") as file,
-        measuring(once=True, limits=limits) as measurer,
+        measuring(once=True, shipped=False, limits=limits) as measurer,
         Progress(*columns, console=console) as progress,
     ):
         task = progress.add_task("others", total=len(wanted))

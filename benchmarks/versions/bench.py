@@ -40,7 +40,7 @@ def _swept(types: tuple[str, ...], folder: Path, version: str, levels: tuple[str
     path = folder / f"{facts.version}.jsonl"
     rows = read_rows(path)
     with path.open("a") as file, measuring(once=True, libraries=libraries) as measurer:
-        for name in types or tuple(facts.sources):
+        for name in [name for name in types or facts.sources if name in facts.sources]:
             row = rows.get(name)
             for level in levels:
                 if row is None or (level != "proof" and row.mine is not None and not row.mine.run and not row.reason):

@@ -46,6 +46,17 @@ def reason(row: Row) -> str:
     return row.reason or (told[0] if told else "")
 
 
+def own_answer(row: Row) -> str:
+    """What is said of the plan that a type carries; empty where it carries none, or was not judged."""
+    verdicts = [*row.upstream.proof.values(), *row.upstream.run.values()] if row.upstream else []
+    return next((verdict for verdict in ("refuted", "not proved", "confirmed", "proved") if verdict in verdicts), "")
+
+
+def own_reason(row: Row) -> str:
+    """Why the plan that a type carries is not right: its first finding."""
+    return next(iter(row.upstream.findings.values()), "") if row.upstream else ""
+
+
 def changes(before: Swept, after: Swept) -> list[Change]:
     """The types of both versions whose verdict, plan or share is another one."""
     found = []

@@ -29,6 +29,7 @@ class Measurer:
 
     process: subprocess.Popen[str] | None = None
     once: bool = False
+    shipped: bool = True
     limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)
     libraries: Path | None = None
     """A folder whose packages stand before those of the environment."""
@@ -37,7 +38,8 @@ class Measurer:
         """The row with what was found at a level; a process that dies or does not answer is what was found."""
         process = self.process = self.process or _started(self.libraries)
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps({"row": json.loads(row.line()), "level": level, "once": self.once}) + "\n")
+        asked = {"row": json.loads(row.line()), "level": level, "once": self.once, "shipped": self.shipped}
+        process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
@@ -82,10 +84,14 @@ def _path(libraries: Path | None) -> str:
 
 @contextmanager
 def measuring(
-    *, once: bool = False, limits: Mapping[str, float] = LIMITS, libraries: Path | None = None
+    *,
+    once: bool = False,
+    shipped: bool = True,
+    limits: Mapping[str, float] = LIMITS,
+    libraries: Path | None = None,
 ) -> Iterator[Measurer]:
     """A measurer whose process has ended afterwards."""
-    made = Measurer(once=once, limits=limits, libraries=libraries)
+    made = Measurer(once=once, shipped=shipped, limits=limits, libraries=libraries)
     try:
         yield made
     finally:

@@ -1,7 +1,7 @@
 """What is measured of one type, in a process of its own: reads requests as lines on stdin, answers each with one line.
 
-A request is `{"row": ROW, "level": "proof" | "run" | "ranks", "once": BOOL}`, the answer the row with what was found. `once` asks
-for one degree, without the plan that the model carries.
+A request is `{"row": ROW, "level": "proof" | "run" | "ranks", "once": BOOL, "shipped": BOOL}`, the answer the row with what was
+found. `once` asks for one degree, `shipped` for the plan that the model carries too.
 """
 
 import json
@@ -36,11 +36,13 @@ DEGREES = (2, 4)
 PATIENCE = 120.0
 """Seconds for one case on ranks."""
 
+_GRAVEST = (Severity.ERROR, Severity.UNDECIDED, Severity.WARNING)
+
 Result = TypeVar("Result")
 
 
-def proved(name: str, *, once: bool = False) -> Row:
-    """Build, trace, suggest and prove, each timed; then, unless `once`, the same proof of the plan that the model carries."""
+def proved(name: str, *, once: bool = False, shipped: bool = True) -> Row:
+    """Build, trace, suggest and prove, each timed; then, where `shipped`, the same proof of the plan that the model carries."""
     seconds: dict[str, float] = {}
     row = Row(name, "load", seconds=seconds)
     try:
@@ -56,7 +58,7 @@ def proved(name: str, *, once: bool = False) -> Row:
         mine = Judged(suggestion.sharded_fraction, suggestion.plan.to_json())
         degrees = judged_at(suggestion.degrees)[: 1 if once else None]
         row = replace(row, mine=_with_proofs(mine, loaded, suggestion.plan, degrees, seconds))
-        row = replace(row, upstream=None if once else _upstream(loaded, suggestion, degrees))
+        row = replace(row, upstream=_upstream(loaded, suggestion, degrees) if shipped else None)
         return replace(row, stage="done")
     except (LoadError, TraceError, ValueError) as error:
         return replace(row, reason=_reason(error))
@@ -104,7 +106,7 @@ def _judged(judged: Judged, level: str, degree: int, result: LevelResult) -> Jud
     verdicts = {**getattr(judged, level), str(degree): result.verdict.value}
     findings = {key: value for key, value in judged.findings.items() if key != f"{level} {degree}"}
     if result.findings:
-        findings[f"{level} {degree}"] = _told(result.findings[0])
+        findings[f"{level} {degree}"] = _told(min(result.findings, key=lambda found: _GRAVEST.index(found.severity)))
     if level == "proof":
         return replace(judged, findings=findings, proof=verdicts)
     errors = {key: value for key, value in judged.errors.items() if key != str(degree)}
@@ -152,11 +154,11 @@ def _any(judged: Judged) -> bool:
     return bool(plan.tp or plan.head_tp)
 
 
-def _answer(row: Row, level: str, *, once: bool) -> Row:
+def _answer(row: Row, level: str, *, once: bool, shipped: bool) -> Row:
     try:
-        return (
-            proved(row.name, once=once) if level == "proof" else ran(row, "ranks" if level == "ranks" else "inprocess")
-        )
+        if level == "proof":
+            return proved(row.name, once=once, shipped=shipped)
+        return ran(row, "ranks" if level == "ranks" else "inprocess")
     except Exception as error:  # our own bug: a line of the table too
         where = "; ".join(
             f"{Path(at.filename).name}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)[-4:]
@@ -170,7 +172,8 @@ def main() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = _answer(row_of(request["row"]), request["level"], once=request.get("once", False))
+        once, shipped = request.get("once", False), request.get("shipped", True)
+        answer = _answer(row_of(request["row"]), request["level"], once=once, shipped=shipped)
         answers.write(answer.line() + "\n")
         answers.flush()
 

@@ -15,6 +15,7 @@ from shardproof.planner.ir.degrees import degrees_within
 from shardproof.planner.ir.explanation import Explanation, LeftWhole
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Plan, TpEntry, join
+from shardproof.planner.judge import alike_parts
 from shardproof.planner.loading.carried_plan import plan_owners, reads_config_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign, sharded_share
@@ -23,7 +24,6 @@ from shardproof.planner.propagation.limits import limits
 from shardproof.planner.tracing.programs import Subject, local_program, on_meta, other_modes, subject_of
 from shardproof.planner.tracing.rank_program import IndivisibleError
 from shardproof.planner.tracing.recorded_run import TraceError
-from shardproof.planner.transformers_facts.styles import takes_uneven_parts
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def degrees(built: nn.Module, graph: Graph, plan: Plan, prefix: str, start: int)
         ran = propagate(graph, local_program(built, assigned, start), assigned, start)
     except (IndivisibleError, TraceError):
         return (1,)
-    return (1,) if ran.stuck else degrees_within(limits(ran, assigned, uneven=takes_uneven_parts())).legal
+    return (1,) if ran.stuck else degrees_within(limits(ran, assigned, alike=alike_parts(built, assigned))).legal
 
 
 def sharded_fraction(graph: Graph, plan: Plan, prefix: str) -> float:

@@ -48,12 +48,6 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     return Assigned(modules, parameters)
 
 
-def linear_parts(graph: Graph, assigned: Assigned) -> tuple[str, ...]:
-    """The planned parameters, apart from those of embeddings."""
-    tables = {module.path for module in graph.modules if "Embedding" in module.bases}
-    return tuple(name for name in assigned.parameters if name.rpartition(".")[0] not in tables)
-
-
 def sharded_share(graph: Graph, assigned: Assigned, *, also: Callable[[str], bool] = lambda _: False) -> float:
     """The share of parameter bytes that is sharded, 0 to 1; a tied parameter counts once. Parameters of modules for which
     `also` is true count as sharded too: a client shards them without an entry.

@@ -5,7 +5,7 @@ dims can be divided as its ops need. Heads in a view must divide evenly. Elsewhe
 a dim (or of every packed block), but not none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import gcd, prod
 
 from shardproof.planner.ir.degrees import Limit
@@ -13,7 +13,7 @@ from shardproof.planner.ir.findings import Place
 from shardproof.planner.ir.graph import Op, Shape
 from shardproof.planner.ir.placement import R, Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.propagation.assign import Assigned, linear_parts
+from shardproof.planner.propagation.assign import Assigned
 from shardproof.planner.propagation.forward.propagate import Propagation
 from shardproof.planner.propagation.forward.relation import Pair
 from shardproof.planner.propagation.forward.views import keeps_dim
@@ -21,13 +21,13 @@ from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum, Reshape
 
 
-def limits(ran: Propagation, assigned: Assigned, *, uneven: bool) -> tuple[Limit, ...]:
+def limits(ran: Propagation, assigned: Assigned, *, alike: Collection[str]) -> tuple[Limit, ...]:
     """All limits of the degree of a plan whose forward was related without a fault; the first one for each size.
 
-    `uneven`: whether the client takes parts of a linear layer that differ in size.
+    `alike`: the parameters whose parts the client takes to be of one size.
     """
     found: dict[tuple[int | None, bool], Limit] = {}
-    for limit in (*_of_ops(ran), *_of_parameters(ran, assigned, uneven)):
+    for limit in (*_of_ops(ran), *_of_parameters(ran, assigned, alike)):
         found.setdefault((limit.size, limit.even), limit)
     return tuple(found.values())
 
@@ -43,8 +43,7 @@ def lone_sizes(ran: Propagation) -> frozenset[int]:
     )
 
 
-def _of_parameters(ran: Propagation, assigned: Assigned, uneven: bool) -> Iterator[Limit]:
-    alike = () if uneven else linear_parts(ran.whole, assigned)
+def _of_parameters(ran: Propagation, assigned: Assigned, alike: Collection[str]) -> Iterator[Limit]:
     for name, (placement, entry) in assigned.parameters.items():
         if isinstance(placement, Shard):
             shape = ran.whole.values[ran.whole.parameters[name]].shape

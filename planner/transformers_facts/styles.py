@@ -7,6 +7,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.distributed import tensor_parallel
 
@@ -73,11 +74,15 @@ def _sums_by_source() -> bool:
     return "source" in signature(hook).parameters
 
 
-def takes_uneven_parts() -> bool:
-    """Whether the ranks' parts of a linear layer may differ in size. Up to 5.20 a distributed tensor's size is taken for that of
-    one part times the degree, and training raises.
+def parts_alike(style: str, module: nn.Module) -> bool:
+    """Whether the ranks' parts of a module's own parameters have to be of one size. Up to 5.20 a module that runs on distributed
+    tensors has to: their size is taken for that of one part times the degree, and training raises. A module that runs on each
+    rank's own tensors, such as experts, does not. Tables need not either.
     """
-    return hasattr(tensor_parallel.TensorParallelLayer, "_from_local_last_dim_shard")
+    if hasattr(tensor_parallel.TensorParallelLayer, "_from_local_last_dim_shard") or isinstance(module, nn.Embedding):
+        return False
+    with torch.enable_grad():
+        return style in registered() and not _registry()[style].should_use_local_tensors(module)
 
 
 def _registry() -> dict[str, Any]:

@@ -41,6 +41,19 @@ def test_a_change_is_another_verdict_or_another_plan() -> None:
     assert "same |" not in shown.replace("the same |", "")
 
 
+def test_own_plans_that_are_not_right_are_told_with_their_versions() -> None:
+    first, second = (
+        Swept(Facts(version, (), {"m": ""}), {"m": Row("m", "done", mine=RIGHT, upstream=wrong)})
+        for version, wrong in (
+            ("5.23.0", replace(WRONG, findings={"proof 2": "TP203 it differs [mlp, transformers/models/m.py:3]"})),
+            ("5.24.0", replace(WRONG, findings={"proof 2": "TP203 it differs [mlp, transformers/models/m.py:7]"})),
+        )
+    )
+    shown = page((first, second))
+    assert "| m | refuted | 5.23.0, 5.24.0 | TP203 it differs [mlp] |" in shown
+    assert "| 5.24.0 | 1 of 1 | 0 | 1 | 0 | 0 | 0 | 0 | 0 | 1 | 0 | 0 | 0 |" in shown
+
+
 def test_an_answer_is_the_worst_of_what_was_asked() -> None:
     assert answer(Row("m", "done", mine=replace(RIGHT, run={"2": "confirmed"}))) == "confirmed"
     assert answer(Row("m", "done", mine=replace(RIGHT, run={"2": "refuted"}))) == "refuted"

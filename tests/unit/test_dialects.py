@@ -28,6 +28,8 @@ from shardproof.verify.clients.page import page
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import DIALECTS, clients, find_dialect
 from tests.clients_page import PAGE
+from tests.gate import ROOT
+from tests.versions import UNEVEN, wants
 
 SMALL = {"num_hidden_layers": "2"}
 
@@ -221,7 +223,7 @@ def test_a_key_for_other_configs_of_the_class_is_no_fault() -> None:
 def test_engines_refuse_features_that_do_not_come_out_even(client: str) -> None:
     assert codes("llama", client, intermediate_size="511") == {"BE414"}
     assert codes("qwen3_moe", client, moe_intermediate_size="47") == {"BE414"}
-    assert codes("llama", "transformers", intermediate_size="511") == set()
+    assert codes("llama", "transformers", intermediate_size="511") == (set() if UNEVEN else {"TP201"})
     assert codes("llama", client, vocab_size="1001") == set()  # padded there
 
 
@@ -287,9 +289,12 @@ def test_source_keeps_the_lines_of_its_file() -> None:
     assert forward_tree(nn.Linear) is not None
 
 
+@wants("local_params")
 def test_the_table_of_clients_is_the_generated_one() -> None:
-    written = PAGE.read_text()
-    assert written == page(), "run: python -m tests.clients_page"
+    """With another version that has the same styles, the page differs in its number alone."""
+    pinned = re.findall(r"(?m)^transformers==(\d+\.\d+)", (ROOT / "constraints.txt").read_text())
+    made = page().replace(f"transformers {minor_text()}", f"transformers {pinned[0]}")
+    assert PAGE.read_text() == made, "run: python -m tests.clients_page"
 
 
 def test_what_an_engine_cuts_lies_in_plain_tensors_that_no_hook_has_to_reach() -> None:

@@ -5,15 +5,18 @@ from dataclasses import replace
 import pytest
 
 from shardproof.planner.inference.experts import infer_ep
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Severity, Verdict
 from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.trace import trace
 from shardproof.verify.proof.experts import check_experts
+from shardproof.verify.proof.prove import prove
+from tests.versions import wants
 
 
+@wants("ep_dispatch_experts")
 @pytest.mark.parametrize("model", ["mixtral", "gpt_oss"])
 def test_the_plan_by_hand_is_found_and_right(model: str) -> None:
     loaded = load(model)
@@ -53,8 +56,17 @@ def test_experts_that_run_all_at_once_are_not_dispatched() -> None:
     assert "hidden states, expert ids and routing weights" in finding.message
 
 
+@wants("ep_dispatch_experts")
 def test_experts_that_no_token_of_the_trace_went_to_are_not_accused() -> None:
     loaded = load("ernie4_5_vl_moe_text", overrides={"num_hidden_layers": "2"})
     model = build(loaded)
     findings = check_experts(trace(model), carried_plan(loaded, model), "", 2)
     assert {(finding.code, finding.severity) for finding in findings} == {("TP210", Severity.UNDECIDED)}
+
+
+def test_experts_are_looked_at_without_a_tensor_plan_too() -> None:
+    """Up to Transformers 5.18 there is no style of dispatch, and what the expert plan of then does is not modelled."""
+    wrong = Plan(ep=(TpEntry("layers.*.mlp.experts.gate_up_proj", "grouped_gemm"),))
+    result = prove(load("mixtral", overrides={"num_hidden_layers": "2"}), wrong, tp=1, ep=2)
+    assert result.verdict is Verdict.REFUTED
+    assert {finding.code for finding in result.findings} == {"TP214"}

@@ -12,7 +12,9 @@ from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import load
+from shardproof.planner.transformers_facts.version import style_exists
 from shardproof.verify.proof.prove import prove
+from tests.versions import serves, since, wants
 from tests.zoo.shallow import shallow
 
 TYPES = ("llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "falcon", "mixtral", "deepseek_v3")
@@ -121,10 +123,11 @@ def test_mixers_experts_and_streams(name: str) -> None:
     reference = f"tests.zoo.odd_mixers:{name}"
     suggestion = suggest(reference)
     styles = {entry.pattern.rpartition(".")[2]: entry.style for entry in suggestion.plan.tp}
-    assert MIXED[name].items() <= styles.items()
+    assert MIXED[name].items() <= styles.items() or not serves(MIXED[name])
     assert prove(reference, suggestion.plan, tp=2).verdict is Verdict.PROVED
 
 
+@wants("ep_dispatch_experts")
 def test_experts_with_a_bias_are_left_to_the_expert_plan() -> None:
     plan = suggest("tests.zoo.odd_mixers:OddPickedBiased").plan
     assert {entry.pattern.rpartition(".")[2]: entry.style for entry in plan.ep} == {
@@ -148,7 +151,7 @@ def test_models_with_names_that_say_nothing(name: str) -> None:
     reference = f"tests.zoo.odd_models:{name}"
     suggestion = suggest(reference)
     styles = {entry.pattern.rpartition(".")[2]: entry.style for entry in suggestion.plan.tp}
-    assert ODD[name].items() <= styles.items()
+    assert ODD[name].items() <= styles.items() or not serves(ODD[name])
     assert prove(reference, suggestion.plan, tp=2).verdict is Verdict.PROVED
     assert [entry.module for entry in suggestion.plan.pp] == ["tok", "steps", "fin"]
 
@@ -167,9 +170,10 @@ def test_a_plan_that_nobody_reads_is_refuted() -> None:
 
 def test_a_forward_that_changes_its_model_is_traced_as_it_is_afterwards(rwkv: Suggestion) -> None:
     assert any("first forward changes the model itself" in note for note in rwkv.notes)
-    assert rwkv.sharded_fraction > 0.99
+    assert rwkv.sharded_fraction > (0.99 if style_exists("local_params") else 0.75)
 
 
+@wants("local_params")
 def test_a_parameter_that_initialising_mixes_with_plain_tensors_stays_whole(rwkv: Suggestion) -> None:
     assert "_init_weights combines" in rwkv.plan.unplanned["rwkv.blocks.*.attention"]
     wrong = Plan(
@@ -182,6 +186,7 @@ def test_a_parameter_that_initialising_mixes_with_plain_tensors_stays_whole(rwkv
     assert (found.code, found.place.entry) == ("TP215", "blocks.*.attention.time_first")
 
 
+@since((5, 21), "gathers tables alone")
 def test_a_key_that_numbered_modules_share_gathers_for_each() -> None:
     loaded = load("ctrl", overrides={"n_layer": "2"})
     suggestion = suggest(loaded)
@@ -197,7 +202,7 @@ def test_a_model_that_never_sets_itself_up_is_told() -> None:
 
 
 def test_a_table_of_two_rows_does_not_forbid_degrees() -> None:
-    assert 12 in suggest(load("big_bird", overrides={"num_hidden_layers": "2"})).degrees
+    assert 12 in suggest(load("big_bird", overrides={"num_hidden_layers": "2", "vocab_size": "1200"})).degrees
 
 
 def test_a_small_projection_beside_gathered_ones_is_gathered_too() -> None:

@@ -209,6 +209,29 @@ def test_a_last_place_that_no_search_finds_is_not_looked_at() -> None:
     assert any(op.target == "aten.index_add_" for op in graph.ops)
 
 
+class _PartPerExpert(nn.Module):
+    """Each expert takes the rows between two numbers that are data, as Aria's experts do up to Transformers 5.17."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, 4, 6))
+
+    def forward(self, given: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        made = given.new_zeros(len(given), 6)
+        for expert in range(2):
+            start, end = ends[expert], ends[expert + 1]
+            made[start:end] = given[start:end] @ self.weight[expert]
+        return made
+
+
+def test_a_slice_between_numbers_that_are_data_holds_rows() -> None:
+    inputs = {"given": torch.empty(8, 4, device="meta"), "ends": torch.empty(3, dtype=torch.long, device="meta")}
+    graph = trace(_PartPerExpert().to("meta"), inputs)
+    assert sum(op.target == "read" for op in graph.ops) == 8
+    shapes = [graph.values[op.outputs[0]].shape for op in graph.ops if op.target == "matmul"]
+    assert shapes == [(3, 6), (3, 6)]
+
+
 class _Remembers(nn.Module):
     """Makes a mask at its first call, as old code does, and fills it with a number that is a tensor."""
 

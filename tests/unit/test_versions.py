@@ -69,6 +69,15 @@ def test_the_table_without_an_entry_is_read_from_the_library() -> None:
     assert style_without_entry() == ("embedding_rowwise" if is_least((5, 21)) else "")
 
 
+def test_parts_of_experts_may_differ_where_those_of_linear_layers_may_not() -> None:
+    """Run with 5.16.1 on two ranks: deepseek_v2 with 15 features per expert is right, gradients too."""
+    assert styles.parts_alike("colwise", nn.Linear(3, 3)) is not is_least((5, 21))
+    assert not styles.parts_alike("moe_tp_experts", nn.Module())
+    assert not styles.parts_alike("embedding_rowwise", nn.Embedding(3, 3))
+    model = load("mixtral", overrides={**SMALL, "intermediate_size": "15"})
+    assert prove(model).verdict is Verdict.PROVED
+
+
 @pytest.fixture
 def without_all_reduce(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A library that lacks two of the styles that a plan could have."""

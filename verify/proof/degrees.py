@@ -15,6 +15,7 @@ from shardproof.planner.ir.degrees import MOST_RANKS, Degrees, Limit, degrees_wi
 from shardproof.planner.ir.findings import Finding, Place, Severity
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import Plan
+from shardproof.planner.judge import alike_parts
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import Assigned, assign
@@ -22,7 +23,6 @@ from shardproof.planner.propagation.forward.propagate import Propagation
 from shardproof.planner.propagation.limits import limits, lone_sizes
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
-from shardproof.planner.transformers_facts.styles import takes_uneven_parts
 from shardproof.planner.weights.block_layout import blocked_sides
 from shardproof.verify.proof.plan_form import check_plan
 from shardproof.verify.proof.prove import not_traced
@@ -64,7 +64,10 @@ def _degrees(subject: Subject, styles: Mapping[str, str]) -> Degrees:
         ran = relate(subject, assigned, degree)
         findings = check_relation(subject, ran, assigned) if isinstance(ran, Propagation) else ran
         if isinstance(ran, Propagation) and not findings:
-            bounds = (*_whole_blocks(subject, assigned), *limits(ran, assigned, uneven=takes_uneven_parts()))
+            bounds = (
+                *_whole_blocks(subject, assigned),
+                *limits(ran, assigned, alike=alike_parts(subject.model, assigned)),
+            )
             return _tried(subject, styles, bounds, lone_sizes(ran) - {degree})
         wrong[degree] = findings[0]
         if findings[0].code != "TP201" and not _any_uneven(subject, assigned, degree):

@@ -64,7 +64,7 @@ def prove(
     findings, scope = check_plan(built, plan, tp), None
     if ep > 1 and not plan.ep:
         findings += (pl104.no_expert_plan(ep),)
-    if tp > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
+    if max(tp, ep) > 1 and not any(finding.severity is not Severity.WARNING for finding in findings):
         more, scope = _tensor_findings(loaded, built, plan, tp, ep)
         findings += more
     more, scope = _loading_findings(loaded, scope)
@@ -90,7 +90,7 @@ def _tensor_findings(
     except TraceError as error:
         return (not_traced(error),), None
     styles = plan.styles(subject.prefix)
-    found, scope = check_modes(loaded, subject, styles, tp)
+    found, scope = check_modes(loaded, subject, styles, tp) if tp > 1 else ((), None)
     if (method := method_of(loaded.config)) is not None and scope is not None:
         scope = replace(
             scope, assumptions=(*scope.assumptions, f"a layer in {method} computes what its dequantised weights do")

@@ -323,13 +323,17 @@ def _split_sizes(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _index(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """An index: a lone number on the meta device is read, and a list of numbers is a constant, which torch would make unseen."""
+    """An index: a lone number on the meta device is read, as a bound of a slice too, and a list of numbers is a constant, which
+    torch would make unseen.
+    """
     if not (isinstance(args[0], Tensor) and args[0].is_meta):
         return args
 
     def known(index: Any) -> Any:
         if isinstance(index, tuple):
             return tuple(map(known, index))
+        if isinstance(index, slice):
+            return slice(_bound(recorder, index.start, 0), _bound(recorder, index.stop, FOUND), index.step)
         if isinstance(index, list | np.ndarray) and not any(
             isinstance(leaf, Tensor) for leaf in tree_flatten(index)[0]
         ):
@@ -341,6 +345,15 @@ def _index(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return found
 
     return (args[0], known(args[1]), *args[2:])
+
+
+def _bound(recorder: Recorder, given: Any, unknown: int) -> Any:
+    """A bound of a slice; a number on the meta device is read, and is `unknown` where it stands for no place."""
+    if not _is_lone(given):
+        return given
+    recorder.record(READ, (given,), {}, ())
+    recorder.note(REPRESENTATIVE)
+    return place_of(given) or unknown
 
 
 ARGUMENTS: Mapping[object, Callable[[Recorder, tuple[Any, ...], dict[str, Any]], tuple[Any, ...]]] = {
