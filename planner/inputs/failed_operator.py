@@ -67,8 +67,7 @@ class Witness(TorchFunctionMode):
         known = [found for one in tensors if (found := self._made_of.get(id(one)))]
         names = known[0] if len(known) == 1 else frozenset[str]().union(*known)
         try:
-            if func is F.embedding and tensors and tensors[0].is_floating_point():  # on the meta device nobody checks
-                raise TypeError("a table is looked up by indices, which are Long or Int")
+            _refuse_unlikely(func, tensors)
             made = func(*args, **kwargs)
         except Exception as error:
             if error is not self._error:
@@ -82,6 +81,17 @@ class Witness(TorchFunctionMode):
                 if isinstance(one, Tensor):
                     self._note(one, names if id(one) not in self._made_of else names | self._made_of[id(one)])
         return made
+
+
+_BATCHED = {F.conv1d: 3, F.conv2d: 4, F.conv3d: 5}
+
+
+def _refuse_unlikely(func: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
+    """Raise where torch would go on: a lookup by numbers, which nobody checks on meta, and a batch that passes for one image."""
+    if func is F.embedding and tensors and tensors[0].is_floating_point():
+        raise TypeError("a table is looked up by indices, which are Long or Int")
+    if func in _BATCHED and tensors and tensors[0].dim() < _BATCHED[func]:
+        raise TypeError(f"{_BATCHED[func]} dims of a batch are expected, got {tensors[0].dim()}")
 
 
 def _flat(values: Sequence[Any]) -> Iterator[Any]:

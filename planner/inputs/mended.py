@@ -22,8 +22,8 @@ from shardproof.planner.inputs.media import number, part_with
 
 Named: TypeAlias = Mapping[str, Tensor]
 
-ELEMENTS = 2**22
-"""The most elements of an input that is made from a message: a run makes it of real numbers."""
+ELEMENTS, REAL_ELEMENTS = 2**22, 2**19
+"""The most elements of an input that is made from a message, in a trace and in a run, which makes it of real numbers."""
 LARGEST = 16384
 """The largest size of a dim that a message is believed to ask for."""
 

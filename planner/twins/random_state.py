@@ -14,7 +14,7 @@ def random_state(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
 
     Matrices are normally distributed and scaled to keep activations near 1. Vectors (norm weights, biases, sinks, per-head
     constants) vary around the value that the model initialises them with: a zero bias would hide a bias added once per
-    rank, and a unit norm weight a missing all-reduce of its gradient.
+    rank, and a unit norm weight a missing all-reduce of its gradient. Buffers that are positive stay so: code takes their root.
     """
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, torch.Tensor] = {}
@@ -22,6 +22,8 @@ def random_state(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in drawn:
             made = _drawn(value.detach(), generator)
+            if not isinstance(value, nn.Parameter) and value.ndim == 1 and bool((value > 0).all()):
+                made = made.abs() + 0.1 * value if value.is_floating_point() else made
             drawn[id(value)] = made.abs() + 0.1 if name.endswith("running_var") else made  # a variance is positive
         state[name] = drawn[id(value)]
     return state

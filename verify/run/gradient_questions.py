@@ -130,7 +130,7 @@ def _gradient(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def model_loss(model: PreTrainedModel, inputs: Inputs, more: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-    """The model's own loss where it takes tokens as labels, else the cross entropy of the next token, else the mean square.
+    """The model's own loss where it takes tokens as labels, else the cross entropy of the next token, else a mean square.
 
     A rank that takes another branch than the single-device model has another loss, which the comparison shows.
     """
@@ -142,7 +142,15 @@ def model_loss(model: PreTrainedModel, inputs: Inputs, more: Mapping[str, torch.
     given, ids = forward_logits(model, inputs, **(more or {})), inputs.ids
     if inputs.name and given.ndim == 3 and given.shape[:2] == ids.shape and given.shape[-1] > int(ids.max()):
         return nn.functional.cross_entropy(given[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    return given.square().mean()
+    return uneven_square(given)
+
+
+def uneven_square(given: torch.Tensor) -> torch.Tensor:
+    """The mean square of features, each with a weight of its own: of normalised features the plain one is constant, and has no
+    gradient.
+    """
+    weights = torch.linspace(0.5, 1.5, given.shape[-1] if given.ndim else 1, dtype=given.dtype, device=given.device)
+    return (given * weights).square().mean()
 
 
 _REFUSAL = "is a view and is being modified inplace"

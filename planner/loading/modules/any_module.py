@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from shardproof.planner.ir.errors import LoadError, reason
 
@@ -244,6 +245,29 @@ def _made(config: ModuleConfig) -> Any:
             return config.made()
 
 
+MAKEABLE = 2**27
+"""The most parameters of a module that is made on the CPU for the tables that it keeps as plain attributes."""
+
+
+def _with_tables(inner: nn.Module, config: ModuleConfig) -> nn.Module:
+    """The module with real numbers in tensors that are neither parameters nor buffers: nobody loads those."""
+    owners = [
+        (path, name)
+        for path, part in inner.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]
+    if not owners or sum(parameter.numel() for parameter in inner.parameters()) > MAKEABLE:
+        return inner
+    with torch.device("cpu"):
+        real = config.made()
+    for path, name in owners:
+        value = getattr(real.get_submodule(path), name, None)
+        if isinstance(value, torch.Tensor) and not value.is_meta:
+            setattr(inner.get_submodule(path), name, value.detach())
+    return inner
+
+
 class _Unmade(nn.Module):
     """Stands before the adopted class, whose constructor the factory calls, in the order of constructors."""
 
@@ -258,7 +282,7 @@ def _adopting(
         PreTrainedModel.__init__(self, config)
         inner = _made(config)
         if torch.empty(()).is_meta:  # whatever device the factory chose
-            inner = inner.to("meta")
+            inner = _with_tables(inner.to("meta"), config)
         own = getattr(inner, "config", None)  # an attribute, or a property of the class
         if own is not None and not isinstance(own, PreTrainedConfig | nn.Module):
             config.stands_for(own)
@@ -272,6 +296,8 @@ def _adopting(
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = kind.forward(self, *args, **nested(kwargs))
+        if type(given) is dict:  # numbered too, as a Transformers output is
+            return ModelOutput({str(name): value for name, value in given.items() if value is not None})
         return (given,) if isinstance(given, torch.Tensor) else given
 
     def get_input_embeddings(self: Any) -> nn.Module:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.inputs.run_modes import cache_in, has_cache, has_unknown_cache, takes
 from shardproof.verify.run.compare.tensors import LIMIT, relative_error
+from shardproof.verify.run.gradient_questions import uneven_square
 from shardproof.verify.run.held_state import HeldState
 from shardproof.verify.run.inputs import Inputs, inputs
 from shardproof.verify.run.observed import NotComparableError, UnknownCacheError, logits
@@ -67,7 +68,7 @@ def loss_of(given: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     if given.ndim == 3 and ids.numel() and given.shape[-1] > int(ids.max()):
         text = given[:, -ids.shape[1] :]  # some models give logits of an image in front
         return nn.functional.cross_entropy(text[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    return given.square().mean()
+    return uneven_square(given)
 
 
 def outputs_of(single: PreTrainedModel, layout: StageLayout, parts: Sequence[Inputs]) -> SingleDeviceOutputs:
