@@ -33,6 +33,7 @@ from benchmarks.engines import bench as engines
 from benchmarks.engines import traces
 from benchmarks.hostile import bench as hostile
 from benchmarks.others import bench as others
+from benchmarks.packages import bench as packages
 from benchmarks.versions import bench as versions
 from benchmarks.zoo import bench as zoo
 
@@ -69,6 +70,7 @@ def main(arguments: list[str]) -> int:
         "localize",
         "mutants",
         "others",
+        "packages",
         "pipeline-mutants",
         "runtime",
         "versions",
@@ -122,6 +124,9 @@ def main(arguments: list[str]) -> int:
     if given.name == "diffusers":
         asked = others.Asked(given.limit, given.seed, given.time, given.redo)
         return diffusion.main(types, given.out or Path("diffusers.jsonl"), asked=asked, page_at=given.page)
+    if given.name == "packages":
+        asked = others.Asked(given.limit, given.seed, given.time, given.redo)
+        return packages.main(types, given.out or Path("packages.jsonl"), asked=asked, page_at=given.page)
     if given.name == "pipeline-mutants":
         return pipeline_mutants.main(
             types, given.out or Path("pipeline-mutants.jsonl"), limit=given.limit, page_at=given.page

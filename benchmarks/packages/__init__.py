@@ -1,0 +1,1 @@
+"""Models of published packages that nobody here wrote."""
