@@ -26,7 +26,7 @@ CLASSES: tuple[str, ...] = (
     f"local_attention:LocalTransformer {_LM} max_seq_len=64 causal=true local_attn_window_size=16",
     f"palm_rlhf_pytorch:PaLM {_LM}",
     f"recurrent_memory_transformer_pytorch:RecurrentMemoryTransformer {_LM} num_memory_tokens=4 causal=true seq_len=64",
-    "mega_pytorch:Mega num_tokens=100 dim=64 depth=3 ema_heads=8 attn_dim_qk=32 attn_dim_value=64",
+    "mega_pytorch:Mega num_tokens=100 dim=64 depth=3 attn_dim_qk=32 attn_dim_value=64",
     "gateloop_transformer:Transformer num_tokens=100 dim=64 depth=3 use_gate_looped_attn=true",
     "st_moe_pytorch:MoE dim=64 num_experts=4 gating_top_n=2",
     "soft_moe_pytorch:SoftMoE dim=64 seq_len=32 num_experts=4",

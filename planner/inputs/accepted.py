@@ -12,7 +12,7 @@ from shardproof.planner.inputs.argument_edits import corrections
 from shardproof.planner.inputs.call_form import CallForm, call_of, first_form
 from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, guesses_calls, inputs_of, token_inputs
 from shardproof.planner.inputs.failed_operator import Witness
-from shardproof.planner.inputs.mended import ELEMENTS, REAL_ELEMENTS, edits, takes_objects
+from shardproof.planner.inputs.mended import ELEMENTS, REAL_ELEMENTS, REAL_POSITIONS, edits, takes_objects
 
 MOST = 10
 """Mended forms that are tried for one model."""
@@ -165,7 +165,7 @@ def _tried_calls(
     None where nothing could be tried.
     """
     refused: list[_Refused] = []
-    largest = ELEMENTS if next(model.parameters()).is_meta else REAL_ELEMENTS
+    real = not next(model.parameters()).is_meta
     tried: set[CallForm] = set()
     last: Exception | None = None
     for _ in range(most):
@@ -176,7 +176,7 @@ def _tried_calls(
             given = inputs_of(model, form, sizes)
         except (RuntimeError, KeyError):  # sizes that no tensor can have
             continue
-        if any(isinstance(one, Tensor) and one.numel() > largest for one in given.values()):
+        if any(isinstance(one, Tensor) and _too_large(one, real=real) for one in given.values()):
             continue
         given = fill(given)
         witness = Witness({_argument(form, name): value for name, value in given.items()})
@@ -190,6 +190,12 @@ def _tried_calls(
             continue
         return Accepted(form), result
     return max(refused, key=lambda one: one.reached).error if refused else last
+
+
+def _too_large(value: Tensor, *, real: bool) -> bool:
+    """Whether a call with this tensor would take too much memory; in a run, attention over its positions counts too."""
+    positions = value.shape[1] if real and value.dim() in (2, 3) else 0
+    return value.numel() > (REAL_ELEMENTS if real else ELEMENTS) or positions > REAL_POSITIONS
 
 
 def _argument(form: InputForm, name: str) -> str:

@@ -123,6 +123,9 @@ def _told(model: nn.Module, form: CallForm, error: BaseException) -> Iterator[Ca
             for side in (32, 64, 224):
                 yield form.with_argument(name, replace(old, dims=(*old.dims[:2], side, side)))
     numbers = [int(one) for one in re.findall(r"(?<![\w.])\d+(?![\w.])", text)]
+    if isinstance(error, AssertionError) and len(numbers) == 1 and 0 < numbers[0] <= _LARGEST:
+        for name in form.tensors():
+            yield form.with_argument(name, replace(_tensor(form, name), dims=(ROWS, numbers[0])))
     for got, wanted in pairwise(numbers):
         for name in form.tensors() if 0 < wanted <= _LARGEST and got != wanted else ():
             old = _tensor(form, name)

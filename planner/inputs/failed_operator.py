@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from shardproof.planner.inputs.meta_types import meta_type
+
 
 @dataclass(frozen=True, slots=True)
 class Operand:
@@ -68,7 +70,8 @@ class Witness(TorchFunctionMode):
         names = known[0] if len(known) == 1 else frozenset[str]().union(*known)
         try:
             _refuse_unlikely(func, tensors)
-            made = func(*args, **kwargs)
+            typed = meta_type(args, kwargs) if func is Tensor.type else NotImplemented
+            made = func(*args, **kwargs) if typed is NotImplemented else typed
         except Exception as error:
             if error is not self._error:
                 self._error = error

@@ -24,6 +24,8 @@ Named: TypeAlias = Mapping[str, Tensor]
 
 ELEMENTS, REAL_ELEMENTS = 2**22, 2**19
 """The most elements of an input that is made from a message, in a trace and in a run, which makes it of real numbers."""
+REAL_POSITIONS = 2048
+"""The most positions of a sequence in a run."""
 LARGEST = 16384
 """The largest size of a dim that a message is believed to ask for."""
 

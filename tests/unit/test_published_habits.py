@@ -68,6 +68,17 @@ class Normalised(nn.Module):
         return nn.functional.normalize(self.mlp(x), dim=-1)
 
 
+class Categories(nn.Module):
+    # an assertion says how many values are wanted; a type is named and taken back
+    def __init__(self):
+        super().__init__()
+        self.table, self.mlp = nn.Linear(3, 32), Mlp()
+
+    def forward(self, x):
+        assert x.shape[-1] == 3, "you must pass in 3 values"
+        return self.mlp(self.table(x).type(self.table.weight.type()))
+
+
 class Towers(nn.Module):
     # nothing has to be given, and what is given decides what runs
     def __init__(self):
@@ -94,9 +105,10 @@ class Empty(nn.Module):
 
 
 class Reads(nn.Module):
-    # a constructor that reads numbers off tensors
-    def __init__(self):
+    # a constructor that reads numbers off tensors, and takes no lists
+    def __init__(self, depths=(1, 1)):
         super().__init__()
+        assert isinstance(depths, tuple)
         rates = [rate.item() for rate in torch.linspace(0.1, 1, 3)]
         self.rates, self.layers = rates, nn.ModuleList(Mlp() for _ in rates)
 
@@ -135,7 +147,7 @@ class Own(PreTrainedModel):
 def own():
     return Own(OwnConfig())
 """
-NAMES = ("Images", "OneSize", "Normalised", "Towers", "Empty", "Reads", "Answers", "own")
+NAMES = ("Images", "OneSize", "Normalised", "Categories", "Towers", "Empty", "Reads", "Answers", "own")
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +159,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_planned_proved_and_confirmed(file: Path, name: str) -> None:
-    loaded = load(f"{file}:{name}")
+    loaded = load(f"{file}:{name}", overrides={"depths": [1, 1]} if name == "Reads" else {})
     plan = suggest(loaded).plan
     assert {entry.style for entry in plan.tp if entry.pattern.endswith((".up", ".down"))} == {"colwise", "rowwise"}
     assert prove(loaded, plan, tp=2).verdict is Verdict.PROVED

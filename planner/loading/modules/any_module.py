@@ -65,11 +65,11 @@ class ModuleConfig(PreTrainedConfig):
                 self.stands_for(own)
         return found
 
-    def own(self) -> Any:
-        """The factory's own config object, with these fields."""
+    def own(self, *, tuples: bool = False) -> Any:
+        """The factory's own config object, with these fields, lists as tuples where that is asked for."""
         kind = type(self).options
         assert kind is not None
-        fields = {name: getattr(self, name) for name in type(self).defaults}
+        fields = self._fields(tuples)
         if dataclasses.is_dataclass(kind):
             settable = {field.name for field in dataclasses.fields(kind) if field.init}
             return kind(**{name: value for name, value in fields.items() if name in settable})
@@ -78,11 +78,15 @@ class ModuleConfig(PreTrainedConfig):
             setattr(made, name, value)
         return made
 
-    def made(self) -> nn.Module:
-        """What the factory makes of these fields."""
+    def made(self, *, tuples: bool = False) -> nn.Module:
+        """What the factory makes of these fields, lists as tuples where that is asked for."""
         if type(self).options is not None:
-            return type(self).factory(**{type(self).argument: self.own()})
-        return type(self).factory(**{name: getattr(self, name) for name in type(self).defaults})
+            return type(self).factory(**{type(self).argument: self.own(tuples=tuples)})
+        return type(self).factory(**self._fields(tuples))
+
+    def _fields(self, tuples: bool) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in type(self).defaults}
+        return {name: tuple(value) if tuples and isinstance(value, list) else value for name, value in found.items()}
 
 
 def is_factory(found: object) -> bool:
@@ -237,12 +241,22 @@ def _tried(config_class: type[ModuleConfig], *, where: str) -> nn.Module:
 def _made(config: ModuleConfig) -> Any:
     """What the factory makes on the meta device, or on the CPU where its constructor reads numbers off tensors."""
     try:
-        return config.made()
+        return _of_fields(config)
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error) or not torch.empty(()).is_meta:
             raise
         with torch.device("cpu"):
-            return config.made()
+            return _of_fields(config)
+
+
+def _of_fields(config: ModuleConfig) -> Any:
+    """What the factory makes; where it refuses lists, which are what JSON has, of tuples."""
+    try:
+        return config.made()
+    except Exception:
+        if not any(isinstance(getattr(config, name), list) for name in type(config).defaults):
+            raise
+        return config.made(tuples=True)
 
 
 MAKEABLE = 2**27
@@ -260,7 +274,7 @@ def _with_tables(inner: nn.Module, config: ModuleConfig) -> nn.Module:
     if not owners or sum(parameter.numel() for parameter in inner.parameters()) > MAKEABLE:
         return inner
     with torch.device("cpu"):
-        real = config.made()
+        real = _of_fields(config)
     for path, name in owners:
         value = getattr(real.get_submodule(path), name, None)
         if isinstance(value, torch.Tensor) and not value.is_meta:

@@ -3,7 +3,7 @@
 from math import prod
 
 from shardproof.planner.ir.graph import Graph, Ref, Shape
-from shardproof.planner.ir.placement import Placement, Shard, packed
+from shardproof.planner.ir.placement import Placement, R, Shard, packed
 from shardproof.planner.propagation.forward.relation import Placements, Problem, name
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Concat, Einsum, Narrow, Semantics
@@ -125,7 +125,8 @@ def narrow(meaning: Narrow, whole: Call, local: Call, placement: Placement, degr
     part = -(-block // degree)
     if not isinstance(there, Narrow) or there.starts != tuple(start // block * part for start in meaning.starts):
         return _offsets(whole, placement)
-    return tuple(Shard(meaning.dim, length // block) for length in meaning.lengths)
+    # An empty part is the same on every rank.
+    return tuple(Shard(meaning.dim, length // block) if length else R for length in meaning.lengths)
 
 
 def _other_part(whole: Call, there: Narrow, meaning: Narrow) -> Problem:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from shardproof.planner.inputs.meta_types import meta_type
 from shardproof.planner.ir.graph import BRANCH, READ
 from shardproof.planner.tracing.meta_answers.placeholders import FOUND, masks_find, numbers_of, place_of
 from shardproof.planner.tracing.own_backward import hooked
@@ -312,6 +313,7 @@ ANSWERS: Mapping[object, Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any
     Tensor.register_hook: _register_hook,
     **dict.fromkeys((F.dropout, torch.dropout), _dropout),
     F.glu: _gated,
+    Tensor.type: lambda recorder, func, args, kwargs: meta_type(args, kwargs),
 }
 """Functions that are answered here; `NotImplemented` where the call is an ordinary one after all."""
 
