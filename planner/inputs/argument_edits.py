@@ -34,7 +34,8 @@ from shardproof.planner.inputs.call_form import (
 from shardproof.planner.inputs.failed_lines import frames_of_models, none_on_lines, words_on_lines
 from shardproof.planner.inputs.failed_operator import FailedOperator, Operand, Witness
 
-MOST_DIMS = 5
+_MOST_DIMS = 5
+"""Dims above which an argument gets no more."""
 _LARGEST = 16384
 """The largest size of a dim that a failure is believed to ask for."""
 
@@ -47,7 +48,8 @@ def corrections(
     yield from _absent(model, form, error)
     yield from _missing_key(form, error)
     yield from _unpacked(model, form, error, witness)
-    yield from _told(model, form, error)
+    if failed is None:
+        yield from _told(model, form, error)
     yield from _read_values(form, text, failed)
     if failed is not None:
         yield from _other_dtype(form, text, failed)
@@ -101,7 +103,7 @@ def _unpacked(model: nn.Module, form: CallForm, error: BaseException, witness: W
                 yield form.with_argument(name, replace(_tensor(form, name), dims=_kept_widths(form, name, dims)))
         for name in sorted({name for names in behind.values() for name in names}):
             old = _tensor(form, name)
-            if len(old.dims) > MOST_DIMS:
+            if len(old.dims) > _MOST_DIMS:
                 continue
             yield form.with_argument(name, replace(old, dims=(*old.dims[:1], 1, *old.dims[1:])))
             if "too many values" in text and len(old.dims) > 2:
