@@ -18,6 +18,7 @@ from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import load
+from shardproof.planner.transformers_facts.version import style_exists
 from shardproof.verify.proof.compare_plans import compare
 from shardproof.verify.report.attributes import Mapped, NoClassError, with_attributes
 from shardproof.verify.report.difference import Backed
@@ -303,7 +304,7 @@ def test_the_diff_shows_no_absolute_path(tmp_path: Path) -> None:
         ({"layers.*.mlp.down_proj": "rowwise_rep"}, Backed.SECOND, ("TP206",)),
         ({"layers.*.self_attn.o_proj": None}, Backed.SECOND, ("TP203",)),
         pytest.param({"norm": "replicate"}, Backed.BOTH, (), marks=wants("replicate")),
-        ({"norm": "sequence_parallel"}, Backed.SECOND, ()),
+        ({"layers.*.mlp.act_fn": "replicated_with_grad_allreduce"}, Backed.BOTH, ()),
     ],
 )
 def test_each_difference_has_its_verdict(own: Mapping[str, str | None], backed: Backed, codes: tuple[str, ...]) -> None:
@@ -331,11 +332,15 @@ def test_a_difference_in_the_stages() -> None:
     assert (found.second, found.backed) == ("hidden_states -> hidden_states", Backed.SECOND)
 
 
+# The expert plans of Transformers up to 5.18 have styles of which nothing is known, so no difference of theirs is decided.
+MISSING = (Backed.SECOND, ("TP214",)) if style_exists("ep_dispatch_experts") else (Backed.OPEN, ())
+
+
 @pytest.mark.parametrize(
     ("key", "style", "backed", "codes"),
     [
-        ("layers.*.mlp.experts.down_proj", None, Backed.SECOND, ("TP214",)),
-        ("layers.*.mlp.experts", None, Backed.SECOND, ("TP214",)),
+        ("layers.*.mlp.experts.down_proj", None, *MISSING),
+        ("layers.*.mlp.experts", None, *MISSING),
         ("layers.*.mlp.experts.down_proj", "rowwise", Backed.OPEN, ()),
     ],
 )
