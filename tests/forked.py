@@ -89,7 +89,7 @@ def _child(work: Callable[[], int], out: Path, err: Path, here: Path, environmen
     for logger in map(logging.getLogger, logging.root.manager.loggerDict):
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler):
-                handler.setStream(sys.stderr)
+                handler.stream = sys.stderr  # `setStream` would flush the old one, which a test may have closed
     try:
         code = work()
     finally:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from shardproof.planner.transformers_facts.version import is_least, minor_text, style_exists
 
@@ -18,6 +19,16 @@ def wants(*styles: str) -> pytest.MarkDecorator:
     """Skips a test of styles that the installed version lacks."""
     lacking = [style for style in styles if not style_exists(style)]
     return pytest.mark.skipif(bool(lacking), reason=f"Transformers {minor_text()} has no {', '.join(lacking)}")
+
+
+def type_exists(name: str) -> bool:
+    """Whether the installed version has a model type."""
+    return name in CONFIG_MAPPING_NAMES
+
+
+def wants_type(name: str) -> pytest.MarkDecorator:
+    """Skips a test of a model type that the installed version lacks."""
+    return pytest.mark.skipif(not type_exists(name), reason=f"Transformers {minor_text()} has no {name}")
 
 
 def since(minor: tuple[int, int], what: str) -> pytest.MarkDecorator:

@@ -1,7 +1,6 @@
 """Which class attributes, in which source files, have to change so that a model carries a plan."""
 
 import inspect
-import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from libcst import ParserSyntaxError
 from torch import nn
 
+from shardproof.launch.authoring.installed_files import is_installed
 from shardproof.launch.authoring.source_files import diff, display_path, rewrite
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.plan import Plan, PpEntry, TpEntry, join, owner_of
@@ -48,7 +48,7 @@ def changes(loaded: LoadedModel, model: nn.Module, plan: Plan) -> tuple[Change, 
             file = _file(owner, loaded)
             generated = _GENERATED in file.read_text(errors="replace")[:2000]
             found.append(
-                Change(file, owner.__qualname__, different, _is_installed(file), generated, fields=is_dataclass(owner))
+                Change(file, owner.__qualname__, different, is_installed(file), generated, fields=is_dataclass(owner))
             )
     return tuple(found)
 
@@ -131,13 +131,6 @@ def _original(owner: type, loaded: LoadedModel) -> Path:
         f"{owner.__qualname__} is code of {loaded.title} on the Hub, and what lies here is a copy; "
         "write into a clone of that repository, given as a folder."
     )
-
-
-def _is_installed(file: Path) -> bool:
-    """Whether a package installer put it there: the next upgrade would overwrite what is written."""
-    homes = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    inside = any(file.is_relative_to(Path(home).resolve()) for home in homes if home)
-    return inside or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
 
 
 @dataclass(frozen=True, slots=True)

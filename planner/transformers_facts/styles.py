@@ -28,6 +28,11 @@ def modelled() -> Mapping[str, Style]:
     return {name: style for name, style in STYLES.items() if name in registered()}
 
 
+def is_unmodelled(style: str) -> bool:
+    """Whether the installed library registers a style of which nothing is known here."""
+    return style in registered() and style not in STYLES
+
+
 def differs(style: str, module: nn.Module, *, sharded: bool) -> str:
     """What the installed library does with a style on this module, if that is not what `planner.ir.styles` says; else empty.
 

@@ -20,6 +20,7 @@ from shardproof.planner.tracing.trace import trace
 from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.twin import twin
+from tests.versions import wants_type
 
 
 def _given(name: str) -> dict[str, tuple[int, ...]]:
@@ -43,7 +44,11 @@ def test_a_docstring_says_the_shape_of_an_argument() -> None:
         ("mgp-str", {"pixel_values": (3, 3, 32, 128)}),  # not square
         ("owlvit_text_model", {"input_ids": (3, 16)}),  # fewer positions than the usual tokens
         ("efficientloftr", {"pixel_values": (3, 2, 3, 224, 224)}),  # pairs of images
-        ("pocket_tts_audio_tokenizer_encoder", {"input_values": (3, 1, 6400)}),  # sizes from numbers of the constructor
+        pytest.param(  # sizes from numbers of the constructor
+            "pocket_tts_audio_tokenizer_encoder",
+            {"input_values": (3, 1, 6400)},
+            marks=wants_type("pocket_tts_audio_tokenizer_encoder"),
+        ),
     ],
 )
 def test_a_forward_is_given_what_it_asks_for(name: str, given: dict[str, tuple[int, ...]]) -> None:
@@ -71,7 +76,11 @@ def test_a_class_is_looked_for_in_every_modeling_file_of_the_folder() -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("sam_mask_decoder", "SamMaskDecoderConfig describes a part .* give sam, which contains it"),
+        pytest.param(
+            "sam_mask_decoder",
+            "SamMaskDecoderConfig describes a part .* give sam, which contains it",
+            marks=wants_type("sam_mask_decoder"),
+        ),
         ("bark", "BarkModel has no forward; give one of its parts: semantic"),
     ],
 )

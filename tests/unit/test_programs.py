@@ -18,6 +18,7 @@ from shardproof.verify.stages.case import Case, Schedule, Staging
 from shardproof.verify.stages.cutting import laid_out
 from tests.mutants.injected_faults import FaultKind, InjectedFault, InjectedFaults
 from tests.mutants.stage_operators import StagedModel, stage_mutants
+from tests.versions import wants_type
 
 Found = Callable[[str, InjectedFault], str]
 
@@ -52,7 +53,7 @@ ZAMBA2 = [("linear_attention", "hybrid")[at in (6, 12, 18, 24)] for at in range(
 @pytest.mark.parametrize(
     ("name", "fewer"),
     [
-        ("hy_v4", {"num_hidden_layers": "6"}),
+        pytest.param("hy_v4", {"num_hidden_layers": "6"}, marks=wants_type("hy_v4")),
         ("nemotron_h", {}),
         ("openai-gpt", {}),
         ("zamba2", {"num_hidden_layers": "26", "layer_types": json.dumps(ZAMBA2)}),

@@ -12,6 +12,7 @@ from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.programs import on_meta, subject_in
 from shardproof.verify.proof.prove import prove
 from shardproof.verify.report.report import LevelResult
+from tests.versions import wants
 
 PLAN = Plan.from_json(
     {
@@ -170,6 +171,7 @@ EXPERTS = Plan.from_json(
 )
 
 
+@wants("ep_dispatch_experts")
 def test_experts_have_a_number_each() -> None:
     model = load("tests.zoo.expert_models:ExpertsForCausalLM", overrides={"trait": "a factor for each expert"})
     assert prove(model, EXPERTS, tp=2, ep=2).findings[0].message.endswith("factor stays whole.")
@@ -177,6 +179,7 @@ def test_experts_have_a_number_each() -> None:
     assert prove(model, plan, tp=2, ep=2).findings == ()
 
 
+@wants("ep_dispatch_experts")
 @pytest.mark.parametrize(
     ("trait", "problem"),
     [

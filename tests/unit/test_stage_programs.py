@@ -21,6 +21,7 @@ from shardproof.verify.clients.stages.keyed import KeyedSplit, check_keyed_stage
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
 from shardproof.verify.clients.transformers.even_stages import EvenSplit, check_even_stages
 from shardproof.verify.clients.vllm.dialect import VLLM_0_32
+from tests.versions import wants_type
 
 SCALED = {"granite": {"embedding_multiplier": "12.0"}}
 
@@ -164,6 +165,6 @@ def test_more_layers_than_there_are_cannot_be_dealt_out() -> None:
     assert found.fault is Fault.MODEL
 
 
-@pytest.mark.parametrize("name", ["gemma4_text", "dots3_note_text"])
+@pytest.mark.parametrize("name", ["gemma4_text", pytest.param("dots3_note_text", marks=wants_type("dots3_note_text"))])
 def test_a_config_whose_layers_have_heads_of_their_own_is_read(name: str) -> None:
     assert len(check(twin(load(name), tp=2, pp=2)).levels) == 5

@@ -16,6 +16,7 @@ from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.sizes import LENGTH, RUNGS, shrunk
 from shardproof.planner.twins.small_configs import SMALL, beside_sizes, by_names, fields_of
 from shardproof.planner.twins.twin import twin
+from tests.versions import wants_type
 
 
 def _program(name: str, *, small: bool, tp: int) -> set[tuple[str, str]]:
@@ -95,6 +96,7 @@ def test_sizes_of_single_layers_keep_their_ratio_and_their_sums() -> None:
     assert small["per_layer_config"] == {"1": {"kv_lora_rank": 2 * rank, "qk_nope_head_dim": head - rope}}
 
 
+@wants_type("kimi_linear")
 def test_fields_that_a_class_writes_under_another_name_are_cut() -> None:
     """kimi_linear takes `num_local_experts` and writes `num_experts`."""
     config = twin(load("kimi_linear"), tp=4).config

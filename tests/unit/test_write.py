@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardproof.launch.authoring.installed_files import is_installed
 from shardproof.launch.authoring.plan_attributes import write_plan
 from shardproof.launch.authoring.source_files import diff, rewrite, undo
 from shardproof.launch.cli import run
@@ -17,9 +18,11 @@ from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import load
+from shardproof.planner.transformers_facts.version import style_exists
 from shardproof.verify.proof.compare_plans import compare
 from shardproof.verify.report.attributes import Mapped, NoClassError, with_attributes
 from shardproof.verify.report.difference import Backed
+from tests.versions import wants
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_model.py"
 TP = {"layers.*.up": "colwise", "layers.*.down": "rowwise"}
@@ -222,6 +225,19 @@ def test_an_installed_package_is_not_changed_unasked(monkeypatch: Patch) -> None
         write_plan(loaded, build(loaded), plan)
 
 
+@pytest.mark.parametrize("editable", [False, True])
+def test_what_an_installer_recorded_is_an_installed_package_anywhere(tmp_path: Path, editable: bool) -> None:
+    """As after `pip install --target`; of an editable install the record lists a link to the source, and not the source."""
+    file = tmp_path / "combo" / "custom_model.py"
+    file.parent.mkdir()
+    file.write_bytes(EXAMPLE.read_bytes())
+    (record := tmp_path / "combo-1.0.dist-info" / "RECORD").parent.mkdir()
+    record.write_text(
+        "_combo.pth,,\n" if editable else '"combo/custom_model.py",sha256=x,1\ncombo-1.0.dist-info/RECORD,,\n'
+    )
+    assert is_installed(file) is not editable
+
+
 def test_a_plan_that_is_carried_already_is_not_written(tmp_path: Path) -> None:
     """Also in an installed package: nothing would change."""
     loaded = load("llama", overrides={"num_hidden_layers": "2"})
@@ -287,7 +303,8 @@ def test_the_diff_shows_no_absolute_path(tmp_path: Path) -> None:
     [
         ({"layers.*.mlp.down_proj": "rowwise_rep"}, Backed.SECOND, ("TP206",)),
         ({"layers.*.self_attn.o_proj": None}, Backed.SECOND, ("TP203",)),
-        ({"norm": "replicate"}, Backed.BOTH, ()),
+        pytest.param({"norm": "replicate"}, Backed.BOTH, (), marks=wants("replicate")),
+        ({"layers.*.mlp.act_fn": "replicated_with_grad_allreduce"}, Backed.BOTH, ()),
     ],
 )
 def test_each_difference_has_its_verdict(own: Mapping[str, str | None], backed: Backed, codes: tuple[str, ...]) -> None:
@@ -315,11 +332,15 @@ def test_a_difference_in_the_stages() -> None:
     assert (found.second, found.backed) == ("hidden_states -> hidden_states", Backed.SECOND)
 
 
+# The expert plans of Transformers up to 5.18 have styles of which nothing is known, so no difference of theirs is decided.
+MISSING = (Backed.SECOND, ("TP214",)) if style_exists("ep_dispatch_experts") else (Backed.OPEN, ())
+
+
 @pytest.mark.parametrize(
     ("key", "style", "backed", "codes"),
     [
-        ("layers.*.mlp.experts.down_proj", None, Backed.SECOND, ("TP214",)),
-        ("layers.*.mlp.experts", None, Backed.SECOND, ("TP214",)),
+        ("layers.*.mlp.experts.down_proj", None, *MISSING),
+        ("layers.*.mlp.experts", None, *MISSING),
         ("layers.*.mlp.experts.down_proj", "rowwise", Backed.OPEN, ()),
     ],
 )

@@ -11,6 +11,7 @@ from shardproof.planner.ir.graph import Graph
 from shardproof.planner.ir.plan import Edit, Plan, PpEntry, TpEntry
 from shardproof.planner.loading.carried_plan import base_prefix
 from shardproof.planner.tracing.programs import Subject
+from shardproof.planner.transformers_facts.styles import is_unmodelled
 from shardproof.verify.proof.experts import DISPATCH, STACKED, check_experts
 from shardproof.verify.proof.pipeline import check_pp
 from shardproof.verify.proof.plan_form import check_plan
@@ -117,13 +118,15 @@ def _experts(graph: Graph, prefix: str, first: Plan, second: Plan, tp: int) -> l
         kept = tuple(TpEntry(key, style) for key, style in entries.items() if style is not None)
         return check_experts(graph, Plan(ep=kept), prefix, tp)
 
+    # Experts up to Transformers 5.18 work by styles of which nothing is known here.
+    decidable = not any(is_unmodelled(entry.style) for entry in (*first.ep, *second.ep))
     found = []
     for key in dict.fromkeys([*one, *two]):
         old, new = one.get(key), two.get(key)
         if old == new:
             continue
         # Any other style in an expert plan is the tensor-parallel one, which is not proved beside experts.
-        known = {old, new} <= {DISPATCH, STACKED, None}
+        known = decidable and {old, new} <= {DISPATCH, STACKED, None}
         backed, codes = _backed(check, two | {key: old}, one | {key: new}) if known else (Backed.OPEN, ())
         found.append(Difference("base_model_ep_plan", key, old, new, backed, codes))
     return found

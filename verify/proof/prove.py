@@ -8,14 +8,13 @@ from torch import nn
 from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import Plan, join
-from shardproof.planner.ir.styles import STYLES
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.propagation.expert_placements import with_experts
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
-from shardproof.planner.transformers_facts.styles import registered
+from shardproof.planner.transformers_facts.styles import is_unmodelled
 from shardproof.planner.twins.loading import try_loading
 from shardproof.planner.weights.block_layout import blocked_sides, is_modelled, refused_by_quantiser
 from shardproof.planner.weights.quantised import method_of
@@ -135,7 +134,7 @@ def quantised_findings(subject: Subject, plan: Plan, tp: int, ep: int = 1) -> tu
 
 def expert_findings(loaded: LoadedModel, subject: Subject, plan: Plan, ep: int) -> tuple[Finding, ...]:
     """Findings of the expert plan: its form, and at a degree above 1 what the experts give on ranks."""
-    unread = [entry for entry in plan.ep if entry.style in registered() and entry.style not in STYLES]
+    unread = [entry for entry in plan.ep if is_unmodelled(entry.style)]
     if unread:
         place = Place(join(subject.prefix, unread[0].pattern))
         return (tp210.style_not_modelled(unread[0].style, place, NOT_READ),) if ep > 1 else ()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from shardproof.launch.authoring.installed_files import is_installed
 from shardproof.launch.result import MisuseError
 
 _WAIT = 30
@@ -90,5 +91,5 @@ def _folder_of_package(name: str) -> Path | None:
     if here.is_dir() or here.with_suffix(".py").is_file():
         return here if here.is_dir() else here.parent
     found = find_spec(name) if name.isidentifier() else None
-    folder = Path(found.origin).resolve().parent if found is not None and found.origin else None
-    return None if folder is None or {"site-packages", "dist-packages"} & {*folder.parts} else folder
+    file = Path(found.origin).resolve() if found is not None and found.origin else None
+    return None if file is None or is_installed(file) else file.parent
