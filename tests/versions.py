@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import CONFIG_MAPPING
 
 from shardproof.planner.transformers_facts.version import is_least, minor_text, style_exists
 
@@ -23,7 +23,7 @@ def wants(*styles: str) -> pytest.MarkDecorator:
 
 def type_exists(name: str) -> bool:
     """Whether the installed version has a model type."""
-    return name in CONFIG_MAPPING_NAMES
+    return name in CONFIG_MAPPING
 
 
 def wants_type(name: str) -> pytest.MarkDecorator:
