@@ -8,10 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from shardproof.planner.inputs.argument_edits import corrections
 from shardproof.planner.inputs.call_form import CallForm, call_of, first_form
+from shardproof.planner.inputs.corrections.argument_edits import corrections
+from shardproof.planner.inputs.corrections.failed_operator import Witness
 from shardproof.planner.inputs.example import InputForm, Inputs, Sizes, forms, guesses_calls, inputs_of, token_inputs
-from shardproof.planner.inputs.failed_operator import Witness
 from shardproof.planner.inputs.mended import ELEMENTS, REAL_ELEMENTS, REAL_POSITIONS, edits, takes_objects
 
 MOST = 10

@@ -2,7 +2,7 @@
 
 A first form follows from the signature. Annotations say what is a tensor, a list, a number or a dict. The lines of the forward
 that unpack a shape say how many dims an argument has, and which is which. Names of arguments are hints for the rest. None of it
-has to be right: `planner.inputs.argument_edits` corrects the form by what the forward raises on it.
+has to be right: `planner.inputs.corrections.argument_edits` corrects the form by what the forward raises on it.
 """
 
 import inspect

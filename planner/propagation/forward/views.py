@@ -174,31 +174,35 @@ def _offsets(whole: Call, placement: Placement) -> Problem:
 
 def _put_together_again(whole: Call, dim: int) -> bool:
     """Whether all parts of a dim, each after the same ops, go into one cat in their order."""
+    parts = _parts(whole, dim)
+    reached = [found for _, _, number in parts if (found := _before_cat(whole.graph, number)) is not None]
+    if len(parts) < 2 or len(reached) < len(parts) or len({cat for cat, _, _ in reached}) > 1:
+        return False
+    given = whole.graph.ops[reached[0][0]].inputs
+    places = [{at for at, number in enumerate(given) if number in made} for _, made, _ in reached]
+    return places == [{at} for at in range(len(parts))] and len({ops for _, _, ops in reached}) == 1
+
+
+def _parts(whole: Call, dim: int) -> list[tuple[int, int, int]]:
+    """Start, end and value of the parts into which a dim is cut, in order; none where they do not cover it."""
     graph, source = whole.graph, whole.op.inputs[0]
-    parts = sorted(
+    cuts = [(call, semantics(call)) for call in (Call(graph, graph.ops[at]) for at in graph.users.get(source, ()))]
+    found = sorted(
         (start, start + length, number)
-        for call in (Call(graph, graph.ops[at]) for at in graph.users.get(source, ()))
-        if call.op.inputs[:1] == (source,) and isinstance(cut := semantics(call), Narrow) and cut.dim == dim
+        for call, cut in cuts
+        if isinstance(cut, Narrow) and cut.dim == dim and call.op.inputs[:1] == (source,)
         for start, length, number in zip(cut.starts, cut.lengths, call.op.outputs, strict=True)
     )
-    edges = [0, *(end for _, end, _ in parts)]
-    if [start for start, _, _ in parts] != edges[:-1] or edges[-1] != whole.shapes[0][dim]:
-        return False
-    reached = [derived_before_cat(graph, number) for _, _, number in parts]
-    if len(parts) < 2 or any(one is None for one in reached):
-        return False
-    (cat, *others), paths = zip(*(one for one in reached if one is not None), strict=True)
-    given = graph.ops[cat].inputs if not others or set(others) == {cat} else ()
-    wanted = [{at for at, number in enumerate(given) if number in made} for made, _ in paths]
-    return wanted == [{at} for at in range(len(parts))] and len({ops for _, ops in paths}) == 1
+    edges = [0, *(end for _, end, _ in found)]
+    covered = [start for start, _, _ in found] == edges[:-1] and edges[-1] == whole.shapes[0][dim]
+    return found if covered else []
 
 
-def derived_before_cat(graph: Graph, number: int) -> tuple[int, tuple[frozenset[int], str]] | None:
-    """The one cat that a value reaches by every way, and before it the values that depend on it and the ops that made them."""
+def _before_cat(graph: Graph, number: int) -> tuple[int, frozenset[int], str] | None:
+    """The one cat that a value reaches by every way, the values that depend on it before that, and the ops that made them."""
     made, cats, between, left = {number}, set[int](), dict[int, str](), [number]
     while left:
-        current = left.pop()
-        users = graph.users.get(current, ())
+        users = graph.users.get(left.pop(), ())
         if not users:
             return None
         for at in users:
@@ -211,7 +215,7 @@ def derived_before_cat(graph: Graph, number: int) -> tuple[int, tuple[frozenset[
                 left += op.outputs
     if len(cats) != 1 or any(each in made for _, each in graph.outputs):
         return None
-    return cats.pop(), (frozenset(made), " ".join(between[at] for at in sorted(between)))
+    return cats.pop(), frozenset(made), " ".join(between[at] for at in sorted(between))
 
 
 def _written_back(whole: Call, meaning: Narrow) -> bool:

@@ -9,7 +9,6 @@ import linecache
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from math import isqrt, lcm, prod
 
 import torch
@@ -31,8 +30,9 @@ from shardproof.planner.inputs.call_form import (
     forward_arguments,
     guess,
 )
-from shardproof.planner.inputs.failed_lines import frames_of_models, none_on_lines, words_on_lines
-from shardproof.planner.inputs.failed_operator import FailedOperator, Operand, Witness
+from shardproof.planner.inputs.corrections.failed_lines import frames_of_models, none_on_lines, words_on_lines
+from shardproof.planner.inputs.corrections.failed_operator import FailedOperator, Operand, Witness
+from shardproof.planner.inputs.corrections.told import told
 
 _MOST_DIMS = 5
 """Dims above which an argument gets no more."""
@@ -49,7 +49,7 @@ def corrections(
     yield from _missing_key(form, error)
     yield from _unpacked(model, form, error, witness)
     if failed is None:
-        yield from _told(model, form, error)
+        yield from told(model, form, error)
     yield from _read_values(form, text, failed)
     if failed is not None:
         yield from _other_dtype(form, text, failed)
@@ -108,38 +108,6 @@ def _unpacked(model: nn.Module, form: CallForm, error: BaseException, witness: W
             yield form.with_argument(name, replace(old, dims=(*old.dims[:1], 1, *old.dims[1:])))
             if "too many values" in text and len(old.dims) > 2:
                 yield form.with_argument(name, replace(old, dims=(*old.dims[:1], *old.dims[2:])))
-
-
-def _told(model: nn.Module, form: CallForm, error: BaseException) -> Iterator[CallForm]:
-    """What an exception of the model's own code says: that an argument is no image, or a size and the one that was wanted."""
-    text = str(error)
-    told = re.search(r"(\d)(?:-?[dD] | dims).*?(\d)-?[dD]", text)
-    rank = error.args[0] if isinstance(error, KeyError) and error.args else int(told[2]) if told else None
-    for name in form.tensors():
-        old = _tensor(form, name)
-        if rank == len(old.dims) != 4 or (rank is not None and told and told[1] == "4"):
-            yield form.with_argument(name, replace(old, dims=(ROWS, _colours(model), SIDE, SIDE), dtype=torch.float32))
-        if isinstance(error, AssertionError) and re.search(r"\b(axis|axes|dims?|dimensions?)\b", text):
-            yield form.with_argument(name, replace(old, dims=(ROWS, SIDE, SIDE, _colours(model))))
-        if len(old.dims) == 4 and re.search(r"divi[ds]|chunk|patch", text):
-            for side in (32, 64, 224):
-                yield form.with_argument(name, replace(old, dims=(*old.dims[:2], side, side)))
-    numbers = [int(one) for one in re.findall(r"(?<![\w.])\d+(?![\w.])", text)]
-    if isinstance(error, AssertionError) and len(numbers) == 1 and 0 < numbers[0] <= _LARGEST:
-        for name in form.tensors():
-            yield form.with_argument(name, replace(_tensor(form, name), dims=(ROWS, numbers[0])))
-    for got, wanted in pairwise(numbers):
-        for name in form.tensors() if 0 < wanted <= _LARGEST and got != wanted else ():
-            old = _tensor(form, name)
-            if got in old.dims[1:]:
-                dims = tuple(wanted if dim == got and at else dim for at, dim in enumerate(old.dims))
-                yield form.with_argument(name, replace(old, dims=dims))
-
-
-def _colours(model: nn.Module) -> int:
-    """The channels of images: those that the first convolution takes, else three."""
-    found = (one.in_channels for one in model.modules() if isinstance(one, nn.Conv2d))
-    return next(found, 3)
 
 
 def _kept_widths(form: CallForm, name: str, dims: Dims) -> Dims:

@@ -1,0 +1,1 @@
+"""Calls of a forward, corrected by what it raised."""
