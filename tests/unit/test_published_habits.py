@@ -54,7 +54,7 @@ class OneSize(nn.Module):
 
     def forward(self, x):
         height = x.shape[-2]
-        assert height == 24, f"Input height ({height}) doesn't match model (24)."
+        torch._assert(height == 24, f"Input height ({height}) doesn't match model (24).")
         return self.mlp(self.norm(self.patches(x).flatten(2).transpose(1, 2) + self.places))
 
 
