@@ -80,6 +80,7 @@ FOUND: list[tuple[dict[str, str], FuzzPlan | None, str]] = [
     # A guard against NaN was accused of what it never does.
     ({"steps": "not a number in the input"}, None, "proved, confirmed"),
     ({"steps": "not a number in a part"}, None, "proved, confirmed"),
+    ({"steps": "infinity in a mask"}, None, "refuted, refuted"),  # and the guard asks for what the code itself has made
     ({"steps": "all finite"}, None, "not proved, confirmed"),
     ({"steps": "above the mean"}, None, "not proved, confirmed"),
     # Numbers drawn past torch were compared without a word; those of a fixed seed were accused.

@@ -45,6 +45,11 @@ def _written_where(me: Any, h: Tensor, x: Tensor) -> Tensor:
     return made
 
 
+def _infinite_mask(me: Any, h: Tensor, x: Tensor) -> Tensor:
+    mask = torch.full((h.shape[1],) * 2, float("-inf"), dtype=h.dtype, device=h.device).triu(1) + 0 * x.sum()
+    return h.softmax(-1) if torch.isinf(mask).any() else h
+
+
 def _reentrant(me: Any, h: Tensor, x: Tensor) -> Tensor:
     return checkpoint(torch.tanh, h, use_reentrant=True) if h.requires_grad else h.tanh()
 
@@ -60,6 +65,7 @@ MORE: dict[str, dict[str, Step]] = {
     "guards": {
         "not a number in the input": lambda me, h, x: h.softmax(-1) if torch.isnan(x).any() else h,
         "not a number in a part": lambda me, h, x: h if torch.isfinite(h).all() else h.softmax(-1),
+        "infinity in a mask": _infinite_mask,
         "all finite": lambda me, h, x: torch.where(torch.isfinite(h).all(-1, keepdim=True), h, torch.zeros_like(h)),
         "above the mean": lambda me, h, x: torch.where(h.mean() > 0, h.tanh(), h),
     },

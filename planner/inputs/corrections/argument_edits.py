@@ -33,11 +33,10 @@ from shardproof.planner.inputs.call_form import (
 from shardproof.planner.inputs.corrections.failed_lines import frames_of_models, none_on_lines, words_on_lines
 from shardproof.planner.inputs.corrections.failed_operator import FailedOperator, Operand, Witness
 from shardproof.planner.inputs.corrections.told import told
+from shardproof.planner.inputs.mended import LARGEST
 
 _MOST_DIMS = 5
 """Dims above which an argument gets no more."""
-_LARGEST = 16384
-"""The largest size of a dim that a failure is believed to ask for."""
 
 
 def corrections(
@@ -181,7 +180,7 @@ def _scaled(form: CallForm, name: str, got: int, wanted: int, *, rows: int, toke
         if old.dims[at] in (ROWS, TOKENS) or (size * wanted) % got or (size != got and got % size and size % got):
             continue
         new = size * wanted // got
-        if 0 < new <= _LARGEST and new != size:
+        if 0 < new <= LARGEST and new != size:
             yield form.with_argument(name, replace(old, dims=(*old.dims[:at], new, *old.dims[at + 1 :])))
 
 
@@ -191,7 +190,7 @@ def _added(form: CallForm, given: Operand, more: int, *, rows: int, tokens: int)
         old = _tensor(form, name)
         sizes = old.sizes(rows, tokens)
         for at in reversed(range(1 if old.dims[:1] == (ROWS,) else 0, len(sizes))):
-            if 0 < sizes[at] + more <= _LARGEST and more:
+            if 0 < sizes[at] + more <= LARGEST and more:
                 yield form.with_argument(
                     name, replace(old, dims=(*old.dims[:at], sizes[at] + more, *old.dims[at + 1 :]))
                 )
@@ -296,7 +295,7 @@ def _resized(form: CallForm, name: str, got: int, wanted: int, *, rows: int, tok
     for at in reversed(range(len(sizes))):
         if old.dims[at] not in (ROWS, TOKENS) and got and sizes[at] != got and (sizes[at] * wanted) % got == 0:
             new = sizes[at] * wanted // got
-            if 0 < new <= _LARGEST:
+            if 0 < new <= LARGEST:
                 yield form.with_argument(name, replace(old, dims=(*old.dims[:at], new, *old.dims[at + 1 :])))
 
 
@@ -320,7 +319,7 @@ def _folded(form: CallForm, text: str, failed: FailedOperator, *, rows: int, tok
         old = _tensor(form, name)
         for at in reversed(range(len(old.dims))):
             new, rest = divmod(old.sizes(rows, tokens)[at] * wanted, got)
-            if old.dims[at] != ROWS and not rest and 0 < new <= _LARGEST:
+            if old.dims[at] != ROWS and not rest and 0 < new <= LARGEST:
                 yield form.with_argument(name, replace(old, dims=(*old.dims[:at], new, *old.dims[at + 1 :])))
 
 

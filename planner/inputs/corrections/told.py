@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from shardproof.planner.inputs.call_form import ROWS, SIDE, CallForm
+from shardproof.planner.inputs.mended import LARGEST
 
-_LARGEST = 16384
-"""The largest size of a dim that an exception is believed to ask for."""
 _SIDES = (32, 64, 224)
 """Sides of images that are tried where one does not divide into patches."""
 
@@ -52,11 +51,11 @@ def _colours(model: nn.Module) -> int:
 def _sizes(form: CallForm, error: BaseException) -> Iterator[CallForm]:
     """A size that it names in place of the size that it names before; a single one as the only size beside the rows."""
     numbers = [int(one) for one in re.findall(r"(?<![\w.])\d+(?![\w.])", str(error))]
-    if isinstance(error, AssertionError) and len(numbers) == 1 and 0 < numbers[0] <= _LARGEST:
+    if isinstance(error, AssertionError) and len(numbers) == 1 and 0 < numbers[0] <= LARGEST:
         for name, old in form.tensors().items():
             yield form.with_argument(name, replace(old, dims=(ROWS, numbers[0])))
     for got, wanted in pairwise(numbers):
-        for name, old in form.tensors().items() if 0 < wanted <= _LARGEST and got != wanted else ():
+        for name, old in form.tensors().items() if 0 < wanted <= LARGEST and got != wanted else ():
             if got in old.dims[1:]:
                 dims = tuple(wanted if dim == got and at else dim for at, dim in enumerate(old.dims))
                 yield form.with_argument(name, replace(old, dims=dims))

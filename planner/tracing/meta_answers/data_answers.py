@@ -6,6 +6,7 @@ all of that tensor.
 
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from math import isinf
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from shardproof.planner.inputs.meta_types import meta_type
-from shardproof.planner.ir.graph import BRANCH, READ
+from shardproof.planner.ir.graph import BRANCH, READ, Op
 from shardproof.planner.tracing.meta_answers.placeholders import FOUND, masks_find, numbers_of, place_of
 from shardproof.planner.tracing.own_backward import hooked
 from shardproof.planner.tracing.recorder import Recorder
@@ -179,12 +180,26 @@ def _of_finite_values(recorder: Recorder, condition: Tensor) -> bool | None:
         if wanted not in op.outputs:
             continue
         if op.target in _FINITE:
-            return _FINITE[op.target] ^ negated
+            return None if _may_hold_infinity(recorder, op) else _FINITE[op.target] ^ negated
         if op.target not in _NOT | _KEEPS:
             return None
         negated ^= op.target in _NOT
         wanted = op.inputs[0]
     return None
+
+
+def _may_hold_infinity(recorder: Recorder, asked: Op) -> bool:
+    """Whether code asks for infinity where it has put one itself, as into a mask: that branch is followed to both sides."""
+    if asked.target == "aten.isnan":
+        return False
+    wanted = set(asked.inputs)
+    for op in reversed(recorder.ops):
+        if not wanted.isdisjoint(op.outputs):
+            wanted.update(op.inputs)
+            given = tree_flatten((op.args, [value for _, value in op.kwargs]))[0]
+            if any(isinstance(one, float) and isinf(one) for one in given):
+                return True
+    return False
 
 
 _ASKED = "item() cannot be called on meta tensors"
