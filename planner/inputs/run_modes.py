@@ -1,7 +1,7 @@
-"""The ways in which clients run a model: evaluation, training with a loss, and decoding through a cache.
+"""The ways in which clients run a model: evaluation, training with a loss, decoding through a cache, and eager attention.
 
 Code may take another path in each: by `training`, by the gradient mode, by labels, by a mask, by the number of tokens, by what
-the cache holds. So each is a program of its own, and each is proved.
+the cache holds, by the attention that its config names. So each is a program of its own, and each is proved.
 """
 
 import inspect
@@ -24,6 +24,10 @@ class RunMode(StrEnum):
     """With labels and a padding mask, where the forward takes them; gradients are on."""
     DECODING = "decoding"
     """A prefill that fills the cache, then one token; with a padding mask, where the forward takes one; gradients are off."""
+    EAGER = "eager attention"
+    """Evaluation with the attention function of the modeling file, where the config names another; with a padding mask, where the
+    forward takes one.
+    """
 
 
 Call: TypeAlias = Mapping[str, Any]
@@ -88,6 +92,13 @@ def has_unknown_cache(model: nn.Module) -> bool:
     return bool(caching(model, True)) and not has_cache(model)
 
 
+def has_eager(model: nn.Module) -> bool:
+    """Whether a model runs torch's fused attention, and an attention function of its own when its config asks for `eager`."""
+    named = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    may_change = getattr(model, "_can_set_attn_implementation", None)
+    return named == "sdpa" and (may_change is None or may_change())
+
+
 def takes(model: nn.Module, name: str) -> bool:
     """Whether a model's forward names this keyword, or hands what it does not name to a base model that names it."""
     names = inspect.signature(type(model).forward).parameters
@@ -110,6 +121,10 @@ def scripts(model: nn.Module, mode: RunMode, inputs: Mapping[str, Any] | None = 
         yield Script(mode, ({**caching(model, False), **given},))
         return
     mask = _mask(model, given)
+    if mode is RunMode.EAGER:
+        for more in _fullest_first(mask):
+            yield Script(mode, ({**caching(model, False), **given, **more},))
+        return
     if mode is RunMode.TRAINING:
         labels = _labels(model, given)
         off = caching(model, False)

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from shardproof.planner.inputs.example import accept_form, accepted_form
-from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script, scripts
+from shardproof.planner.inputs.run_modes import NoCacheError, RunMode, Script, has_eager, scripts
 from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph
 from shardproof.planner.loading.build import build
@@ -65,7 +65,8 @@ _other_modes: "WeakKeyDictionary[nn.Module, dict[RunMode, Subject | TraceError |
 
 
 def subject_in(model: nn.Module, mode: RunMode) -> Subject | None:
-    """A model on meta with its program in a mode; None where the model has no such mode (no cache to decode through).
+    """A model on meta with its program in a mode; None where the model has no such mode (no cache to decode through, no attention
+    of its own).
 
     Raises:
         TraceError: no form of what the mode runs can be traced; that of the fullest form.
@@ -85,7 +86,7 @@ def subject_in(model: nn.Module, mode: RunMode) -> Subject | None:
 def other_modes(model: nn.Module) -> tuple[Subject, ...]:
     """A model in every mode but evaluation that it has and that can be traced."""
     found = []
-    for mode in (RunMode.TRAINING, RunMode.DECODING):
+    for mode in (RunMode.TRAINING, RunMode.DECODING, RunMode.EAGER):
         with suppress(TraceError):
             found.append(subject_in(model, mode))
     return tuple(subject for subject in found if subject is not None)
@@ -93,6 +94,8 @@ def other_modes(model: nn.Module) -> tuple[Subject, ...]:
 
 def _traced_in(model: nn.Module, base: Subject, mode: RunMode) -> Subject | TraceError | None:
     first: TraceError | None = None
+    if mode is RunMode.EAGER and not has_eager(model):
+        return None
     with private_copy(model) as own:
         for script in scripts(own, mode):
             try:
@@ -198,7 +201,7 @@ class _ProgramKey:
 
 
 _programs: "WeakKeyDictionary[nn.Module, list[tuple[_ProgramKey, Graph]]]" = WeakKeyDictionary()
-KEPT = 6
+KEPT = 8
 """Per-rank programs that are kept for each model, two in each mode: inference, degrees and proof ask for the same ones."""
 
 

@@ -31,6 +31,9 @@ TRACING = RLock()
 EAGER: dict[str, object] = {"_experts_implementation": "eager"}
 """Config fields held at these values: fused expert kernels hide the computation, and want real data types."""
 
+EAGER_ATTENTION: dict[str, object] = {"_attn_implementation_internal": "eager"}
+"""The same for a trace of the modeling file's own attention function."""
+
 NO_DATA_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 """Transformers' own switch for its checks of data (5.23.0, utils/import_utils.py, `torch_compilable_check`)."""
 
@@ -120,7 +123,8 @@ def recording(
 
     Args:
         model: the model that runs; fields of its configs are held at `EAGER`.
-        mode: in training all modules are in training mode; beside decoding no config asks for a cache.
+        mode: in training all modules are in training mode; beside decoding no config asks for a cache; where eager attention is
+            asked for, every config names it.
         call: takes the place of `nn.Module.__call__`, with the original as its first argument.
         apply: takes the place of `torch.autograd.Function.apply`; its first arguments are the original, bound, and the class.
         gradients: answers and hears torch's gradient mode in place of torch: a trace builds no gradients itself.
@@ -135,8 +139,10 @@ def recording(
         _patch(undo, torch.autocast, "__init__", _autocast_on_meta)
         _patch(undo, torch.autograd.Function, "apply", lambda original: classmethod(_applied(original, apply)))
         configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c is not None}
+        held = EAGER if mode is RunMode.DECODING else EAGER | {"use_cache": False}
+        held = held | EAGER_ATTENTION if mode is RunMode.EAGER else held
         for config in configs.values():
-            for name, value in (EAGER if mode is RunMode.DECODING else EAGER | {"use_cache": False}).items():
+            for name, value in held.items():
                 if hasattr(config, name):
                     undo.callback(setattr, config, name, getattr(config, name))
                     setattr(config, name, value)

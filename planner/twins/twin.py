@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import chain
 
 import torch
+from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.numbers import real_inputs
 from shardproof.planner.inputs.run_modes import RunMode, scripts
@@ -153,6 +154,8 @@ def raises_on_one_device(loaded: LoadedModel, mode: RunMode) -> bool:
         given = real_inputs(model, SHORT)
     except Exception:  # unknown: clients may run this mode
         return False
+    if mode is RunMode.EAGER and isinstance(model, PreTrainedModel):
+        model.set_attn_implementation("eager")
     tried = False
     for script in scripts(model, mode, given):
         tried = True

@@ -1,7 +1,8 @@
 """The tensor-parallel proof in every mode in which clients run the model, and what it covers.
 
-Evaluation comes first. Where the plan is right there, training and decoding are asked, and the other sides of branches on data. A
-mode that cannot be traced is not proved, unless a small copy of the model raises in it on one device by itself.
+Evaluation comes first. Where the plan is right there, training, decoding and eager attention are asked, and the other sides of
+branches on data. A mode that cannot be traced is not proved, unless a small copy of the model raises in it on one
+device by itself.
 """
 
 from collections.abc import Iterator, Mapping
@@ -71,7 +72,7 @@ def _in_other_modes(
     loaded: LoadedModel, subject: Subject, styles: Mapping[str, str], tp: int, asked: _Coverage
 ) -> tuple[Finding, ...]:
     untraced: tuple[Finding, ...] = ()
-    for mode in (RunMode.TRAINING, RunMode.DECODING):
+    for mode in (RunMode.TRAINING, RunMode.DECODING, RunMode.EAGER):
         try:
             other = subject_in(subject.model, mode)
         except TraceError as error:
@@ -81,11 +82,11 @@ def _in_other_modes(
                 case finding:
                     untraced += (finding,)
             continue
-        if other is None and has_unknown_cache(subject.model):
-            untraced += (tp210.decoding_not_asked(),)
-            continue
         if other is None:
-            asked.assumptions[NO_CACHE] = None
+            if mode is RunMode.DECODING and has_unknown_cache(subject.model):
+                untraced += (tp210.decoding_not_asked(),)
+            elif mode is RunMode.DECODING:
+                asked.assumptions[NO_CACHE] = None
             continue
         asked.modes.append(mode.value)
         if wrong := check_tensor(other, styles, tp):

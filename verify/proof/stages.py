@@ -89,7 +89,7 @@ class Programs:
         if wrong := check_chunks(cutting.layout.chunks, cutting.layout.depth):
             return StagesVerdict(wrong)
         asked, assumed, undecided = list[str](), list[str](), list[Finding]()
-        for mode in RunMode:
+        for mode in (RunMode.EVALUATION, RunMode.TRAINING, RunMode.DECODING):
             match self.in_mode(mode):
                 case str() as assumption:
                     assumed.append(assumption)

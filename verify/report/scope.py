@@ -8,7 +8,7 @@ class Scope:
     """What was looked at for one verdict.
 
     Attributes:
-        modes: the ways of running the model whose programs were related: `evaluation`, `training`, `decoding`.
+        modes: the ways of running the model whose programs were related: `evaluation`, `training`, `decoding`, `eager attention`.
         branches: lines (`file:line`) that branch on data, and were followed to both sides.
         layers: layers that ran in the trace, by path; `same` names those that run the same program as one of them.
         same: layers that one of `layers` stands for.
