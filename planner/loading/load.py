@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from shardproof.planner.ir.errors import ArgumentError, LoadError
@@ -15,7 +15,7 @@ from shardproof.planner.loading.adapters.adapted_class import Adapter, adapted_c
 from shardproof.planner.loading.configs.config_fields import impossible
 from shardproof.planner.loading.custom_code import FILE_PACKAGE, config_class_of
 from shardproof.planner.loading.modules.any_module import ModuleConfig, adopting
-from shardproof.planner.loading.modules.declared_inputs import declared
+from shardproof.planner.loading.modules.declared_inputs import as_texts, declared
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.loading.resolve import resolve
 
@@ -71,7 +71,7 @@ def load(
     *,
     overrides: Mapping[str, object] | None = None,
     trust_remote_code: bool = False,
-    inputs: Sequence[str] = (),
+    inputs: Sequence[str] | Mapping[str, Tensor | str] = (),
     adapters: Sequence[str] = (),
 ) -> LoadedModel:
     """Resolve a reference, without the network.
@@ -83,8 +83,8 @@ def load(
             module, or a module itself (which other processes cannot load: it is proved, and not run).
         overrides: fields of the config. A string is parsed as JSON if it is valid JSON; any other value is used as it is.
         trust_remote_code: whether code next to a config.json may run.
-        inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`; without them, they
-            are guessed from its first layers.
+        inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`, or by name
+            as tensors, which stand for their dtypes and shapes; without them, they are guessed from its first layers.
         adapters: folders of adapters that PEFT saved, which are put into the model.
 
     Raises:
@@ -109,7 +109,7 @@ _IN_MEMORY: set[str] = set()
 """The names of modules that were given to `load` themselves."""
 
 
-def _of_module(module: nn.Module, inputs: Sequence[str]) -> LoadedModel:
+def _of_module(module: nn.Module, inputs: Sequence[str] | Mapping[str, Tensor | str]) -> LoadedModel:
     """A module that was made already: a copy of it is what every build gives."""
     name = type(module).__name__
 
@@ -123,13 +123,14 @@ def _of_module(module: nn.Module, inputs: Sequence[str]) -> LoadedModel:
     return LoadedModel(name, config, model_class)
 
 
-def _declare(config: PreTrainedConfig, inputs: Sequence[str], *, name: str) -> None:
+def _declare(config: PreTrainedConfig, inputs: Sequence[str] | Mapping[str, Tensor | str], *, name: str) -> None:
     if not inputs:
         return
     if not isinstance(config, ModuleConfig):
         raise ArgumentError(f"{name} is a Transformers model, whose inputs are known: leave --input out.")
-    declared(inputs, config, rows=1, length=1)
-    config.declared_inputs = list(inputs)
+    texts = as_texts(inputs)
+    declared(texts, config, rows=1, length=1)
+    config.declared_inputs = texts
 
 
 def _as_written(key: str, value: object) -> str:

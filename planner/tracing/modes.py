@@ -193,7 +193,7 @@ class Dispatch(TorchDispatchMode):
             return self._taken_in_turns(args[0], result, *turns)
         if target == "aten.unfold" and (dim := _side_by_side(*args)) is not None:
             return self._windows_side_by_side(args[0], result, dim, args[3])
-        if target == "aten._to_copy" and isinstance(result, Tensor) and result.dtype == args[0].dtype:
+        if target == "aten._to_copy" and isinstance(result, Tensor) and _keeps_dtype(args[0], result):
             target = "aten.clone"
         if target in SAME and isinstance(result, Tensor):
             recorder.alias(result, args[0])
@@ -261,6 +261,11 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     given = (*first, *(value for name, value in kwargs.items() if name in names))
     rest = {name: value for name, value in kwargs.items() if name not in names}
     return [value for value in given if isinstance(value, Tensor)], rest
+
+
+def _keeps_dtype(given: object, result: Tensor) -> bool:
+    """Whether a copy has the dtype of what it is made of; `vmap` makes some of numbers."""
+    return isinstance(given, Tensor) and given.dtype == result.dtype
 
 
 @cache

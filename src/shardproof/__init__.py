@@ -24,7 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from shardproof.launch.rank_layouts import RankedLayouts
     from shardproof.planner.inference.suggest import Suggestion
@@ -78,7 +78,7 @@ def load(
     *,
     overrides: Mapping[str, object] | None = None,
     trust_remote_code: bool = False,
-    inputs: Sequence[str] = (),
+    inputs: "Sequence[str] | Mapping[str, Tensor | str]" = (),
     adapters: Sequence[str] = (),
 ) -> "LoadedModel":
     """Read a model: its config and its class. No weights are read, and nothing is fetched from the network.
@@ -90,7 +90,8 @@ def load(
         overrides: fields of the config and their values; a dot reaches into a sub-config. A string is read as the command's
             `--set key=value` reads it: as JSON where it is JSON, else as text.
         trust_remote_code: whether code that lies beside a config.json may run.
-        inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`; guessed by default.
+        inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`, or by name as
+            tensors, which stand for their dtypes and shapes; guessed by default.
         adapters: folders of adapters (LoRA, DoRA, rsLoRA) that PEFT saved: the plan is then that of the model with them.
 
     Raises:

@@ -169,6 +169,14 @@ def test_inputs_are_declared(file: Path) -> None:
         load("llama", inputs=["x: float[2]"])
 
 
+def test_tensors_stand_for_their_dtypes_and_shapes(file: Path) -> None:
+    loaded = load(f"{file}:Mlp", inputs={"x": torch.randn(2, 3, 64, dtype=torch.float64)})
+    assert loaded.config.declared_inputs == ["x: float64[2, 3, 64]"]
+    assert load(f"{file}:Mlp", inputs={"x": "float[b, 3, width]"}).config.declared_inputs == ["x: float[b, 3, width]"]
+    with pytest.raises(ArgumentError, match="the input x is complex64; give a tensor of one of float"):
+        load(f"{file}:Mlp", inputs={"x": torch.zeros(2, dtype=torch.complex64)})
+
+
 def test_inputs_are_what_a_function_returns(tmp_path: Path) -> None:
     (tmp_path / "rows.py").write_text(
         "import torch\nfrom torch import nn\n\n"

@@ -61,6 +61,30 @@ def declared(texts: Sequence[str], config: object, *, rows: int, length: int) ->
     return found
 
 
+def as_texts(inputs: Sequence[str] | Mapping[str, Tensor | str]) -> list[str]:
+    """Declared inputs as texts; in a mapping, a tensor stands for its dtype and shape.
+
+    Raises:
+        ArgumentError: a tensor has a dtype that cannot be declared, or a value is neither a tensor nor a text.
+    """
+    if not isinstance(inputs, Mapping):
+        return list(inputs)
+    return [f"{name}: {_form(name, value)}" for name, value in inputs.items()]
+
+
+def _form(name: str, value: Tensor | str) -> str:
+    if isinstance(value, str):
+        return value
+    dtype = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else ""
+    if dtype not in _DTYPES:
+        kind = dtype or type(value).__name__
+        raise ArgumentError(
+            f"the input {name} is {kind}; give a tensor of one of {', '.join(_DTYPES)}, or 'DTYPE[DIMS]'; other values come "
+            "from a function, as 'FILE.py:FUNCTION'."
+        )
+    return f"{dtype}[{', '.join(map(str, value.shape))}]"
+
+
 def _returned(path: str, name: str, config: object) -> dict[str, Any]:
     function = function_from_file(Path(path), name)
     try:
