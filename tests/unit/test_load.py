@@ -343,3 +343,9 @@ def test_tied_weights_in_a_list_are_named(custom: Path) -> None:
     (custom / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     with pytest.raises(LoadError, match="_tied_weights_keys is a list; Transformers 5 wants a dictionary"):
         build(load(str(custom), trust_remote_code=True))
+
+
+def test_a_field_that_only_the_modeling_code_reads_can_be_set() -> None:
+    assert load("qwen3_moe", overrides={"head_dim": 128}).config.head_dim == 128
+    with pytest.raises(LoadError, match="--set head_dims names no field of Qwen3MoeConfig"):
+        load("qwen3_moe", overrides={"head_dims": 128})

@@ -3,7 +3,10 @@
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeAlias
 
 from transformers import PreTrainedConfig
@@ -76,7 +79,7 @@ def _put(
     """Set one dotted key in nested fields; `owner` is the config that the fields belong to."""
     head, *rest = path
     known = field_names(owner)
-    if head not in known:
+    if head not in known and not _code_reads(owner, head):
         raise LoadError(f"{name}: --set {key} names no field of {_kind(owner)}.{nearest(head, known)}")
     if not rest:
         if head.startswith("num_") and isinstance(value, int) and value < 0:
@@ -92,6 +95,23 @@ def _put(
         raise LoadError(
             f"{name}: --set {key} goes into {head!r}, which is no sub-config and no mapping of {_kind(owner)}."
         )
+
+
+def _code_reads(owner: PreTrainedConfig | type[PreTrainedConfig], name: str) -> bool:
+    """Whether modeling code beside the config class reads a field that the class does not declare (`getattr(config, "head_dim",
+    None)`): a config.json may hold it.
+    """
+    config_class = owner if isinstance(owner, type) else type(owner)
+    try:
+        home = Path(inspect.getfile(config_class))
+    except (TypeError, OSError):  # a class without a file
+        return False
+    read = re.compile(
+        rf"""\bconfig\s*\.\s*{re.escape(name)}\b|getattr\(\s*(?:\w+\.)*config\s*,\s*["']{re.escape(name)}["']"""
+    )
+    with suppress(OSError, UnicodeDecodeError):
+        return any(read.search(file.read_text("utf-8")) for file in {home, *home.parent.glob("modeling*.py")})
+    return False
 
 
 def _put_inside(fields: Fields, path: list[str], value: object) -> None:
