@@ -10,8 +10,9 @@ entries
 5. Large matrices that are left are sharded alone, with a gathered output.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from shardproof.planner.inference.candidates import Candidate, find_candidates, locked
 from shardproof.planner.inference.groups import Groups, infer_groups
@@ -49,7 +50,7 @@ def infer_tp(graph: Graph, probe: Prober, base_prefix: str = "") -> Inference:
     result = Inference(groups=groups)
     reasons: dict[str, str] = {}
     without_style: dict[str, str] = {}
-    _add_tables(groups, result, probe, reasons, set(automatic(graph, base_prefix)))
+    _add_tables(groups, result, probe, reasons, automatic(graph, base_prefix))
     tables = dict(result.entries)
     candidates = _consistent(find_candidates(groups, without_style), result, reasons)
     while True:
@@ -141,9 +142,11 @@ def probe_degree(sizes: Iterable[int]) -> int:
     return max((2, 3, 5, 7), key=lambda degree: (sum(size % degree == 0 for size in sizes), -degree))
 
 
-def _add_tables(groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str], unasked: Set[str]) -> None:
+def _add_tables(
+    groups: Groups, result: Inference, probe: Prober, reasons: dict[str, str], unasked: Mapping[str, str]
+) -> None:
     """Shard the tables that are looked up by row, and the heads tied to them. The client shards those in `unasked` even
-    without an entry; if that is wrong, they get an entry that replicates them.
+    without an entry; if that is wrong, they get an entry that replicates them, under the key that is heard.
     """
     proposals = large_leftovers(groups, result.entries, reasons, sizes=(), tables=True)
     proposals.sort(key=lambda entries: not any(entry.pattern in unasked for entry in entries))
@@ -161,7 +164,7 @@ def _add_agreed(
     result: Inference,
     probe: Prober,
     reasons: dict[str, str],
-    unasked: Set[str] = frozenset(),
+    unasked: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Add all proposals together if the probe finds no fault, else add them one at a time."""
     degree = probe_degree(result.sizes or [2])
@@ -179,7 +182,8 @@ def _add_agreed(
             if entry.pattern in unasked:
                 because = f"kept whole, for the client splits it where no entry stands: {found.reason}"
                 brief = "kept whole; without an entry it is split"
-                result.entries[entry.pattern] = TpEntry(entry.pattern, "replicate", because, brief)
+                key = unasked[entry.pattern]
+                result.entries[key] = TpEntry(key, "replicate", because, brief)
 
 
 def _add_gradient_rules(result: Inference, probe: Prober) -> GradientFault | None:

@@ -30,15 +30,27 @@ def ops_between(graph: Graph, start: int, end: int) -> tuple[Op, ...]:
 
 
 def live_ops(graph: Graph) -> frozenset[int]:
-    """The positions of the ops whose result reaches an output of the model or is read as a Python number."""
+    """The positions of the ops whose result reaches an output of the model, is read as a Python number, or has a size that only
+    data tells: code reads that without an op.
+    """
     needed = {number for _, number in graph.outputs}
     live: set[int] = set()
     for position in reversed(range(len(graph.ops))):
         op = graph.ops[position]
-        if op.target in (READ, OWN_BACKWARD) or not needed.isdisjoint(op.outputs):
+        if op.target in (READ, OWN_BACKWARD) or sized_by_data(graph, op) or not needed.isdisjoint(op.outputs):
             live.add(position)
             needed.update(op.inputs)
     return frozenset(live)
+
+
+SIZED_BY_DATA = frozenset({"aten.nonzero", "aten.masked_select", "aten._unique2"})
+"""Ops whose results have as many elements as data says."""
+
+
+def sized_by_data(graph: Graph, op: Op) -> bool:
+    """Whether the size of an op's result depends on data: searches, and indexing by a mask."""
+    masks = (graph.values[number].dtype == "bool" for number in op.inputs[1:])
+    return op.target in SIZED_BY_DATA or (op.target == "aten.index" and any(masks))
 
 
 def buffers_left(graph: Graph) -> Mapping[str, int]:

@@ -6,10 +6,11 @@ from math import prod
 
 from shardproof.planner.ir.graph import Graph, Module
 from shardproof.planner.ir.placement import Placement, R, Shard
-from shardproof.planner.ir.plan import generic, join, owner_of
+from shardproof.planner.ir.plan import generic, join
 from shardproof.planner.ir.styles import After, Before, ParameterLayout, Style, style_of
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum
+from shardproof.planner.transformers_facts.table_owners import TABLE, TableOwner, key_of_table, with_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,7 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     of no other. Some versions shard a child called `embed_tokens` without an entry, if its model has any entry.
     Unknown styles are ignored here; the check of the plan's form reports them.
     """
-    tables = _tables(graph, base_prefix)
-    planned = {owner_of(key, ("", *tables)) for key in styles}
-    split = [table for model, table in tables.items() if model in planned and table]
-    styles = {**dict.fromkeys(split, "embedding_rowwise"), **styles}
+    styles = with_tables(styles, _owners(graph, base_prefix), base_prefix)
     modules: dict[str, tuple[Style, str]] = {}
     parameters: dict[str, tuple[Placement, str]] = {}
     standing: dict[tuple[str, ...], Style] = {}
@@ -166,18 +164,18 @@ def _matrix(graph: Graph, module: Module) -> int | None:
     return matrices[0] if len(matrices) == 1 else None
 
 
-def automatic(graph: Graph, base_prefix: str) -> list[str]:
-    """Patterns of the embeddings that get a style without an entry: `embed_tokens` of every model except the head model."""
-    return [table for table in _tables(graph, base_prefix).values() if table]
+def automatic(graph: Graph, base_prefix: str) -> dict[str, str]:
+    """Patterns of the embeddings that get a style without an entry -> the key under which an entry is heard."""
+    owners = _owners(graph, base_prefix)
+    return {join(owner.path, TABLE): key_of_table(owner, base_prefix) for owner in owners if owner.style}
 
 
-def _tables(graph: Graph, base_prefix: str) -> dict[str, str]:
-    """The path of every model except the head model -> the pattern of its `embed_tokens`; empty if it has none."""
-    found = {}
+def _owners(graph: Graph, base_prefix: str) -> list[TableOwner]:
+    """Every model except the head model, with what the library does to its table."""
+    found: dict[str, TableOwner] = {}
     for module in graph.modules:
         if "PreTrainedModel" in module.bases and (module.path or not base_prefix):
-            embedding = graph.module_of.get(join(module.path, "embed_tokens"))
-            found[generic(module.path)] = (
-                generic(embedding.path) if embedding is not None and embedding.automatic else ""
-            )
-    return found
+            table = graph.module_of.get(join(module.path, TABLE))
+            path = generic(module.path)
+            found[path] = TableOwner(path) if table is None else TableOwner(path, table.automatic, table.inner_table)
+    return list(found.values())

@@ -1,4 +1,4 @@
-"""Whether the installed Transformers shards an embedding table without an entry."""
+"""Which embedding tables the installed Transformers shards without an entry."""
 
 from functools import cache
 from types import SimpleNamespace
@@ -7,8 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.distributed.mixin import DistributedMixin
 
-TABLE = "embed_tokens"
-"""The one attribute name that the library looks for."""
+from shardproof.planner.transformers_facts.table_owners import TABLE
 
 
 @cache
@@ -42,3 +41,10 @@ def automatic_style(model: nn.Module, path: str) -> str:
     if name != TABLE or not isinstance(model.get_submodule(path), nn.Embedding):
         return ""
     return style_without_entry() if isinstance(model.get_submodule(owner), PreTrainedModel) else ""
+
+
+def is_inner(model: nn.Module, path: str) -> bool:
+    """Whether the table at `path` belongs to a model in the base model that has its config, or a copy of it."""
+    base = getattr(model, "base_model", model)
+    owner = model.get_submodule(path.rpartition(".")[0])
+    return owner not in (base, model) and type(getattr(owner, "config", None)) is type(getattr(base, "config", model))

@@ -88,6 +88,10 @@ FOUND: list[tuple[dict[str, str], FuzzPlan | None, str]] = [
     ({"steps": "by numpy"}, None, "proved, not decided"),
     ({"steps": "from a seed"}, None, "proved, confirmed"),
     ({"steps": "from a seed, by width"}, None, "refuted, refuted"),
+    # The size of what a search finds is read without an op: a search of a part counted as dead.
+    ({"steps": "as many as are positive"}, None, "not proved, refuted"),
+    ({"steps": "as many as a mask takes"}, None, "refuted, refuted"),
+    ({"steps": "as many in the input"}, None, "proved, confirmed"),
     # Groups that are taken apart and put together again were accused.
     ({"steps": "gated halves"}, None, "proved, confirmed"),
     ({"steps": "side by side"}, None, "proved, confirmed"),

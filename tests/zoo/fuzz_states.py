@@ -69,6 +69,12 @@ MORE: dict[str, dict[str, Step]] = {
         "all finite": lambda me, h, x: torch.where(torch.isfinite(h).all(-1, keepdim=True), h, torch.zeros_like(h)),
         "above the mean": lambda me, h, x: torch.where(h.mean() > 0, h.tanh(), h),
     },
+    "sizes of searches": {
+        "as many as are positive": lambda me, h, x: h * (1 + 0.1 * (h[0, 0] > 0).nonzero().shape[0]),
+        "as many as a mask takes": lambda me, h, x: h * (1 + 0.01 * len(h[h > 0])),
+        "as many in the input": lambda me, h, x: h * (1 + 0.01 * x[x > 0].numel()),
+        "as many signs": lambda me, h, x: h * (1 + 0.1 * torch.unique(h).numel()),
+    },
     "drawn past torch": {
         "by Python": lambda me, h, x: h * 0.5 if me.training and random.random() < 0.5 else h,
         "by numpy": lambda me, h, x: h * float(np.random.rand()) if me.training else h,

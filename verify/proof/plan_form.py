@@ -20,6 +20,8 @@ from shardproof.planner.loading.carried_plan import base_prefix, reads_config_pl
 from shardproof.planner.loading.modules.any_module import ModuleConfig
 from shardproof.planner.loading.modules.own_plan import unlike_lists
 from shardproof.planner.transformers_facts.styles import modelled, needs_attribute, registered
+from shardproof.planner.transformers_facts.table_owners import TABLE
+from shardproof.planner.transformers_facts.tables import automatic_style, is_inner
 from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106, tp210
 
 NOT_READ = "the table of styles has no row for it"
@@ -53,6 +55,8 @@ class _Names:
     modules: Mapping[str, list[tuple[str, nn.Module]]]
     parameters: Mapping[str, list[tuple[str, Tensor]]]
     carried: frozenset[str]
+    for_tables: frozenset[str] = frozenset()
+    """Keys that are heard for tables elsewhere."""
 
     @staticmethod
     def of(model: nn.Module) -> "_Names":
@@ -66,10 +70,13 @@ class _Names:
             parameters.setdefault(keyed(path, unlike), []).append((path, parameter))
         # The model's own plan as Transformers composed it: there, and only there, a key without a match is a warning.
         own = [getattr(model, attribute, None) or {} for attribute in ("_tp_plan", "_ep_plan")]
-        return _Names(model, modules, parameters, frozenset(str(key) for keys in own for key in keys))
+        carried = frozenset(str(key) for keys in own for key in keys)
+        inner = (path for path, _ in model.named_modules() if automatic_style(model, path) and is_inner(model, path))
+        heard = frozenset(join(base_prefix(model), TABLE) for _ in inner)
+        return _Names(model, modules, parameters, carried, heard)
 
     def __contains__(self, pattern: str) -> bool:
-        return pattern in self.modules or pattern in self.parameters
+        return pattern in self.modules or pattern in self.parameters or pattern in self.for_tables
 
 
 def _entry(names: _Names, plan: Plan, prefix: str, pattern: str, style: str) -> Finding | None:

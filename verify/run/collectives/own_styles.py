@@ -5,7 +5,7 @@ Where the client's run is wrong and this one is right, the plan is not to blame.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.ir.placement import Placement, R, Shard
-from shardproof.planner.ir.plan import generic, join, key_for, owner_of
+from shardproof.planner.ir.plan import generic, join, key_for
 from shardproof.planner.ir.styles import After, Before, ParameterLayout, Style, style_of
-from shardproof.planner.transformers_facts.tables import TABLE, automatic_style
+from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.transformers_facts.table_owners import TABLE, TableOwner, with_tables
+from shardproof.planner.transformers_facts.tables import automatic_style, is_inner
 from shardproof.verify.run.collectives.autograd import AxisRank, enter, gather, gathered, part, reduce, total
 
 
@@ -51,7 +53,7 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) ->
         PartError: a parameter does not divide over the ranks.
     """
     model = copy.deepcopy(single)
-    styles = {**dict.fromkeys(_automatic(model, styles), "embedding_rowwise"), **styles}
+    styles = with_tables(styles, _owners(model), base_prefix(model))
     if unknown := sorted(
         style for style in styles.values() if (known := style_of(style)) is None or known.expert_parallel
     ):
@@ -65,17 +67,15 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) ->
     return Application(model, placements, sizes, at)
 
 
-def _automatic(model: nn.Module, planned: Iterable[str]) -> Iterator[str]:
-    """Paths of tables that the client shards over the vocabulary without an entry: `embed_tokens` of every model with entries."""
-    bases = [
-        (generic(path), module)
-        for path, module in model.named_modules()
-        if isinstance(module, PreTrainedModel) and module.base_model is module
-    ]
-    owners = {owner_of(key, ("", *(path for path, _ in bases))) for key in planned}
-    for path, module in bases:
-        if path in owners and hasattr(module, TABLE) and automatic_style(module, TABLE):
-            yield join(path, TABLE)
+def _owners(model: nn.Module) -> list[TableOwner]:
+    """The models in a model, with what the client does to their tables without an entry."""
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and module.base_model is module:
+            table = join(path, TABLE)
+            style = automatic_style(module, TABLE) if hasattr(module, TABLE) else ""
+            found.append(TableOwner(generic(path), style, bool(style) and is_inner(model, table)))
+    return found
 
 
 def _cut(model: nn.Module, styles: Mapping[str, str], at: AxisRank) -> tuple[dict[str, Placement], dict[str, int]]:
