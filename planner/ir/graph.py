@@ -124,8 +124,8 @@ class Module:
     buffers: tuple[tuple[str, int], ...] = ()
     automatic: str = ""
     """The style that Transformers gives it without an entry, if its model has any entry; empty for most modules."""
-    inner_table: bool = False
-    """Whether entries for it are heard only under the base model's `embed_tokens` (`transformers_facts/table_owners.py`)."""
+    inner: bool = False
+    """Whether it is a model in the base model that reads the base model's config (`transformers_facts/composed_plan.py`)."""
 
 
 @dataclass(frozen=True, slots=True)

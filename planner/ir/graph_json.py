@@ -20,7 +20,7 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
                 "repeats": m.repeats,
                 "buffers": dict(m.buffers),
                 "automatic": m.automatic,
-                "inner_table": m.inner_table,
+                "inner": m.inner,
             }
             for m in graph.modules
         ],
@@ -59,7 +59,7 @@ def graph_from_json(data: Mapping[str, Any]) -> Graph:
                 m["repeats"],
                 tuple(m["buffers"].items()),
                 m["automatic"],
-                m["inner_table"],
+                m["inner"],
             )
             for m in data["modules"]
         ),

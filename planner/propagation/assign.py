@@ -10,7 +10,7 @@ from shardproof.planner.ir.plan import generic, join
 from shardproof.planner.ir.styles import After, Before, ParameterLayout, Style, style_of
 from shardproof.planner.propagation.rules.registry import semantics
 from shardproof.planner.propagation.semantics import Call, Einsum
-from shardproof.planner.transformers_facts.table_owners import TABLE, TableOwner, key_of_table, with_tables
+from shardproof.planner.transformers_facts.composed_plan import TABLE, PlanReader, composed, key_of_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ def assign(graph: Graph, styles: Mapping[str, str], *, base_prefix: str = "") ->
     of no other. Some versions shard a child called `embed_tokens` without an entry, if its model has any entry.
     Unknown styles are ignored here; the check of the plan's form reports them.
     """
-    styles = with_tables(styles, _owners(graph, base_prefix), base_prefix)
+    styles = composed(styles, _readers(graph, base_prefix), base_prefix)
     modules: dict[str, tuple[Style, str]] = {}
     parameters: dict[str, tuple[Placement, str]] = {}
     standing: dict[tuple[str, ...], Style] = {}
@@ -166,16 +166,16 @@ def _matrix(graph: Graph, module: Module) -> int | None:
 
 def automatic(graph: Graph, base_prefix: str) -> dict[str, str]:
     """Patterns of the embeddings that get a style without an entry -> the key under which an entry is heard."""
-    owners = _owners(graph, base_prefix)
-    return {join(owner.path, TABLE): key_of_table(owner, base_prefix) for owner in owners if owner.style}
+    readers = _readers(graph, base_prefix)
+    return {join(reader.path, TABLE): key_of_table(reader, base_prefix) for reader in readers if reader.table}
 
 
-def _owners(graph: Graph, base_prefix: str) -> list[TableOwner]:
+def _readers(graph: Graph, base_prefix: str) -> list[PlanReader]:
     """Every model except the head model, with what the library does to its table."""
-    found: dict[str, TableOwner] = {}
+    found: dict[str, PlanReader] = {}
     for module in graph.modules:
         if "PreTrainedModel" in module.bases and (module.path or not base_prefix):
             table = graph.module_of.get(join(module.path, TABLE))
             path = generic(module.path)
-            found[path] = TableOwner(path) if table is None else TableOwner(path, table.automatic, table.inner_table)
+            found[path] = PlanReader(path, table.automatic if table is not None else "", module.inner)
     return list(found.values())

@@ -24,7 +24,7 @@ def module_table(model: nn.Module, number_of: Mapping[int, int], repeats: Mappin
             bases=tuple(base.__name__ for base in type(module).__mro__ if issubclass(base, nn.Module)),
             repeats=repeats.get(path),
             automatic=automatic_style(model, path),
-            inner_table=bool(automatic_style(model, path)) and is_inner(model, path),
+            inner=is_inner(model, path),
         )
         for path, module in model.named_modules(remove_duplicate=False)
     )

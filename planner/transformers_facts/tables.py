@@ -1,4 +1,4 @@
-"""Which embedding tables the installed Transformers shards without an entry."""
+"""Which embedding tables the installed Transformers shards without an entry, and which models read a plan that is not theirs."""
 
 from functools import cache
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.distributed.mixin import DistributedMixin
 
-from shardproof.planner.transformers_facts.table_owners import TABLE
+from shardproof.planner.transformers_facts.composed_plan import TABLE
 
 
 @cache
@@ -44,7 +44,8 @@ def automatic_style(model: nn.Module, path: str) -> str:
 
 
 def is_inner(model: nn.Module, path: str) -> bool:
-    """Whether the table at `path` belongs to a model in the base model that has its config, or a copy of it."""
-    base = getattr(model, "base_model", model)
-    owner = model.get_submodule(path.rpartition(".")[0])
-    return owner not in (base, model) and type(getattr(owner, "config", None)) is type(getattr(base, "config", model))
+    """Whether the module at `path` is a model in the base model that reads its config, or a copy of it, as its own."""
+    base, inner = getattr(model, "base_model", model), model.get_submodule(path)
+    if inner in (base, model) or not isinstance(inner, PreTrainedModel) or inner.base_model is not inner:
+        return False
+    return type(inner.config) is type(getattr(base, "config", None))

@@ -5,7 +5,7 @@ module's entry and no further (`distributed/mixin.py`,).
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -19,9 +19,9 @@ from shardproof.planner.ir.styles import STYLES, is_packed_name, style_of
 from shardproof.planner.loading.carried_plan import base_prefix, reads_config_plan, reads_plans
 from shardproof.planner.loading.modules.any_module import ModuleConfig
 from shardproof.planner.loading.modules.own_plan import unlike_lists
+from shardproof.planner.transformers_facts.composed_plan import of_base
 from shardproof.planner.transformers_facts.styles import modelled, needs_attribute, registered
-from shardproof.planner.transformers_facts.table_owners import TABLE
-from shardproof.planner.transformers_facts.tables import automatic_style, is_inner
+from shardproof.planner.transformers_facts.tables import is_inner
 from shardproof.verify.findings import pl101, pl102, pl103, pl104, pl105, pl106, tp210
 
 NOT_READ = "the table of styles has no row for it"
@@ -55,8 +55,8 @@ class _Names:
     modules: Mapping[str, list[tuple[str, nn.Module]]]
     parameters: Mapping[str, list[tuple[str, Tensor]]]
     carried: frozenset[str]
-    for_tables: frozenset[str] = frozenset()
-    """Keys that are heard for tables elsewhere."""
+    inner: tuple[str, ...] = ()
+    """Paths of models in the base model that read its keys as their own."""
 
     @staticmethod
     def of(model: nn.Module) -> "_Names":
@@ -71,12 +71,19 @@ class _Names:
         # The model's own plan as Transformers composed it: there, and only there, a key without a match is a warning.
         own = [getattr(model, attribute, None) or {} for attribute in ("_tp_plan", "_ep_plan")]
         carried = frozenset(str(key) for keys in own for key in keys)
-        inner = (path for path, _ in model.named_modules() if automatic_style(model, path) and is_inner(model, path))
-        heard = frozenset(join(base_prefix(model), TABLE) for _ in inner)
-        return _Names(model, modules, parameters, carried, heard)
+        inner = tuple(path for path, _ in model.named_modules() if is_inner(model, path))
+        return _Names(model, modules, parameters, carried, inner)
 
     def __contains__(self, pattern: str) -> bool:
-        return pattern in self.modules or pattern in self.parameters or pattern in self.for_tables
+        return self._is_named(pattern) or any(map(self._is_named, self.as_read(pattern)))
+
+    def _is_named(self, pattern: str) -> bool:
+        return pattern in self.modules or pattern in self.parameters
+
+    def as_read(self, pattern: str) -> Iterator[str]:
+        """A key of the base model's config as inner models read it."""
+        if key := of_base(pattern, base_prefix(self.model)):
+            yield from (join(path, key) for path in self.inner)
 
 
 def _entry(names: _Names, plan: Plan, prefix: str, pattern: str, style: str) -> Finding | None:
@@ -183,9 +190,10 @@ def _base_plan_not_read(model: nn.Module) -> Finding:
 
 
 def _shards_anything(names: _Names, styles: Mapping[str, str]) -> bool:
+    read = {key: style for pattern, style in styles.items() for key in names.as_read(pattern)} | dict(styles)
     for pattern, owners in names.parameters.items():
         module, _, local = pattern.rpartition(".")
-        style = STYLES.get(styles.get(pattern, styles.get(module, "")))
+        style = STYLES.get(read.get(pattern, read.get(module, "")))
         if style and any(isinstance(style.placement(local, parameter.ndim), Shard) for _, parameter in owners):
             return True
     return False

@@ -10,7 +10,7 @@ from torch import nn
 
 from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.plan import Plan, join
-from shardproof.planner.transformers_facts.table_owners import TABLE
+from shardproof.planner.transformers_facts.composed_plan import TABLE
 from shardproof.planner.transformers_facts.tables import automatic_style
 from shardproof.verify.clients.dialect import Dialect
 from shardproof.verify.clients.nemo.own_plans import LLAMA_NAMES, own_plan

@@ -19,7 +19,7 @@ from shardproof.planner.ir.placement import Placement, R, Shard
 from shardproof.planner.ir.plan import generic, join, key_for
 from shardproof.planner.ir.styles import After, Before, ParameterLayout, Style, style_of
 from shardproof.planner.loading.carried_plan import base_prefix
-from shardproof.planner.transformers_facts.table_owners import TABLE, TableOwner, with_tables
+from shardproof.planner.transformers_facts.composed_plan import TABLE, PlanReader, composed
 from shardproof.planner.transformers_facts.tables import automatic_style, is_inner
 from shardproof.verify.run.collectives.autograd import AxisRank, enter, gather, gathered, part, reduce, total
 
@@ -53,7 +53,7 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) ->
         PartError: a parameter does not divide over the ranks.
     """
     model = copy.deepcopy(single)
-    styles = with_tables(styles, _owners(model), base_prefix(model))
+    styles = composed(styles, _readers(model), base_prefix(model))
     if unknown := sorted(
         style for style in styles.values() if (known := style_of(style)) is None or known.expert_parallel
     ):
@@ -67,14 +67,13 @@ def applied(single: PreTrainedModel, styles: Mapping[str, str], at: AxisRank) ->
     return Application(model, placements, sizes, at)
 
 
-def _owners(model: nn.Module) -> list[TableOwner]:
+def _readers(model: nn.Module) -> list[PlanReader]:
     """The models in a model, with what the client does to their tables without an entry."""
     found = []
     for path, module in model.named_modules():
         if isinstance(module, PreTrainedModel) and module.base_model is module:
-            table = join(path, TABLE)
             style = automatic_style(module, TABLE) if hasattr(module, TABLE) else ""
-            found.append(TableOwner(generic(path), style, bool(style) and is_inner(model, table)))
+            found.append(PlanReader(generic(path), style, is_inner(model, path)))
     return found
 
 

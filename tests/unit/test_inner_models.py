@@ -1,17 +1,17 @@
-"""Tables of inner models, which Transformers shards without an entry: only the config's `embed_tokens` is heard for them."""
+"""Models in a model that read its config: they hear its keys as their own, and no others."""
 
 import pytest
 
 from shardproof import load, prove
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.transformers_facts.table_owners import TableOwner, with_tables
+from shardproof.planner.transformers_facts.composed_plan import PlanReader, composed
 from tests.versions import since
 
 OWNERS = (
-    TableOwner("model"),
-    TableOwner("model.encoder", "embedding_rowwise", inner=True),
-    TableOwner("model.text", "embedding_rowwise"),
+    PlanReader("model"),
+    PlanReader("model.encoder", "embedding_rowwise", inner=True),
+    PlanReader("model.text", "embedding_rowwise"),
 )
 LAYERS = {"encoder.layers.*.fc1": "colwise", "encoder.layers.*.fc2": "rowwise"}
 
@@ -25,18 +25,26 @@ LAYERS = {"encoder.layers.*.fc1": "colwise", "encoder.layers.*.fc2": "rowwise"}
     ],
 )
 def test_an_inner_table_hears_only_the_configs_key(entry: dict[str, str], style: str) -> None:
-    composed = with_tables({"model.layers.*.fc1": "colwise", **entry}, OWNERS, "model")
-    assert composed["model.encoder.embed_tokens"] == style
+    found = composed({"model.layers.*.fc1": "colwise", **entry}, OWNERS, "model")
+    assert found["model.encoder.embed_tokens"] == style
 
 
 def test_a_table_of_a_config_of_its_own_hears_its_name_and_needs_an_entry_of_its_model() -> None:
-    assert "model.text.embed_tokens" not in with_tables({"model.layers.*.fc1": "colwise"}, OWNERS, "model")
-    composed = with_tables({"model.text.embed_tokens": "replicate"}, OWNERS, "model")
-    assert composed["model.text.embed_tokens"] == "replicate"
+    assert "model.text.embed_tokens" not in composed({"model.layers.*.fc1": "colwise"}, OWNERS, "model")
+    found = composed({"model.text.embed_tokens": "replicate"}, OWNERS, "model")
+    assert found["model.text.embed_tokens"] == "replicate"
 
 
 def test_a_plan_of_the_head_alone_shards_no_table() -> None:
-    assert with_tables({"lm_head": "colwise"}, OWNERS, "model") == {"lm_head": "colwise"}
+    assert composed({"lm_head": "colwise"}, OWNERS, "model") == {"lm_head": "colwise"}
+
+
+def test_a_key_of_the_config_is_read_by_every_inner_model() -> None:
+    sizes = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 64, "pad_token_id": 0}
+    bart = load("bart", overrides={**sizes, "encoder_attention_heads": 4, "decoder_attention_heads": 4})
+    keys = {"layers.*.fc1": "colwise", "layers.*.fc2": "rowwise", "embed_tokens": "replicate"}
+    found = prove(bart, Plan.from_json({"base_model_tp_plan": keys}), tp=2)
+    assert (found.verdict, found.findings) == (Verdict.PROVED, ())
 
 
 @since((5, 21), "splits tables without an entry")
