@@ -23,6 +23,8 @@ _MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allo
 _OURS = Path(__file__).parents[2]
 _AROUND = ("stages/exact.py", "run/collectives/own_styles.py", "run/collectives/autograd.py")
 """Files of ours that wrap operations of a model, so that their frames say nothing of who raised."""
+_ENGINE = "_engine_run_backward"
+"""Torch's function in which autograd runs (torch 2.13.0, `autograd/graph.py`)."""
 _ROOTS = ("site-packages", "dist-packages")
 
 
@@ -115,7 +117,8 @@ def failure_of(error: BaseException, *, stage: str, module: str, sharded: bool) 
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the innermost frame that is not of torch or Python itself is in shardproof.
+    """Whether the innermost frame that is not of torch or Python itself is in shardproof. What autograd runs is the backward of the
+    model's own ops, whoever asked for it.
 
     A `ValueError` that shardproof raises itself is a plan or a model that it refuses.
     """
@@ -126,6 +129,8 @@ def _is_ours(error: BaseException) -> bool:
         path = Path(frame.filename)
         if path in {Path(__file__).parents[1] / name for name in _AROUND}:
             continue
+        if frame.name == _ENGINE:
+            return False
         if path.is_relative_to(_OURS):
             return True
         if not _below_all(path):
