@@ -69,7 +69,23 @@ class InputEdit:
             raise RuntimeError(f"{self.name} would have {new.numel()} elements")
         if self.filled and new.is_meta:
             new = torch.ones(new.shape, dtype=new.dtype)
-        return {**given, self.name: new}
+        return {**given, **(_following(given, old, new) if old is not None else {}), self.name: new}
+
+
+def _following(given: Named, old: Tensor, new: Tensor) -> dict[str, Tensor]:
+    """The integers beside a tensor that changes its shape, one for each of its steps (a mask, a padding), with as many as it has
+    now.
+    """
+    changed = {was: now for was, now in zip(old.shape[1:], new.shape[1:], strict=False) if was != now}
+    if old.ndim != new.ndim or len(changed) != 1:
+        return {}
+    (was, now), found = next(iter(changed.items())), {}
+    for name, value in given.items():
+        beside = value is not old and value.ndim == 2 and not value.is_floating_point()
+        if beside and value.shape == (old.shape[0], was) and not name.endswith("input_ids"):
+            make = torch.empty if value.is_meta else torch.ones
+            found[name] = make((new.shape[0], now), dtype=value.dtype, device=value.device)
+    return found
 
 
 def _documented(model: nn.Module, name: str, counts: Counts) -> Tensor:
