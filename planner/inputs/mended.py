@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.documented import Sized, documented_argument, tensor_arguments
+from shardproof.planner.inputs.documented import Sized, documented, documented_argument, tensor_arguments
 from shardproof.planner.inputs.media import number, part_with
 
 Named: TypeAlias = Mapping[str, Tensor]
@@ -61,7 +61,7 @@ class InputEdit:
         """The inputs with this edit."""
         old = given.get(self.name)
         if self.dims is None:
-            new = old if old is not None else _documented(model, self.name, counts)
+            new = old if old is not None else _documented(model, self.name, given, counts)
         else:
             sizes = _sizes(model, self.dims, counts)
             new = torch.empty(sizes, dtype=torch.float32 if old is None else old.dtype, device="meta")
@@ -69,27 +69,35 @@ class InputEdit:
             raise RuntimeError(f"{self.name} would have {new.numel()} elements")
         if self.filled and new.is_meta:
             new = torch.ones(new.shape, dtype=new.dtype)
-        return {**given, **(_following(given, old, new) if old is not None else {}), self.name: new}
+        return {**given, **(_following(model, given, self.name, new) if old is not None else {}), self.name: new}
 
 
-def _following(given: Named, old: Tensor, new: Tensor) -> dict[str, Tensor]:
-    """The integers beside a tensor that changes its shape, one for each of its steps (a mask, a padding), with as many as it has
-    now.
+def _following(model: nn.Module, given: Named, name: str, new: Tensor) -> dict[str, Tensor]:
+    """What changes its shape with the argument `name`: integers for each of its steps (a mask, a padding), and tensors that are
+    documented in the same words.
     """
+    old, said = given[name], documented(model)
     changed = {was: now for was, now in zip(old.shape[1:], new.shape[1:], strict=False) if was != now}
-    if old.ndim != new.ndim or len(changed) != 1:
-        return {}
-    (was, now), found = next(iter(changed.items())), {}
-    for name, value in given.items():
-        beside = value is not old and value.ndim == 2 and not value.is_floating_point()
-        if beside and value.shape == (old.shape[0], was) and not name.endswith("input_ids"):
+    steps = next(iter(changed.items())) if old.ndim == new.ndim and len(changed) == 1 else (0, 0)
+    found = {}
+    for other, value in given.items():
+        if other == name or other.endswith("input_ids"):
+            continue
+        alike = other in said and name in said and said[other].dims == said[name].dims
+        if alike and value.shape == old.shape and value.is_meta:
+            found[other] = torch.empty(new.shape, dtype=value.dtype, device="meta")
+        elif not value.is_floating_point() and value.shape == (old.shape[0], steps[0]):
             make = torch.empty if value.is_meta else torch.ones
-            found[name] = make((new.shape[0], now), dtype=value.dtype, device=value.device)
+            found[other] = make((new.shape[0], steps[1]), dtype=value.dtype, device=value.device)
     return found
 
 
-def _documented(model: nn.Module, name: str, counts: Counts) -> Tensor:
-    return documented_argument(model, name, rows=counts.rows, length=counts.length, targets=counts.targets)
+def _documented(model: nn.Module, name: str, given: Named, counts: Counts) -> Tensor:
+    """An argument from what its docstring says; as large as one that is given and documented in the same words."""
+    said = documented(model)
+    made = documented_argument(model, name, rows=counts.rows, length=counts.length, targets=counts.targets)
+    alike = (given[one].shape for one in given if one in said and name in said and said[one].dims == said[name].dims)
+    return made.new_empty(next(alike, made.shape))
 
 
 def _sizes(model: nn.Module, dims: tuple[int | str, ...], counts: Counts) -> list[int]:
@@ -159,8 +167,8 @@ def _shapes(
     if spelled := re.search(r"\((batch_size\s*,[^()]*)\)", text):
         yield tuple(int(word) if word.isdigit() else word for word in re.split(r"\s*,\s*", spelled[1].strip()) if word)
     ndim = len(shape)
-    if rectangle := re.search(r"model \((\d+)\*(\d+)\)", text):
-        yield (*kept[:-2], int(rectangle[1]), int(rectangle[2]))
+    yield from _rectangles(text, shape, kept)
+    yield from _as_images(text, shape)
     if unpacked := re.search(r"not enough values to unpack \(expected (\d+), got (\d+)\)", text):
         wanted, got = int(unpacked[1]), int(unpacked[2])
         if got == ndim:
@@ -168,7 +176,6 @@ def _shapes(
             yield (kept[0], *[2] * (wanted - got), *kept[1:])
     if re.search(r"too many values to unpack \(expected (\d+)", text) and ndim > 2:
         yield (kept[0], *kept[2:])
-    yield from _as_images(text, shape)
     if re.search(
         r"Dimension out of range|must be a \d+-?D|Expected \dD|invalid for input|too many indices|channel dim", text
     ):
@@ -185,6 +192,18 @@ def _shapes(
     for at in reversed(range(1, ndim)):
         if shape[at] in numbers:
             yield from ((*kept[:at], other, *kept[at + 1 :]) for other in numbers if other != shape[at])
+
+
+def _rectangles(text: str, shape: tuple[int, ...], kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """The height and width that a model wants, in the ratio in which what it was given misses them, or as they are."""
+    pair = r"\((\d+)\*(\d+)\)"
+    if both := re.search(rf"{pair}.*model {pair}", text):
+        got, wanted = (int(both[1]), int(both[2])), (int(both[3]), int(both[4]))
+        sides = [side * new // old for side, old, new in zip(shape[-2:], got, wanted, strict=False)]
+        if shape[-2:] != got and all(sides):
+            yield (*kept[:-2], *sides)
+    if wanted_size := re.search(rf"model {pair}", text):
+        yield (*kept[:-2], int(wanted_size[1]), int(wanted_size[2]))
 
 
 def _sides(side: int, numbers: list[int], patch: int) -> Iterator[int]:
@@ -206,11 +225,12 @@ def _ratios(text: str) -> Iterator[tuple[int, int]]:
 
 def _as_images(text: str, shape: tuple[int, ...]) -> Iterator[tuple[int | str, ...]]:
     """Flattened patches as a convolution takes them."""
-    if re.search(r"conv|Invalid channel dim", text) and len(shape) == 2:
+    dims = re.search(r"not enough values to unpack \(expected ([45]), got 2\)", text)
+    if (dims or re.search(r"conv|Invalid channel dim", text)) and len(shape) == 2:
         for channels in (3, 1):
             side = round((shape[1] / channels) ** 0.5)
             if channels * side * side == shape[1]:
-                yield (shape[0], channels, side, side)
+                yield (*([1] if dims and dims[1] == "5" else []), shape[0], channels, side, side)
 
 
 def _unflattened(text: str, shape: tuple[int, ...]) -> Iterator[tuple[int | str, ...]]:
