@@ -168,6 +168,7 @@ def _shapes(
         yield tuple(int(word) if word.isdigit() else word for word in re.split(r"\s*,\s*", spelled[1].strip()) if word)
     ndim = len(shape)
     yield from _rectangles(text, shape, kept)
+    yield from _longer(text, shape, kept)
     yield from _as_images(text, shape)
     if unpacked := re.search(r"not enough values to unpack \(expected (\d+), got (\d+)\)", text):
         wanted, got = int(unpacked[1]), int(unpacked[2])
@@ -204,6 +205,14 @@ def _rectangles(text: str, shape: tuple[int, ...], kept: tuple[int | str, ...]) 
             yield (*kept[:-2], *sides)
     if wanted_size := re.search(rf"model {pair}", text):
         yield (*kept[:-2], int(wanted_size[1]), int(wanted_size[2]))
+
+
+def _longer(text: str, shape: tuple[int, ...], kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """More samples, or more pixels of each side, where a convolution finds fewer than its kernel has."""
+    if short := re.search(r"input size per channel: \((\d+)([^)]*)\)\. Kernel size: \((\d+)", text):
+        times = 2 * -(-int(short[3]) // max(1, int(short[1])))
+        sides = 2 if "x" in short[2] else 1
+        yield (*kept[:-sides], *(size * times for size in shape[-sides:]))
 
 
 def _sides(side: int, numbers: list[int], patch: int) -> Iterator[int]:

@@ -21,6 +21,8 @@ from shardproof.planner.loading.configs.configure import parse_value
 from shardproof.planner.loading.configs.field_roles import Fields, role_of
 
 _PLACEHOLDER = re.compile(r"(image|video|audio)_token_(id|index)")
+_VOCABULARY = 1024
+"""The tokens of a default config that says no number."""
 _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
 """Roles of fields whose value follows from other fields, or can be any small number."""
 
@@ -237,7 +239,8 @@ def _fillings(config: PreTrainedConfig, read: list[str], kind: type) -> Iterator
     for name in read:
         value = _kinds(config, kind) if name == "layer_types" else _value(role_of(name), by_role)
         if value is not None:
-            yield {name: value}
+            pads = role_of(name) == "vocabulary" and "pad_token_id" in read
+            yield {name: value, **({"pad_token_id": 0} if pads else {})}
 
 
 def _kinds(config: PreTrainedConfig, kind: type) -> list[str] | None:
@@ -263,5 +266,7 @@ def _value(role: str | None, by_role: Mapping[str, int]) -> int | None:
             return 1
         case "intermediate" if hidden:
             return 4 * hidden
+        case "vocabulary":
+            return _VOCABULARY
         case _:
             return None
