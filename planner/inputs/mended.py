@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.documented import Sized, documented, documented_argument, tensor_arguments
+from shardproof.planner.inputs.documented import Documented, Sized, documented, documented_argument, tensor_arguments
 from shardproof.planner.inputs.media import number, part_with
 
 Named: TypeAlias = Mapping[str, Tensor]
@@ -83,8 +83,7 @@ def _following(model: nn.Module, given: Named, name: str, new: Tensor) -> dict[s
     for other, value in given.items():
         if other == name or other.endswith("input_ids"):
             continue
-        alike = other in said and name in said and said[other].dims == said[name].dims
-        if alike and value.shape == old.shape and value.is_meta:
+        if _alike(said, other, name) and value.shape == old.shape and value.is_meta:
             found[other] = torch.empty(new.shape, dtype=value.dtype, device="meta")
         elif not value.is_floating_point() and value.shape == (old.shape[0], steps[0]):
             make = torch.empty if value.is_meta else torch.ones
@@ -96,8 +95,16 @@ def _documented(model: nn.Module, name: str, given: Named, counts: Counts) -> Te
     """An argument from what its docstring says; as large as one that is given and documented in the same words."""
     said = documented(model)
     made = documented_argument(model, name, rows=counts.rows, length=counts.length, targets=counts.targets)
-    alike = (given[one].shape for one in given if one in said and name in said and said[one].dims == said[name].dims)
-    return made.new_empty(next(alike, made.shape))
+    return made.new_empty(next((given[one].shape for one in given if _alike(said, one, name)), made.shape))
+
+
+def _alike(said: Mapping[str, Documented], one: str, other: str) -> bool:
+    """Whether two arguments are documented in the same words; of images, the words for height and width may differ."""
+    if one not in said or other not in said:
+        return False
+    first, second = said[one].dims, said[other].dims
+    images = len(first) == len(second) == 4 and "channels" in first[1]
+    return first[:2] == second[:2] if images else first == second
 
 
 def _sizes(model: nn.Module, dims: tuple[int | str, ...], counts: Counts) -> list[int]:

@@ -14,7 +14,7 @@ from shardproof.planner.inference.groups import infer_groups, size_of
 from shardproof.planner.inference.probe import Probe, Prober, prober
 from shardproof.planner.inputs.accepted import search
 from shardproof.planner.inputs.call_form import call_of
-from shardproof.planner.inputs.example import TRACED, example_inputs
+from shardproof.planner.inputs.example import TRACED, example_inputs, inputs_of
 from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.graph import UNRECORDED
 from shardproof.planner.loading.build import build
@@ -63,6 +63,16 @@ def test_rows_are_repeated_as_often_as_numbers_say(times: Tensor, rows: int) -> 
     assert graph.values[graph.outputs[0][1]].shape == (rows, 8)
 
 
+def _remembering(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As Transformers' decorator, which remembers what its function gave."""
+    remembered = cache(function)
+
+    def wrapper(*args: Any) -> Tensor:
+        return remembered(*args)
+
+    return wrapper
+
+
 @cache
 def _kept_coordinates(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device)[:, None].expand(count, 8).float()
@@ -70,6 +80,25 @@ def _kept_coordinates(count: int, device: torch.device) -> Tensor:
 
 def test_what_a_function_of_the_file_keeps_is_computed_in_every_trace() -> None:
     model = _Runs(lambda layers, x: layers[0](x + _kept_coordinates(3, x.device)))
+    first, second = (trace(model, {"x": _meta(3, 8)}) for _ in range(2))
+    assert [op.target for op in first.ops] == [op.target for op in second.ops]
+
+
+class _Positions(nn.Module):
+    """A table of positions as DETR's models keep it: a static method remembers it."""
+
+    @staticmethod
+    @_remembering
+    def table(count: int, device: torch.device) -> Tensor:
+        return torch.arange(count, device=device)[:, None].expand(count, 8).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(3, x.device)
+
+
+def test_what_a_static_method_keeps_is_computed_in_every_trace() -> None:
+    model = _Runs(lambda layers, x: layers[0](x + layers[3](x)))
+    model.layers.append(_Positions())
     first, second = (trace(model, {"x": _meta(3, 8)}) for _ in range(2))
     assert [op.target for op in first.ops] == [op.target for op in second.ops]
 
@@ -167,7 +196,9 @@ def test_a_call_made_of_inputs_gives_them_again_for_another_batch() -> None:
 def test_a_view_that_cannot_fold_its_tokens_asks_for_more() -> None:
     model = build(load("timesfm", overrides={"num_hidden_layers": 1}))
     accepted, _ = search(model, lambda given: model(**given), sizes=TRACED, failed=Exception, reached=lambda _: 0)
-    assert accepted.form.call is not None
+    assert {inputs_of(model, accepted.form, TRACED)[name].shape for name in ("past_values", "past_values_padding")} == {
+        (3, 96)
+    }
 
 
 def test_the_image_of_a_twin_shrinks_with_all_that_counts_its_patches() -> None:
