@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.media import number, part_with
+from shardproof.planner.inputs.media import BINS, number, part_with
 from shardproof.planner.loading.configs.config_defaults import parts_of
 
 _PATCHES, _PIXELS = 4, 64
@@ -108,7 +108,7 @@ def _shorter_audio(config: PreTrainedConfig) -> bool:
     for part in parts_of(config):
         for name in ("max_source_positions", "max_length"):
             value = vars(part).get(name)
-            bins = number(part, "num_mel_bins", "input_feat_per_channel", "n_mels")
+            bins = number(part, *BINS)
             if type(value) is int and value > 4 * _POSITIONS and bins:
                 setattr(part, name, _POSITIONS * (4 if name == "max_length" else 1))
                 found = True

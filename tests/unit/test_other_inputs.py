@@ -23,6 +23,7 @@ from shardproof.planner.tracing.layers.repeats import runs_every_layer
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_in, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.trace import trace, trace_script
+from shardproof.planner.twins.depth import depth
 from shardproof.planner.twins.small_media import smaller_media
 from shardproof.planner.twins.twin import twin
 
@@ -201,6 +202,24 @@ def test_a_view_that_cannot_fold_its_tokens_asks_for_more() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("total", "handed_on", "kept"),
+    [(24, [6, 12, 18, 24], [2, 3, 4, 5]), (12, ["stage12"], ["stage2"]), (12, [3, 5, 7, 11], [1, 2, 3, 4])],
+)
+def test_a_backbone_hands_on_layers_that_its_twin_has(total: int, handed_on: list[object], kept: list[object]) -> None:
+    fields = {"num_hidden_layers": total, "out_indices": handed_on}
+    assert depth(fields, {"num_hidden_layers": "layers"}, least=2)["out_indices"] == kept
+
+
+def test_a_search_finds_the_rows_of_known_parts() -> None:
+    def packed(layers: nn.ModuleList, x: Tensor, mask: Tensor) -> list[Tensor]:
+        rows = x.flatten(0, 1)[(mask.flatten() > 0).nonzero().squeeze(-1)]
+        return [layers[0](part) for part in rows.split([4, 5, 3])]
+
+    graph = trace(_Runs(packed), {"x": _meta(3, 5, 8), "mask": _meta(3, 5, dtype=torch.long)})
+    assert [graph.values[op.outputs[0]].shape[0] for op in graph.ops if op.target == "linear"] == [4, 5, 3]
+
+
 def test_the_image_of_a_twin_shrinks_with_all_that_counts_its_patches() -> None:
     config = load("sam").config
     small = next(smaller_media(config))
@@ -212,6 +231,7 @@ def test_the_image_of_a_twin_shrinks_with_all_that_counts_its_patches() -> None:
 
 def test_audio_of_a_twin_is_short_and_a_small_image_stays() -> None:
     assert next(smaller_media(load("whisper").config)).max_source_positions == 32
+    assert next(smaller_media(load("wav2vec2-bert").config)).max_source_positions == 32
     assert list(smaller_media(load("llama").config)) == []
     assert list(smaller_media(load("vit", overrides={"image_size": 64}).config)) == []
 
