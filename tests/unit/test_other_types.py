@@ -1,10 +1,13 @@
 """Types that are no causal language models: what their forwards are given, which class is built, and twins whose parts fit."""
 
 from copy import deepcopy
+from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from benchmarks.others.outcome import Outcome, outcome
 from benchmarks.zoo.rows import Judged, Row, row_of
@@ -24,6 +27,10 @@ from shardproof.planner.twins.agreement import agreeing
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.prove import prove
+from shardproof.verify.run.gradient_questions import OWN_LOSS
+from shardproof.verify.run.inputs import inputs
+from shardproof.verify.run.observed import Observed
+from shardproof.verify.run.questions import observe
 from tests.versions import wants_type
 
 
@@ -134,6 +141,30 @@ def test_a_model_with_tied_tables_that_transformers_does_not_find_is_refuted() -
     found = prove(loaded, Plan((TpEntry("generator.lm_head", "colwise_gather_output"),)), tp=2)
     assert found.verdict is Verdict.REFUTED
     assert "a method get_input_embeddings in RagModel" in found.findings[0].needed
+
+
+def test_a_loss_that_one_device_cannot_give_is_said_and_another_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 40}
+    loaded = load("llama", overrides={**few, "num_attention_heads": 2, "num_key_value_heads": 2})
+    model = build(loaded, device="cpu", dtype=torch.float64)
+    assert isinstance(model, PreTrainedModel)
+    model.load_state_dict(random_state(model))
+    ask, want = inputs(model), Observed()
+    whole = type(model).forward
+
+    @wraps(whole)
+    def without_loss(self: PreTrainedModel, *args: object, labels: object = None, **given: object) -> object:
+        if labels is not None:
+            raise AttributeError("no lengths")
+        return whole(self, *args, **given)
+
+    monkeypatch.setattr(type(model), "forward", without_loss)
+    observe(model, ask, into=want)
+    assert isinstance(want.unasked[OWN_LOSS], AttributeError) and want.values["loss"].isfinite()
+    with pytest.raises(AttributeError):  # a rank that raises where one device gave a loss
+        observe(model, ask, into=Observed(), asked_of=replace(want, unasked={}))
+    got = observe(model, ask, into=Observed(), asked_of=want)
+    assert torch.equal(got.values["loss"], want.values["loss"])
 
 
 def test_a_window_to_both_sides_stays_even() -> None:
