@@ -85,6 +85,8 @@ def _following(model: nn.Module, given: Named, name: str, new: Tensor) -> dict[s
             continue
         if _alike(said, other, name) and value.shape == old.shape and value.is_meta:
             found[other] = torch.empty(new.shape, dtype=value.dtype, device="meta")
+        elif _as_long(said, other, name) and value.is_meta and value.shape[1] == steps[0] == old.shape[1]:
+            found[other] = value.new_empty((value.shape[0], steps[1], *value.shape[2:]))
         elif not value.is_floating_point() and value.shape == (old.shape[0], steps[0]):
             make = torch.empty if value.is_meta else torch.ones
             found[other] = make((new.shape[0], steps[1]), dtype=value.dtype, device=value.device)
@@ -96,6 +98,12 @@ def _documented(model: nn.Module, name: str, given: Named, counts: Counts) -> Te
     said = documented(model)
     made = documented_argument(model, name, rows=counts.rows, length=counts.length, targets=counts.targets)
     return made.new_empty(next((given[one].shape for one in given if _alike(said, one, name)), made.shape))
+
+
+def _as_long(said: Mapping[str, Documented], one: str, other: str) -> bool:
+    """Whether two arguments are documented to have as many steps, with the same word."""
+    words = [said[name].dims[1:2] for name in (one, other) if name in said]
+    return len(words) == 2 and words[0] == words[1] != ()
 
 
 def _alike(said: Mapping[str, Documented], one: str, other: str) -> bool:
@@ -193,7 +201,10 @@ def _shapes(
     if ndim > 3 and shape[-1] == shape[-2]:
         yield from ((*kept[:-2], side, side) for side in _sides(shape[-1], numbers, patch))
         return
+    yield from _apart(text, shape, kept)
     for got, wanted in _ratios(text):
+        if got > shape[-1] and ndim > 2 and shape[-1] + wanted - got >= 0:  # beside features of another input
+            yield (*kept[:-1], shape[-1] + wanted - got)
         for at in reversed(range(1, ndim)):
             if shape[at] * wanted % got == 0:
                 yield (*kept[:at], shape[at] * wanted // got, *kept[at + 1 :])
@@ -230,6 +241,15 @@ def _sides(side: int, numbers: list[int], patch: int) -> Iterator[int]:
         across = isqrt(count)
         if patch and across > 1 and across * across in (count, count - 1):
             yield across * patch
+
+
+def _apart(text: str, shape: tuple[int, ...], kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """As many steps more or fewer as two lengths are apart that have to be equal, and of which none is that of the input."""
+    if lengths := re.search(r"length\D* (\d+) \D*length\D* (\d+) do(?:es)? not match", text):
+        apart = int(lengths[1]) - int(lengths[2])
+        for steps in (shape[1] + apart, shape[1] - apart):
+            if steps > 0 and steps != shape[1]:
+                yield (kept[0], steps, *kept[2:])
 
 
 def _ratios(text: str) -> Iterator[tuple[int, int]]:

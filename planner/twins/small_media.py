@@ -86,6 +86,8 @@ def _scaled(part: PreTrainedConfig, shrink: _Shrink) -> bool:
 
 def _fewer(value: Any, shrink: _Shrink) -> Any:
     if isinstance(value, list | tuple) and value:
+        if shrink.side in value:  # height and width, which may differ
+            return type(value)(_in_ratio(one, shrink) for one in value)
         return type(value)(_fewer(one, shrink) for one in value)
     if type(value) is not int or value <= 1:
         return value
@@ -100,6 +102,11 @@ def _fewer(value: Any, shrink: _Shrink) -> Any:
         if value > extra + 1 and each**2 * (value - extra) == patches and shrink.new_across % each == 0:
             return (shrink.new_across // each) ** 2 + extra
     return value
+
+
+def _in_ratio(value: Any, shrink: _Shrink) -> Any:
+    fits = type(value) is int and value * shrink.new_side % shrink.side == 0
+    return value * shrink.new_side // shrink.side if fits else value
 
 
 def _shorter_audio(config: PreTrainedConfig) -> bool:

@@ -229,6 +229,11 @@ def test_the_image_of_a_twin_shrinks_with_all_that_counts_its_patches() -> None:
     assert small.vision_config.patch_size == config.vision_config.patch_size
 
 
+def test_an_image_of_a_twin_that_is_not_square_keeps_its_ratio() -> None:
+    height, width = next(smaller_media(load("seggpt").config)).image_size
+    assert height == 2 * width < 896
+
+
 def test_audio_of_a_twin_is_short_and_a_small_image_stays() -> None:
     assert next(smaller_media(load("whisper").config)).max_source_positions == 32
     assert next(smaller_media(load("wav2vec2-bert").config)).max_source_positions == 32
