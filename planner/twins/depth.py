@@ -54,8 +54,7 @@ def _moved(value: object, places: list[int], total: int, kept: int) -> list[obje
     now = range(end - len(places) + 1, end + 1)
     assert isinstance(value, list | tuple)
     return [
-        _STAGE.sub(lambda one, new=new: f"{one[1]}{new}", old) if isinstance(old, str) else new
-        for old, new in zip(value, now, strict=True)
+        f"{old.rstrip('0123456789')}{new}" if isinstance(old, str) else new for old, new in zip(value, now, strict=True)
     ]
 
 

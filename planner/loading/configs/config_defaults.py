@@ -238,8 +238,9 @@ def _values_asked_for(config: PreTrainedConfig, failure: Exception) -> Iterator[
 
 def _derived(config: PreTrainedConfig, name: str) -> Fields:
     """Empty fields that the class derives from this one, where it is given to the constructor."""
+    make: Callable[..., PreTrainedConfig] = type(config)
     try:
-        made = type(config)(**{name: _ASKED}).to_dict()
+        made = make(**{name: _ASKED}).to_dict()
     except Exception:  # the class wants another value
         return {}
     empty = [other for other, value in config.to_dict().items() if value is None and other != name]
