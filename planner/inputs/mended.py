@@ -185,13 +185,7 @@ def _shapes(
     yield from _rectangles(text, shape, kept)
     yield from _longer(text, shape, kept)
     yield from _as_images(text, shape)
-    if unpacked := re.search(r"not enough values to unpack \(expected (\d+), got (\d+)\)", text):
-        wanted, got = int(unpacked[1]), int(unpacked[2])
-        if got == ndim:
-            yield (kept[0], *[1] * (wanted - got), *kept[1:])
-            yield (kept[0], *[2] * (wanted - got), *kept[1:])
-    if re.search(r"too many values to unpack \(expected (\d+)", text) and ndim > 2:
-        yield (kept[0], *kept[2:])
+    yield from _unpacked(text, kept)
     if re.search(
         r"Dimension out of range|must be a \d+-?D|Expected \dD|invalid for input|too many indices|channel dim", text
     ):
@@ -211,6 +205,17 @@ def _shapes(
     for at in reversed(range(1, ndim)):
         if shape[at] in numbers:
             yield from ((*kept[:at], other, *kept[at + 1 :]) for other in numbers if other != shape[at])
+
+
+def _unpacked(text: str, kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """As many dims as a line unpacks."""
+    if unpacked := re.search(r"not enough values to unpack \(expected (\d+), got (\d+)\)", text):
+        wanted, got = int(unpacked[1]), int(unpacked[2])
+        if got == len(kept):
+            yield (kept[0], *[1] * (wanted - got), *kept[1:])
+            yield (kept[0], *[2] * (wanted - got), *kept[1:])
+    if re.search(r"too many values to unpack \(expected (\d+)", text) and len(kept) > 2:
+        yield (kept[0], *kept[2:])
 
 
 def _rectangles(text: str, shape: tuple[int, ...], kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:

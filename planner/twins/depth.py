@@ -22,14 +22,14 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
     own = {key: by_layer for key, value in fields.items() if (by_layer := _by_layer(value, total))}
     counted = {key: pairs for key, value in fields.items() if (pairs := _counted(value, total))}
     kinds = _kinds([value for key, value in lists.items() if key not in numbered], own, total)
-    places = {key: found for key, value in fields.items() if (found := _places(key, value, total))}
-    least = max([least, *(len(found) + 1 for found in places.values())])
+    places = _handed_on(fields, total)
+    least = max([least, *map(len, places.values())])
     kept = _kept_layers(kinds, total, _least(fields, roles, total, least, counted))
     cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
     cut |= {key: [[part, len(kept) // _length(pairs)] for part, _ in pairs] for key, pairs in counted.items()}
     cut |= {key: _renumbered(by_layer, kept) for key, by_layer in own.items()}
     cut |= {key: list(range(len(kept))) for key in numbered}
-    cut |= {key: _moved(fields[key], found, total, len(kept)) for key, found in places.items()}
+    cut |= _moved_places(fields, places, total, len(kept))
     cut |= {key: min(value, len(kept)) for key, value in counts.items()}
     cut |= _last_layers(fields, roles, len(kept), total)
     return cut | {name: len(kept)}
@@ -37,6 +37,16 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
 
 _OUT = re.compile(r"\w*out_(indices|features)")
 _STAGE = re.compile(r"(\D*)(\d+)")
+
+
+def _handed_on(fields: Mapping[str, object], total: int) -> dict[str, list[int]]:
+    """The fields that name the layers whose output a backbone hands on; their numbers, and 0 for what stands before the layers."""
+    found = {key: _places(key, value, total) for key, value in fields.items()}
+    return {key: [0, *places] for key, places in found.items() if places}
+
+
+def _moved_places(fields: Mapping[str, object], places: Mapping[str, list[int]], total: int, kept: int) -> Fields:
+    return {key: _moved(fields[key], found[1:], total, kept) for key, found in places.items()}
 
 
 def _places(name: str, value: object, total: int) -> list[int]:

@@ -52,7 +52,6 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
     loaded = _unquantised(loaded)
     with quiet():
         kinds, text_alone, first, patience = parameters_of(loaded).kinds, None, "", _PATIENCE
-        unbuilt = ""
         unequal: Counter[str] = Counter()
         for most, config in chain(
             ((SMALL, config) for config in of_module(loaded, tp=tp, pp=pp)),
@@ -64,7 +63,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             small = dataclasses.replace(loaded, config=config, checkpoint=None)
             parameters = parameters_of(small)
             if parameters.count > most or (kinds and parameters.kinds != kinds):
-                unbuilt = unbuilt or parameters.raised
+                first = first or parameters.raised
                 continue
             small, outcome = _with_small_media(loaded, small, unequal)
             if outcome.whole:
@@ -81,9 +80,13 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             small, outcome = _with_small_media(loaded, small, unequal)
             if outcome.runs:
                 return small
+    raise _no_twin(loaded, first)
+
+
+def _no_twin(loaded: LoadedModel, first: str) -> TwinError:
+    """The error where no twin was found; `first` is what the first small copy raised, where it was built or run."""
     why = f" The first small copy that was built raised {first}." if first else ""
-    why = why or (f" The first small copy could not be built: {unbuilt}." if unbuilt else "")
-    raise TwinError(
+    return TwinError(
         f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
         f"{LARGEST // 1_000_000} million parameters.{why}"
     )
