@@ -40,7 +40,7 @@ _STAGE = re.compile(r"(\D*)(\d+)")
 
 
 def _handed_on(fields: Mapping[str, object], total: int) -> dict[str, list[int]]:
-    """The fields that name the layers whose output a backbone hands on; their numbers, and 0 for what stands before the layers."""
+    """The fields that name the layers whose output a backbone hands on: their numbers, and 0 for what is before the layers."""
     found = {key: _places(key, value, total) for key, value in fields.items()}
     return {key: [0, *places] for key, places in found.items() if places}
 

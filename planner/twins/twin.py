@@ -85,7 +85,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
 
 def _no_twin(loaded: LoadedModel, first: str) -> TwinError:
     """The error where no twin was found; `first` is what the first small copy raised, where it was built or run."""
-    why = f" The first small copy that was built raised {first}." if first else ""
+    why = f" The first small copy that was tried raised {first}." if first else ""
     return TwinError(
         f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
         f"{LARGEST // 1_000_000} million parameters.{why}"
