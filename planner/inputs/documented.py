@@ -36,7 +36,8 @@ def documented(model: nn.Module) -> dict[str, Documented]:
     found: dict[str, Documented] = {}
     for name, kind, dims in _ARGUMENT.findall(type(model).forward.__doc__ or ""):
         words = tuple(filter(None, (word.strip(" `") for word in dims.split(","))))
-        whole = any(word in kind for word in _WHOLE) or _INTEGERS.fullmatch(name) is not None
+        image = len(words) == 4 and "channels" in words[1]  # also where it is a mask
+        whole = any(word in kind for word in _WHOLE) or (_INTEGERS.fullmatch(name) is not None and not image)
         found.setdefault(name, Documented(words, whole))
     return found
 

@@ -126,9 +126,9 @@ def _videos(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> 
 
 def _audio(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> Iterator[dict[str, Tensor]]:
     """Audio, as spectrograms (bins by frames, in either order) or as waveforms."""
-    config = part_with(whole, _BINS) or whole
+    config = part_with(whole, BINS) or whole
     spectra = [name for name in ("input_features", "audio_mel") if name in names]
-    bins = number(config, *_BINS)
+    bins = number(config, *BINS)
     if spectra and bins:
         for frames, bins_first in product(_durations(config), (True, False)):
             shape = (bins, frames) if bins_first else (frames, bins)
@@ -141,7 +141,7 @@ def _audio(whole: PreTrainedConfig, names: Mapping[str, object], rows: int) -> I
         yield {"input_values": _floats(rows, 1, SAMPLES)}
 
 
-_BINS = (
+BINS = (
     "num_mel_bins",
     "input_feat_per_channel",
     "n_mels",

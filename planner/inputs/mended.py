@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.documented import Sized, documented_argument, tensor_arguments
+from shardproof.planner.inputs.documented import Documented, Sized, documented, documented_argument, tensor_arguments
 from shardproof.planner.inputs.media import number, part_with
 
 Named: TypeAlias = Mapping[str, Tensor]
@@ -61,7 +61,7 @@ class InputEdit:
         """The inputs with this edit."""
         old = given.get(self.name)
         if self.dims is None:
-            new = old if old is not None else _documented(model, self.name, counts)
+            new = old if old is not None else _documented(model, self.name, given, counts)
         else:
             sizes = _sizes(model, self.dims, counts)
             new = torch.empty(sizes, dtype=torch.float32 if old is None else old.dtype, device="meta")
@@ -69,11 +69,50 @@ class InputEdit:
             raise RuntimeError(f"{self.name} would have {new.numel()} elements")
         if self.filled and new.is_meta:
             new = torch.ones(new.shape, dtype=new.dtype)
-        return {**given, self.name: new}
+        return {**given, **(_following(model, given, self.name, new) if old is not None else {}), self.name: new}
 
 
-def _documented(model: nn.Module, name: str, counts: Counts) -> Tensor:
-    return documented_argument(model, name, rows=counts.rows, length=counts.length, targets=counts.targets)
+def _following(model: nn.Module, given: Named, name: str, new: Tensor) -> dict[str, Tensor]:
+    """What changes its shape with the argument `name`: integers for each of its steps (a mask, a padding), and tensors that are
+    documented in the same words.
+    """
+    old, said = given[name], documented(model)
+    changed = {was: now for was, now in zip(old.shape[1:], new.shape[1:], strict=False) if was != now}
+    steps = next(iter(changed.items())) if old.ndim == new.ndim and len(changed) == 1 else (0, 0)
+    found = {}
+    for other, value in given.items():
+        if other == name or other.endswith("input_ids"):
+            continue
+        if _alike(said, other, name) and value.shape == old.shape and value.is_meta:
+            found[other] = torch.empty(new.shape, dtype=value.dtype, device="meta")
+        elif _as_long(said, other, name) and value.is_meta and value.shape[1] == steps[0] == old.shape[1]:
+            found[other] = value.new_empty((value.shape[0], steps[1], *value.shape[2:]))
+        elif not value.is_floating_point() and value.shape == (old.shape[0], steps[0]):
+            make = torch.empty if value.is_meta else torch.ones
+            found[other] = make((new.shape[0], steps[1]), dtype=value.dtype, device=value.device)
+    return found
+
+
+def _documented(model: nn.Module, name: str, given: Named, counts: Counts) -> Tensor:
+    """An argument from what its docstring says; as large as one that is given and documented in the same words."""
+    said = documented(model)
+    made = documented_argument(model, name, rows=counts.rows, length=counts.length, targets=counts.targets)
+    return made.new_empty(next((given[one].shape for one in given if _alike(said, one, name)), made.shape))
+
+
+def _as_long(said: Mapping[str, Documented], one: str, other: str) -> bool:
+    """Whether two arguments are documented to have as many steps, with the same word."""
+    words = [said[name].dims[1:2] for name in (one, other) if name in said]
+    return len(words) == 2 and words[0] == words[1] != ()
+
+
+def _alike(said: Mapping[str, Documented], one: str, other: str) -> bool:
+    """Whether two arguments are documented in the same words; of images, the words for height and width may differ."""
+    if one not in said or other not in said:
+        return False
+    first, second = said[one].dims, said[other].dims
+    images = len(first) == len(second) == 4 and "channels" in first[1]
+    return first[:2] == second[:2] if images else first == second
 
 
 def _sizes(model: nn.Module, dims: tuple[int | str, ...], counts: Counts) -> list[int]:
@@ -143,16 +182,10 @@ def _shapes(
     if spelled := re.search(r"\((batch_size\s*,[^()]*)\)", text):
         yield tuple(int(word) if word.isdigit() else word for word in re.split(r"\s*,\s*", spelled[1].strip()) if word)
     ndim = len(shape)
-    if rectangle := re.search(r"model \((\d+)\*(\d+)\)", text):
-        yield (*kept[:-2], int(rectangle[1]), int(rectangle[2]))
-    if unpacked := re.search(r"not enough values to unpack \(expected (\d+), got (\d+)\)", text):
-        wanted, got = int(unpacked[1]), int(unpacked[2])
-        if got == ndim:
-            yield (kept[0], *[1] * (wanted - got), *kept[1:])
-            yield (kept[0], *[2] * (wanted - got), *kept[1:])
-    if re.search(r"too many values to unpack \(expected (\d+)", text) and ndim > 2:
-        yield (kept[0], *kept[2:])
+    yield from _rectangles(text, shape, kept)
+    yield from _longer(text, shape, kept)
     yield from _as_images(text, shape)
+    yield from _unpacked(text, kept)
     if re.search(
         r"Dimension out of range|must be a \d+-?D|Expected \dD|invalid for input|too many indices|channel dim", text
     ):
@@ -162,13 +195,47 @@ def _shapes(
     if ndim > 3 and shape[-1] == shape[-2]:
         yield from ((*kept[:-2], side, side) for side in _sides(shape[-1], numbers, patch))
         return
+    yield from _apart(text, shape, kept)
     for got, wanted in _ratios(text):
+        if got > shape[-1] and ndim > 2 and shape[-1] + wanted - got >= 0:  # beside features of another input
+            yield (*kept[:-1], shape[-1] + wanted - got)
         for at in reversed(range(1, ndim)):
             if shape[at] * wanted % got == 0:
                 yield (*kept[:at], shape[at] * wanted // got, *kept[at + 1 :])
     for at in reversed(range(1, ndim)):
         if shape[at] in numbers:
             yield from ((*kept[:at], other, *kept[at + 1 :]) for other in numbers if other != shape[at])
+
+
+def _unpacked(text: str, kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """As many dims as a line unpacks."""
+    if unpacked := re.search(r"not enough values to unpack \(expected (\d+), got (\d+)\)", text):
+        wanted, got = int(unpacked[1]), int(unpacked[2])
+        if got == len(kept):
+            yield (kept[0], *[1] * (wanted - got), *kept[1:])
+            yield (kept[0], *[2] * (wanted - got), *kept[1:])
+    if re.search(r"too many values to unpack \(expected (\d+)", text) and len(kept) > 2:
+        yield (kept[0], *kept[2:])
+
+
+def _rectangles(text: str, shape: tuple[int, ...], kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """The height and width that a model wants, in the ratio in which what it was given misses them, or as they are."""
+    pair = r"\((\d+)\*(\d+)\)"
+    if both := re.search(rf"{pair}.*model {pair}", text):
+        got, wanted = (int(both[1]), int(both[2])), (int(both[3]), int(both[4]))
+        sides = [side * new // old for side, old, new in zip(shape[-2:], got, wanted, strict=False)]
+        if shape[-2:] != got and all(sides):
+            yield (*kept[:-2], *sides)
+    if wanted_size := re.search(rf"model {pair}", text):
+        yield (*kept[:-2], int(wanted_size[1]), int(wanted_size[2]))
+
+
+def _longer(text: str, shape: tuple[int, ...], kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """More samples, or more pixels of each side, where a convolution finds fewer than its kernel has."""
+    if short := re.search(r"input size per channel: \((\d+)([^)]*)\)\. Kernel size: \((\d+)", text):
+        times = 2 * -(-int(short[3]) // max(1, int(short[1])))
+        sides = 2 if "x" in short[2] else 1
+        yield (*kept[:-sides], *(size * times for size in shape[-sides:]))
 
 
 def _sides(side: int, numbers: list[int], patch: int) -> Iterator[int]:
@@ -181,6 +248,15 @@ def _sides(side: int, numbers: list[int], patch: int) -> Iterator[int]:
             yield across * patch
 
 
+def _apart(text: str, shape: tuple[int, ...], kept: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """As many steps more or fewer as two lengths are apart that have to be equal, and of which none is that of the input."""
+    if lengths := re.search(r"length\D* (\d+) \D*length\D* (\d+) do(?:es)? not match", text):
+        apart = int(lengths[1]) - int(lengths[2])
+        for steps in (shape[1] + apart, shape[1] - apart):
+            if steps > 0 and steps != shape[1]:
+                yield (kept[0], steps, *kept[2:])
+
+
 def _ratios(text: str) -> Iterator[tuple[int, int]]:
     """Of a product of matrices that do not fit: the size that there was, and the size that was wanted."""
     for pattern in (r"\[\d+, (\d+)\] X \[(\d+), \d+\]", r"\(\d+x(\d+) and (\d+)x\d+\)"):
@@ -190,11 +266,12 @@ def _ratios(text: str) -> Iterator[tuple[int, int]]:
 
 def _as_images(text: str, shape: tuple[int, ...]) -> Iterator[tuple[int | str, ...]]:
     """Flattened patches as a convolution takes them."""
-    if re.search(r"conv|Invalid channel dim", text) and len(shape) == 2:
+    dims = re.search(r"not enough values to unpack \(expected ([45]), got 2\)", text)
+    if (dims or re.search(r"conv|Invalid channel dim", text)) and len(shape) == 2:
         for channels in (3, 1):
             side = round((shape[1] / channels) ** 0.5)
             if channels * side * side == shape[1]:
-                yield (shape[0], channels, side, side)
+                yield (*([1] if dims and dims[1] == "5" else []), shape[0], channels, side, side)
 
 
 def _unflattened(text: str, shape: tuple[int, ...]) -> Iterator[tuple[int | str, ...]]:

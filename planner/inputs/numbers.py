@@ -124,13 +124,14 @@ def vocabulary(model: nn.Module) -> int:
     rows = [getattr(_embedding(model, "get_input_embeddings"), "num_embeddings", None)]
     text = model.config.get_text_config() if isinstance(model.config, PreTrainedConfig) else None
     said = field_of(text, "vocab_size")
-    read = (
-        [count for count in rows if count]
-        or ([said] if type(said) is int and said > 0 else [])
-        or [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
-    )
+    told: list[int] = [said] if type(said) is int and said > 0 else []
+    read: list[int] = [count for count in rows if count] or [
+        module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding) and not told
+    ]
     written = getattr(_embedding(model, "get_output_embeddings"), "out_features", None)
-    return min(max(read, default=2), written or max(read, default=2))
+    # a table may have rows for several codebooks, of which a token id names one row by its place
+    least: int = min([max(read or told or [2]), *told, *([written] if written else [])])
+    return least
 
 
 def _embedding(model: nn.Module, getter: str) -> object:

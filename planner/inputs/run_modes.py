@@ -88,8 +88,15 @@ def has_cache(model: nn.Module) -> bool:
 
 
 def has_unknown_cache(model: nn.Module) -> bool:
-    """Whether the model's forward can be asked for a cache, and takes none by a known name: nothing is known of decoding."""
-    return bool(caching(model, True)) and not has_cache(model)
+    """Whether the model can be asked for a cache, and its forward takes none by a known name: nothing is known of decoding.
+
+    A part's own cache is out of reach where the whole neither names `use_cache` nor generates.
+    """
+    if not caching(model, True) or has_cache(model):
+        return False
+    generates = getattr(model, "can_generate", None)
+    own = "use_cache" in inspect.signature(type(model).forward).parameters
+    return own or generates is None or bool(generates())
 
 
 def has_eager(model: nn.Module) -> bool:

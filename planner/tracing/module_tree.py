@@ -47,10 +47,11 @@ def forget_results(modules: Iterable[nn.Module]) -> None:
         if isinstance(value, FunctionType | _CACHED) and value.__module__ == file
     ]
     for value in (*beside, *(one for kind in kinds for one in vars(kind).values())):
-        held = (cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_filled(cell))
-        for function in (value, *held):
-            if isinstance(function, _CACHED):
-                function.cache_clear()
+        function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+        held = (cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell))
+        for one in (function, *held):
+            if isinstance(one, _CACHED):
+                one.cache_clear()
 
 
 def _is_filled(cell: CellType) -> bool:

@@ -118,12 +118,17 @@ _UNLIKE_FOUND = re.compile(
 )
 
 
+_PARTS_OF_FOUND = re.compile(rf"sum exactly to {FOUND} .*split_sizes=\[([\d, ]+)\]")
+"""What was found is cut into parts whose lengths are known: rows without their padding, one behind the other."""
+
+
 def _finds_as_many(model: nn.Module, mode: RunMode, failed: TraceError) -> bool:
-    """Whether what failed may run where a boolean mask finds as many tokens as there are features for them, which the failure
+    """Whether what failed may run where a search finds as many tokens as there are features for them, which the failure
     tells, and was not tried so.
     """
-    told = _UNLIKE_FOUND.search(str(failed))
+    told, parts = _UNLIKE_FOUND.search(str(failed)), _PARTS_OF_FOUND.search(str(failed))
     count = next((int(size) for size in told.groups() if size), 0) if told is not None else 0
+    count = sum(int(size) for size in parts[1].split(",")) if parts is not None else count
     return count > FOUND and masks_find_as_many(model, mode, count)
 
 

@@ -1,5 +1,6 @@
 """The number of layers of a twin, and which layers of the real model they are: every kind of layer is kept."""
 
+import re
 from collections.abc import Mapping
 
 from shardproof.planner.loading.configs.field_roles import Fields
@@ -21,14 +22,50 @@ def depth(fields: Mapping[str, object], roles: Mapping[str, str], *, least: int)
     own = {key: by_layer for key, value in fields.items() if (by_layer := _by_layer(value, total))}
     counted = {key: pairs for key, value in fields.items() if (pairs := _counted(value, total))}
     kinds = _kinds([value for key, value in lists.items() if key not in numbered], own, total)
+    places = _handed_on(fields, total)
+    least = max([least, *map(len, places.values())])
     kept = _kept_layers(kinds, total, _least(fields, roles, total, least, counted))
     cut: Fields = {key: [value[index] for index in kept] for key, value in lists.items()}
     cut |= {key: [[part, len(kept) // _length(pairs)] for part, _ in pairs] for key, pairs in counted.items()}
     cut |= {key: _renumbered(by_layer, kept) for key, by_layer in own.items()}
     cut |= {key: list(range(len(kept))) for key in numbered}
+    cut |= _moved_places(fields, places, total, len(kept))
     cut |= {key: min(value, len(kept)) for key, value in counts.items()}
     cut |= _last_layers(fields, roles, len(kept), total)
     return cut | {name: len(kept)}
+
+
+_OUT = re.compile(r"\w*out_(indices|features)")
+_STAGE = re.compile(r"(\D*)(\d+)")
+
+
+def _handed_on(fields: Mapping[str, object], total: int) -> dict[str, list[int]]:
+    """The fields that name the layers whose output a backbone hands on: their numbers, and 0 for what is before the layers."""
+    found = {key: _places(key, value, total) for key, value in fields.items()}
+    return {key: [0, *places] for key, places in found.items() if places}
+
+
+def _moved_places(fields: Mapping[str, object], places: Mapping[str, list[int]], total: int, kept: int) -> Fields:
+    return {key: _moved(fields[key], found[1:], total, kept) for key, found in places.items()}
+
+
+def _places(name: str, value: object, total: int) -> list[int]:
+    """The layers whose output a backbone hands on, by number or as `stage12`; empty for any other field."""
+    if not _OUT.fullmatch(name) or not isinstance(value, list | tuple):
+        return []
+    told = [_STAGE.fullmatch(str(one)) for one in value]
+    found = [int(one[2]) for one in told if one is not None]
+    return found if len(found) == len(value) and found == sorted(set(found)) and max(found, default=0) <= total else []
+
+
+def _moved(value: object, places: list[int], total: int, kept: int) -> list[object]:
+    """As many places, at the end of the layers that are kept, where the places reach the end of the layers."""
+    end = min(max(places), kept - min(1, total - max(places)))
+    now = range(end - len(places) + 1, end + 1)
+    assert isinstance(value, list | tuple)
+    return [
+        f"{old.rstrip('0123456789')}{new}" if isinstance(old, str) else new for old, new in zip(value, now, strict=True)
+    ]
 
 
 def _last_layers(fields: Mapping[str, object], roles: Mapping[str, str], kept: int, total: int) -> Fields:

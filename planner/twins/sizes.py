@@ -28,7 +28,8 @@ LENGTH = 12
 @dataclass(frozen=True, slots=True)
 class Rung:
     """One attempt to shrink a config. `apart`: equal real sizes get different small ones. `scaled`: multipliers of 1.0
-    become other than 1. `counted`: the real numbers of heads are kept, which some code divides by a constant."""
+    become other than 1. `counted`: the real numbers of heads are kept, which some code divides by a constant, and windows stay
+    even."""
 
     apart: bool
     scaled: bool
@@ -93,7 +94,7 @@ def shrunk(fields: Mapping[str, object], *, tp: int, least_layers: int, rung: Ru
     roles = {name: role for name in numbers if (role := role_of(name))}
     small: Fields = dict(fields)
     small |= _head_sizes(numbers, roles, tp=tp, rung=rung, least=_least_head(fields, roles))
-    small |= _counts(numbers, roles)
+    small |= _counts(numbers, roles, even=rung.counted)
     small |= depth(small, roles, least=least_layers)
     small |= _rotary(fields, small, roles)
     small |= {
@@ -224,12 +225,14 @@ def _inner_heads(numbers: Mapping[str, int], small: Mapping[str, object], *, tp:
     return found
 
 
-def _counts(numbers: Mapping[str, int], roles: Mapping[str, str]) -> Fields:
+def _counts(numbers: Mapping[str, int], roles: Mapping[str, str], *, even: bool = False) -> Fields:
     """Small numbers of experts, expert groups, windows and positions, with the same structure.
 
-    A window of an image stays: it is counted in pixels or patches, whose sizes stay too.
+    A window of an image stays: it is counted in pixels or patches, whose sizes stay too. With `even`, a window can be halved,
+    which code does that looks to both sides.
     """
-    limits = {"experts": 8, "chosen": 2, "groups": 2, "chosen groups": 1, "window": 5, "dense layers": 1}
+    window = 4 if even else 5
+    limits = {"experts": 8, "chosen": 2, "groups": 2, "chosen groups": 1, "window": window, "dense layers": 1}
     return {
         name: min(value, limits[role])
         for name, value in numbers.items()

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from shardproof.planner.inputs.media import number, part_with
+from shardproof.planner.inputs.media import BINS, number, part_with
 from shardproof.planner.loading.configs.config_defaults import parts_of
 
 _PATCHES, _PIXELS = 4, 64
@@ -86,6 +86,8 @@ def _scaled(part: PreTrainedConfig, shrink: _Shrink) -> bool:
 
 def _fewer(value: Any, shrink: _Shrink) -> Any:
     if isinstance(value, list | tuple) and value:
+        if shrink.side in value:  # height and width, which may differ
+            return type(value)(_in_ratio(one, shrink) for one in value)
         return type(value)(_fewer(one, shrink) for one in value)
     if type(value) is not int or value <= 1:
         return value
@@ -102,13 +104,18 @@ def _fewer(value: Any, shrink: _Shrink) -> Any:
     return value
 
 
+def _in_ratio(value: Any, shrink: _Shrink) -> Any:
+    fits = type(value) is int and value * shrink.new_side % shrink.side == 0
+    return value * shrink.new_side // shrink.side if fits else value
+
+
 def _shorter_audio(config: PreTrainedConfig) -> bool:
     """Fewer positions of audio encoders; whether there were many."""
     found = False
     for part in parts_of(config):
         for name in ("max_source_positions", "max_length"):
             value = vars(part).get(name)
-            bins = number(part, "num_mel_bins", "input_feat_per_channel", "n_mels")
+            bins = number(part, *BINS)
             if type(value) is int and value > 4 * _POSITIONS and bins:
                 setattr(part, name, _POSITIONS * (4 if name == "max_length" else 1))
                 found = True

@@ -72,10 +72,14 @@ def first_tensors(output: object) -> list[torch.Tensor]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParametersBuilt:
-    """The parameters of a model: the number of their elements, and every pattern of their names with the number of dims."""
+    """The parameters of a model: the number of their elements, and every pattern of their names with the number of dims.
+
+    `raised` is what building the model raised.
+    """
 
     count: int
     kinds: frozenset[tuple[str, int]]
+    raised: str = ""
 
 
 def parameters_of(loaded: LoadedModel) -> ParametersBuilt:
@@ -84,8 +88,8 @@ def parameters_of(loaded: LoadedModel) -> ParametersBuilt:
     """
     try:
         named = dict(build(loaded).named_parameters())
-    except Exception:  # the model's code cannot run on the meta device
-        return ParametersBuilt(LARGEST + 1, frozenset())
+    except Exception as error:  # the model's code cannot run on the meta device
+        return ParametersBuilt(LARGEST + 1, frozenset(), reason(error))
     kinds = frozenset((generic(name), parameter.ndim) for name, parameter in named.items())
     return ParametersBuilt(sum(parameter.numel() for parameter in named.values()), kinds)
 

@@ -63,6 +63,7 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             small = dataclasses.replace(loaded, config=config, checkpoint=None)
             parameters = parameters_of(small)
             if parameters.count > most or (kinds and parameters.kinds != kinds):
+                first = first or parameters.raised
                 continue
             small, outcome = _with_small_media(loaded, small, unequal)
             if outcome.whole:
@@ -79,8 +80,13 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
             small, outcome = _with_small_media(loaded, small, unequal)
             if outcome.runs:
                 return small
-    why = f" The first small copy that was built raised {first}." if first else ""
-    raise TwinError(
+    raise _no_twin(loaded, first)
+
+
+def _no_twin(loaded: LoadedModel, first: str) -> TwinError:
+    """The error where no twin was found; `first` is what the first small copy raised, where it was built or run."""
+    why = f" The first small copy that was tried raised {first}." if first else ""
+    return TwinError(
         f"No small twin of {loaded.title} was found: give small sizes with --set, so that it stays below "
         f"{LARGEST // 1_000_000} million parameters.{why}"
     )

@@ -14,7 +14,7 @@ from shardproof.planner.inference.groups import infer_groups, size_of
 from shardproof.planner.inference.probe import Probe, Prober, prober
 from shardproof.planner.inputs.accepted import search
 from shardproof.planner.inputs.call_form import call_of
-from shardproof.planner.inputs.example import TRACED, example_inputs
+from shardproof.planner.inputs.example import TRACED, example_inputs, inputs_of
 from shardproof.planner.inputs.run_modes import RunMode, Script
 from shardproof.planner.ir.graph import UNRECORDED
 from shardproof.planner.loading.build import build
@@ -23,6 +23,7 @@ from shardproof.planner.tracing.layers.repeats import runs_every_layer
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_in, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.tracing.trace import trace, trace_script
+from shardproof.planner.twins.depth import depth
 from shardproof.planner.twins.small_media import smaller_media
 from shardproof.planner.twins.twin import twin
 
@@ -63,6 +64,16 @@ def test_rows_are_repeated_as_often_as_numbers_say(times: Tensor, rows: int) -> 
     assert graph.values[graph.outputs[0][1]].shape == (rows, 8)
 
 
+def _remembering(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As Transformers' decorator, which remembers what its function gave."""
+    remembered = cache(function)
+
+    def wrapper(*args: Any) -> Tensor:
+        return remembered(*args)
+
+    return wrapper
+
+
 @cache
 def _kept_coordinates(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device)[:, None].expand(count, 8).float()
@@ -70,6 +81,25 @@ def _kept_coordinates(count: int, device: torch.device) -> Tensor:
 
 def test_what_a_function_of_the_file_keeps_is_computed_in_every_trace() -> None:
     model = _Runs(lambda layers, x: layers[0](x + _kept_coordinates(3, x.device)))
+    first, second = (trace(model, {"x": _meta(3, 8)}) for _ in range(2))
+    assert [op.target for op in first.ops] == [op.target for op in second.ops]
+
+
+class _Positions(nn.Module):
+    """A table of positions as DETR's models keep it: a static method remembers it."""
+
+    @staticmethod
+    @_remembering
+    def table(count: int, device: torch.device) -> Tensor:
+        return torch.arange(count, device=device)[:, None].expand(count, 8).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(3, x.device)
+
+
+def test_what_a_static_method_keeps_is_computed_in_every_trace() -> None:
+    model = _Runs(lambda layers, x: layers[0](x + layers[3](x)))
+    model.layers.append(_Positions())
     first, second = (trace(model, {"x": _meta(3, 8)}) for _ in range(2))
     assert [op.target for op in first.ops] == [op.target for op in second.ops]
 
@@ -167,7 +197,27 @@ def test_a_call_made_of_inputs_gives_them_again_for_another_batch() -> None:
 def test_a_view_that_cannot_fold_its_tokens_asks_for_more() -> None:
     model = build(load("timesfm", overrides={"num_hidden_layers": 1}))
     accepted, _ = search(model, lambda given: model(**given), sizes=TRACED, failed=Exception, reached=lambda _: 0)
-    assert accepted.form.call is not None
+    assert {inputs_of(model, accepted.form, TRACED)[name].shape for name in ("past_values", "past_values_padding")} == {
+        (3, 96)
+    }
+
+
+@pytest.mark.parametrize(
+    ("total", "handed_on", "kept"),
+    [(24, [6, 12, 18, 24], [2, 3, 4, 5]), (12, ["stage12"], ["stage2"]), (12, [3, 5, 7, 11], [1, 2, 3, 4])],
+)
+def test_a_backbone_hands_on_layers_that_its_twin_has(total: int, handed_on: list[object], kept: list[object]) -> None:
+    fields = {"num_hidden_layers": total, "out_indices": handed_on}
+    assert depth(fields, {"num_hidden_layers": "layers"}, least=2)["out_indices"] == kept
+
+
+def test_a_search_finds_the_rows_of_known_parts() -> None:
+    def packed(layers: nn.ModuleList, x: Tensor, mask: Tensor) -> list[Tensor]:
+        rows = x.flatten(0, 1)[(mask.flatten() > 0).nonzero().squeeze(-1)]
+        return [layers[0](part) for part in rows.split([4, 5, 3])]
+
+    graph = trace(_Runs(packed), {"x": _meta(3, 5, 8), "mask": _meta(3, 5, dtype=torch.long)})
+    assert [graph.values[op.outputs[0]].shape[0] for op in graph.ops if op.target == "linear"] == [4, 5, 3]
 
 
 def test_the_image_of_a_twin_shrinks_with_all_that_counts_its_patches() -> None:
@@ -179,8 +229,14 @@ def test_the_image_of_a_twin_shrinks_with_all_that_counts_its_patches() -> None:
     assert small.vision_config.patch_size == config.vision_config.patch_size
 
 
+def test_an_image_of_a_twin_that_is_not_square_keeps_its_ratio() -> None:
+    height, width = next(smaller_media(load("seggpt").config)).image_size
+    assert height == 2 * width < 896
+
+
 def test_audio_of_a_twin_is_short_and_a_small_image_stays() -> None:
     assert next(smaller_media(load("whisper").config)).max_source_positions == 32
+    assert next(smaller_media(load("wav2vec2-bert").config)).max_source_positions == 32
     assert list(smaller_media(load("llama").config)) == []
     assert list(smaller_media(load("vit", overrides={"image_size": 64}).config)) == []
 

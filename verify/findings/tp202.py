@@ -69,3 +69,17 @@ def hook_fails(error: str, place: Place) -> Finding:
         found=error,
         needed="no entry here, or one on the module that makes the tensor",
     )
+
+
+def tied_tables_not_found(kind: str, error: str) -> Finding:
+    """Transformers looks for the tied tables of a model of class `kind` before it shards it, and its class does not say them."""
+    return Finding(
+        "TP202",
+        Severity.ERROR,
+        f"Transformers cannot shard {kind}, whose weights are tied: {error}",
+        Place(None),
+        why="before it shards a model with tied weights, Transformers asks it for its input embeddings",
+        found=error,
+        needed=f"a method get_input_embeddings in {kind}, and get_output_embeddings where a head is tied",
+        fault=Fault.MODEL,
+    )

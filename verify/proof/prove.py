@@ -15,10 +15,11 @@ from shardproof.planner.propagation.expert_placements import with_experts
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
 from shardproof.planner.transformers_facts.styles import is_unmodelled
+from shardproof.planner.transformers_facts.tied import refused_as_tied
 from shardproof.planner.twins.loading import try_loading
 from shardproof.planner.weights.block_layout import blocked_sides, is_modelled, refused_by_quantiser
 from shardproof.planner.weights.quantised import method_of
-from shardproof.verify.findings import pl104, tp210, tp221, tp222
+from shardproof.verify.findings import pl104, tp202, tp210, tp221, tp222
 from shardproof.verify.proof.expert_trial import try_experts
 from shardproof.verify.proof.experts import check_experts
 from shardproof.verify.proof.modes import check_modes
@@ -88,6 +89,8 @@ def _tensor_findings(
         subject = subject_of(built)
     except TraceError as error:
         return (not_traced(error),), None
+    if refused := refused_as_tied(built):
+        return (tp202.tied_tables_not_found(type(built).__name__, refused),), None
     styles = plan.styles(subject.prefix)
     found, scope = check_modes(loaded, subject, styles, tp) if tp > 1 else ((), None)
     if (method := method_of(loaded.config)) is not None and scope is not None:

@@ -1,7 +1,7 @@
 """The questions of a run that train: the loss, and the gradients of parameters."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ def ask_training(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None
     model.train(True)
     try:
         with copied_outputs(model) if into.refused else nullcontext():
-            loss = model_loss(model, inputs, _mask_of(model, inputs))
+            loss = model_loss(model, inputs, _mask_of(model, inputs), into=into)
             model.zero_grad(set_to_none=True)
             loss.backward()
         into.values["loss in training"] = loss.detach()
@@ -114,7 +114,7 @@ def _backward(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
     """Two backwards without zeroing the gradients: a gradient that is all-reduced in place is wrong only after the second."""
     model.zero_grad(set_to_none=True)
     for once_or_twice in (ONCE, TWICE):
-        loss = model_loss(model, inputs)
+        loss = model_loss(model, inputs, into=into)
         into.values["loss"] = loss.detach()
         loss.backward()
         into.gradients[once_or_twice] = {
@@ -129,16 +129,33 @@ def _gradient(parameter: nn.Parameter) -> torch.Tensor:
     return whole(parameter.grad.detach()).clone()
 
 
-def model_loss(model: PreTrainedModel, inputs: Inputs, more: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+OWN_LOSS = "the model's own loss"
+"""What is noted as not compared, where the single-device model raises on tokens as labels."""
+
+
+def model_loss(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    more: Mapping[str, torch.Tensor] | None = None,
+    *,
+    into: Observed | None = None,
+) -> torch.Tensor:
     """The model's own loss where it takes tokens as labels, else the cross entropy of the next token, else a mean square.
 
-    A rank that takes another branch than the single-device model has another loss, which the comparison shows.
+    A rank that takes another branch than the single-device model has another loss, which the comparison shows. With `into`, a
+    single-device model that raises on labels is noted there, and its ranks are not asked for labels.
     """
-    if inputs.name and takes(model, "labels"):
-        with suppress(ValueError):  # labels in a form of its own (one for each codebook)
+    if inputs.name and takes(model, "labels") and (into is None or into.own_loss is not False):
+        try:
             loss = model(**inputs.whole(), labels=inputs.ids, **caching(model, False), **(more or {})).get("loss")
             if loss is not None:
                 return whole(loss)
+        except ValueError:  # labels in a form of its own (one for each codebook)
+            pass
+        except Exception as error:
+            if into is None or into.own_loss:
+                raise
+            into.unasked.setdefault(OWN_LOSS, error)
     given, ids = forward_logits(model, inputs, **(more or {})), inputs.ids
     if inputs.name and given.ndim == 3 and given.shape[:2] == ids.shape and given.shape[-1] > int(ids.max()):
         return nn.functional.cross_entropy(given[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

@@ -41,6 +41,8 @@ class Observed:
     trains: bool | None = None
     """Whether gradients need training mode, because the single-device model gives none in evaluation mode; None: not known yet.
     """
+    own_loss: bool | None = None
+    """Whether the model's own loss is asked for; None: not known yet, and it is where the single-device model gives one."""
     refused: RuntimeError | None = None
     """Autograd's refusal of an in-place operation; the backward was then repeated on copies of the outputs."""
 

@@ -11,7 +11,7 @@ from shardproof.planner.inputs.run_modes import has_unknown_cache, takes
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.module_activations import ActivationRecorder
-from shardproof.verify.run.gradient_questions import ask_gradients, ask_training, refuse_random
+from shardproof.verify.run.gradient_questions import OWN_LOSS, ask_gradients, ask_training, refuse_random
 from shardproof.verify.run.held_state import HeldState
 from shardproof.verify.run.inputs import Inputs
 from shardproof.verify.run.observed import (
@@ -49,6 +49,7 @@ def observe(
     """
     began = HeldState(model)
     into.trains = None if asked_of is None and exact else asked_of is not None and bool(asked_of.trains)
+    into.own_loss = None if asked_of is None else OWN_LOSS not in asked_of.unasked
     if inputs.refused is not None:
         into.unasked["the forward with images"] = inputs.refused
     for stage, ask in _QUESTIONS.items():

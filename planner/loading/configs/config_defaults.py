@@ -21,6 +21,10 @@ from shardproof.planner.loading.configs.configure import parse_value
 from shardproof.planner.loading.configs.field_roles import Fields, role_of
 
 _PLACEHOLDER = re.compile(r"(image|video|audio)_token_(id|index)")
+_VOCABULARY = 1024
+"""The tokens of a default config that says no number."""
+_ASKED = 8
+"""A number that an exception asks for by the name of its field, such as the steps of a prediction."""
 _TOLD = ("kv heads", "head dim", "experts", "shared", "chosen", "intermediate")
 """Roles of fields whose value follows from other fields, or can be any small number."""
 
@@ -211,6 +215,9 @@ def _values_asked_for(config: PreTrainedConfig, failure: Exception) -> Iterator[
     for name, value in re.findall(r"`(\w+)\s*=\s*(\w+)`", text):
         if name in fields:
             yield {name: parse_value(value.lower() if value in ("True", "False") else value)}
+    for name in re.findall(r"`(\w+)`", text):
+        if name in fields and fields[name] is None:
+            yield {name: _ASKED, **_derived(config, name)}
     if isinstance(failure, AttributeError) and (found := re.match(r"'(\w+)' object has no attribute '(\w+)'", text)):
         kind, name = found.groups()
         rotary = fields.get("rope_parameters")
@@ -229,6 +236,17 @@ def _values_asked_for(config: PreTrainedConfig, failure: Exception) -> Iterator[
         yield {"rope_parameters": {kind: dict(one) for kind in dict.fromkeys(kinds)}}
 
 
+def _derived(config: PreTrainedConfig, name: str) -> Fields:
+    """Empty fields that the class derives from this one, where it is given to the constructor."""
+    make: Callable[..., PreTrainedConfig] = type(config)
+    try:
+        made = make(**{name: _ASKED}).to_dict()
+    except Exception:  # the class wants another value
+        return {}
+    empty = [other for other, value in config.to_dict().items() if value is None and other != name]
+    return {other: made[other] for other in empty if type(made.get(other)) is int}
+
+
 def _fillings(config: PreTrainedConfig, read: list[str], kind: type) -> Iterator[Fields]:
     """Values for the field that was read last, where they follow from the other fields."""
     by_role = {
@@ -237,7 +255,8 @@ def _fillings(config: PreTrainedConfig, read: list[str], kind: type) -> Iterator
     for name in read:
         value = _kinds(config, kind) if name == "layer_types" else _value(role_of(name), by_role)
         if value is not None:
-            yield {name: value}
+            pads = role_of(name) == "vocabulary" and "pad_token_id" in read
+            yield {name: value, **({"pad_token_id": 0} if pads else {})}
 
 
 def _kinds(config: PreTrainedConfig, kind: type) -> list[str] | None:
@@ -263,5 +282,7 @@ def _value(role: str | None, by_role: Mapping[str, int]) -> int | None:
             return 1
         case "intermediate" if hidden:
             return 4 * hidden
+        case "vocabulary":
+            return _VOCABULARY
         case _:
             return None

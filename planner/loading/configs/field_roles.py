@@ -18,7 +18,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("rank", r"\w*(lora_)?rank"),
     ("head dim", r"(\w+_)?head_(dim|size|width)|d_(kv|head)|kv_channels"),
     ("rotary", r"rotary_(n?dims?|emb_dim|size)|rope_dim"),
-    ("chosen", r"\w*(per_tok|per_token|top_?k|moe_k)"),
+    ("chosen", r"\w*(per_tok|per_token|top_?k(_experts)?|moe_k)"),
     ("groups", r"n_group|num_expert_groups?"),
     ("chosen groups", r"topk_group"),
     ("shared", r"\w*shared_experts?"),

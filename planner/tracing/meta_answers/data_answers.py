@@ -71,7 +71,7 @@ def _known_index(index: Tensor) -> Tensor | int:
 
 
 def _nonzero(tensor: Tensor, *_: object) -> Tensor:
-    return tensor.new_empty((min(FOUND, max(tensor.numel(), 1)), tensor.dim()), dtype=torch.long)
+    return tensor.new_empty((min(masks_find(), max(tensor.numel(), 1)), tensor.dim()), dtype=torch.long)
 
 
 def _masked_index(tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
