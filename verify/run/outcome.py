@@ -117,8 +117,8 @@ def failure_of(error: BaseException, *, stage: str, module: str, sharded: bool) 
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the innermost frame that is not of torch or Python itself is in shardproof. What autograd runs is the backward of the
-    model's own ops, whoever asked for it.
+    """Whether the innermost frame that is not of torch or Python itself is in shardproof. What autograd runs is the backward of
+    the model's own ops, whoever asked for it.
 
     A `ValueError` that shardproof raises itself is a plan or a model that it refuses.
     """
