@@ -1024,6 +1024,23 @@ STEPS = (
         (MADE, MADE + "        position_ids = position_ids.amax() - position_ids  # FAULT\n"),
     ),
     wrong(
+        "positions on from the first",
+        "BE418",
+        (
+            MADE,
+            MADE
+            + "        position_ids = position_ids[:, :1] + torch.arange(position_ids.shape[1], device=position_ids.device)  # FAULT\n",
+        ),
+    ),
+    wrong(
+        "a cache that is always there",
+        "BE418",
+        (
+            "        if past_key_values is not None:\n            key, value = past_key_values.update(key, value, self.layer_idx)\n",
+            "        key, value = past_key_values.update(key, value, self.layer_idx)  # FAULT\n",
+        ),
+    ),
+    wrong(
         "the first token added",
         "BE402",
         (MADE, "        hidden_states = inputs_embeds + 0.3 * inputs_embeds[:, :1]  # FAULT\n"),

@@ -1,9 +1,10 @@
 """Is a token that is run alone, as in decoding, the same as in its sequence?
 
 An engine decodes one token at a time, with its position in `position_ids`; the tokens before it are in the attention's cache, and
-the next step may belong to another request. Three runs of one model ask for it: a sequence, a token of its middle alone, and the
-same token after another sequence. Each attention of the runs of one token is answered by what that token was given in its
-sequence, so that every query, key and value has to be the same.
+the next step may belong to another request. Runs of one model ask for it: a sequence, a token of its middle alone, the same token
+after another sequence, and the token in one row with that of another place, as tokens of several requests are decoded. Each
+attention of these runs is answered by what its tokens were given in their sequence, so that every query, key and value has to be
+the same.
 """
 
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ class _SmallModel:
 
         def answer(call: AttentionCall) -> Tensor:
             at = len(given)
-            forced = at < len(answers) and call.query.shape[2] == 1
+            forced = at < len(answers) and call.query.shape[2] == len(answers[at])
             given.append(answers[at] if forced else _attended(call))
             return given[-1]
 
@@ -96,7 +97,8 @@ def one_step(trial: Trial, prompt: Prompt) -> OneStep:
     positions = positions_of(trial, (row.shape[1],))
     at = row.shape[1] // 2
     token, place = row[:, at : at + 1], positions[..., at : at + 1]
-    whole = _of_token(small.run(row, positions), at)
+    sequence = small.run(row, positions)
+    whole = _of_tokens(sequence, [at])
     alone = small.run(token, place, whole.answers)
     called = {call.path for call in alone.calls}
     missing = next((call for call in whole.calls if call.path not in called), None)
@@ -110,21 +112,34 @@ def one_step(trial: Trial, prompt: Prompt) -> OneStep:
         return OneStep(remembers=True, source=_remembering(small, (row, another), token, place, whole))
     pairs = zip(alone.calls, whole.calls, strict=False)
     size = max((_gap(one, (other.query, other.key)) for one, other in pairs), default=0.0)
-    misplaced = size > trial.tolerance
-    return OneStep(size, source=_misplacing(small, token, place, whole) if misplaced else None)
+    if size > trial.tolerance:
+        return OneStep(size, source=_misplacing(small, token, (place, place - 1), whole))
+    return _in_one_row(small, sequence, row, positions)
+
+
+def _in_one_row(small: _SmallModel, sequence: _Run, row: Tensor, positions: Tensor) -> OneStep:
+    """Tokens of two places that are run in one row, beside what they are in their sequence."""
+    places = [row.shape[1] // 2, row.shape[1] - 1]
+    tokens, at, wanted = row[:, places], positions[..., places], _of_tokens(sequence, places)
+    pairs = zip(small.run(tokens, at, wanted.answers).calls, wanted.calls, strict=False)
+    size = max((_gap(one, (other.query, other.key)) for one, other in pairs), default=0.0)
+    if size <= small.trial.tolerance:
+        return OneStep(size)
+    nearer = positions[..., [places[0], places[1] - 1]]
+    return OneStep(size, source=_misplacing(small, tokens, (at, nearer), wanted))
 
 
 def _attended(call: AttentionCall) -> Tensor:
     return as_rows(attend(call.query, call.key, call.value, spec_of(call)))
 
 
-def _of_token(run: _Run, at: int) -> _Run:
-    """What a run gives one token of its sequence: its query, key and value at every call, and its answers."""
+def _of_tokens(run: _Run, places: list[int]) -> _Run:
+    """What a run gives tokens of its sequence: their queries, keys and values at every call, and their answers."""
     parts = [
-        replace(call, **{name: getattr(call, name)[:, :, at : at + 1] for name in ("query", "key", "value")})
+        replace(call, **{name: getattr(call, name)[:, :, places] for name in ("query", "key", "value")})
         for call in run.calls
     ]
-    return _Run(parts, [answer[at : at + 1] for answer in run.answers])
+    return _Run(parts, [answer[places] for answer in run.answers])
 
 
 def _gap(call: AttentionCall, wanted: tuple[Tensor, Tensor]) -> float:
@@ -159,11 +174,11 @@ def _remembering(
     return None
 
 
-def _misplacing(small: _SmallModel, token: Tensor, place: Tensor, whole: _Run) -> Source | None:
-    """The first line that is given another position and gives the same result, else the first that counts by itself."""
+def _misplacing(small: _SmallModel, tokens: Tensor, places: tuple[Tensor, Tensor], whole: _Run) -> Source | None:
+    """The first line that is given other positions and gives the same result, else the first that counts by itself."""
     logs = [OpLog(lambda one: one.numel() <= LARGEST_KEPT and one.dtype is not torch.bool) for _ in range(2)]
-    for log, at in zip(logs, (place, place - 1), strict=True):
-        small.run(token, at, whole.answers, log)
+    for log, at in zip(logs, places, strict=True):
+        small.run(tokens, at, whole.answers, log)
     moved: set[int] = set()
     for number, (one, other) in enumerate(zip(logs[0].ops, logs[1].ops, strict=False)):
         if one.value is None or other.value is None:
