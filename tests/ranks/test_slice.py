@@ -27,7 +27,7 @@ def test_proof_and_run_agree_and_ask_every_question(name: str, ranks: InProcess)
     result = prove(model, plan, pp=2 if plan.pp else 1)
     assert result.verdict is Verdict.PROVED
     assert result.scope is not None
-    assert result.scope.modes == ("evaluation", "training", "decoding")
+    assert result.scope.modes == ("evaluation", "training", "decoding", "eager attention")
     assert not plan.pp or result.scope.stages == result.scope.modes
     small = twin(model, tp=2)
     cases = [Case(small, plan, 2)] + ([Case(twin(model, tp=1, pp=2), plan, pp=2)] if plan.pp else [])
