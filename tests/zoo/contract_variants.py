@@ -1033,6 +1033,18 @@ STEPS = (
         ),
     ),
     wrong(
+        "a wide window of a copy of the config",
+        "BE407",
+        (
+            MASK,
+            "        import copy\n        narrow = copy.copy(self.config)\n        narrow.sliding_window = 1000\n"
+            + MASK.replace("create_causal_mask", "create_sliding_window_causal_mask").replace(
+                "config=self.config", "config=narrow"
+            ),
+        ),
+        (IMPORT, IMPORT + "from transformers.masking_utils import create_sliding_window_causal_mask\n"),
+    ),
+    wrong(
         "a cache that is always there",
         "BE418",
         (

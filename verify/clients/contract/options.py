@@ -88,6 +88,8 @@ def _mask(mask: MaskSeen, window: int, contract: ContractFacts) -> Iterator[Find
     if mask.says(window if window < tokens else 0):
         if mask.by_hand:
             yield be405.mask_by_hand_same(mask.call.path, Place(source=mask.source), contract.client)
+        elif mask.windows and window not in mask.windows:  # it does not show in so short a row
+            yield be407.mask_window_differs(place, window, contract.client, windowed=any(mask.windows))
         return
     width = mask.windowed
     if width >= 0 and not mask.by_hand:

@@ -5,7 +5,7 @@ and with a maker of masks that remembers what it made. An engine gives no mask: 
 window of the config" is lost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,14 +39,21 @@ _MAKERS = (
     "create_bidirectional_mask",
 )
 
+_WINDOWS = {"create_sliding_window_causal_mask": "sliding_window"}
+"""The field of the config that says the window of a masking function."""
+
 
 @dataclass(frozen=True, slots=True)
 class MadeMask:
-    """A mask that Transformers made: the line that asked for it and the function that was asked."""
+    """A mask that Transformers made: the line that asked for it, the function that was asked, and the window of its config.
+
+    The window is 0 for a function without one. A window longer than the row that is run does not show in the values.
+    """
 
     value: Tensor | None
     source: Source | None
     function: str
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,8 @@ class MaskSeen:
     source: Source | None
     by_hand: bool
     """Whether no masking function of Transformers took part in it."""
+    windows: frozenset[int] = frozenset()
+    """The windows of all masks of Transformers that have its values; empty where there is none."""
 
     def says(self, window: int) -> bool:
         """Whether a query sees the keys before it, inside a window of so many tokens (0 for no window), and nothing else."""
@@ -89,9 +98,11 @@ def _masks_with(trial: Trial, prompt: Prompt, make: Maker) -> list[MaskSeen]:
 
     def maker(*args: Any, **kwargs: Any) -> Tensor | None:
         value = make(*args, **kwargs)
-        function = next((f.f_code.co_name for f in frames() if f.f_code.co_name in _MAKERS), "")
+        asked = next((frame for frame in frames() if frame.f_code.co_name in _MAKERS), None)
+        function = asked.f_code.co_name if asked is not None else ""
+        window = getattr(asked.f_locals.get("config"), _WINDOWS.get(function, ""), None) if asked is not None else None
         kept = value.clone() if value is not None else None  # the model may write into what it is given
-        made.append(MadeMask(kept, calling_line(), function))
+        made.append(MadeMask(kept, calling_line(), function, window if type(window) is int else 0))
         return value
 
     calls = _run(trial, prompt, maker)
@@ -119,13 +130,16 @@ def _answer(call: AttentionCall) -> Tensor:
 
 
 def _unaltered(call: AttentionCall, made: list[MadeMask]) -> MadeMask | None:
-    """The mask of Transformers with the same values."""
+    """The first mask of Transformers with the same values."""
+    return next(iter(_all_unaltered(call, made)), None)
+
+
+def _all_unaltered(call: AttentionCall, made: list[MadeMask]) -> Iterator[MadeMask]:
     for one in made:
         if one.value is not None and isinstance(call.mask, Tensor) and one.value.numel() == call.mask.numel():
             ours, theirs = split_mask(call.mask), split_mask(one.value)
             if torch.equal(ours[0].flatten(), theirs[0].flatten()) and ours[1] is None and theirs[1] is None:
-                return one
-    return None
+                yield one
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +181,5 @@ def _seen(call: AttentionCall, at: int, made: list[MadeMask], sources: dict[int,
     origin = sources.get(at, _Origin(None, False))
     source = unaltered.source if unaltered is not None else origin.source or call.source
     by_hand = unaltered is None and (origin.by_hand or not made)
-    return MaskSeen(call, allowed.reshape(-1, *allowed.shape[-2:]), bias, unaltered, source, by_hand)
+    windows = frozenset(one.window for one in _all_unaltered(call, made))
+    return MaskSeen(call, allowed.reshape(-1, *allowed.shape[-2:]), bias, unaltered, source, by_hand, windows)
