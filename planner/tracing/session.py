@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.jit._fuser import optimized_execution
 
-from shardproof.planner.inputs.run_modes import RunMode
+from shardproof.planner.inputs.run_modes import RunMode, has_eager
 
 T = TypeVar("T")
 
@@ -146,6 +146,10 @@ def recording(
                 if hasattr(config, name):
                     undo.callback(setattr, config, name, getattr(config, name))
                     setattr(config, name, value)
+        if mode is RunMode.EAGER and has_eager(model):
+            raise NotImplementedError(
+                "eager attention cannot be set on the config that this version of Transformers has"
+            )
         if mode is RunMode.TRAINING:
             for module in model.modules():
                 undo.callback(setattr, module, "training", module.training)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import cast
 
 import pytest
 from transformers.processing_utils import ProcessorMixin
@@ -11,6 +13,7 @@ from shardproof.planner.ir.findings import Finding
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import load
 from shardproof.verify.clients.contract.config import check_folder
+from shardproof.verify.clients.contract.experiments.masks import _window
 from shardproof.verify.clients.contract.processor import check_processor
 from shardproof.verify.findings.catalogue import Example, rules
 from tests.zoo import contract_model
@@ -273,3 +276,18 @@ def test_the_processor_of_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytes
         "shardproof.verify.clients.contract.processor.AutoProcessor.from_pretrained", lambda *_, **__: kind()
     )
     assert "BE442" in {finding.code for finding in check(loaded, Plan(), clients=("vllm",)).findings}
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "window"),
+    [
+        ("create_causal_mask", {}, 0),
+        ("create_sliding_window_causal_mask", {"config": SimpleNamespace(sliding_window=12)}, 12),
+        ("create_sliding_window_causal_mask", {"settings": SimpleNamespace(sliding_window=12)}, None),
+        ("create_sliding_window_causal_mask", {"config": SimpleNamespace()}, None),
+        ("create_chunked_causal_mask", {"config": SimpleNamespace(attention_chunk_size=8)}, None),
+    ],
+)
+def test_a_window_that_cannot_be_read_is_not_known(function: str, given: dict[str, object], window: int | None) -> None:
+    frame = SimpleNamespace(f_code=SimpleNamespace(co_name=function), f_locals=given)
+    assert _window(cast(FrameType, frame)) == window

@@ -10,6 +10,7 @@ from transformers.models.llama import modeling_llama
 from shardproof.planner.ir.findings import Verdict
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import load
+from shardproof.planner.tracing import session
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.proof.prove import prove
 
@@ -45,3 +46,11 @@ def test_a_config_that_asks_for_it_is_traced_so_in_evaluation(monkeypatch: pytes
     found = prove(model, carried_plan(model, on_meta(model)), tp=2)
     assert found.verdict is Verdict.REFUTED
     assert not found.findings[0].message.startswith("in eager attention, ")
+
+
+def test_a_version_whose_config_has_another_field_is_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "EAGER_ATTENTION", {"_field_of_another_version": "eager"})
+    model = load("llama", overrides={**SMALL, "num_key_value_heads": 2})
+    found = prove(model, carried_plan(model, on_meta(model)), tp=2)
+    assert found.verdict is Verdict.NOT_PROVED
+    assert found.scope is not None and "eager attention" not in found.scope.modes

@@ -5,21 +5,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
-import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from shardproof.planner.ir.errors import reason
 from shardproof.planner.ir.findings import Finding, Place, Severity, as_written
 from shardproof.planner.ir.plan import Plan
-from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
-from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.loading.source_lines import line_of
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
-from shardproof.planner.twins.small_runs import LARGEST
 from shardproof.verify.clients.contract.attention import check_attention, check_claim, check_step
 from shardproof.verify.clients.contract.config import (
     base_class,
@@ -157,7 +153,7 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
             source = Place(source=source_of(kind, forward_tree(kind)))
             yield be418.call_raises(str(experiments.alone.error), source, contract.client)
             return
-        if (error := _without_a_cache(experiments)) is not None:
+        if (error := experiments.without_a_cache.found) is not None:
             yield be418.call_raises(reason(error), Place(source=line_of(error, None)), contract.client)
             return
         why = experiments.trial.reason or experiments.alone.reason
@@ -180,25 +176,6 @@ def _of_runs(contract: ContractFacts, experiments: Experiments) -> Iterator[Find
     yield from found
     if contract.is_modelled and outcome.states is not None and outcome.calls and not _has_error(found):
         yield from _as_a_whole(contract, experiments, outcome)
-
-
-def _without_a_cache(experiments: Experiments) -> Exception | None:
-    """What the base model raises when it is given no cache, as engines call it, where it runs with one; None for large models."""
-    if sum(parameter.numel() for parameter in experiments.built.parameters()) > LARGEST:
-        return None
-    with quiet(), torch.no_grad():
-        model = build(experiments.loaded, device="cpu").eval()
-        base = model.get_submodule(base_prefix(model))
-        ids = torch.ones(1, 4, dtype=torch.long)
-        try:
-            base(input_ids=ids, use_cache=False)
-        except Exception as error:  # whatever the model's code raises
-            try:
-                base(input_ids=ids, use_cache=True, past_key_values=DynamicCache())
-            except Exception:  # it fails for another reason
-                return None
-            return error
-    return None
 
 
 def _not_run(what: str, outcome: ExperimentOutcome[list[T]]) -> Iterator[Finding]:

@@ -88,7 +88,7 @@ def _mask(mask: MaskSeen, window: int, contract: ContractFacts) -> Iterator[Find
     if mask.says(window if window < tokens else 0):
         if mask.by_hand:
             yield be405.mask_by_hand_same(mask.call.path, Place(source=mask.source), contract.client)
-        elif mask.windows and window not in mask.windows:  # it does not show in so short a row
+        elif mask.windows and mask.windows.isdisjoint({window, None}):  # it does not show in so short a row
             yield be407.mask_window_differs(place, window, contract.client, windowed=any(mask.windows))
         return
     width = mask.windowed

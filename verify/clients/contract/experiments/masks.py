@@ -7,6 +7,7 @@ window of the config" is lost.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -39,21 +40,24 @@ _MAKERS = (
     "create_bidirectional_mask",
 )
 
-_WINDOWS = {"create_sliding_window_causal_mask": "sliding_window"}
-"""The field of the config that says the window of a masking function."""
+_WINDOWS = {"create_causal_mask": "", "create_sliding_window_causal_mask": "sliding_window"}
+"""The field of the config that says the window of a masking function; empty for a function without one. Of other functions the
+window is not known.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class MadeMask:
     """A mask that Transformers made: the line that asked for it, the function that was asked, and the window of its config.
 
-    The window is 0 for a function without one. A window longer than the row that is run does not show in the values.
+    The window is 0 for a function without one, and None where it is not known. A window longer than the row that is run does not
+    show in the values.
     """
 
     value: Tensor | None
     source: Source | None
     function: str
-    window: int = 0
+    window: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,8 @@ class MaskSeen:
     source: Source | None
     by_hand: bool
     """Whether no masking function of Transformers took part in it."""
-    windows: frozenset[int] = frozenset()
-    """The windows of all masks of Transformers that have its values; empty where there is none."""
+    windows: frozenset[int | None] = frozenset()
+    """The windows of all masks of Transformers that have its values, None for one that is not known; empty where no mask has."""
 
     def says(self, window: int) -> bool:
         """Whether a query sees the keys before it, inside a window of so many tokens (0 for no window), and nothing else."""
@@ -100,15 +104,23 @@ def _masks_with(trial: Trial, prompt: Prompt, make: Maker) -> list[MaskSeen]:
         value = make(*args, **kwargs)
         asked = next((frame for frame in frames() if frame.f_code.co_name in _MAKERS), None)
         function = asked.f_code.co_name if asked is not None else ""
-        window = getattr(asked.f_locals.get("config"), _WINDOWS.get(function, ""), None) if asked is not None else None
         kept = value.clone() if value is not None else None  # the model may write into what it is given
-        made.append(MadeMask(kept, calling_line(), function, window if type(window) is int else 0))
+        made.append(MadeMask(kept, calling_line(), function, _window(asked)))
         return value
 
     calls = _run(trial, prompt, maker)
     altered = [call for call in calls if isinstance(call.mask, Tensor) and _unaltered(call, made) is None]
     sources = _origins(trial, prompt, maker) if altered else {}
     return [_seen(call, at, made, sources) for at, call in enumerate(calls)]
+
+
+def _window(asked: FrameType | None) -> int | None:
+    """The window of a masking function that is running, from the config that it was given; 0 for a function without one."""
+    if asked is None or asked.f_code.co_name not in _WINDOWS:
+        return None
+    field = _WINDOWS[asked.f_code.co_name]
+    window = getattr(asked.f_locals.get("config"), field, None) if field else 0
+    return window if type(window) is int else None
 
 
 def _run(trial: Trial, prompt: Prompt, maker: Maker, log: OpLog | None = None) -> list[AttentionCall]:

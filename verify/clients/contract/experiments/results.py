@@ -43,6 +43,7 @@ from shardproof.verify.clients.contract.experiments.trial import (
     TrialError,
     built_with,
     made_mask,
+    raised_without_a_cache,
     registered,
     trial_of,
 )
@@ -123,6 +124,11 @@ class Experiments:
     def alone(self) -> ExperimentOutcome[Tensor]:
         """The hidden states in Transformers, `(tokens, width)`, each sequence run alone."""
         return self._once("alone", lambda: _alone(self._trial()))
+
+    @property
+    def without_a_cache(self) -> ExperimentOutcome[Exception | None]:
+        """What the base model raises without a cache, where it runs with one; None where it does not, or is too large to run."""
+        return self._once("without a cache", lambda: raised_without_a_cache(self.loaded, self.built))
 
     @property
     def masks(self) -> ExperimentOutcome[list[MaskSeen]]:

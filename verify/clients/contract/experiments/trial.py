@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -21,6 +21,7 @@ from shardproof.planner.loading.configs.config_fields import field_of
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.random_state import random_state
+from shardproof.planner.twins.small_runs import LARGEST
 from shardproof.planner.twins.twin import TwinError, twin
 from shardproof.verify.clients.contract.experiments.client_attention import AttentionRecorder, paths_in
 
@@ -166,3 +167,24 @@ def built_with(trial: Trial, name: str, recorder: AttentionRecorder, *, masks: M
 
 made_mask = eager_mask
 """The additive mask of eager attention, `(rows, 1, queries, keys)`."""
+
+
+def raised_without_a_cache(loaded: LoadedModel, built: nn.Module) -> Exception | None:
+    """What the base model of `loaded` raises without a cache, as engines call it, where it runs with one.
+
+    None where it runs without, fails for another reason, or is no small model; `built` is the model on the meta device.
+    """
+    if sum(parameter.numel() for parameter in built.parameters()) > LARGEST:
+        return None
+    with quiet(), torch.no_grad():
+        model = build(loaded, device="cpu").eval()
+        base, ids = model.get_submodule(base_prefix(model)), torch.ones(1, 4, dtype=torch.long)
+        try:
+            base(input_ids=ids, use_cache=False)
+        except Exception as error:  # whatever the model's code raises
+            try:
+                base(input_ids=ids, use_cache=True, past_key_values=DynamicCache())
+            except Exception:  # it fails for another reason
+                return None
+            return error
+    return None
