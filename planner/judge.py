@@ -16,7 +16,7 @@ from shardproof.planner.ir.findings import Source
 from shardproof.planner.ir.graph import Graph, Op
 from shardproof.planner.ir.placement import Shard
 from shardproof.planner.ir.plan import generic
-from shardproof.planner.ir.styles import STYLES, is_packed_name, style_of
+from shardproof.planner.ir.styles import STYLES, After, is_packed_name, style_of
 from shardproof.planner.propagation.assign import Assigned, assign, looks_up
 from shardproof.planner.propagation.backward import GradientFault, gradient_faults, nearest
 from shardproof.planner.propagation.forward.propagate import Propagation, explain_failure, propagate
@@ -66,10 +66,13 @@ class WrittenOutput:
 
 @dataclass(frozen=True, slots=True)
 class NoLookup:
-    """A style for tables on a module that computes something else, by the client's distributed tensors."""
+    """A style for tables on a module that computes something else, by the client's distributed tensors; or uses what it looks up
+    more than once (`twice`).
+    """
 
     module: str
     entry: str
+    twice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,4 +288,23 @@ def _without_lookup(graph: Graph, assigned: Assigned) -> tuple[NoLookup, ...]:
     # A repeated layer has no ops of its own: the first of its kind stands for it.
     runs = {generic(op.module) for op in graph.ops} if styled else set()
     searched = {generic(op.module) for op in graph.ops if op.target.endswith("embedding")} if styled else set()
-    return tuple(NoLookup(path, entry) for path, entry in styled.items() if generic(path) in runs - searched)
+    none = tuple(NoLookup(path, entry) for path, entry in styled.items() if generic(path) in runs - searched)
+    summed = {path for path, (style, _) in assigned.modules.items() if path in styled and style.after is After.REDUCE}
+    twice = {generic(path) for path in summed} & _used_twice(graph, {generic(path) for path in summed})
+    return (*none, *(NoLookup(path, entry, twice=True) for path, entry in styled.items() if generic(path) in twice))
+
+
+def _used_twice(graph: Graph, modules: set[str]) -> set[str]:
+    """Which of these modules use what they look up in more than one op: the client's distributed tensor of rows that a rank may
+    lack is summed over the ranks once, and raises then.
+    """
+    found = {number: 0 for op in graph.ops if op.target == "embedding" for number in op.outputs}
+    twice = set()
+    for op in graph.ops:
+        if (module := generic(op.module)) not in modules:
+            continue
+        for number in set(op.inputs) & set(found):
+            found[number] += 1
+            if found[number] > 1:
+                twice.add(module)
+    return twice

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from shardproof.planner.propagation.rules.random import draws
+from shardproof.planner.propagation.rules.registry import ASSUMED
 from shardproof.planner.tracing.meta_answers.data_answers import ANSWERS, ARGUMENTS, UNSEEN, unseen, with_numbers
 from shardproof.planner.tracing.meta_answers.placeholders import with_counts, with_places
 from shardproof.planner.tracing.meta_answers.result_forms import same_form
@@ -205,6 +206,8 @@ class Dispatch(TorchDispatchMode):
             recorder.note("dropout: which elements each rank drops is not compared")
         if draws(target) and kwargs.get("generator") is None:
             recorder.note("random numbers: every rank is taken to draw the same ones, from one seed")
+        if target in ASSUMED:
+            recorder.note(ASSUMED[target])
         recorder.record(target, args, kwargs, result)
         if written:
             self._mutate(written[0], result)

@@ -54,7 +54,8 @@ def _tried(loaded: LoadedModel) -> LoadingTrial:
 
 
 def _same(held: torch.Tensor, given: torch.Tensor) -> bool:
-    return held.shape == given.shape and bool(torch.equal(held.detach().to(given.dtype), given))
+    """Whether a parameter holds what it was given, in the dtype that the model's code makes it of."""
+    return held.shape == given.shape and bool(torch.equal(held.detach(), given.to(held.dtype)))
 
 
 def _own_init_weights(kind: type[PreTrainedModel]) -> type | None:

@@ -31,6 +31,7 @@ from shardproof.verify.proof.prove import prove
 from shardproof.verify.proof.stages import Programs
 from shardproof.verify.stages.case import Case, Staging
 from tests.mutants.injected_faults import FaultKind, InjectedFault, InjectedFaults
+from tests.zoo.guard_models import Words
 
 ZOO = "tests.zoo.guard_models:"
 TENSOR = {"layers.*.feed.up": "colwise", "layers.*.feed.down": "rowwise"}
@@ -184,6 +185,26 @@ def test_experts_that_nothing_calls_are_not_proved() -> None:
 
 def test_loading_that_loses_weights_is_refused() -> None:
     expect(prove(model("LosingForCausalLM"), tensor(TENSOR), tp=2).findings, "TP221", "head.weight")
+
+
+def test_a_parameter_in_a_dtype_of_its_own_is_loaded() -> None:
+    assert "TP221" not in {one.code for one in prove(model("FloatForCausalLM"), tensor(TENSOR), tp=2).findings}
+
+
+def test_rows_that_a_table_uses_twice_are_not_proved_where_it_is_split_by_rows() -> None:
+    loaded = load(_Twice(), inputs={"ids": torch.zeros(2, 8, dtype=torch.long)})
+    by_rows = prove(loaded, Plan.from_json({"base_model_tp_plan": {"words": "embedding_rowwise"}}))
+    expect(by_rows.findings, "TP210", "words uses what it looks up more than once")
+    assert not prove(loaded, Plan.from_json({"base_model_tp_plan": {"words": "embedding_colwise"}})).findings
+
+
+class _Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = Words(64, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.words(ids)
 
 
 def test_loading_that_cannot_be_tried_is_an_assumption() -> None:

@@ -24,6 +24,25 @@ class LosingForCausalLM(FuzzForCausalLM):
             self.head.weight.data.fill_(0.5)
 
 
+class FloatForCausalLM(FuzzForCausalLM):
+    """A parameter is made in float32, whatever dtype is asked for."""
+
+    def __init__(self, config: FuzzConfig) -> None:
+        super().__init__(config)
+        self.gain = nn.Parameter(torch.ones(1, dtype=torch.float32))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        pass
+
+
+class Words(nn.Embedding):
+    """A table whose forward uses the rows that it looks up twice."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = super().forward(ids)
+        return rows.detach() + 0.5 * rows
+
+
 class UnloadableForCausalLM(FuzzForCausalLM):
     """Its `_init_weights` raises."""
 

@@ -12,7 +12,8 @@ register(
         severity=Severity.UNDECIDED,
         what="A sharded or partial value reaches an op that the rule table does not know.",
         why="Without a rule nothing follows, and nothing is never taken for replicated: the verdict is `not proved`.",
-        use_instead="`plan verify MODEL --level run`, which needs no rule; and tell us the op.",
+        use_instead="A rule of your own: `shardproof.operators.register`, with an equation of dims and a reference in torch. "
+        "Or `plan verify MODEL --level run`, which needs no rule; and tell us the op.",
         fix_safety="No edit is offered: nothing is known to be wrong.",
         invalid=(
             Example(
@@ -53,6 +54,19 @@ def embedding_style_elsewhere(module: str, entry: str) -> Finding:
         why="there the client's distributed tensors choose how to compute, and torch's rules for that are not modelled",
         found="neither a lookup nor a product whose bias lies as its result",
         needed="a style for what the module computes",
+    )
+
+
+def lookup_used_twice(module: str, entry: str) -> Finding:
+    """An embedding whose own forward uses the rows that it looks up more than once, split by rows."""
+    return Finding(
+        "TP210",
+        Severity.UNDECIDED,
+        f"{module} uses what it looks up more than once",
+        Place(entry, module),
+        why="the client sums a lookup in a table split by rows over the ranks once, and may raise the second time",
+        found="two uses in the module's own forward",
+        needed="one use, or the rest outside of the module",
     )
 
 

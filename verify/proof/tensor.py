@@ -113,6 +113,8 @@ def _of_fault(subject: Subject, assigned: Assigned, degree: int, fault: Fault, l
             return pl101.unknown_style(entry, style, nearest_names(style, registered()), known=sorted(registered()))
         case Unlike(module, entry, style, why):
             return tp210.style_not_modelled(style, Place(entry, module), why)
+        case NoLookup(twice=True):
+            return tp210.lookup_used_twice(fault.module, fault.entry)
         case NoLookup():
             return tp210.embedding_style_elsewhere(fault.module, fault.entry)
         case _:

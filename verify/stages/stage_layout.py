@@ -7,6 +7,7 @@ from itertools import pairwise, starmap
 from torch import nn
 
 from shardproof.planner.ir.dataflow import Cut
+from shardproof.planner.ir.errors import ArgumentError
 from shardproof.planner.ir.plan import PpEntry, join
 from shardproof.planner.tracing.module_tree import layer_stack, members, same_member
 
@@ -96,7 +97,7 @@ def layout_of(
     order, layers = list(modules), modules[stack]
     assert isinstance(layers, nn.ModuleList)
     if len(layers) < stages:
-        raise ValueError(f"{stack} holds {len(layers)} layers, too few for {stages} pipeline stages.")
+        raise ArgumentError(f"{stack} holds {len(layers)} layers, too few for {stages} pipeline stages.")
     if (twice := same_member(model, stack)) is not None:
         raise ValueError(
             f"{stack}.{twice[0]} and {stack}.{twice[1]} are one module, which cannot be on one stage alone."

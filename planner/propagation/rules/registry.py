@@ -10,6 +10,8 @@ from shardproof.planner.propagation.semantics import Call, Semantics
 Rule: TypeAlias = Callable[[Call], Semantics | None]
 
 RULES: dict[str, Rule] = {}
+ASSUMED: dict[str, str] = {}
+"""What the rule of an op takes for granted."""
 
 _FAMILIES = ("einsum", "pointwise", "reduce", "view", "index", "attention", "norm", "random")
 
