@@ -1,4 +1,6 @@
-"""Operators that a user declares: what their reference shows, and what a plan with them come to."""
+"""Operators that a user declares: what their reference shows, and what a plan with them comes to."""
+
+# mypy: disable-error-code="no-any-return"
 
 from pathlib import Path
 
