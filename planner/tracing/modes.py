@@ -111,10 +111,10 @@ class Functions(TorchFunctionMode):
         try:
             result = func(*args, **kwargs)
         except RuntimeError as error:
-            numbers = with_numbers(recorder, error, args, kwargs)
-            if numbers is None:
+            given = with_numbers(recorder, error, args, kwargs) or _on_one_device(recorder, args, kwargs)
+            if given is None:
                 raise
-            result = func(*numbers[0], **numbers[1])
+            result = func(*given[0], **given[1])
         return with_counts(func, args, with_places(func, args, result))
 
     def _as_one(self, target: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -310,6 +310,14 @@ def _to_meta(
     if isinstance(kwargs.get("device"), torch.device):
         kwargs = {**kwargs, "device": torch.device("meta")}
     return args, kwargs
+
+
+def _on_one_device(
+    recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments with all tensors on the meta device; None where they are on one device already."""
+    tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    return _to_meta(recorder, args, kwargs) if len({tensor.is_meta for tensor in tensors}) > 1 else None
 
 
 def _moved(recorder: Recorder, tensor: Tensor) -> Tensor:

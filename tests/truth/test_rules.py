@@ -57,6 +57,7 @@ UNCLAIMED = {
     "layer_norm": "linear in the weight alone, which no plan makes partial",
     "rms_norm": "linear in the weight alone, which no plan makes partial",
     "xlogy": "linear in the first factor, which no plan makes partial",
+    "xlog1py": "linear in the first factor, which no plan makes partial",
     "gather": "indices made from the local size hold the same rows by chance",
     "eye": "a part times a small identity is that part",
     "native_group_norm": "the size of the batch is an argument of the op",

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import shardproof
+from shardproof.verify.run.observed import Observed
 from shardproof.verify.run.outcome import failure_of
+from shardproof.verify.run.questions import _drop_infinite
 
 SOURCE = "def call(function):\n    return function()\n"
 
@@ -32,3 +34,11 @@ def test_what_autograd_raises_is_the_models() -> None:
     weight.register_hook(partial(torch.mm, mat2=torch.zeros(3, 3)))
     error = called_by_us((weight * 2).sum().backward)
     assert not failure_of(error, stage="backward", module="", sharded=True).ours
+
+
+def test_numbers_that_are_not_finite_are_the_models() -> None:
+    asked = Observed()
+    asked.values["logits"] = torch.full((2,), torch.inf)
+    with pytest.raises(FloatingPointError) as caught:
+        _drop_infinite(asked, set())
+    assert not failure_of(caught.value, stage="forward", module="", sharded=False).ours

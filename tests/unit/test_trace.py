@@ -315,6 +315,18 @@ class _Sorted(nn.Module):
         return back.view(-1, 2, 6).sum(1)
 
 
+class _Measured(nn.Module):
+    """Distances to points that the forward makes itself, by a function that torch composes of others."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(x, torch.zeros(1, 3, 4))
+
+
+def test_a_constant_of_the_code_meets_an_input_in_a_composed_function() -> None:
+    graph = Tracing(_Measured()).run({"x": torch.empty(1, 5, 4, device="meta")})
+    assert graph.values[graph.ops[-1].outputs[0]].shape == (1, 5, 3)
+
+
 def test_every_expert_gets_an_equal_share_of_sorted_tokens() -> None:
     with torch.device("meta"):
         model = _Sorted()

@@ -23,6 +23,7 @@ _MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allo
 _OURS = Path(__file__).parents[2]
 _AROUND = ("stages/exact.py", "run/collectives/own_styles.py", "run/collectives/autograd.py")
 """Files of ours that wrap operations of a model, so that their frames say nothing of who raised."""
+_REFUSALS = (ValueError, FloatingPointError)
 _ENGINE = "_engine_run_backward"
 """Torch's function in which autograd runs (torch 2.13.0, `autograd/graph.py`)."""
 _ROOTS = ("site-packages", "dist-packages")
@@ -120,10 +121,14 @@ def _is_ours(error: BaseException) -> bool:
     """Whether the innermost frame that is not of torch or Python itself is in shardproof. What autograd runs is the backward of
     the model's own ops, whoever asked for it.
 
-    A `ValueError` that shardproof raises itself is a plan or a model that it refuses.
+    A `ValueError` or `FloatingPointError` that shardproof raises itself is a plan or a model that it refuses.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(_OURS / "verify"):
+    if (
+        isinstance(error, ValueError | FloatingPointError)
+        and frames
+        and Path(frames[-1].filename).is_relative_to(_OURS / "verify")
+    ):
         return False
     for frame in reversed(frames):
         path = Path(frame.filename)

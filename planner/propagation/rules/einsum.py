@@ -141,6 +141,17 @@ def convolution(call: Call) -> Einsum | None:
     )
 
 
+@rule("aten._cdist_forward")
+def distances(call: Call) -> Einsum:
+    """Between each row of `x[..., p, m]` and each row of `y[..., r, m]`."""
+    lead = _lead(len(call.results[0]) - 2)
+    inputs: tuple[Letters, ...] = tuple(
+        (*(lead[len(lead) - (len(shape) - 2) :] if len(shape) > 2 else ()), row, "m")
+        for shape, row in zip(call.shapes, ("p", "r"), strict=True)
+    )
+    return Einsum(inputs, ((*lead, "p", "r"),), frozenset({"m"}), why_locked="a distance needs all coordinates")
+
+
 @rule("aten._grouped_mm")
 def grouped_mm(call: Call) -> Einsum | None:
     """Rows of `x[t, k]` times the matrix of their expert, `w[e, k, j]`; the offsets must be whole."""

@@ -13,7 +13,8 @@ NON_LINEAR = """polar __lshift__ __rshift__ _prelu_kernel abs acos acosh addcdiv
     isfinite isnan isneginf isposinf le leaky_relu log log10 log1p log2 log_sigmoid_forward logaddexp logical_and
     logical_not logical_or logical_xor logit lt maximum minimum mish nan_to_num ne pow reciprocal relu remainder
     round rsqrt sgn sigmoid sign silu sin sinh softplus softshrink sqrt tan tanh threshold trunc xlogy
-    native_dropout bitwise_left_shift bitwise_right_shift""".split()
+    native_dropout bitwise_left_shift bitwise_right_shift asinh atanh copysign digamma frac heaviside hypot lgamma
+    logaddexp2 special_xlog1py sinc""".split()
 
 
 def broadcast(shape: tuple[int, ...], result: tuple[int, ...]) -> Letters:

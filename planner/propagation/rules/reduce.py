@@ -53,7 +53,7 @@ def mean(call: Call) -> Einsum:
 
 @rule(
     *"""aten.amax aten.amin aten.max aten.min aten.argmax aten.argmin aten.prod aten.any aten.all aten.std aten.var aten.norm
-    aten.linalg_vector_norm aten.logsumexp aten.var_mean aten.std_mean aten.median aten._is_all_true""".split()
+    aten.linalg_vector_norm aten.logsumexp aten.var_mean aten.std_mean aten.median aten.aminmax aten._is_all_true""".split()
 )
 def statistic(call: Call) -> Einsum:
     """Needs the whole dim, and values that are no partial sums."""
@@ -100,6 +100,16 @@ def along_one_dim(call: Call) -> Einsum:
     return Einsum((names,), outputs, frozenset(f"d{i}" for i in dims), linear, why_locked=why)
 
 
+@rule("aten._fft_r2c", "aten._fft_c2c", "aten._fft_c2r")
+def fourier(call: Call) -> Einsum:
+    """Linear; the dims that are transformed must be whole."""
+    names: Letters = tuple(f"d{position}" for position in range(len(call.shapes[0])))
+    over = reduced_dims(call)
+    kept: Letters = tuple(None if position in over else name for position, name in enumerate(names))
+    why = "a Fourier transform mixes all of the dim it runs along"
+    return Einsum((names,), (kept,), frozenset(f"d{i}" for i in over), (frozenset({0}),), why_locked=why)
+
+
 @rule("aten.topk", "aten.kthvalue")
 def topk(call: Call) -> Einsum:
     """Top-k needs the whole dim; the result has a new dim instead, or with `kthvalue` none."""
@@ -133,3 +143,20 @@ def over_windows(call: Call) -> Einsum:
     why = "a window mixes what lies beside each other, and may reach into the part of another rank"
     linear = () if "max" in call.op.target else (frozenset({0}),)
     return Einsum((names,), tuple(kept for _ in call.results), mixed, linear, why_locked=why, near=True)
+
+
+@rule("aten.grid_sampler_2d")
+def sampled(call: Call) -> Einsum:
+    """`y[n, c, i, j]` is read from `x[n, c, ...]` at the place `grid[n, i, j]`."""
+    why = "a place may lie in the part of another rank"
+    inputs: tuple[Letters, ...] = (("n", "c", "h", "w"), ("n", "i", "j", "xy"))
+    return Einsum(inputs, (("n", "c", "i", "j"),), frozenset({"h", "w", "xy"}), (frozenset({0}),), why_locked=why)
+
+
+@rule("aten.im2col")
+def windows(call: Call) -> Einsum:
+    """The windows of an image: of each channel so many rows, channel by channel, and a column for each window."""
+    lead: Letters = ("n",) if len(call.shapes[0]) == 4 else ()
+    why = "a window mixes what lies beside each other, and may reach into the part of another rank"
+    mixed = frozenset({"h", "w"})
+    return Einsum(((*lead, "c", "h", "w"),), ((*lead, "c", None),), mixed, (frozenset({0}),), why_locked=why, near=True)
