@@ -19,6 +19,7 @@ from shardproof.launch.commands.check import check
 from shardproof.launch.commands.doctor import doctor
 from shardproof.launch.commands.explain import explain
 from shardproof.launch.commands.layout import layout
+from shardproof.launch.commands.port import port
 from shardproof.launch.commands.suggest import suggest
 from shardproof.launch.commands.undo import undo
 from shardproof.launch.commands.verify import verify
@@ -82,7 +83,8 @@ app.command(short_help="Prove a plan, and run it on real ranks.")(verify)
 app.command(short_help="Rank the layouts of a number of devices, with launch commands.")(layout)
 app.command(short_help="Check a model's contract with each client.")(check)
 app.command(short_help="Explain a finding, or list them all.")(explain)
-app.command(short_help="Undo what `suggest --write` wrote.")(undo)
+app.command(short_help="Show what Transformers 5 asks of code for version 4, as a diff.")(port)
+app.command(short_help="Undo what `--write` wrote.")(undo)
 app.command(short_help="Say what is installed, and what is missing.")(doctor)
 
 

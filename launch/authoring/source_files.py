@@ -63,7 +63,7 @@ def undo(files: Sequence[Path]) -> Mapping[Path, bytes]:
         if _digest(now[file]) != written:
             kept = _record(file)
             raise MisuseError(
-                f"{display_path(file)}: it was changed after the plan was written, so undoing would lose that; "
+                f"{display_path(file)}: it was changed after it was written, so undoing would lose that; "
                 f"what it held before is kept under {_state_name(kept)}."
             )
     _replace(now, {file: content for file, (content, _) in past.items()})
@@ -82,7 +82,7 @@ def _read(file: Path) -> bytes:
 def _unchanged(before: Mapping[Path, bytes]) -> None:
     for file, content in before.items():
         if _read(file) != content:
-            raise MisuseError(f"{display_path(file)} changed while its plan was being inferred; run the command again.")
+            raise MisuseError(f"{display_path(file)} changed since it was read; run the command again.")
 
 
 def _replace(before: Mapping[Path, bytes], after: Mapping[Path, bytes]) -> None:

@@ -11,8 +11,8 @@ from shardproof.launch.output.console import print_result
 
 
 def undo(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files that `plan suggest --write` changed.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files that `--write` changed.")],
 ) -> None:
-    """Take back the last plan that was written into these files, and print the diff."""
+    """Take back what `plan suggest --write` or `plan port --write` wrote last into these files, and print the diff."""
     before = restore(files)
     print_result(diff(before, {file: file.read_bytes() for file in before}).rstrip("\n"))

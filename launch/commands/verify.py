@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardproof.launch.clients.other_python import VLLM_PYTHON, run_in_client
+from shardproof.launch.commands.cases.levels import run_levels
+from shardproof.launch.commands.cases.request import Level, RunLayout, VerifyRequest, nodes_of, run_layout
 from shardproof.launch.commands.cases.run_cases import (
     NOTHING_KNOWN,
     KnownFindings,
@@ -40,8 +42,6 @@ from shardproof.launch.commands.options import (
     several,
 )
 from shardproof.launch.commands.read_inputs import STDIN, ModelReference, read_model, read_plan
-from shardproof.launch.commands.verify_levels import run_levels
-from shardproof.launch.commands.verify_request import Level, RunLayout, VerifyRequest, nodes_of, run_layout
 from shardproof.launch.output.console import Progress, only_results_on_stdout, print_result, say
 from shardproof.launch.output.finding_lines import locator
 from shardproof.launch.output.report_formats import Drawing, format_case

@@ -59,8 +59,8 @@ BREAKS = (
         "Transformers 5 has no tuples of keys and values; build DynamicCache(config=config) where there is no cache.",
     ),
     VersionBreak(
-        r"no attribute '(get_usable_length|get_max_length|seen_tokens)'",
-        "Transformers 5 caches have get_seq_length(layer_idx) and get_max_cache_shape() instead.",
+        r"no attribute '(get_usable_length|get_max_cache_shape|seen_tokens)'",
+        "Transformers 5 caches have get_seq_length(layer_idx) and get_max_length() instead.",
     ),
     VersionBreak(
         r"no attribute 'all_tied_weights_keys'",
@@ -79,5 +79,5 @@ def version_advice(error: BaseException) -> str:
     line = (frames[-1].line or "") if frames else ""
     for row in BREAKS:
         if re.search(row.error, reason(error)) and re.search(row.line, line):
-            return f" {row.edit}"
+            return f" {row.edit} `plan port FILE` shows such edits."
     return ""

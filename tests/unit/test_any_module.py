@@ -9,10 +9,10 @@ from torch import nn
 
 from shardproof import load, prove, suggest
 from shardproof.launch.cli import run
+from shardproof.launch.commands.cases.request import VerifyRequest
 from shardproof.launch.commands.cases.run_cases import NamedModels
 from shardproof.launch.commands.read_inputs import ModelReference
 from shardproof.launch.commands.verify import requests_of
-from shardproof.launch.commands.verify_request import VerifyRequest
 from shardproof.launch.ranks.confirm import confirm, confirm_cases
 from shardproof.planner.inputs.example import Sizes
 from shardproof.planner.inputs.numbers import real_inputs

@@ -15,7 +15,7 @@ from shardproof.launch.cli import run
 from shardproof.launch.commands.cases.baseline import baseline_text, read_baseline
 from shardproof.launch.commands.cases.project import read_project
 from shardproof.launch.commands.cases.references import changed_files, expanded, is_changed
-from shardproof.launch.commands.verify_request import Level, RunLayout, VerifyRequest
+from shardproof.launch.commands.cases.request import Level, RunLayout, VerifyRequest
 from shardproof.launch.output.finding_lines import locator
 from shardproof.launch.output.report_formats import Drawing
 from shardproof.launch.result import MisuseError, worst

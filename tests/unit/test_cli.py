@@ -12,12 +12,12 @@ import pytest
 import typer
 import typer.core
 
+import shardproof.launch.commands.cases.levels as climbing
 import shardproof.launch.commands.verify as verifying
-import shardproof.launch.commands.verify_levels as climbing
 from shardproof.launch.cli import app, run
+from shardproof.launch.commands.cases.request import RunLayout, run_layout
 from shardproof.launch.commands.read_inputs import read_plan
 from shardproof.launch.commands.suggestion import suggest_plan
-from shardproof.launch.commands.verify_request import RunLayout, run_layout
 from shardproof.launch.ranks.job import World, is_first_rank, surrounding
 from shardproof.launch.result import EXIT_CODES, MisuseError
 from shardproof.planner.ir.degrees import Degrees

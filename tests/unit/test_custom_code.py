@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from shardproof.launch.authoring.ported_code import ported
+from shardproof.launch.cli import run
 from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.custom_code import code_file, references_of
@@ -165,6 +167,143 @@ def test_what_transformers_5_took_is_answered_with_the_edit(name: str, tmp_path:
     with pytest.raises((LoadError, TraceError)) as found:
         trace(build(load(str(place), trust_remote_code=True)))
     assert told in str(found.value)
+
+
+BY_HAND = ("generation", "post_init")
+"""Rows whose cases here are no habit of published code: what stands there is not known to be what the edit is for."""
+
+
+@pytest.mark.parametrize("name", [name for name in TAKEN if name not in BY_HAND])
+def test_an_edit_that_needs_no_judgement_mends_the_file(name: str, tmp_path: Path) -> None:
+    lines, _ = TAKEN[name]
+    place = folder(tmp_path, **lines)
+    if name == "tied":
+        fields = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps(fields | {"tie_word_embeddings": True}))
+    if name == "legacy":
+        fields = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps(fields | {"num_hidden_layers": 2}))
+    file = place / "modeling_odd.py"
+    made = ported(file.read_text())
+    assert made.edits
+    file.write_text(made.text)
+    assert trace(build(load(str(place), trust_remote_code=True))).ops
+    assert ported(made.text).edits == ()
+
+
+OLD = """import torch
+from flash_attn import flash_attn_func, flash_attn_varlen_func as varlen
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import is_torch_fx_available, logging
+
+if is_torch_fx_available():
+    wrapped = torch.fx.wrap(len)
+else:
+    wrapped = len
+
+
+class Rotary:
+    def __init__(self, config):
+        if config.rope_scaling is not None:
+            self.kind = config.rope_scaling["type"]
+
+
+class OldModel(OldPreTrainedModel):
+    _tied_weights_keys = ["lm_head.weight", "other.weight"]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = config
+
+    def get_input_embeddings(self):
+        return self.model.embed_tokens
+
+    def tie_weights(self):
+        super().tie_weights()
+
+    def forward(self, ids, past_key_values=None, return_dict=None, head_mask=None):
+        return_dict = return_dict if return_dict is not None else self.config.use_return_dict
+        head_mask = self.get_head_mask(head_mask, self.config.num_hidden_layers)
+        use_legacy_cache = not isinstance(past_key_values, Cache)
+        if use_legacy_cache:
+            past_key_values = DynamicCache.from_legacy_cache(past_key_values)
+        past = past_key_values.get_usable_length(ids.shape[1], 0)
+        mask = create_causal_mask(config=self.config, input_embeds=ids, cache_position=past, past_key_values=None)
+        return past_key_values.to_legacy_cache() if use_legacy_cache else past_key_values, self.config.max_length
+"""
+NEW = """import torch
+try:
+    from flash_attn import flash_attn_func, flash_attn_varlen_func as varlen
+except ImportError:
+    flash_attn_func = None
+    varlen = None
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import logging
+wrapped = len
+
+
+class Rotary:
+    def __init__(self, config):
+        if config.rope_parameters["rope_type"] != "default":
+            self.kind = config.rope_parameters["rope_type"]
+
+
+class OldModel(OldPreTrainedModel):
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight", "other.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = config
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.embed_tokens
+
+    def tie_weights(self, **kwargs):
+        super().tie_weights(**kwargs)
+
+    def forward(self, ids, past_key_values=None, return_dict=None, head_mask=None):
+        return_dict = return_dict if return_dict is not None else self.config.return_dict
+        head_mask = [None] * self.config.num_hidden_layers
+        use_legacy_cache = not isinstance(past_key_values, Cache)
+        if use_legacy_cache:
+            past_key_values = DynamicCache(config=self.config)
+        past = past_key_values.get_seq_length(0)
+        mask = create_causal_mask(config=self.config, inputs_embeds=ids, past_key_values=None)
+        return past_key_values if use_legacy_cache else past_key_values, self.generation_config.max_length
+"""
+
+
+def test_habits_of_version_4_are_ported() -> None:
+    assert ported(OLD).text == NEW
+
+
+def test_what_no_edit_fits_is_left() -> None:
+    left = """import flash_attn_3
+class Plain:
+    _tied_weights_keys = ["a"]
+    def __init__(self):
+        self.max_length = self.config.max_length
+        if self.scaling is None:
+            get_head_mask(1, 2)
+"""
+    assert ported(left).text == left
+
+
+def test_the_command_shows_a_diff_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "old.py"
+    file.write_text(OLD)
+    assert run(["port", str(file)]) == 0
+    assert "+        self.post_init()" in capsys.readouterr().out
+    assert file.read_text() == OLD
+    assert run(["port", str(file), "--write"]) == 0
+    assert file.read_text() == NEW
+    assert run(["undo", str(file)]) == 0
+    assert file.read_text() == OLD
+    capsys.readouterr()
+    file.write_text("if")
+    assert run(["port", str(file)]) == 2
+    assert "is no Python code: line 1" in capsys.readouterr().err
 
 
 def test_an_error_of_another_kind_gets_no_advice(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_undo_goes_back_step_by_step_and_loses_nothing(tmp_path: Path) -> None:
     rewrite({file: b"two\n"}, {file: b"three\n"})
     assert file.stat().st_mode & 0o777 == 0o640
     file.write_bytes(b"mine\n")
-    with pytest.raises(MisuseError, match="changed after the plan was written, so undoing would lose that"):
+    with pytest.raises(MisuseError, match="changed after it was written, so undoing would lose that"):
         undo([file])
     assert file.read_bytes() == b"mine\n"
     file.write_bytes(b"three\n")
@@ -286,7 +286,7 @@ def test_undo_goes_back_step_by_step_and_loses_nothing(tmp_path: Path) -> None:
 def test_a_file_that_changed_meanwhile_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
     file.write_bytes(b"newer\n")
-    with pytest.raises(MisuseError, match="changed while its plan was being inferred"):
+    with pytest.raises(MisuseError, match="changed since it was read"):
         rewrite({file: b"read\n"}, {file: b"planned\n"})
     assert file.read_bytes() == b"newer\n"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shardproof.launch.commands.verify_request import Level, RunLayout, run_layout
+from shardproof.launch.commands.cases.request import Level, RunLayout, run_layout
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.readable_text import nearest
 

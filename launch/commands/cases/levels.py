@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardproof.launch.commands.cases.request import Level, RunLayout, VerifyRequest
 from shardproof.launch.commands.read_inputs import read_dialect
-from shardproof.launch.commands.verify_request import Level, RunLayout, VerifyRequest
 from shardproof.launch.output.console import Progress
 from shardproof.launch.result import MisuseError
 from shardproof.planner.ir.findings import Fault, Finding, Severity, Verdict, as_written
