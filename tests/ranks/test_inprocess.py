@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from transformers.models.xlm.modeling_xlm import gelu
 
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.planner.inference.suggest import suggest
@@ -68,6 +69,13 @@ def test_a_model_without_tokens_is_compared_by_what_it_makes_of_images() -> None
     )
     assert right.verdict is Verdict.CONFIRMED, right.findings
     assert wrong.verdict is Verdict.REFUTED
+
+
+def test_a_module_that_all_models_share_is_each_rank_s_own() -> None:
+    """XLM makes one activation for all models of a process; ranks would hook and put back what is another's."""
+    (result,) = confirm_cases(tuple(_cases("xlm", [])), engine="inprocess")
+    assert result.verdict is Verdict.CONFIRMED, result.findings
+    assert not gelu._forward_pre_hooks
 
 
 def test_threads_agree_with_real_ranks() -> None:

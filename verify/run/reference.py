@@ -123,9 +123,30 @@ def from_state(loaded: LoadedModel, state: State, degrees: DistributedConfig | N
     model._apply(_widened)
     model.eval()
     assert isinstance(model, PreTrainedModel)
+    _own_leaves(model)
     if not loaded.model_class.__module__.startswith("transformers."):  # its own models' `_init_weights` fill theirs
         _fill(model, loaded)
     return model
+
+
+def _own_leaves(model: nn.Module) -> None:
+    """Give the model copies of modules that hold nothing: code may make one activation for all models of a process, and ranks may
+    be threads, each of which hooks and puts back what is its own.
+    """
+    own: dict[int, nn.Module] = {}
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is None or child._modules or child._parameters or child._buffers:
+                continue
+            if not child._forward_hooks and not child._forward_pre_hooks:
+                module._modules[name] = own.setdefault(id(child), _copied(child))
+
+
+def _copied(leaf: nn.Module) -> nn.Module:
+    """A module that shares its attributes with another, and has no hooks."""
+    made = copy.copy(leaf)
+    vars(made).update({name: value for name, value in vars(nn.Module()).items() if name != "training"})
+    return made
 
 
 def _fill(model: PreTrainedModel, loaded: LoadedModel) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from threading import get_ident
 from types import TracebackType
 
 import torch
@@ -26,8 +25,7 @@ class ModuleActivations:
 class ActivationRecorder(AbstractContextManager["ActivationRecorder"]):
     """Records activations while it is entered. `inside` is the path of the module that runs, also after it raised.
 
-    Without `keep` only `inside` is kept track of. A module that models share, such as an activation that is made once for all, is
-    heard only where this thread calls it: others may be ranks too.
+    Without `keep` only `inside` is kept track of.
     """
 
     model: nn.Module
@@ -35,7 +33,6 @@ class ActivationRecorder(AbstractContextManager["ActivationRecorder"]):
     activations: list[ModuleActivations] = field(default_factory=list)
     _running: list[tuple[str, torch.Tensor | None]] = field(default_factory=list)
     _handles: list[RemovableHandle] = field(default_factory=list)
-    _thread: int = field(default_factory=get_ident)
 
     @property
     def inside(self) -> str:
@@ -56,16 +53,12 @@ class ActivationRecorder(AbstractContextManager["ActivationRecorder"]):
         self._handles.clear()
 
     def _begin(self, name: str):  # type: ignore[no-untyped-def]  # a hook: torch types it loosely
-        def begin(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object] | None = None) -> None:
-            # Threads that hook one module at once may lose torch's mark that a hook wants keyword arguments.
-            if get_ident() == self._thread:
-                self._running.append((name, _first([*args, *(kwargs or {}).values()]) if self.keep else None))
+        def begin(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+            self._running.append((name, _first([*args, *kwargs.values()]) if self.keep else None))
 
         return begin
 
     def _end(self, _: nn.Module, __: object, output: object) -> None:
-        if get_ident() != self._thread:
-            return
         name, taken = self._running.pop()
         if self.keep:
             self.activations.append(ModuleActivations(name, taken, _first(output)))
