@@ -64,7 +64,14 @@ def test_first_match(matching: Matching, patterns: list[str], path: str, found: 
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [("vllm", "0.33"), ("vllm@0.32", "0.32"), ("vllm@0.24", "0.24"), ("vllm@0.24.3", "0.24"), ("vllm@0.31", "0.25"), ("sglang", "0.5.23")],
+    [
+        ("vllm", "0.33"),
+        ("vllm@0.32", "0.32"),
+        ("vllm@0.24", "0.24"),
+        ("vllm@0.24.3", "0.24"),
+        ("vllm@0.31", "0.25"),
+        ("sglang", "0.5.23"),
+    ],
 )
 def test_a_version_is_read_as_the_last_that_was_not_later(name: str, version: str) -> None:
     assert find_dialect(name).version == version

@@ -54,7 +54,7 @@ def shared_expert_summed(module: str, entry: str, client: str) -> Finding:
         Severity.UNDECIDED,
         f"whether {client} adds {module} to the experts before it sums over the ranks is not known.",
         Place(entry=entry, module=module),
-        why="where the block of experts is fused, its sum over the ranks takes in the shared expert, which has to give a part then",
+        why="where the block of experts is fused, its sum over the ranks takes in the shared expert, which must give a part then",
         found="a shared expert beside the experts",
         needed="a run in the client: `plan verify --level client`",
         fault=Fault.CLIENT,

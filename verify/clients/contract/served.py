@@ -1,7 +1,7 @@
 """BE409, BE410, BE418 and BE420: what an engine runs of a model, beside its attention.
 
-Source: vLLM 0.24.0 to 0.33.0 (what differs between them is in `ContractFacts`), `vllm/model_executor/models/transformers/base.py` (`forward`: the base model alone is run, with `input_ids`
-or `inputs_embeds`, and `position_ids`; `_create_hf_to_vllm_mapper`), `causal.py` (the head is called `lm_head`; of the
+What differs between versions is in `ContractFacts`. Source: vLLM 0.33.0, `vllm/model_executor/models/transformers/base.py`
+(`forward`: the base model alone is run, with `input_ids` or `inputs_embeds`, and `position_ids`; `_create_hf_to_vllm_mapper`), `causal.py` (the head is called `lm_head`; of the
 head class's forward only `logit_scale` and `final_logit_softcapping` are read, from the config), `fusers/rms_norm.py`
 (`fuse`: a root-mean-square norm becomes vLLM's own, whose parameter is called `weight`). SGLang 0.5.23,
 `sglang/srt/models/transformers.py`: positions, embeddings and the base model alone as well.
@@ -127,9 +127,7 @@ def _norm_names(model: PreTrainedModel, graph: Graph, contract: ContractFacts) -
             yield be410.norm_weight_named_otherwise(module.kind, names[0], place)
 
 
-def _head_program(
-    model: PreTrainedModel, graph: Graph, prefix: str, contract: ContractFacts
-) -> Iterator[Finding]:
+def _head_program(model: PreTrainedModel, graph: Graph, prefix: str, contract: ContractFacts) -> Iterator[Finding]:
     """The first op of the head's forward, besides one projection, that the engine does not run."""
     base = next((call for call in graph.calls if call.module == prefix), None) if prefix else None
     if base is None or not base.outputs or not graph.outputs:

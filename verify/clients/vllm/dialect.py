@@ -1,7 +1,7 @@
 """vLLM's Transformers backend, at four versions.
 
-Source: `vllm/model_executor/models/transformers/` of 0.24.0, 0.25.0, 0.32.0 and 0.33.0. `base.py` (`recursive_replace`): keys of the base
-model's composed plan get the prefix `model.` and are tried with `re.match` in dictionary order; only `nn.Linear` follows
+Source: `vllm/model_executor/models/transformers/` of 0.24.0, 0.25.0, 0.32.0 and 0.33.0. `base.py` (`recursive_replace`): keys of
+the base model's composed plan get the prefix `model.` and are tried with `re.match` in dictionary order; only `nn.Linear` follows
 them. `utils.py` (`replace_linear_class`): five styles, any other is a `ReplicatedLinear`. Input embeddings, the head
 (`causal.py`) and `experts` (`moe.py`) are handled without the plan. `base.py` (`pipeline_parallel`): keys and their order.
 `config/model.py` (`verify_with_parallel_config`, `get_num_kv_heads`): heads must divide; at least one KV head a rank.
@@ -49,8 +49,8 @@ VLLM_0_25 = replace(
     shared_experts=SharedExperts.SUMMED,
     contract=VLLM_CONTRACT_0_25,
 )
-"""`fuser.py`: graph fusers decide query, key, value and gate, up before the plan is asked. `fusers/moe.py`: a block of experts that
-matches runs whole in the engine, and its shared expert is added before the sum over the ranks."""
+"""`fuser.py`: graph fusers decide query, key, value and gate, up before the plan is asked. `fusers/moe.py`: a
+block of experts that matches runs whole in the engine, and its shared expert is added before the sum over the ranks."""
 
 VLLM_0_32 = replace(
     VLLM_0_25,
@@ -75,9 +75,9 @@ gathers a sharded input; `fusers/attention.py` cuts attention sinks; `latent_typ
 VLLM_0_33 = replace(
     VLLM_0_32, version="0.33", cites=(*VLLM_0_32.cites, f"{_PACKAGE}/mtp.py"), contract=VLLM_CONTRACT_0_33
 )
-"""`base.py` (`_tp_plan`): the plan is that of the model; only the draft model of multi-token prediction (`mtp.py`) has one of its
-own, made of the entries of `layers.*`. A draft serves speculative decoding alone, and nothing is said of it here. `fusers/moe.py`:
-a block is fused too where its router stays with Transformers. `fx_utils.py` records less where a forward reads a parameter:
+"""`base.py` (`_tp_plan`): the plan is that of the model; only the draft model of multi-token prediction (`mtp.py`) has one of
+its own, made of the entries of `layers.*`. A draft serves speculative decoding alone, and nothing is said of it here.
+`fusers/moe.py`: a block is fused too where its router stays with Transformers. `fx_utils.py` records less where a forward reads a parameter:
 the linear layers that it comes to are the same."""
 
 SERVED_ON_CPU = VLLM_0_32
