@@ -1,10 +1,10 @@
 """BE409, BE410, BE418 and BE420: what an engine runs of a model, beside its attention.
 
 What differs between versions is in `ContractFacts`. Source: vLLM 0.33.0, `vllm/model_executor/models/transformers/base.py`
-(`forward`: the base model alone is run, with `input_ids` or `inputs_embeds`, and `position_ids`; `_create_hf_to_vllm_mapper`), `causal.py` (the head is called `lm_head`; of the
-head class's forward only `logit_scale` and `final_logit_softcapping` are read, from the config), `fusers/rms_norm.py`
-(`fuse`: a root-mean-square norm becomes vLLM's own, whose parameter is called `weight`). SGLang 0.5.23,
-`sglang/srt/models/transformers.py`: positions, embeddings and the base model alone as well.
+(`forward`: the base model alone is run, with `input_ids` or `inputs_embeds`, and `position_ids`; `_create_hf_to_vllm_mapper`),
+`causal.py` (the head is called `lm_head`; of the head class's forward only `logit_scale` and `final_logit_softcapping` are read,
+from the config), `fusers/rms_norm.py` (`fuse`: a root-mean-square norm becomes vLLM's own, whose parameter is called `weight`).
+SGLang 0.5.23, `sglang/srt/models/transformers.py`: positions, embeddings and the base model alone as well.
 """
 
 import inspect

@@ -77,8 +77,8 @@ VLLM_0_33 = replace(
 )
 """`base.py` (`_tp_plan`): the plan is that of the model; only the draft model of multi-token prediction (`mtp.py`) has one of
 its own, made of the entries of `layers.*`. A draft serves speculative decoding alone, and nothing is said of it here.
-`fusers/moe.py`: a block is fused too where its router stays with Transformers. `fx_utils.py` records less where a forward reads a parameter:
-the linear layers that it comes to are the same."""
+`fusers/moe.py`: a block is fused too where its router stays with Transformers. `fx_utils.py` records less where a forward reads
+a parameter: the linear layers that it comes to are the same."""
 
 SERVED_ON_CPU = VLLM_0_32
 """The version of the newest CPU build, which `--level client` and the benchmarks run."""
