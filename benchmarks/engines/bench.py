@@ -30,7 +30,7 @@ from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.clients.compile import compile_for
 from shardproof.verify.clients.prove import prove_for
-from shardproof.verify.clients.registry import find_dialect
+from shardproof.verify.clients.vllm.dialect import SERVED_ON_CPU
 
 CHUNK = 6
 TIMEOUT = 240.0
@@ -105,7 +105,7 @@ def _wanted(row: Row, folder: Path, plans: tuple[str, ...]) -> Wanted:
     made = planted_family if row.name in planted() else family
     small = servable(made(row.name, folder / "code"), tp=2, pp=2)
     model = write_checkpoint(small, folder)
-    dialect = find_dialect("vllm")
+    dialect = SERVED_ON_CPU
     carried = carried_plan(small, on_meta(small))
     row.carried = bool(carried.tp)
     row.checked = _checked(small)
@@ -131,7 +131,7 @@ def _wanted(row: Row, folder: Path, plans: tuple[str, ...]) -> Wanted:
 
 def _checked(small: LoadedModel) -> list[str]:
     """The findings of the model itself: of no plan."""
-    report = check(small, Plan(), clients=("vllm",))
+    report = check(small, Plan(), clients=(f"vllm@{SERVED_ON_CPU.version}",))
     return [f"{f.code} {f.message}" for f in report.findings if f.severity is Severity.ERROR]
 
 

@@ -9,7 +9,11 @@ from shardproof.planner.ir.errors import LoadError
 from shardproof.planner.ir.findings import Severity
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.loading.load import load
+from shardproof.planner.tracing.programs import on_meta, subject_of
+from shardproof.planner.twins.twin import twin
 from shardproof.verify.clients.check import check_unloadable
+from shardproof.verify.clients.contract.served import check_served
+from shardproof.verify.clients.registry import find_dialect
 from tests.zoo.contract_variants import CALL, IN_BLOCK, SCORES, VARIANTS, Variant
 
 CLIENTS = ("transformers", "vllm", "sglang")
@@ -61,3 +65,24 @@ def test_a_class_that_cannot_be_loaded_is_a_finding(tmp_path: Path) -> None:
     report = check_unloadable(str(place), clients=("vllm",), trust_remote_code=True)
     assert report is not None
     assert {finding.code for finding in report.findings} == {"BE422"}
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "accused", "right"),
+    [
+        ("gemma2", "BE409", "0.25", "0.32"),  # a soft-cap of the logits
+        ("aria_text", "BE420", "0.32", "0.33"),  # `moe_topk`
+        ("phi", "BE410", "0.24", "0.25"),  # a head with a bias
+    ],
+)
+def test_a_version_of_vllm_is_asked_for_what_it_reads_itself(name: str, code: str, accused: str, right: str) -> None:
+    subject = subject_of(on_meta(twin(load(name), tp=2, pp=1)))
+    contracts = [find_dialect(f"vllm@{version}").contract for version in (accused, right)]
+    told = [check_served(subject.model, subject.graph, subject.prefix, one) for one in contracts if one is not None]
+    assert [code in {finding.code for finding in findings} for findings in told] == [True, False]
+
+
+def test_vllm_of_old_has_no_attention_sinks() -> None:
+    report = check(twin(load("gpt_oss"), tp=2, pp=1), Plan(), clients=("vllm@0.25", "vllm@0.32"))
+    told = [any("attention sinks" in finding.message for finding in level.findings) for level in report.levels]
+    assert told == [True, False]

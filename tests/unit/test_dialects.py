@@ -64,7 +64,14 @@ def test_first_match(matching: Matching, patterns: list[str], path: str, found: 
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [("vllm", "0.32"), ("vllm@0.24", "0.24"), ("vllm@0.24.3", "0.24"), ("vllm@0.31", "0.25"), ("sglang", "0.5.23")],
+    [
+        ("vllm", "0.33"),
+        ("vllm@0.32", "0.32"),
+        ("vllm@0.24", "0.24"),
+        ("vllm@0.24.3", "0.24"),
+        ("vllm@0.31", "0.25"),
+        ("sglang", "0.5.23"),
+    ],
 )
 def test_a_version_is_read_as_the_last_that_was_not_later(name: str, version: str) -> None:
     assert find_dialect(name).version == version
@@ -75,7 +82,7 @@ def test_a_version_is_read_as_the_last_that_was_not_later(name: str, version: st
     [
         ("vllm@0.24.3", "vllm 0.24"),
         ("vllm@0.31", "vllm 0.31 (read as 0.25)"),
-        ("vllm@0.33", "vllm 0.33 (read as 0.32)"),
+        ("vllm@0.34", "vllm 0.34 (read as 0.33)"),
         ("transformers@4.57.6", "transformers 4.57"),
         (f"transformers@{minor_text()}", f"transformers {minor_text()}"),
     ],
@@ -98,7 +105,7 @@ def test_transformers_is_read_from_what_is_installed(version: str) -> None:
             "there is no client 'llvm'; the clients are transformers, vllm, sglang, tgi, torchtitan, deepspeed, nemo.",
         ),
         ("vllm@0.9", "vllm 0.9 was not read; the oldest that was is 0.24."),
-        ("vllm@new", "'new' is no version of vllm; write it as 0.32."),
+        ("vllm@new", "'new' is no version of vllm; write it as 0.33."),
     ],
 )
 def test_an_unknown_client_is_one_sentence(name: str, sentence: str) -> None:

@@ -60,9 +60,9 @@ def test_a_plan_for_all_is_right_in_each_and_shards_less(name: str) -> None:
 def test_where_the_code_is_in_the_way_no_plan_is_right() -> None:
     assert found("phi3").shared is None
     lines = everywhere_lines(found("phi3"))
-    assert lines[0] == f"Right in {TRANSFORMERS.name} and tgi 3.3; not in vllm 0.32 and sglang 0.5.23."
+    assert lines[0] == f"Right in {TRANSFORMERS.name} and tgi 3.3; not in vllm 0.33 and sglang 0.5.23."
     assert "`plan check MODEL --backend vllm`" in lines[1]
-    assert any('vllm 0.32 has no "packed_colwise"' in line for line in lines)
+    assert any('vllm 0.33 has no "packed_colwise"' in line for line in lines)
     assert lines[-1] == "  no plan is right in all of them."
 
 
@@ -81,11 +81,11 @@ def test_a_key_that_begins_another_comes_after_it() -> None:
 
 def test_as_json() -> None:
     one = Everywhere(
-        (ClientVerdict("vllm 0.32", Verdict.REFUTED, ("TP203: x",), Verdict.PROVED, {"a": "b"}, 0.25),), None
+        (ClientVerdict("vllm 0.33", Verdict.REFUTED, ("TP203: x",), Verdict.PROVED, {"a": "b"}, 0.25),), None
     )
     assert everywhere_json(one) == {
         "clients": {
-            "vllm 0.32": {
+            "vllm 0.33": {
                 "verdict": "refuted",
                 "reasons": ["TP203: x"],
                 "nearest": "proved",

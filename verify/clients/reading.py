@@ -1,6 +1,6 @@
 """How one client reads a plan: the effective layout, and findings for entries that have no effect or another one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,7 +14,13 @@ from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.transformers_facts.version import minor_text
 from shardproof.verify.clients.deepspeed.layout import layout_of, styles_read
 from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
-from shardproof.verify.clients.engine_decisions import embedding_of, engine_styles, is_expert, sinks
+from shardproof.verify.clients.engine_decisions import (
+    doubtful_shared_experts,
+    embedding_of,
+    engine_styles,
+    is_expert,
+    sinks,
+)
 from shardproof.verify.clients.nemo.heads import refused_heads
 from shardproof.verify.clients.nemo.layout import layout_of as layout_of_nemo
 from shardproof.verify.clients.nemo.plan_choice import choose
@@ -282,5 +288,12 @@ def _unmatched(dialect: Dialect, subject: Subject, keys: Mapping[str, str]) -> l
 def _not_modelled(dialect: Dialect, subject: Subject, without_plan: Mapping[str, str]) -> list[Finding]:
     packed = {generic(path): path for path, style in without_plan.items() if style == "packed_qkv"}
     found = [be417.packed_projection_rewritten(path, entry, dialect.name) for entry, path in packed.items()]
+    doubtful = doubtful_shared_experts(dialect, subject.graph, without_plan)
+    found += [be417.shared_expert_summed(path, generic(path), dialect.name) for path in _first_alike(doubtful)]
     unknown = not_followed(subject.graph, subject.model) if dialect.fuses else {}
     return found + [be417.not_followed(path, generic(path), dialect.name, why) for path, why in unknown.items()]
+
+
+def _first_alike(paths: Iterable[str]) -> list[str]:
+    """One path of those that differ in the number of a layer alone."""
+    return list({generic(path): path for path in reversed(list(paths))}.values())[::-1]

@@ -12,7 +12,7 @@ from shardproof.verify.clients.tgi.dialect import TGI
 from shardproof.verify.clients.torchtitan.dialect import TORCHTITAN, TORCHTITAN_0_3
 from shardproof.verify.clients.transformers.dialect import TRANSFORMERS
 from shardproof.verify.clients.transformers.version_4_57 import TRANSFORMERS_4_57
-from shardproof.verify.clients.vllm.dialect import VLLM_0_24, VLLM_0_25, VLLM_0_32
+from shardproof.verify.clients.vllm.dialect import VLLM_0_24, VLLM_0_25, VLLM_0_32, VLLM_0_33
 
 DIALECTS: tuple[Dialect, ...] = (
     TRANSFORMERS_4_57,
@@ -20,6 +20,7 @@ DIALECTS: tuple[Dialect, ...] = (
     VLLM_0_24,
     VLLM_0_25,
     VLLM_0_32,
+    VLLM_0_33,
     SGLANG,
     TGI,
     TORCHTITAN,

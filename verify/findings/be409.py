@@ -1,6 +1,9 @@
 """BE409: a head that the engine does not run."""
 
+from collections.abc import Sequence
+
 from shardproof.planner.ir.findings import Fault, Finding, Place, Severity
+from shardproof.planner.ir.readable_text import listing
 from shardproof.verify.findings.catalogue import Example, Rule, register
 
 register(
@@ -46,10 +49,12 @@ def logit_scale_is_none(config: str) -> Finding:
     return _head(config, Place(), problem=problem, why=why, needed="a number, or no such field")
 
 
-def head_computes(owner: str, target: str, place: Place) -> Finding:
-    """The forward of class `owner` runs an op (`target`) on the hidden states or logits that the engine does not run."""
+def head_computes(owner: str, target: str, place: Place, *, factors: Sequence[str]) -> Finding:
+    """The forward of class `owner` runs an op (`target`) on the hidden states or logits that the engine does not run, which knows
+    the `factors` of the config alone.
+    """
     problem = f"its forward runs {target} between the base model and the logits"
-    why = "vllm does not run that forward: it projects, and knows logit_scale and final_logit_softcapping of the config"
+    why = f"vllm does not run that forward: it projects, and knows {listing(factors)} of the config"
     needed = "lm_head alone, or the config fields that the engine reads"
     return _head(owner, place, problem=problem, why=why, needed=needed)
 

@@ -61,6 +61,13 @@ def head_named_otherwise(owner: str, path: str, place: Place) -> Finding:
     return _name(owner, place, problem=problem, why=why, needed="self.lm_head = nn.Linear(...)")
 
 
+def head_has_a_bias(owner: str, path: str, place: Place, client: str) -> Finding:
+    """The output layer, at `path`, has a bias, and the head that the engine makes in this version has none."""
+    problem = f"its output layer {path} has a bias, which has no place there"
+    why = f"{client} makes the head itself, and before 0.25 without a bias"
+    return _name(owner, place, problem=problem, why=why, needed="an output layer without a bias, or a later version")
+
+
 def norm_weight_named_otherwise(owner: str, name: str, place: Place) -> Finding:
     """The parameter of a root-mean-square norm (of class `owner`) is not called `weight`."""
     problem = f"it is a root-mean-square norm, and its parameter is called {name}"

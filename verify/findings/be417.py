@@ -47,6 +47,20 @@ def not_followed(module: str, entry: str, client: str, why: str) -> Finding:
     )
 
 
+def shared_expert_summed(module: str, entry: str, client: str) -> Finding:
+    """A shared expert whose result the client may add to that of the experts before the sum over the ranks."""
+    return Finding(
+        "BE417",
+        Severity.UNDECIDED,
+        f"whether {client} adds {module} to the experts before it sums over the ranks is not known.",
+        Place(entry=entry, module=module),
+        why="where the block of experts is fused, its sum over the ranks takes in the shared expert, which must give a part then",
+        found="a shared expert beside the experts",
+        needed="a run in the client: `plan verify --level client`",
+        fault=Fault.CLIENT,
+    )
+
+
 def packed_projection_rewritten(module: str, entry: str, client: str) -> Finding:
     """The client cuts a packed projection of query, key and value by itself, in a way that is not modelled."""
     return Finding(

@@ -37,6 +37,14 @@ class ContractFacts:
     """Whether it finds the images of a prompt by what the processor says of its replacements."""
     makes_head: bool = False
     """Whether it makes the head, norms and experts itself, so that names of weights and config fields have to be its own."""
+    head_factors: tuple[str, ...] = ()
+    """Config fields by which the head that it makes scales or caps the logits."""
+    head_has_bias: bool = True
+    """Whether the head that it makes may have a bias."""
+    norm_names: tuple[str, ...] = ()
+    """Ends of the class names of the norms that it replaces; empty where it finds them by what they compute."""
+    chosen_experts: tuple[str, ...] = ()
+    """Config fields in which it looks for the number of experts of a token, in its order."""
     named_arguments: tuple[str, ...] = ()
     """Arguments that the base model's forward has to name, even if it takes `**kwargs`."""
     open_arguments: tuple[str, ...] = ()

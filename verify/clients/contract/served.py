@@ -1,14 +1,14 @@
 """BE409, BE410, BE418 and BE420: what an engine runs of a model, beside its attention.
 
-Source: vLLM 0.32.0, `vllm/model_executor/models/transformers/base.py` (`forward`: the base model alone is run, with `input_ids`
-or `inputs_embeds`, and `position_ids`; `_create_hf_to_vllm_mapper`), `causal.py` (the head is called `lm_head`; of the
-head class's forward only `logit_scale` and `final_logit_softcapping` are read, from the config), `fusers/rms_norm.py`
-(`fuse`: a root-mean-square norm becomes vLLM's own, whose parameter is called `weight`). SGLang 0.5.23,
-`sglang/srt/models/transformers.py`: positions, embeddings and the base model alone as well.
+What differs between versions is in `ContractFacts`. Source: vLLM 0.33.0, `vllm/model_executor/models/transformers/base.py`
+(`forward`: the base model alone is run, with `input_ids` or `inputs_embeds`, and `position_ids`; `_create_hf_to_vllm_mapper`),
+`causal.py` (the head is called `lm_head`; of the head class's forward only `logit_scale` and `final_logit_softcapping` are read,
+from the config), `fusers/rms_norm.py` (`fuse`: a root-mean-square norm becomes vLLM's own, whose parameter is called `weight`).
+SGLang 0.5.23, `sglang/srt/models/transformers.py`: positions, embeddings and the base model alone as well.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,9 +24,7 @@ from shardproof.verify.clients.contract.facts import ContractFacts
 from shardproof.verify.clients.contract.source import forward_tree, source_of
 from shardproof.verify.findings import be409, be410, be418, be420
 
-HEAD = "lm_head"
-CHOSEN = ("num_experts_per_tok", "top_k")
-"""Config fields in which vLLM looks for the number of experts of a token."""
+HEAD, CAP = "lm_head", "final_logit_softcapping"
 _KEEPS = ("aten.slice", "aten._to_copy", "aten.clone", "aten.contiguous", "aten.view", "aten.alias", "aten.index")
 """Ops that leave hidden states or logits what they are."""
 
@@ -37,10 +35,10 @@ def check_served(model: nn.Module, graph: Graph | None, prefix: str, contract: C
         return []
     found = list(_forward(model, graph, prefix, contract))
     if contract.makes_head:
-        found += _head_name(model, prefix)
+        found += _head_name(model, prefix, contract)
         if graph is not None:
-            found += [*_norm_names(model, graph), *_head_program(model, graph, prefix)]
-        found += _chosen_experts(model, prefix)
+            found += [*_norm_names(model, graph, contract), *_head_program(model, graph, prefix, contract)]
+        found += _chosen_experts(model, prefix, contract)
     return found
 
 
@@ -85,10 +83,12 @@ def _placed(graph: Graph, position: int) -> bool:
     return False
 
 
-def _head_name(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
-    """An output layer that goes by another name in the checkpoint."""
+def _head_name(model: PreTrainedModel, prefix: str, contract: ContractFacts) -> Iterator[Finding]:
+    """An output layer that goes by another name in the checkpoint, or has a bias that the engine's has no place for."""
     head = _output(model)
     path = next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
+    if path is not None and not contract.head_has_bias and getattr(head, "bias", None) is not None:
+        yield be410.head_has_a_bias(type(model).__name__, path, Place(source=source_of(type(model))), contract.client)
     if path is None or not prefix or path.rpartition(".")[2] == HEAD or path.startswith(f"{prefix}."):
         return
     if getattr(model.config.get_text_config(), "tie_word_embeddings", False):  # then no checkpoint holds it
@@ -110,12 +110,14 @@ def _output(model: PreTrainedModel) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def _norm_names(model: PreTrainedModel, graph: Graph) -> Iterator[Finding]:
+def _norm_names(model: PreTrainedModel, graph: Graph, contract: ContractFacts) -> Iterator[Finding]:
     """Root-mean-square norms whose one parameter is not called `weight`; one a class."""
     told: set[str] = set()
     for module in graph.modules:
         names = [name for name, _ in module.parameters]
         if len(names) != 1 or names == ["weight"] or module.kind in told or module.repeats is not None:
+            continue
+        if contract.norm_names and not module.kind.endswith(contract.norm_names):
             continue
         targets = [op.target for op in graph.ops if op.module == module.path]
         inverse = any(target in ("aten.rsqrt", "aten.pow") for target in targets)
@@ -125,7 +127,7 @@ def _norm_names(model: PreTrainedModel, graph: Graph) -> Iterator[Finding]:
             yield be410.norm_weight_named_otherwise(module.kind, names[0], place)
 
 
-def _head_program(model: PreTrainedModel, graph: Graph, prefix: str) -> Iterator[Finding]:
+def _head_program(model: PreTrainedModel, graph: Graph, prefix: str, contract: ContractFacts) -> Iterator[Finding]:
     """The first op of the head's forward, besides one projection, that the engine does not run."""
     base = next((call for call in graph.calls if call.module == prefix), None) if prefix else None
     if base is None or not base.outputs or not graph.outputs:
@@ -137,29 +139,32 @@ def _head_program(model: PreTrainedModel, graph: Graph, prefix: str) -> Iterator
     projections = {path for path, module in model.named_modules() if module is head}
     for op in ops_between(graph, base.outputs[0], graph.outputs[0][1]):
         projection = op.target == "linear" and op.module in projections
-        if not projection and not _known_of_head(op, config):
-            yield be409.head_computes(type(model).__name__, op.target, Place(source=op.source))
+        if not projection and not _known_of_head(op, config, contract.head_factors):
+            yield be409.head_computes(
+                type(model).__name__, op.target, Place(source=op.source), factors=contract.head_factors
+            )
             return
 
 
-def _known_of_head(op: Op, config: object) -> bool:
+def _known_of_head(op: Op, config: object, factors: Sequence[str]) -> bool:
     """Whether the engine does the same as an op: it keeps the values, or scales or caps the logits as the config says."""
     if op.target == "aten.tanh":
-        return bool(getattr(config, "final_logit_softcapping", None))
+        return CAP in factors and bool(getattr(config, CAP, None))
     if op.target in ("aten.mul", "aten.div"):
-        known = {getattr(config, name, None) for name in ("logit_scale", "final_logit_softcapping")}
+        known = {getattr(config, name, None) for name in factors}
         factor = next((a for a in op.args[1:] if isinstance(a, float | int)), None)
         return factor == 1 or (bool(factor) and factor in known)
     return op.target in _KEEPS
 
 
-def _chosen_experts(model: PreTrainedModel, prefix: str) -> Iterator[Finding]:
+def _chosen_experts(model: PreTrainedModel, prefix: str, contract: ContractFacts) -> Iterator[Finding]:
     """Experts that the engine would run, and no field that says how many a token takes (`moe.py`, `recursive_replace`)."""
     text = model.config.get_text_config()
     for path, module in model.get_submodule(prefix).named_modules():
         stacked = [parameter.ndim == 3 for parameter in module.parameters()]
         ours = isinstance(module, nn.ModuleList) or (bool(stacked) and all(stacked))
-        if path.rpartition(".")[2] == "experts" and ours and not any(field_of(text, name) for name in CHOSEN):
+        fields = contract.chosen_experts
+        if path.rpartition(".")[2] == "experts" and ours and not any(field_of(text, name) for name in fields):
             place = Place(source=source_of(type(text)))
-            yield be420.count_of_experts_missing(type(text).__name__, join(prefix, path), place, CHOSEN)
+            yield be420.count_of_experts_missing(type(text).__name__, join(prefix, path), place, fields)
             return

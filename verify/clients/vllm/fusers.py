@@ -1,6 +1,6 @@
 """The projections that vLLM's fusers shard by structure, without the plan: query-key-value and gated feed-forward layers.
 
-Source: `vllm/model_executor/models/transformers/fusers/` of 0.25.0 and 0.32.0: `qkv.py` (three linear layers of the module's own
+Source: `vllm/model_executor/models/transformers/fusers/` of 0.25.0 to 0.33.0: `qkv.py` (three linear layers of the module's own
 input; the larger is the query; the linear layer that makes the output is split by row), `glu.py` (an activation of one
 times the other; the linear layer after the product is split by row), `merged_column.py` (the one group of two or more
 linear layers of the module's own input), `packed_qkv.py` (a three-way split of one linear layer), `mla.py` (latent

@@ -1,6 +1,6 @@
 """How far vLLM's fusers can trace a module's forward with `torch.fx`; they do not see what comes later.
 
-Source: vLLM 0.25.0 and 0.32.0, `vllm/model_executor/models/transformers/fx_utils.py`. Every child is a leaf. No cache and no
+Source: vLLM 0.25.0 to 0.33.0, `vllm/model_executor/models/transformers/fx_utils.py`. Every child is a leaf. No cache and no
 keyword is given, and sizes are known from `hidden_states` alone. Attention is a leaf where the forward gets it by
 `get_interface`; where it indexes `ALL_ATTENTION_FUNCTIONS` the trace ends, since the engine's attention cannot run. A branch on
 data ends the trace too. Fusers match what was traced until then.
