@@ -239,18 +239,16 @@ def verify_all(
     requests: Sequence[VerifyRequest], form: ReportFormat, known: KnownFindings, *, progress: Progress
 ) -> CommandResult:
     """Verify several models, and print all reports; an error of one model ends no other."""
-    if form is ReportFormat.HTML:
-        raise MisuseError("--format html shows one model; give one, or another format.")
-    cases = [
-        attempted(
-            request,
-            lambda one: verify_case(one, progress=progress)[0],
-            model=request.model.reference,
-            asked=request.asked,
-        )
-        for request in requests
-    ]
-    return result_of(known.applied(cases, progress), form)
+    drawings: dict[int, Drawing] = {}
+
+    def verified(request: VerifyRequest) -> CaseReport:
+        case, drawing = verify_case(request, progress=progress)
+        if form is ReportFormat.HTML:
+            drawings[id(request)] = drawing
+        return case
+
+    cases = [attempted(request, verified, model=request.model.reference, asked=request.asked) for request in requests]
+    return result_of(known.applied(cases, progress), form, [drawings.get(id(request)) for request in requests])
 
 
 def verify_plan(request: VerifyRequest, *, progress: Progress, known: KnownFindings = NOTHING_KNOWN) -> CommandResult:

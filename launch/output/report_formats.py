@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardproof.launch.output.source_excerpts import excerpt
-from shardproof.launch.result import MisuseError, ReportFormat
+from shardproof.launch.result import ReportFormat
 from shardproof.planner.ir.explanation import Explanation
 from shardproof.planner.ir.plan import Plan
 from shardproof.planner.ir.readable_text import format_bytes, one_line
 from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.formats.github import reports_github
-from shardproof.verify.report.formats.html import report_html
+from shardproof.verify.report.formats.html import report_html, reports_html
 from shardproof.verify.report.formats.json import case_json, cases_json
 from shardproof.verify.report.formats.junit import reports_junit
 from shardproof.verify.report.formats.sarif import reports_sarif
@@ -65,12 +65,10 @@ def format_report(report: Report, form: ReportFormat, *, layout: str, drawing: D
     return format_case(CaseReport(report.model, layout, 0, report), form, drawing=drawing)
 
 
-def format_cases(cases: Sequence[CaseReport], form: ReportFormat, *, code: int) -> str:
-    """The text for stdout of several models.
-
-    Raises:
-        MisuseError: the format shows one model.
-    """
+def format_cases(
+    cases: Sequence[CaseReport], form: ReportFormat, *, code: int, drawings: Sequence[Drawing | None] = ()
+) -> str:
+    """The text for stdout of several models; `drawings` are what an HTML page draws of each, None where there is no report."""
     match form:
         case ReportFormat.JSON:
             return cases_json(cases, code=code)
@@ -81,7 +79,8 @@ def format_cases(cases: Sequence[CaseReport], form: ReportFormat, *, code: int) 
         case ReportFormat.GITHUB:
             return reports_github(cases)
         case ReportFormat.HTML:
-            raise MisuseError("--format html shows one model; give one, or another format.")
+            drawn = [_drawn(drawing) if drawing else None for drawing in drawings or [None] * len(cases)]
+            return reports_html(cases, drawn, excerpt=excerpt)
         case ReportFormat.TEXT:
             blocks = [_table(cases), *filter(None, map(_details, cases)), _counted(cases)]
             return "\n\n".join(blocks)

@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+import html5lib
 import pytest
 
 import shardproof.launch.commands.check as checking
@@ -104,10 +106,19 @@ def test_json_holds_all_reports(answers: dict[str, CaseReport | Exception], caps
     assert found["reports"][0]["levels"]["proof"]["verdict"] == "refuted"
 
 
-def test_one_page_shows_one_model(answers: dict[str, CaseReport | Exception], capsys: Captured) -> None:
-    assert run(["verify", "a", "b", "--format", "html", "-q"]) == 2
-    assert "--format html shows one model" in capsys.readouterr().err
-    assert seen(answers) == []
+def test_one_page_shows_several_models(answers: dict[str, CaseReport | Exception], capsys: Captured) -> None:
+    answers |= {"gone": LoadError("gone: <no>"), "wrong": case("wrong", WRONG, code=1)}
+    assert run(["verify", "right", "wrong", "gone", "--format", "html", "-q"]) == 1
+    page = capsys.readouterr().out
+    errors = html5lib.HTMLParser()
+    errors.parse(page)
+    assert errors.errors == []
+    named = re.findall(r'id="([^"]+)"', page)
+    assert len(named) == len(set(named))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(named)
+    assert "3 models" in page
+    assert "12 of 24 parts" in page
+    assert "gone: &lt;no&gt;" in page
 
 
 def test_junit_has_a_test_case_for_each_level() -> None:

@@ -12,8 +12,8 @@ register(
         severity=Severity.UNDECIDED,
         what="A sharded or partial value reaches an op that the rule table does not know.",
         why="Without a rule nothing follows, and nothing is never taken for replicated: the verdict is `not proved`.",
-        use_instead="A rule of your own: `shardproof.operators.register`, with an equation of dims and a reference in torch. "
-        "Or `plan verify MODEL --level run`, which needs no rule; and tell us the op.",
+        use_instead="`plan verify MODEL --level run`, which needs no rule; or a rule of your own, by "
+        "`shardproof.operators.register`: an equation of dims, and a reference in torch.",
         fix_safety="No edit is offered: nothing is known to be wrong.",
         invalid=(
             Example(

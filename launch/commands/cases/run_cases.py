@@ -10,7 +10,7 @@ from shardproof.launch.commands.cases.project import FILE, Project, read_project
 from shardproof.launch.commands.cases.references import changed_files, expanded, is_changed
 from shardproof.launch.failures import bug, failure_sentence, interrupted
 from shardproof.launch.output.console import Progress
-from shardproof.launch.output.report_formats import format_cases
+from shardproof.launch.output.report_formats import Drawing, format_cases
 from shardproof.launch.output.result_file import writable, write_result
 from shardproof.launch.ranks.job import is_first_rank
 from shardproof.launch.result import UNDECIDED, CommandResult, MisuseError, ReportFormat, worst
@@ -114,9 +114,11 @@ def attempted(request: Request, work: Callable[[Request], CaseReport], *, model:
         return CaseReport(model, asked, code, error=sentence)
 
 
-def result_of(cases: Sequence[CaseReport], form: ReportFormat) -> CommandResult:
-    """All reports in one text, and the worst exit code."""
+def result_of(
+    cases: Sequence[CaseReport], form: ReportFormat, drawings: Sequence[Drawing | None] = ()
+) -> CommandResult:
+    """All reports in one text, and the worst exit code; `drawings` as `format_cases` takes them."""
     code = worst(case.code for case in cases)
     if not cases and form is ReportFormat.TEXT:
         return CommandResult("no model's files changed", 0)
-    return CommandResult(format_cases(cases, form, code=code), code)
+    return CommandResult(format_cases(cases, form, code=code, drawings=drawings), code)

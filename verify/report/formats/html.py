@@ -11,6 +11,7 @@ from shardproof.planner.ir.findings import Finding, Source
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.ir.readable_text import format_bytes
 from shardproof.verify.findings.catalogue import name_of
+from shardproof.verify.report.case_report import CaseReport
 from shardproof.verify.report.drawing import Box, Picture
 from shardproof.verify.report.formats.private import public, public_finding
 from shardproof.verify.report.formats.text import next_edit, verdict_sentence
@@ -19,6 +20,7 @@ from shardproof.verify.report.report import Report
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 Excerpt = Callable[[Source], Sequence[tuple[int, str]]]
 """The numbered lines of source code around a line; none where the file cannot be read."""
@@ -68,11 +70,67 @@ def report_html(
         explanation: the groups of dims, if the page has them.
         plan: Python source, shown as it is.
     """
+    body = _body(report, drawn, layout=layout, excerpt=excerpt, explanation=explanation, plan=plan)
+    return render("report.html.jinja", title=f"{report.model}: {report.verdict.value}", body=body)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseSection:
+    """One of several models on a page: what was asked, what came of it, and the body of its report or an `error`."""
+
+    model: str
+    asked: str
+    verdict: str
+    findings: str
+    body: "Markup | None" = None
+    error: str = ""
+
+
+def reports_html(cases: Sequence[CaseReport], drawn: Sequence[Picture | None], *, excerpt: Excerpt) -> str:
+    """The page of several reports: a table of them, and a section for each.
+
+    Args:
+        cases: what was asked and found, in order.
+        drawn: the plan of each, drawn on its model; None where there is none.
+        excerpt: gives the source lines that a finding shows.
+    """
+    sections = [
+        _section(case, picture, f"model-{number}-", excerpt)
+        for number, (case, picture) in enumerate(zip(cases, drawn, strict=True), 1)
+    ]
+    made_in = next((case.report.environment for case in cases if case.report), None)
+    title = f"{len(cases)} models" if len(cases) != 1 else "1 model"
+    return render("reports.html.jinja", title=title, cases=sections, environment=made_in)
+
+
+def _section(case: CaseReport, drawn: Picture | None, prefix: str, excerpt: Excerpt) -> CaseSection:
+    known = f" and {len(case.old)} known" if case.old else ""
+    found = f"{len(case.fresh)}{known}" if case.report else ""
+    if case.report is None:
+        return CaseSection(case.model, case.asked, case.verdict, found, error=public(case.error))
+    body = _body(case.report, drawn, layout=case.asked, excerpt=excerpt, prefix=prefix, with_environment=False)
+    return CaseSection(case.model, case.asked, case.verdict, found, body)
+
+
+def _body(
+    report: Report,
+    drawn: Picture | None,
+    *,
+    layout: str,
+    excerpt: Excerpt,
+    explanation: Explanation | None = None,
+    plan: str = "",
+    prefix: str = "",
+    with_environment: bool = True,
+) -> "Markup":
+    from markupsafe import Markup  # imported late, as jinja2 is
+
     boxes = drawn.boxes if drawn else ()
     places = [_shown_at(finding, boxes) for finding in report.findings]
-    return render(
-        "report.html.jinja",
-        title=f"{report.model}: {report.verdict.value}",
+    text = render(
+        "report_body.html.jinja",
+        prefix=prefix,
+        environment=with_environment,
         report=report,
         saved=list(_saved(report)),
         degrees=list(map(public, report.degrees.clauses())) if report.degrees else [],
@@ -93,6 +151,7 @@ def report_html(
         modules=_module_tree(boxes, places) if drawn else [],
         plan=plan,
     )
+    return Markup(text)  # what was rendered is escaped
 
 
 FEW_STAGES = 8
