@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from transformers.models.xlm import modeling_xlm
 
 from shardproof.launch.ranks.confirm import confirm_cases
@@ -18,6 +19,7 @@ from shardproof.planner.twins.twin import twin
 from shardproof.verify.report.report import LevelResult
 from shardproof.verify.run.collectives.thread_scheduler import GoneError
 from shardproof.verify.run.collectives.threads import Threads
+from shardproof.verify.run.compare.outputs import perturbed
 from shardproof.verify.run.compare.tensors import LIMIT
 from shardproof.verify.stages.case import Case, Schedule, Staging
 from tests.mutants.injected_faults import InjectedFaults
@@ -76,6 +78,34 @@ def test_a_module_that_all_models_share_is_each_rank_s_own() -> None:
     (result,) = confirm_cases(tuple(_cases("xlm", [])), engine="inprocess")
     assert result.verdict is Verdict.CONFIRMED, result.findings
     assert not vars(modeling_xlm)["gelu"]._forward_pre_hooks
+
+
+class _Cancelling(nn.Module):
+    """A small difference of large sums, which ranks add up in another order than one device."""
+
+    def __init__(self, width: int = 16, hidden: int = 64) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.up(x))
+        made: torch.Tensor = self.down(h + 1e8) - self.down(torch.zeros_like(h) + 1e8)
+        return made
+
+
+def test_what_the_model_s_own_rounding_explains_is_right() -> None:
+    loaded = load(_Cancelling(), inputs={"x": torch.zeros(2, 3, 16)})
+    plan = Plan.from_json({"base_model_tp_plan": {"up": "colwise", "down": "rowwise"}})
+    (result,) = confirm_cases((Case(loaded, plan, 2),), engine="inprocess")
+    assert result.verdict is Verdict.CONFIRMED, result.findings
+    assert max(result.measures.values()) > LIMIT
+
+
+def test_a_weight_in_float64_moves_by_one_rounding() -> None:
+    model = _Cancelling().double()
+    moved = perturbed(model, seed=0)["up.weight"] / model.up.weight.detach() - 1
+    assert bool((moved.abs() > 0).all())
+    assert float(moved.abs().max()) <= 2 * torch.finfo(moved.dtype).eps
 
 
 def test_threads_agree_with_real_ranks() -> None:

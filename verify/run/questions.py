@@ -156,6 +156,7 @@ def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
         output = model.generate(  # type: ignore[operator]  # a mixin that torch's Module hides
             **prompt,
             do_sample=False,
+            num_beams=1,
             max_new_tokens=NEW_TOKENS,
             min_new_tokens=NEW_TOKENS,
             pad_token_id=0,

@@ -214,17 +214,24 @@ def with_plan(loaded: LoadedModel, plan: Plan) -> LoadedModel:
 
 
 def _put_entries(config: PreTrainedConfig, plan: Plan, owners: Mapping[str, type]) -> None:
-    """Put every entry on the config of the submodel that it belongs to: a submodel's config overrides the whole model's."""
+    """Put every entry on the config of the submodel that it belongs to: a submodel's config overrides the whole model's. Those of
+    a submodel whose config the model's code makes itself stand on the whole model's, by their full names.
+    """
     own = {key: value for key, value in plan.to_json().items() if key.startswith("base_model_")}
     path_of = {kind: path for path, kind in owners.items()}
+    parts = {path_of.get(type(part)): part for part in _parts(config)}
     for part in _parts(config):
         path = path_of.get(type(part))
         for key, entries in own.items():
             assert isinstance(entries, dict)
             mine = {
-                name: value for name, value in entries.items() if path is not None and owner_of(name, owners) == path
+                name.removeprefix(f"{path}."): value
+                for name, value in entries.items()
+                if path is not None and owner_of(name, owners) == path
             }
-            setattr(part, key, {name.removeprefix(f"{path}."): value for name, value in mine.items()})
+            if part is config:
+                mine |= {name: value for name, value in entries.items() if owner_of(name, owners) not in parts}
+            setattr(part, key, mine)
 
 
 def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:

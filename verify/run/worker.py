@@ -1,5 +1,6 @@
 """The check on one rank: build both models, ask both the same questions, compare. Needs an initialised process group."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from shardproof.verify.run.collectives.own_styles import applied
 from shardproof.verify.run.compare.localise import Divergence, first_divergence
 from shardproof.verify.run.compare.outputs import Limits, compared, limits_of, perturbed, streams, weights
 from shardproof.verify.run.compare.saved import saved
-from shardproof.verify.run.compare.tensors import Comparison
+from shardproof.verify.run.compare.tensors import LIMIT, SMALLEST_FAULT, Comparison
 from shardproof.verify.run.inputs import Inputs, inputs
 from shardproof.verify.run.observed import Observed
 from shardproof.verify.run.outcome import Failure, Outcome, failure_of
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 PERTURBATIONS = 2
 SAFETY = 10.0
-"""The limit for a real checkpoint, in multiples of how far its answers move when every weight moves by one rounding."""
+"""The limit for a real checkpoint, and for a twin whose answers are off by little, in multiples of how far the answers move when
+every weight moves by one rounding."""
 
 
 @dataclass(slots=True)
@@ -130,6 +132,8 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
     observe(model, asked, into=progress.observed, exact=not case.weights, asked_of=progress.want, enough=enough)
     if hasty:
         return _outcome(case, progress, rank=rank)
+    if not case.weights and _within_reach(progress):
+        progress.limits = _own_rounding(case, single, asked, progress.want)
     progress.stage = "saving the sharded model"
     progress.before += saved(model, single, case.loaded, rank=rank)
     return _outcome(case, progress, rank=rank)
@@ -149,6 +153,21 @@ def _wrong_already(progress: _Progress, got: Observed) -> bool:
     return any(not one.right for one in (*progress.before, *answers))
 
 
+def _within_reach(progress: _Progress) -> bool:
+    """Whether answers of a twin are wrong, and all of them by so little that its own rounding may be to blame."""
+    assert progress.observed is not None
+    wrong = [one for one in compared(progress.observed, progress.want, {}) if not one.right]
+    return bool(wrong) and all(one.error <= SMALLEST_FAULT for one in wrong)
+
+
+def _own_rounding(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -> Limits:
+    """The limits of a twin whose answers move by more than usual when its weights move by one rounding. Each rank measures on a
+    copy: it may be a thread, and the others ask the same model.
+    """
+    moved = _moved(case, copy.deepcopy(single), asked, want, exact=True)
+    return {key: max(limit, LIMIT) for key, limit in moved.items()}
+
+
 def _limits(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -> Limits:
     """Limits: how far the model's answers move when its weights move by one rounding, times a margin. Measured on rank 0."""
     shared: list[Limits] = [{}]
@@ -158,12 +177,14 @@ def _limits(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) 
     return shared[0]
 
 
-def _moved(case: Case, single: PreTrainedModel, asked: Inputs, want: Observed) -> Limits:
+def _moved(
+    case: Case, single: PreTrainedModel, asked: Inputs, want: Observed, *, exact: bool = False
+) -> dict[tuple[str, str], float]:
     state = {name: value.clone() for name, value in single.state_dict().items()}
     moved = []
     for seed in range(PERTURBATIONS):
         single.load_state_dict(perturbed(single, seed=seed))
-        answers = observe(single, asked, into=Observed(), exact=False, asked_of=want)
+        answers = observe(single, asked, into=Observed(), exact=exact, asked_of=want)
         moved.append(compared(answers, want, {}, streams=_streams(case, single)))
     single.load_state_dict(state)
     return limits_of(moved, factor=SAFETY, least=SAFETY * torch.finfo(single.dtype).eps)

@@ -183,4 +183,4 @@ def _nudged(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if not value.is_floating_point():
         return value
     signs = torch.randint(2, value.shape, generator=generator, dtype=torch.int8).to(value.device) * 2 - 1
-    return (value.double() * (1 + torch.finfo(value.dtype).eps * signs)).to(value.dtype)
+    return (value.double() * (1 + torch.finfo(value.dtype).eps * signs.double())).to(value.dtype)

@@ -7,6 +7,8 @@ import torch
 
 LIMIT = 1e-8
 """Relative. In float64, rounding stays below 1e-10 and a wrong plan causes more than 1e-6; the limit lies between them."""
+SMALLEST_FAULT = 1e-6
+"""Relative. What differs by less may be the rounding of a model that is badly conditioned, which is measured then."""
 FLOOR = 1e-6
 """The least scale of a gradient, relative to the largest gradient. A gradient that is zero in exact arithmetic (a key bias under
 softmax) is rounding alone, and has no scale of its own."""
