@@ -50,6 +50,7 @@ BENCHMARKS = {
     "pipelines": pipelines.main,
     "rules": rules.main,
     "speed": speed.main,
+    "torchtitan": trainers.torchtitan,
     "traces": traces.main,
     "training": training.main,
     "twins": twins.main,

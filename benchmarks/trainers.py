@@ -1,9 +1,10 @@
-"""A trainer itself beside the proof in its dialect: `python -m benchmarks deepspeed`, `python -m benchmarks nemo`.
+"""A trainer itself beside the proof in its dialect: `python -m benchmarks deepspeed`, `python -m benchmarks nemo`,
+`python -m benchmarks torchtitan`.
 
-`SHARDPROOF_DEEPSPEED_PYTHON` and `SHARDPROOF_NEMO_PYTHON` name the interpreters that they are installed in; Transformers should
+`SHARDPROOF_DEEPSPEED_PYTHON`, `SHARDPROOF_NEMO_PYTHON` and `SHARDPROOF_TORCHTITAN_PYTHON` name the interpreters that they are installed in; Transformers should
 be of the same version there and here. Every type is trained for one step, at small sizes in float32, on two ranks: in DeepSpeed
 by the plan that is suggested for it, in NeMo AutoModel by the plan that the model carries and by the suggested one; and once by
-that plan without one entry.
+that plan without one entry. torchtitan reads no plan, and is run as it is.
 """
 
 import json
@@ -25,6 +26,7 @@ from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.clients.compile import compile_for
+from shardproof.verify.clients.dialect import Reader
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
 
@@ -73,6 +75,11 @@ DEEPSPEED = Trainer(
     "SHARDPROOF_DEEPSPEED_PYTHON",
     ("even", "uneven heads", "fewer heads than ranks", "tied table", "without an entry"),
 )
+TORCHTITAN = Trainer(
+    "torchtitan",
+    "SHARDPROOF_TORCHTITAN_PYTHON",
+    ("even", "uneven heads", "fewer heads than ranks", "tied table", "uneven width", "uneven vocabulary"),
+)
 NEMO = Trainer("nemo", "SHARDPROOF_NEMO_PYTHON", tuple(LAYOUTS), carried=True)
 
 
@@ -106,6 +113,11 @@ def deepspeed(types: tuple[str, ...], out: Path, *, tp: int) -> int:
 def nemo(types: tuple[str, ...], out: Path, *, tp: int) -> int:
     """The rows of NeMo AutoModel."""
     return main(NEMO, types, out, tp=tp)
+
+
+def torchtitan(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+    """The rows of torchtitan's Transformers backend."""
+    return main(TORCHTITAN, types, out, tp=tp)
 
 
 def main(trainer: Trainer, types: tuple[str, ...], out: Path, *, tp: int) -> int:
@@ -167,6 +179,8 @@ def _small(name: str, layout: str) -> LoadedModel:
 
 
 def _plan(trainer: Trainer, loaded: LoadedModel, layout: str, tp: int) -> Plan:
+    if find_dialect(trainer.client).reader is Reader.NAMES:
+        return Plan()
     if trainer.carried and layout != "suggested":
         plan = carried_plan(loaded, on_meta(loaded))
     else:

@@ -13,8 +13,8 @@ VERIFIED = {
     "deepspeed": ("run", "plan verify MODEL --level client --client deepspeed"),
     "nemo": ("run", "plan verify MODEL --level client --client nemo"),
     "tgi": ("dialect", "plan verify MODEL --for tgi"),
-    "torchtitan 0.3.0": ("dialect", "plan verify MODEL --for torchtitan"),
-    "torchtitan": ("run of its steps, dialect", "plan verify MODEL --level client --client torchtitan"),
+    "torchtitan 0.3.0": ("run", "plan verify MODEL --level client --client torchtitan"),
+    "torchtitan": ("dialect", "plan verify MODEL --for torchtitan@0.2.2"),
 }
 """How far each is verified: `run` by the client's own code, `dialect` by its source alone; and the command."""
 
@@ -56,7 +56,7 @@ TRAINED = (
     ("Transformers", "`generate` and `generate_batch`, greedy", "run", f"`{_LEVEL} transformers`"),
     ("`transformers serve`", "nothing: no option of it reaches `DistributedConfig`", "nothing", ""),
     ("accelerate 1.15", "forward, backward, one step of the optimizer", "run", f"`{_LEVEL} accelerate`"),
-    ("torch's `parallelize_module`", "the same, as torchtitan takes it", "run", f"`{_LEVEL} torchtitan`"),
+    ("torch's `parallelize_module`", "the same", "run", f"`{_LEVEL} parallelize`"),
     ("TRL 1.16", "one step of `SFTTrainer`: see [training](how-to/train.md)", "nothing", f"`{_LEVEL} trl`"),
     ("Axolotl, Unsloth", "nothing: see [training](how-to/train.md)", "nothing", ""),
 )
