@@ -49,6 +49,7 @@ BENCHMARKS = {
     "nemo": trainers.nemo,
     "pipelines": pipelines.main,
     "rules": rules.main,
+    "sglang": trainers.sglang,
     "speed": speed.main,
     "torchtitan": trainers.torchtitan,
     "traces": traces.main,

@@ -1,10 +1,10 @@
-"""A trainer itself beside the proof in its dialect: `python -m benchmarks deepspeed`, `python -m benchmarks nemo`,
-`python -m benchmarks torchtitan`.
+"""A trainer itself beside the proof in its dialect: `python -m benchmarks deepspeed`, `nemo`, `torchtitan`, `sglang`.
 
-`SHARDPROOF_DEEPSPEED_PYTHON`, `SHARDPROOF_NEMO_PYTHON` and `SHARDPROOF_TORCHTITAN_PYTHON` name the interpreters that they are installed in; Transformers should
-be of the same version there and here. Every type is trained for one step, at small sizes in float32, on two ranks: in DeepSpeed
-by the plan that is suggested for it, in NeMo AutoModel by the plan that the model carries and by the suggested one; and once by
-that plan without one entry. torchtitan reads no plan, and is run as it is.
+`SHARDPROOF_DEEPSPEED_PYTHON`, `SHARDPROOF_NEMO_PYTHON` and so on name the interpreters that they are installed in; Transformers
+should be of the same version there and here. Every type is trained for one step, at small sizes in float32, on two ranks: in
+DeepSpeed by the plan that is suggested for it, in NeMo AutoModel by the plan that the model carries and by the suggested one; and
+once by that plan without one entry. torchtitan reads no plan, and is run as it is. SGLang does not train: its reader's forward is
+compared, by the same plans as in NeMo.
 """
 
 import json
@@ -80,6 +80,7 @@ TORCHTITAN = Trainer(
     "SHARDPROOF_TORCHTITAN_PYTHON",
     ("even", "uneven heads", "fewer heads than ranks", "tied table", "uneven width", "uneven vocabulary"),
 )
+SGLANG = Trainer("sglang", "SHARDPROOF_SGLANG_PYTHON", tuple(LAYOUTS), carried=True)
 NEMO = Trainer("nemo", "SHARDPROOF_NEMO_PYTHON", tuple(LAYOUTS), carried=True)
 
 
@@ -118,6 +119,11 @@ def nemo(types: tuple[str, ...], out: Path, *, tp: int) -> int:
 def torchtitan(types: tuple[str, ...], out: Path, *, tp: int) -> int:
     """The rows of torchtitan's Transformers backend."""
     return main(TORCHTITAN, types, out, tp=tp)
+
+
+def sglang(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+    """The rows of SGLang's reader."""
+    return main(SGLANG, types, out, tp=tp)
 
 
 def main(trainer: Trainer, types: tuple[str, ...], out: Path, *, tp: int) -> int:

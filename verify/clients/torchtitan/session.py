@@ -160,9 +160,12 @@ def _after_step(model: Any, logits: Any, loss: Any) -> dict[str, Any]:
 
 
 def _whole(part: Any, shape: Any) -> Any:
-    """A tensor of this shape, which may be distributed, or of which each rank has a part along one dim; every rank calls it."""
+    """A tensor of this shape, of which each rank may have a part along one dim; every rank calls it.
+
+    Parts may be unequal, of which FSDP does not know: it makes distributed tensors of the parts as if they were equal.
+    """
     distributed, torch = import_module("torch").distributed, import_module("torch")
-    part = part.full_tensor() if hasattr(part, "full_tensor") else part
+    part = part.to_local() if hasattr(part, "to_local") else part
     cut = [dim for dim, (held, size) in enumerate(zip(part.shape, shape, strict=True)) if held != size]
     if len(cut) != 1:
         return part
