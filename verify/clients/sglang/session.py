@@ -67,6 +67,8 @@ def _served(plain: nn.Module, job: dict[str, Any]) -> Any:
     known = dict(plain.base_model.named_parameters(remove_duplicate=False))  # type: ignore[operator, union-attr]  # as above
     for name, parameter in model.model.named_parameters(remove_duplicate=False):
         _fill(parameter, known[name])
+    if getattr(plain.get_output_embeddings(), "bias", None) is not None:  # type: ignore[operator]  # as above
+        raise ValueError("the bias of the head has no place in SGLang's model")
     _fill(model.lm_head.weight, plain.get_output_embeddings().weight)  # type: ignore[operator]  # as above
     return model
 
