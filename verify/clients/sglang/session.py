@@ -10,7 +10,7 @@ reads the plan, replaces linear layers, norms and the table, and runs the forwar
 what the file imports from them is answered here by torch, and holds to their signatures: parallel linear layers and tables
 (`layers/linear.py`, `layers/vocab_parallel_embedding.py`), norms, an attention over this rank's heads
 (`layers/radix_attention.py`, `layers/attention/torch_native_backend.py`), the logits. Weights are copied in by us. Experts are
-not run.
+not run. The plan is put where `--json-model-override-args` puts it (`utils/hf_transformers/config.py`): on the config.
 """
 
 import json

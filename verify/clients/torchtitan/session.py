@@ -39,9 +39,9 @@ def main(job: dict[str, Any]) -> None:
     torch = import_module("torch")
     torch.manual_seed(0)
     torch.autograd.set_multithreading_enabled(False)  # as `init_distributed` does
-    flex = import_module("torch.nn.attention.flex_attention")
+    flex: Any = import_module("torch.nn.attention.flex_attention")
     flex._validate_device = lambda *_: None  # its dense form has a backward on CPU, the compiled one has none
-    device = import_module("torchtitan.tools.utils")  # before others take the names from it
+    device: Any = import_module("torchtitan.tools.utils")  # before others take the names from it
     device.device_type, device.device_module = "cpu", torch.cpu
     transformers = import_module("transformers")
     given = {"dtype": torch.float32, "attn_implementation": "eager"}
