@@ -56,20 +56,20 @@ def main(job: dict[str, Any]) -> None:
     os._exit(0)
 
 
-def _served(plain: nn.Module, job: dict[str, Any]) -> Any:
+def _served(plain: Any, job: dict[str, Any]) -> Any:
     """The reader's model of the checkpoint, by the plan, with this rank's part of the weights."""
     reader = _reader()
-    config: Any = type(plain.config).from_pretrained(job["folder"])  # type: ignore[union-attr]  # of a Transformers model
+    config = type(plain.config).from_pretrained(job["folder"])
     prefix = f"{plain.base_model_prefix}." if plain.base_model is not plain else ""
     plan = {key.removeprefix(prefix): style for key, style in job["plan"].items() if key.startswith(prefix)}
     config.base_model_tp_plan = plan
     model = reader.TransformersForCausalLM(config)
-    known = dict(plain.base_model.named_parameters(remove_duplicate=False))  # type: ignore[operator, union-attr]  # as above
+    known = dict(plain.base_model.named_parameters(remove_duplicate=False))
     for name, parameter in model.model.named_parameters(remove_duplicate=False):
         _fill(parameter, known[name])
-    if getattr(plain.get_output_embeddings(), "bias", None) is not None:  # type: ignore[operator]  # as above
+    if getattr(plain.get_output_embeddings(), "bias", None) is not None:
         raise ValueError("the bias of the head has no place in SGLang's model")
-    _fill(model.lm_head.weight, plain.get_output_embeddings().weight)  # type: ignore[operator]  # as above
+    _fill(model.lm_head.weight, plain.get_output_embeddings().weight)
     return model
 
 
