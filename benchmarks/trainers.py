@@ -1,9 +1,10 @@
-"""A trainer itself beside the proof in its dialect: `python -m benchmarks deepspeed`, `python -m benchmarks nemo`.
+"""A trainer itself beside the proof in its dialect: `python -m benchmarks deepspeed`, `nemo`, `torchtitan`, `sglang`.
 
-`SHARDPROOF_DEEPSPEED_PYTHON` and `SHARDPROOF_NEMO_PYTHON` name the interpreters that they are installed in; Transformers should
-be of the same version there and here. Every type is trained for one step, at small sizes in float32, on two ranks: in DeepSpeed
-by the plan that is suggested for it, in NeMo AutoModel by the plan that the model carries and by the suggested one; and once by
-that plan without one entry.
+`SHARDPROOF_DEEPSPEED_PYTHON`, `SHARDPROOF_NEMO_PYTHON` and so on name the interpreters that they are installed in; Transformers
+should be of the same version there and here. Every type is trained for one step, at small sizes in float32, on two ranks: in
+DeepSpeed by the plan that is suggested for it, in NeMo AutoModel by the plan that the model carries and by the suggested one; and
+once by that plan without one entry. torchtitan reads no plan, and is run as it is. SGLang does not train: its reader's forward is
+compared, by the same plans as in NeMo.
 """
 
 import json
@@ -19,12 +20,14 @@ from shardproof.launch.clients.checkpoint import write_checkpoint
 from shardproof.launch.clients.client_ranks import ClientRanks, ClientStep
 from shardproof.launch.clients.vllm_engine import LIMIT
 from shardproof.planner.inference.suggest import suggest
-from shardproof.planner.ir.findings import Severity
+from shardproof.planner.ir.findings import Finding, Severity, Verdict
 from shardproof.planner.ir.plan import Edit, Plan
 from shardproof.planner.loading.carried_plan import base_prefix, carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
-from shardproof.planner.tracing.programs import on_meta
+from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.verify.clients.compile import compile_for
+from shardproof.verify.clients.contract.served import check_served
+from shardproof.verify.clients.dialect import Reader
 from shardproof.verify.clients.prove import prove_for
 from shardproof.verify.clients.registry import find_dialect
 
@@ -73,6 +76,12 @@ DEEPSPEED = Trainer(
     "SHARDPROOF_DEEPSPEED_PYTHON",
     ("even", "uneven heads", "fewer heads than ranks", "tied table", "without an entry"),
 )
+TORCHTITAN = Trainer(
+    "torchtitan",
+    "SHARDPROOF_TORCHTITAN_PYTHON",
+    ("even", "uneven heads", "fewer heads than ranks", "tied table", "uneven width", "uneven vocabulary"),
+)
+SGLANG = Trainer("sglang", "SHARDPROOF_SGLANG_PYTHON", tuple(LAYOUTS), carried=True)
 NEMO = Trainer("nemo", "SHARDPROOF_NEMO_PYTHON", tuple(LAYOUTS), carried=True)
 
 
@@ -106,6 +115,16 @@ def deepspeed(types: tuple[str, ...], out: Path, *, tp: int) -> int:
 def nemo(types: tuple[str, ...], out: Path, *, tp: int) -> int:
     """The rows of NeMo AutoModel."""
     return main(NEMO, types, out, tp=tp)
+
+
+def torchtitan(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+    """The rows of torchtitan's Transformers backend."""
+    return main(TORCHTITAN, types, out, tp=tp)
+
+
+def sglang(types: tuple[str, ...], out: Path, *, tp: int) -> int:
+    """The rows of SGLang's reader."""
+    return main(SGLANG, types, out, tp=tp)
 
 
 def main(trainer: Trainer, types: tuple[str, ...], out: Path, *, tp: int) -> int:
@@ -144,17 +163,28 @@ def _trained(trainer: Trainer, ranks: ClientRanks, name: str, layout: str, tp: i
         loaded = _small(name, layout)
         plan = _plan(trainer, loaded, layout, tp)
         proof = prove_for(find_dialect(trainer.client), loaded, plan, tp=tp)
+        beside = _beside_the_plan(trainer, loaded)
     except Exception as error:  # a type that has no such sizes, or no plan, is a row too
         row.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return row
-    row.verdict = proof.verdict.value
-    row.codes = sorted({f.code for f in proof.findings if f.severity is not Severity.WARNING})
+    row.verdict = Verdict.REFUTED.value if beside else proof.verdict.value
+    row.codes = sorted({f.code for f in (*proof.findings, *beside) if f.severity is not Severity.WARNING})
     with tempfile.TemporaryDirectory() as folder:
         model = write_checkpoint(loaded, Path(folder))
         step = ClientStep(Path(folder), trainer.client, plan.styles(base_prefix(model)), tp)
         (result,) = ranks.run((step,))
     row.differences, row.error = dict(result.differences), result.error[:300]
     return row
+
+
+def _beside_the_plan(trainer: Trainer, loaded: LoadedModel) -> list[Finding]:
+    """What `plan check` says of the head and the norms that an engine makes itself."""
+    contract = find_dialect(trainer.client).contract
+    if contract is None or not contract.makes_head:
+        return []
+    subject = subject_of(on_meta(loaded))
+    found = check_served(subject.model, subject.graph, subject.prefix, contract)
+    return [finding for finding in found if finding.severity is Severity.ERROR]
 
 
 def _small(name: str, layout: str) -> LoadedModel:
@@ -167,6 +197,8 @@ def _small(name: str, layout: str) -> LoadedModel:
 
 
 def _plan(trainer: Trainer, loaded: LoadedModel, layout: str, tp: int) -> Plan:
+    if find_dialect(trainer.client).reader is Reader.NAMES:
+        return Plan()
     if trainer.carried and layout != "suggested":
         plan = carried_plan(loaded, on_meta(loaded))
     else:

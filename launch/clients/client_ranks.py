@@ -12,10 +12,12 @@ from types import TracebackType
 
 from shardproof.launch.processes.first_cause import RankError, first_cause, last_line
 from shardproof.launch.processes.supervise import Child, Stopped, child_process, client_environment, script_in, wait_for
-from shardproof.verify.clients import deepspeed, nemo, transformers
+from shardproof.verify.clients import deepspeed, nemo, sglang, torchtitan, transformers
 
-CLIENTS = ("transformers", "accelerate", "trl", "torchtitan", "deepspeed", "nemo")
-"""What the sessions run; torchtitan as its steps: torch's own `parallelize_module`, and an optimizer."""
+CLIENTS = ("transformers", "accelerate", "trl", "parallelize", "torchtitan", "deepspeed", "nemo", "sglang")
+"""What the sessions run; `parallelize` is torch's own `parallelize_module`, and an optimizer."""
+_PACKAGES = {"deepspeed": deepspeed, "nemo": nemo, "sglang": sglang, "torchtitan": torchtitan}
+"""Clients with a session of their own."""
 GRACE = 1.0
 """Seconds that the other ranks get, once one has failed, to write down why they failed."""
 
@@ -90,7 +92,7 @@ class ClientRanks:
         if case.recipe_plan is not None:
             fields["recipe_plan"] = case.recipe_plan
         job.write_text(json.dumps({**fields, "out": str(out)}))
-        package = {"deepspeed": deepspeed, "nemo": nemo}.get(case.client, transformers)
+        package = _PACKAGES.get(case.client, transformers)
         command = script_in(self.python, Path(str(package.__file__)).with_name("session.py"), str(job))
         world = {"WORLD_SIZE": str(case.degree), "LOCAL_WORLD_SIZE": str(case.degree)}
         rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

@@ -22,7 +22,7 @@ def small() -> tuple[LoadedModel, Plan]:
 
 def test_a_step_by_torch_s_own_parallel_modules_is_that_of_one_device() -> None:
     loaded, plan = small()
-    result = confirm_in_ranks(loaded, plan, "torchtitan", tp=2, timeout=200)
+    result = confirm_in_ranks(loaded, plan, "parallelize", tp=2, timeout=200)
     assert result.verdict is Verdict.CONFIRMED, result.findings
     assert max(result.measures.values()) < 1e-5
 
@@ -30,7 +30,7 @@ def test_a_step_by_torch_s_own_parallel_modules_is_that_of_one_device() -> None:
 def test_a_wrong_plan_is_refuted_by_the_client_with_its_own_words() -> None:
     loaded, plan = small()
     wrong = plan.edited(Edit("model.layers.*.mlp.down_proj", "rowwise", "colwise"), "model")
-    result = confirm_in_ranks(loaded, wrong, "torchtitan", tp=2, timeout=200)
+    result = confirm_in_ranks(loaded, wrong, "parallelize", tp=2, timeout=200)
     assert result.verdict is Verdict.REFUTED
     assert {finding.code for finding in result.findings} <= {"BE451", "BE452"}
 

@@ -371,7 +371,9 @@ def test_torchtitan_raises_for_what_it_has_no_name_for(name: str, words: str) ->
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        *((name, set()) for name in ("llama", "qwen3", "qwen2", "olmo", "smollm3", "cohere", "seed_oss")),
+        *((name, set()) for name in ("llama", "qwen3", "qwen2", "olmo", "smollm3")),
+        ("cohere", {"BE409"}),  # the head's forward, and its scale, is not run
+        ("seed_oss", {"BE411"}),  # its biases are not made
         ("phi", {"TP205"}),
         ("gemma", {"BE411"}),
         ("starcoder2", {"BE411"}),
@@ -379,7 +381,7 @@ def test_torchtitan_raises_for_what_it_has_no_name_for(name: str, words: str) ->
     ],
 )
 def test_torchtitan_on_real_ranks_does_what_is_said(name: str, found: set[str]) -> None:
-    """Measured in torchtitan 0.3.0 on two gloo ranks, without FSDP: logits 3e-7 from one device, 0.3 apart (phi), or an error."""
+    """Measured in torchtitan 0.3.0 on two gloo ranks: logits and gradients 3e-6 from one device, 0.3 apart (phi), or an error."""
     assert codes(name, "torchtitan") == found
 
 

@@ -9,12 +9,12 @@ VERIFIED = {
     "vllm 0.32": ("run", "plan verify MODEL --level client --client vllm --tp 2 --pp 2"),
     "vllm 0.33": ("run", "plan verify MODEL --for vllm@0.33"),
     "vllm": ("dialect", "python -m benchmarks drift"),
-    "sglang": ("dialect", "python -m benchmarks drift"),
+    "sglang": ("run of its reader", "plan verify MODEL --level client --client sglang"),
     "deepspeed": ("run", "plan verify MODEL --level client --client deepspeed"),
     "nemo": ("run", "plan verify MODEL --level client --client nemo"),
     "tgi": ("dialect", "plan verify MODEL --for tgi"),
-    "torchtitan 0.3.0": ("dialect", "plan verify MODEL --for torchtitan"),
-    "torchtitan": ("run of its steps, dialect", "plan verify MODEL --level client --client torchtitan"),
+    "torchtitan 0.3.0": ("run", "plan verify MODEL --level client --client torchtitan"),
+    "torchtitan": ("dialect", "plan verify MODEL --for torchtitan@0.2.2"),
 }
 """How far each is verified: `run` by the client's own code, `dialect` by its source alone; and the command."""
 
@@ -33,8 +33,9 @@ There is no CPU build of vLLM 0.33. Its Python was run with the compiled kernels
 5.19: at TP 1, TP 2 and PP 2, and 0.33's own trace of 628 modules of 162 types ends where that of 0.32 does.
 
 DeepSpeed's numbers are those of `python -m benchmarks deepspeed`. NeMo's are of the same steps as `python -m benchmarks nemo`, in
-ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's FSDP wants a later torch than 2.13.0:
-`parallelize` ran without it, and no gradient was compared.
+ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's are those of `python -m benchmarks torchtitan`, with
+torch 2.13 whose FSDP was replaced by that of 2.14, which torchtitan needs. SGLang's are those of `python -m benchmarks sglang`, with
+Transformers 5.19: its reader is executed, and its layers are answered by torch.
 """
 
 HEAD = """# Clients
@@ -56,7 +57,7 @@ TRAINED = (
     ("Transformers", "`generate` and `generate_batch`, greedy", "run", f"`{_LEVEL} transformers`"),
     ("`transformers serve`", "nothing: no option of it reaches `DistributedConfig`", "nothing", ""),
     ("accelerate 1.15", "forward, backward, one step of the optimizer", "run", f"`{_LEVEL} accelerate`"),
-    ("torch's `parallelize_module`", "the same, as torchtitan takes it", "run", f"`{_LEVEL} torchtitan`"),
+    ("torch's `parallelize_module`", "the same", "run", f"`{_LEVEL} parallelize`"),
     ("TRL 1.16", "one step of `SFTTrainer`: see [training](how-to/train.md)", "nothing", f"`{_LEVEL} trl`"),
     ("Axolotl, Unsloth", "nothing: see [training](how-to/train.md)", "nothing", ""),
 )

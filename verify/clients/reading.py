@@ -4,14 +4,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from transformers import PreTrainedModel
+
 from shardproof.planner.ir.findings import Finding, Place, Severity
-from shardproof.planner.ir.graph import Graph, Module
+from shardproof.planner.ir.graph import Graph, Module, Op
 from shardproof.planner.ir.placement import Placement
 from shardproof.planner.ir.plan import Plan, generic, join
 from shardproof.planner.ir.styles import STYLES, After, ParameterLayout, Style, style_of
 from shardproof.planner.propagation.assign import Assigned, assign, sharded_share
 from shardproof.planner.tracing.programs import Subject
 from shardproof.planner.transformers_facts.version import minor_text
+from shardproof.verify.clients.contract.served import head_op
 from shardproof.verify.clients.deepspeed.layout import layout_of, styles_read
 from shardproof.verify.clients.dialect import Dialect, Reader, UnknownStyle, first_match
 from shardproof.verify.clients.engine_decisions import (
@@ -33,7 +36,7 @@ from shardproof.verify.clients.torchtitan.attribute_names import (
 )
 from shardproof.verify.clients.vllm.fusers import is_linear, not_followed
 from shardproof.verify.clients.widths import uneven, uneven_inputs
-from shardproof.verify.findings import be411, be412, be413, be416, be417, tp205, tp210
+from shardproof.verify.findings import be409, be411, be412, be413, be416, be417, tp205, tp210
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +195,23 @@ def _by_names(dialect: Dialect, subject: Subject) -> Reading:
         return Reading(Assigned({}, {}), (be411.no_case(dialect.name, dialect.cites[0], why),))
     if dialect.names_everything and (path := replaced_experts(subject.model)):
         return Reading(Assigned({}, {}), (be417.experts_replaced(path, dialect.name),))
+    if dialect.names_everything and (op := _not_run_of_head(subject)) is not None:
+        owner = type(subject.model).__name__
+        told = be409.head_computes(owner, op.target, Place(source=op.source), client=dialect.name, factors=())
+        return Reading(Assigned({}, {}), (told,))
     if layout is None:
         names = [name for name, _ in NAMES[1:5]]
         return Reading(Assigned({}, {}), (be411.names_unknown(dialect.name, dialect.cites[0], names),))
     biased = summed_biases(layout, subject.model)[:1] if dialect.names_everything else []
-    told = tuple(tp205.bias_on_every_rank(dialect.name, path, dialect.cites[0]) for path in biased)
-    return Reading(_laid_out(subject.graph, layout), told)
+    summed = tuple(tp205.bias_on_every_rank(dialect.name, path, dialect.cites[0]) for path in biased)
+    return Reading(_laid_out(subject.graph, layout), summed)
+
+
+def _not_run_of_head(subject: Subject) -> Op | None:
+    """What the head's forward computes beside the projection, which torchtitan 0.3.0 does by itself (`model.py`, `forward`)."""
+    if not isinstance(subject.model, PreTrainedModel):
+        return None
+    return head_op(subject.model, subject.graph, subject.prefix, factors=())
 
 
 def _unknown_styles(dialect: Dialect, subject: Subject, plan: Plan) -> list[Finding]:

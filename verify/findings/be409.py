@@ -43,18 +43,19 @@ class Head(Head):
 )
 
 
-def logit_scale_is_none(config: str) -> Finding:
+def logit_scale_is_none(config: str, client: str) -> Finding:
     """The config, of this class, has the field `logit_scale`, and no number in it."""
-    problem, why = "its logit_scale is None", "vllm multiplies the logits by that field where there is one"
+    problem, why = "its logit_scale is None", f"{client} multiplies the logits by that field where there is one"
     return _head(config, Place(), problem=problem, why=why, needed="a number, or no such field")
 
 
-def head_computes(owner: str, target: str, place: Place, *, factors: Sequence[str]) -> Finding:
+def head_computes(owner: str, target: str, place: Place, *, client: str, factors: Sequence[str]) -> Finding:
     """The forward of class `owner` runs an op (`target`) on the hidden states or logits that the engine does not run, which knows
     the `factors` of the config alone.
     """
     problem = f"its forward runs {target} between the base model and the logits"
-    why = f"vllm does not run that forward: it projects, and knows {listing(factors)} of the config"
+    known = f", and knows {listing(factors)} of the config" if factors else ""
+    why = f"{client} does not run that forward: it projects{known}"
     needed = "lm_head alone, or the config fields that the engine reads"
     return _head(owner, place, problem=problem, why=why, needed=needed)
 

@@ -54,24 +54,24 @@ class Layer(Layer):
 )
 
 
-def head_named_otherwise(owner: str, path: str, place: Place) -> Finding:
+def head_named_otherwise(owner: str, path: str, place: Place, client: str) -> Finding:
     """The output layer of class `owner` is at `path`, not at `lm_head`."""
     problem = f"its output layer is {path}, whose weight has no place there"
-    why = "vllm makes the head itself and calls it lm_head"
+    why = f"{client} makes the head itself and calls it lm_head"
     return _name(owner, place, problem=problem, why=why, needed="self.lm_head = nn.Linear(...)")
 
 
 def head_has_a_bias(owner: str, path: str, place: Place, client: str) -> Finding:
     """The output layer, at `path`, has a bias, and the head that the engine makes in this version has none."""
     problem = f"its output layer {path} has a bias, which has no place there"
-    why = f"{client} makes the head itself, and before 0.25 without a bias"
-    return _name(owner, place, problem=problem, why=why, needed="an output layer without a bias, or a later version")
+    why = f"{client} makes the head itself, and without a bias{' up to 0.24' if client == 'vllm' else ''}"
+    return _name(owner, place, problem=problem, why=why, needed="an output layer without a bias")
 
 
-def norm_weight_named_otherwise(owner: str, name: str, place: Place) -> Finding:
+def norm_weight_named_otherwise(owner: str, name: str, place: Place, client: str) -> Finding:
     """The parameter of a root-mean-square norm (of class `owner`) is not called `weight`."""
     problem = f"it is a root-mean-square norm, and its parameter is called {name}"
-    why = "vllm replaces such a norm by its own, whose parameter is called weight"
+    why = f"{client} replaces such a norm by its own, whose parameter is called weight"
     return _name(owner, place, problem=problem, why=why, needed=f"self.weight instead of self.{name}")
 
 

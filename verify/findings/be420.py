@@ -42,7 +42,7 @@ class Layer(Layer):
 )
 
 
-def count_of_experts_missing(config: str, experts: str, place: Place, fields: Sequence[str]) -> Finding:
+def count_of_experts_missing(config: str, experts: str, place: Place, fields: Sequence[str], client: str) -> Finding:
     """The config, of this class, has none of the fields in which vLLM looks for the number of experts of a token."""
     problem = f"it has no {' or '.join(fields)}"
     return Finding(
@@ -50,7 +50,7 @@ def count_of_experts_missing(config: str, experts: str, place: Place, fields: Se
         Severity.ERROR,
         f"{config}: {problem}.",
         place,
-        why=f"vllm runs {experts} itself, and reads there how many experts a token takes",
+        why=f"{client} runs {experts} itself, and reads there how many experts a token takes",
         found=problem,
         needed=f"{fields[0]}, or an attribute_map that has it",
         fault=Fault.MODEL,

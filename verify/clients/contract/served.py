@@ -99,7 +99,7 @@ def _head_name(model: PreTrainedModel, prefix: str, contract: ContractFacts) -> 
     if renamed:  # what the checkpoint calls it is for the mapping to say
         return
     kind = type(model)
-    yield be410.head_named_otherwise(kind.__name__, path, Place(source=source_of(kind)))
+    yield be410.head_named_otherwise(kind.__name__, path, Place(source=source_of(kind)), contract.client)
 
 
 def _output(model: PreTrainedModel) -> nn.Module | None:
@@ -124,26 +124,33 @@ def _norm_names(model: PreTrainedModel, graph: Graph, contract: ContractFacts) -
         if "aten.mean" in targets and inverse and "linear" not in targets:
             told.add(module.kind)
             place = Place(module=generic(module.path), source=source_of(type(model.get_submodule(module.path))))
-            yield be410.norm_weight_named_otherwise(module.kind, names[0], place)
+            yield be410.norm_weight_named_otherwise(module.kind, names[0], place, contract.client)
 
 
 def _head_program(model: PreTrainedModel, graph: Graph, prefix: str, contract: ContractFacts) -> Iterator[Finding]:
-    """The first op of the head's forward, besides one projection, that the engine does not run."""
-    base = next((call for call in graph.calls if call.module == prefix), None) if prefix else None
-    if base is None or not base.outputs or not graph.outputs:
-        return
     config = model.config.get_text_config()
     if getattr(config, "logit_scale", 1.0) is None:
-        yield be409.logit_scale_is_none(type(config).__name__)
-    head = _output(model)
+        yield be409.logit_scale_is_none(type(config).__name__, contract.client)
+    op, factors = head_op(model, graph, prefix, factors=contract.head_factors), contract.head_factors
+    if op is not None:
+        place = Place(source=op.source)
+        yield be409.head_computes(type(model).__name__, op.target, place, client=contract.client, factors=factors)
+
+
+def head_op(model: PreTrainedModel, graph: Graph, prefix: str, *, factors: Sequence[str]) -> Op | None:
+    """The first op of the head's forward, besides one projection, that a client which projects by itself does not run; it knows
+    the `factors` of the config.
+    """
+    base = next((call for call in graph.calls if call.module == prefix), None) if prefix else None
+    if base is None or not base.outputs or not graph.outputs:
+        return None
+    head, config = _output(model), model.config.get_text_config()
     projections = {path for path, module in model.named_modules() if module is head}
     for op in ops_between(graph, base.outputs[0], graph.outputs[0][1]):
         projection = op.target == "linear" and op.module in projections
-        if not projection and not _known_of_head(op, config, contract.head_factors):
-            yield be409.head_computes(
-                type(model).__name__, op.target, Place(source=op.source), factors=contract.head_factors
-            )
-            return
+        if not projection and not _known_of_head(op, config, factors):
+            return op
+    return None
 
 
 def _known_of_head(op: Op, config: object, factors: Sequence[str]) -> bool:
@@ -166,5 +173,7 @@ def _chosen_experts(model: PreTrainedModel, prefix: str, contract: ContractFacts
         fields = contract.chosen_experts
         if path.rpartition(".")[2] == "experts" and ours and not any(field_of(text, name) for name in fields):
             place = Place(source=source_of(type(text)))
-            yield be420.count_of_experts_missing(type(text).__name__, join(prefix, path), place, fields)
+            yield be420.count_of_experts_missing(
+                type(text).__name__, join(prefix, path), place, fields, contract.client
+            )
             return

@@ -18,8 +18,13 @@ SGLANG_CONTRACT = ContractFacts(
     window_needs_kinds=True,
     open_arguments=("inputs_embeds",),
     attention_lacks={"softcap": "soft-cap", "s_aux": "attention sinks"},
+    makes_head=True,
+    head_factors=("logit_scale", "final_logit_softcapping"),
+    head_has_bias=False,
+    norm_names=("RMSNorm",),
+    chosen_experts=("num_experts_per_tok", "top_k"),
 )
-"""`_run_hf_backbone`, and the attention of `_create_attention_instances`."""
+"""`_run_hf_backbone`, the attention of `_create_attention_instances`, the head of `CausalMixin`, `replace_rms_norm_class`."""
 
 SGLANG = Dialect(
     client="sglang",

@@ -55,6 +55,8 @@ WHOLE = (
     *(f"self_attn.{name}" for name in ("q_norm", "k_norm", "v_norm")),
 )
 """Paths in a layer that stay whole on every rank (0.3.0)."""
+UNBIASED = {"attention_bias": "self_attn", "mlp_bias": "mlp"}
+"""Config fields that 0.3.0 sets to False (`model.py`, `update_from_config`), and the part of a layer that has the biases."""
 NEEDED = (
     ("self_attn.q_proj", "self_attn.q_a_proj"),
     ("self_attn.k_proj", "self_attn.kv_a_proj_with_mqa"),
@@ -92,6 +94,15 @@ def missing_name(model: nn.Module) -> str:
         other = next((path for path in bearing if path not in known and not path.startswith(experts)), None)
         if other is not None:
             return f"`{other}` of a layer has parameters or buffers, and no case"
+    return _lost_biases(model)
+
+
+def _lost_biases(model: nn.Module) -> str:
+    """A config field that gives layers biases, and that 0.3.0 sets to False; empty where there is none."""
+    for field, part in UNBIASED.items():
+        biased = any(f".{part}." in name and name.endswith(".bias") for name, _ in model.named_parameters())
+        if biased and getattr(getattr(model, "config", None), field, False):
+            return f"`config.{field}` is set to False, and the model has biases by it"
     return ""
 
 

@@ -6,7 +6,7 @@ variables of torchrun set. The job is `{"folder", "client", "plan": {pattern: st
 
 Sources: Transformers 5.23.0 `generation/continuous_batching/continuous_api.py` (`generate_batch`), accelerate 1.15
 `parallelism_config.py` (`ParallelismConfig(tp_size=)`: it shards nothing, and expects sharded parameters), TRL 1.16
-`trainer/sft_trainer.py`, torch 2.13 `torch.distributed.tensor.parallel` (`parallelize_module`), as torchtitan uses it.
+`trainer/sft_trainer.py`, torch 2.13 `torch.distributed.tensor.parallel` (`parallelize_module`).
 """
 
 import copy
@@ -142,7 +142,7 @@ def _accelerate(job: dict[str, Any]) -> dict[str, float]:
     return {"loss": abs(losses[0] - losses[1]), **_changes(plain, accelerator.unwrap_model(prepared))}
 
 
-def _torchtitan(job: dict[str, Any]) -> dict[str, float]:
+def _parallelize(job: dict[str, Any]) -> dict[str, float]:
     """torch's own `parallelize_module` by the plan's entries; forward, backward, step."""
     torch = import_module("torch")
     torch.distributed.init_process_group("gloo")
@@ -242,7 +242,7 @@ def _Tokenizer() -> Any:  # noqa: N802  # made where its parts are
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>")
 
 
-CLIENTS = {"transformers": _generation, "accelerate": _accelerate, "torchtitan": _torchtitan, "trl": _trl}
+CLIENTS = {"transformers": _generation, "accelerate": _accelerate, "parallelize": _parallelize, "trl": _trl}
 
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text())
