@@ -6,6 +6,7 @@ What each edit answers is a row of `planner.loading.version_breaks`. Code that n
 # ruff: noqa: N802
 # libcst calls methods by the names of its classes.
 
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,8 +34,9 @@ def ported(text: str) -> Ported:
     """The text of a Python file as Transformers 5 takes it.
 
     Raises:
-        libcst.ParserSyntaxError: it is no Python code.
+        SyntaxError: it is no Python code.
     """
+    ast.parse(text)  # libcst's own parser ends the process where code is nested too deep
     tree = cst.metadata.MetadataWrapper(cst.parse_module(text))
     edits = _Edits()
     made = tree.visit(edits)
@@ -60,6 +62,8 @@ class _Edits(m.MatcherDecoratableTransformer):
         self.functions: list[str] = []
         self.guarded = 0
         """How many `if` and `try` lie around: an import there is not unasked."""
+        self.elsewhere: list[cst.ImportFrom] = []
+        """Imports that follow the line that is being read."""
 
     def _edit(self, node: cst.CSTNode, words: str) -> None:
         self.made.append((self.get_metadata(cst.metadata.PositionProvider, node).start.line, words))
@@ -85,7 +89,8 @@ class _Edits(m.MatcherDecoratableTransformer):
         if in_class and name == "tie_weights" and not original.params.star_kwarg:
             self._edit(original, "tie_weights takes what Transformers 5 gives it")
             return _with_keywords(updated)
-        if in_class and name == "__init__" and self.classes[-1].is_model and not _calls(original, "post_init"):
+        unfinished = not _calls(original, "post_init") and not m.findall(original, m.Return())
+        if in_class and name == "__init__" and self.classes[-1].is_model and unfinished:
             self._edit(original, "__init__ ends with self.post_init()")
             return _ended_with(updated, "self.post_init()")
         return updated
@@ -94,7 +99,7 @@ class _Edits(m.MatcherDecoratableTransformer):
 
     def leave_ImportFrom(
         self, original: cst.ImportFrom, updated: cst.ImportFrom
-    ) -> cst.ImportFrom | cst.RemovalSentinel | cst.FlattenSentinel[cst.ImportFrom]:
+    ) -> cst.ImportFrom | cst.RemovalSentinel:
         if isinstance(updated.names, cst.ImportStar):
             return updated
         moved = {_GONE_FROM[name] for alias in updated.names if (name := _imported(alias)) in _GONE_FROM}
@@ -107,10 +112,10 @@ class _Edits(m.MatcherDecoratableTransformer):
             name = _imported(alias)
             self._edit(original, f"{name} lies elsewhere" if name in _GONE_FROM else f"{name} is not imported")
         rest = [alias for alias in updated.names if alias not in gone]
-        elsewhere = [_import(_GONE_FROM[name], alias) for alias in gone if (name := _imported(alias)) in _GONE_FROM]
-        kept = [updated.with_changes(names=_last_without_comma(rest))] if rest else []
-        made = [*kept, *elsewhere]
-        return cst.FlattenSentinel(made) if made else cst.RemoveFromParent()
+        self.elsewhere += [
+            _import(_GONE_FROM[name], alias) for alias in gone if (name := _imported(alias)) in _GONE_FROM
+        ]
+        return updated.with_changes(names=_last_without_comma(rest)) if rest else cst.RemoveFromParent()
 
     def visit_If(self, _: cst.If) -> None:
         self.guarded += 1
@@ -138,7 +143,11 @@ class _Edits(m.MatcherDecoratableTransformer):
 
     def leave_SimpleStatementLine(
         self, original: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
-    ) -> cst.SimpleStatementLine | cst.Try:
+    ) -> cst.BaseStatement | cst.FlattenSentinel[cst.BaseStatement]:
+        if self.elsewhere:
+            lines = [cst.SimpleStatementLine([one]) for one in self.elsewhere]
+            self.elsewhere = []
+            return cst.FlattenSentinel([updated, *lines] if updated.body else lines)
         if self.guarded or self.functions or len(original.body) != 1 or not _imports_kernels(original.body[0]):
             return updated
         names = [alias.evaluated_alias or alias.evaluated_name for alias in original.body[0].names]  # type: ignore[attr-defined]
@@ -324,6 +333,8 @@ def _with_keywords(function: cst.FunctionDef) -> cst.FunctionDef:
 
 def _ended_with(function: cst.FunctionDef, line: str) -> cst.FunctionDef:
     body = function.body
-    if not isinstance(body, cst.IndentedBlock):
-        return function
-    return function.with_changes(body=body.with_changes(body=[*body.body, cst.parse_statement(line)]))
+    if isinstance(body, cst.IndentedBlock):
+        return function.with_changes(body=body.with_changes(body=[*body.body, cst.parse_statement(line)]))
+    assert isinstance(body, cst.SimpleStatementSuite)  # `def f(): one; two`
+    made = cst.parse_statement(line)
+    return function.with_changes(body=cst.IndentedBlock([cst.SimpleStatementLine(body.body), made]))

@@ -15,22 +15,18 @@ def port(
     write: Annotated[bool, typer.Option("--write", help="Change the files too; `plan undo` takes it back.")] = False,
 ) -> None:
     """Show, as a diff, the edits that Transformers 5 asks of code written for version 4, where they need no judgement."""
-    from libcst import ParserSyntaxError
-
     from shardproof.launch.authoring.ported_code import ported
 
     before, after = {}, {}
     for file in files:
+        before[file], text = _read(file)
         try:
-            before[file] = file.read_bytes()
-            made = ported(before[file].decode())
-        except OSError as error:
-            raise MisuseError(f"{display_path(file)} cannot be read ({type(error).__name__}).") from error
-        except UnicodeDecodeError as error:
-            raise MisuseError(f"{display_path(file)} is no text in UTF-8.") from error
-        except ParserSyntaxError as error:
+            made = ported(text)
+        except SyntaxError as error:
+            raise MisuseError(f"{display_path(file)} is no Python code: line {error.lineno} cannot be read.") from error
+        except (RecursionError, MemoryError, ValueError) as error:
             raise MisuseError(
-                f"{display_path(file)} is no Python code: line {error.raw_line} cannot be read."
+                f"{display_path(file)} is no Python code that can be read ({type(error).__name__})."
             ) from error
         after[file] = made.text.encode()
         for line, words in made.edits:
@@ -42,3 +38,24 @@ def port(
         rewrite(changed, {file: after[file] for file in changed})
     if changed:
         print_result(diff(changed, after).rstrip("\n"))
+
+
+LARGEST = 1 << 24
+"""Bytes of the largest file of code that is read."""
+
+
+def _read(file: Path) -> tuple[bytes, str]:
+    """The content of a file of code, and its text."""
+    name = file.name or str(file)
+    if not file.is_file():
+        raise MisuseError(f"{name} is no file." if file.exists() else f"{name}: there is no such file.")
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise MisuseError(f"{name} is too large for a file of code.")
+        return content, content.decode()
+    except OSError as error:
+        raise MisuseError(f"{name} cannot be read ({type(error).__name__}).") from error
+    except UnicodeDecodeError as error:
+        raise MisuseError(f"{name} is no text in UTF-8.") from error

@@ -278,6 +278,26 @@ def test_habits_of_version_4_are_ported() -> None:
     assert ported(OLD).text == NEW
 
 
+def test_a_name_that_moved_is_imported_on_a_line_of_its_own() -> None:
+    old = "from transformers.utils.generic import OutputRecorder, other\n"
+    new = (
+        "from transformers.utils.generic import other\nfrom transformers.utils.output_capturing import OutputRecorder\n"
+    )
+    assert ported(old).text == new
+
+
+def test_a_constructor_of_one_line_gets_a_body() -> None:
+    old = "class A(BPreTrainedModel):\n    def __init__(self, c): super().__init__(c)\n"
+    body = "        super().__init__(c)\n        self.post_init()\n"
+    assert ported(old).text == f"class A(BPreTrainedModel):\n    def __init__(self, c):\n{body}"
+
+
+@pytest.mark.parametrize("text", ["x = " + "(" * 300 + ")" * 300, "if", "x = '\0'"])
+def test_what_is_no_code_is_a_syntax_error(text: str) -> None:
+    with pytest.raises((SyntaxError, ValueError)):
+        ported(text)
+
+
 def test_what_no_edit_fits_is_left() -> None:
     left = """import flash_attn_3
 class Plain:
