@@ -33,9 +33,9 @@ There is no CPU build of vLLM 0.33. Its Python was run with the compiled kernels
 5.19: at TP 1, TP 2 and PP 2, and 0.33's own trace of 628 modules of 162 types ends where that of 0.32 does.
 
 DeepSpeed's numbers are those of `python -m benchmarks deepspeed`. NeMo's are of the same steps as `python -m benchmarks nemo`, in
-ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's are those of `python -m benchmarks torchtitan`, with
-torch 2.13 whose FSDP was replaced by that of 2.14, which torchtitan needs. SGLang's are those of `python -m benchmarks sglang`, with
-Transformers 5.19: its reader is executed, and its layers are answered by torch.
+ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's are those of `python -m benchmarks torchtitan`,
+with torch 2.13 whose FSDP was replaced by that of 2.14, which torchtitan needs. SGLang's are those of `python -m benchmarks
+sglang`, with Transformers 5.19: its reader is executed, and its layers are answered by torch.
 """
 
 HEAD = """# Clients
