@@ -25,7 +25,8 @@ JUDGED = {
     "vllm 0.33": "vLLM 0.33.0 over the CPU kernels of 0.32.0: 21 layouts of 7 types, none disagrees",
     "deepspeed": "DeepSpeed 0.19.8: 72 layouts of 15 types, none disagrees",
     "nemo": "NeMo AutoModel 0.7.0: 149 layouts of 40 types, none disagrees",
-    "torchtitan 0.3.0": "torchtitan 0.3.0 without FSDP: forward of 22 types, none disagrees",
+    "sglang": "the reader of SGLang 0.5.23, forward: 38 layouts of 19 types, none disagrees",
+    "torchtitan 0.3.0": "torchtitan 0.3.0, one step: 62 layouts of 19 types, none disagrees",
 }
 """The engine that proofs in a dialect were compared with.
 
@@ -33,9 +34,9 @@ There is no CPU build of vLLM 0.33. Its Python was run with the compiled kernels
 5.19: at TP 1, TP 2 and PP 2, and 0.33's own trace of 628 modules of 162 types ends where that of 0.32 does.
 
 DeepSpeed's numbers are those of `python -m benchmarks deepspeed`. NeMo's are of the same steps as `python -m benchmarks nemo`, in
-ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's are those of `python -m benchmarks torchtitan`, with
-torch 2.13 whose FSDP was replaced by that of 2.14, which torchtitan needs. SGLang's are those of `python -m benchmarks sglang`, with
-Transformers 5.19: its reader is executed, and its layers are answered by torch.
+ranks that were forked, with Transformers 5.18.0, which NeMo pins. torchtitan's are those of `python -m benchmarks torchtitan`,
+with torch 2.13 whose FSDP was replaced by that of 2.14, which torchtitan needs. SGLang's are those of `python -m benchmarks
+sglang`, with Transformers 5.19: its reader is executed, and its layers are answered by torch.
 """
 
 HEAD = """# Clients

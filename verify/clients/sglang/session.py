@@ -63,7 +63,7 @@ def _served(plain: Any, job: dict[str, Any]) -> Any:
     prefix = f"{plain.base_model_prefix}." if plain.base_model is not plain else ""
     plan = {key.removeprefix(prefix): style for key, style in job["plan"].items() if key.startswith(prefix)}
     config.base_model_tp_plan = plan
-    model = reader.TransformersForCausalLM(config)
+    model = reader.TransformersForCausalLM(config).eval()  # as SGLang's loader returns it
     known = dict(plain.base_model.named_parameters(remove_duplicate=False))
     for name, parameter in model.model.named_parameters(remove_duplicate=False):
         _fill(parameter, known[name])
