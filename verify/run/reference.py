@@ -14,6 +14,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from shardproof.planner.ir.plan import Plan, owner_of
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import plan_owners
+from shardproof.planner.loading.implementations import mark
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.quantised import quantised_state
@@ -118,8 +119,14 @@ def from_state(loaded: LoadedModel, state: State, degrees: DistributedConfig | N
     own = {name: value.clone() for name, value in _once(state).items()}
     with quiet():
         model = loaded.model_class.from_pretrained(
-            None, config=loaded.config, state_dict=own, dtype=torch.float64, distributed_config=degrees
+            None,
+            config=loaded.config,
+            state_dict=own,
+            dtype=torch.float64,
+            distributed_config=degrees,
+            **loaded.asked.keywords(),
         )
+    mark(model, loaded.asked)
     model._apply(_widened)
     model.eval()
     assert isinstance(model, PreTrainedModel)
@@ -170,11 +177,17 @@ def _from_checkpoint(loaded: LoadedModel, degrees: DistributedConfig | None = No
             f"{loaded.title} has no checkpoint to run; give a folder with weights, or leave --weights out."
         )
     read: Callable[..., PreTrainedModel] = loaded.model_class.from_pretrained
-    more: dict[str, object] = {} if degrees is None else {"distributed_config": degrees}
+    more = loaded.asked.keywords() | ({} if degrees is None else {"distributed_config": degrees})
     if path.is_file():
         more["gguf_file"] = path.name
     with quiet():
-        model = read(path.parent if path.is_file() else path, config=loaded.config, dtype="auto", **more)
+        model = read(
+            path.parent if path.is_file() else path,
+            config=loaded.config,
+            dtype="auto",
+            **more,
+        )
+    mark(model, loaded.asked)
     model.eval()
     return model
 
