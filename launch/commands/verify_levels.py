@@ -132,8 +132,6 @@ def _run(loaded: "LoadedModel", plan: Plan, request: VerifyRequest) -> LevelResu
     from shardproof.launch.ranks.confirm import confirm
 
     layout = request.layout
-    if request.weights and loaded.adapters:
-        raise MisuseError("--weights runs a checkpoint without adapters; leave --weights or --adapter out.")
     if request.weights and loaded.checkpoint is None:
         raise MisuseError(f"{loaded.title} has no weights; give a checkpoint folder or a GGUF file, or drop --weights.")
     if request.weights and loaded.checkpoint is not None and not _has_weights(loaded.checkpoint):

@@ -12,6 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from shardproof.planner.ir.plan import Plan, owner_of
+from shardproof.planner.loading.adapters.adapted_state import adapted_state
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import plan_owners
 from shardproof.planner.loading.implementations import mark
@@ -170,7 +171,9 @@ def _once(state: State) -> dict[str, torch.Tensor]:
 
 
 def _from_checkpoint(loaded: LoadedModel, degrees: DistributedConfig | None = None) -> PreTrainedModel:
-    """A real model from its checkpoint: a folder, or a GGUF file."""
+    """A real model from its checkpoint: a folder, or a GGUF file; with adapters, from theirs too."""
+    if loaded.adapters:
+        return _with_adapters(loaded, degrees)
     path = loaded.checkpoint
     if path is None:
         raise ValueError(
@@ -189,6 +192,30 @@ def _from_checkpoint(loaded: LoadedModel, degrees: DistributedConfig | None = No
         )
     mark(model, loaded.asked)
     model.eval()
+    return model
+
+
+def _with_adapters(loaded: LoadedModel, degrees: DistributedConfig | None) -> PreTrainedModel:
+    """A base model and its adapters, loaded together by the client's own code.
+
+    Raises:
+        ValueError: a parameter got no weight, which would be random and other on every device.
+    """
+    with quiet():
+        model, told = loaded.model_class.from_pretrained(
+            None,
+            config=loaded.config,
+            state_dict=adapted_state(loaded),
+            dtype="auto",
+            distributed_config=degrees,
+            output_loading_info=True,
+            **loaded.asked.keywords(),
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"neither the checkpoint nor an adapter holds {missing[0]}")
+    mark(model, loaded.asked)
+    model.eval()
+    assert isinstance(model, PreTrainedModel)
     return model
 
 

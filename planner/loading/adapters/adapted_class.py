@@ -17,15 +17,16 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One adapter: its name in PEFT, and the fields of its `adapter_config.json` as JSON."""
+    """One adapter: its name in PEFT, the fields of its `adapter_config.json` as JSON, and the folder of its weights, if any."""
 
     name: str
     fields: str
+    folder: str = ""
 
     @classmethod
-    def of(cls, name: str, fields: Fields) -> "Adapter":
+    def of(cls, name: str, fields: Fields, *, folder: str = "") -> "Adapter":
         """The adapter with these fields; sets become sorted lists."""
-        return cls(name, json.dumps(dict(fields), default=_as_json, sort_keys=True))
+        return cls(name, json.dumps(dict(fields), default=_as_json, sort_keys=True), folder)
 
     def as_mapping(self) -> dict[str, Any]:
         """The fields of its config."""
