@@ -48,10 +48,13 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         TwinError: the config's fields can be shrunk neither by their names nor by trial, and the model is too large to run
             as it is.
     """
-    if loaded.asked != NOTHING_ASKED:  # sizes do not depend on it
-        return dataclasses.replace(
-            twin(dataclasses.replace(loaded, asked=NOTHING_ASKED), tp=tp, pp=pp), asked=loaded.asked
-        )
+    small = _twin(
+        dataclasses.replace(loaded, asked=NOTHING_ASKED), tp=tp, pp=pp
+    )  # sizes do not depend on what was asked
+    return dataclasses.replace(small, asked=loaded.asked)
+
+
+def _twin(loaded: LoadedModel, *, tp: int, pp: int) -> LoadedModel:
     if loaded.adapters:
         loaded = with_adapter_classes(loaded, tuple(map(without_dropout, loaded.adapters)))
     loaded = _unquantised(loaded)

@@ -201,8 +201,9 @@ def _with_adapters(loaded: LoadedModel, degrees: DistributedConfig | None) -> Pr
     Raises:
         ValueError: a parameter got no weight, which would be random and other on every device.
     """
+    read: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = loaded.model_class.from_pretrained
     with quiet():
-        model, told = loaded.model_class.from_pretrained(
+        model, told = read(
             None,
             config=loaded.config,
             state_dict=adapted_state(loaded),
@@ -215,7 +216,6 @@ def _with_adapters(loaded: LoadedModel, degrees: DistributedConfig | None) -> Pr
         raise ValueError(f"neither the checkpoint nor an adapter holds {missing[0]}")
     mark(model, loaded.asked)
     model.eval()
-    assert isinstance(model, PreTrainedModel)
     return model
 
 

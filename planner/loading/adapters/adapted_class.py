@@ -89,6 +89,12 @@ def inject(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
     names = [adapter.name for adapter in adapters]
     for module in adapter_layers(model):
         module.set_adapter([name for name in names if name in held_by(module)])
+    wrapper = importlib.import_module("peft.utils.other").ModulesToSaveWrapper
+    for module in model.modules():
+        if isinstance(
+            module, wrapper
+        ):  # a whole module that an adapter trains: the next one's injection has put it off
+            module.set_adapter([name for name in names if name in vars(module)["_modules"]["modules_to_save"]])
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:
