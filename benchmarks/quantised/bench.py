@@ -24,7 +24,7 @@ from shardproof.planner.loading.load import load
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.verify.proof.prove import prove
 
-SECONDS = 240
+SECONDS = 100
 FORMS = {
     "fp8": ("fp8 by blocks", "fp8 per tensor"),
     "bitsandbytes_4bit": ("bitsandbytes nf4", "bitsandbytes fp4 nested"),

@@ -60,13 +60,13 @@ def main(folder: str, plans: tuple[str, ...]) -> None:
                 distributed_config=DistributedConfig(tp_size=dist.get_world_size()),
             )
             got = logits(model)
-            error = float((got - want).norm() / want.norm())
+            off = float((got - want).norm() / want.norm())
         except Exception as raised:
             print("\n" + json.dumps({"plan": plan, "raises": told(raised)}), flush=True)
             time.sleep(2)
             os._exit(1)
         apart = [torch.zeros(()) for _ in range(dist.get_world_size())]
-        dist.all_gather(apart, torch.tensor(error))
+        dist.all_gather(apart, torch.tensor(off))
         if rank == 0:
             print("\n" + json.dumps({"plan": plan, "error": max(map(float, apart))}), flush=True)
 
