@@ -7,6 +7,7 @@ does not load them.
 
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,10 @@ def _on_the_fly(method: str) -> Any:
             return transformers.BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True
             )
-        case "torchao int8":
-            from torchao.quantization import Int8WeightOnlyConfig
-
-            return transformers.TorchAoConfig(Int8WeightOnlyConfig())
-        case "torchao float8":
-            from torchao.quantization import Float8WeightOnlyConfig
-
-            return transformers.TorchAoConfig(Float8WeightOnlyConfig())
+        case "torchao int8" | "torchao float8":
+            quantization = import_module("torchao.quantization")
+            kind = "Int8WeightOnlyConfig" if method.endswith("int8") else "Float8WeightOnlyConfig"
+            return transformers.TorchAoConfig(getattr(quantization, kind)())
         case "hqq":
             return transformers.HqqConfig(nbits=4, group_size=GROUP)
         case "quanto":

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 LIMIT = 1e-4
 """Relative, in float32: what rounding and another order of sums leave."""

@@ -201,7 +201,7 @@ def _with_adapters(loaded: LoadedModel, degrees: DistributedConfig | None) -> Pr
     Raises:
         ValueError: a parameter got no weight, which would be random and other on every device.
     """
-    read: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = loaded.model_class.from_pretrained
+    read: Callable[..., Any] = loaded.model_class.from_pretrained  # beside the model, what was not found
     with quiet():
         model, told = read(
             None,
@@ -216,6 +216,7 @@ def _with_adapters(loaded: LoadedModel, degrees: DistributedConfig | None) -> Pr
         raise ValueError(f"neither the checkpoint nor an adapter holds {missing[0]}")
     mark(model, loaded.asked)
     model.eval()
+    assert isinstance(model, PreTrainedModel)
     return model
 
 
