@@ -33,6 +33,7 @@ FORMS = {
     "compressed-tensors": ("compressed-tensors int8", "compressed-tensors int4"),
 }
 """Methods with several ways to store a weight."""
+EVERY = tuple(form for method in AUTO_QUANTIZER_MAPPING for form in FORMS.get(method, (method,)))
 PLANS = ("own", "head")
 
 Row = dict[str, Any]
@@ -42,8 +43,7 @@ def main(methods: tuple[str, ...], out: Path, *, tp: int, page_at: Path | None) 
     """Go over the methods that `out` does not hold yet; 1 where a plan is proved with which ranks compute something else."""
     rows: list[Row] = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     known = {row["method"] for row in rows}
-    every = tuple(form for method in AUTO_QUANTIZER_MAPPING for form in FORMS.get(method, (method,)))
-    for method in methods or every:
+    for method in methods or EVERY:
         if method not in known:
             row = _row(method, tp)
             print(json.dumps(row), flush=True)
@@ -99,13 +99,16 @@ def _ran(folder: Path, plan: str, tp: int) -> Row:
 
 
 WRONG, RIGHT, ABSTAINS = "proved and wrong", "proved and right", "not proved"
-REFUTED, ACCUSED, ALONE = "refuted, and ranks fail", "refuted although right", "one device does not run it"
+REFUTED, ACCUSED = "refuted, and ranks fail, or one device does", "refuted although right"
+ALONE = "no checkpoint, or one device does not run it"
 
 
 def verdict(row: Row, plan: str) -> str:
     """How the proof's word stands to what ranks did."""
     said, ran = (row["proof"].get(plan) or ["none"])[0], row["ranks"].get(plan) or {}
-    if said in ("not proved", "none"):
+    if said == "none":
+        return ALONE
+    if said == "not proved":
         return ABSTAINS
     if "error" not in ran and "raises" not in ran:
         return ALONE if said == "proved" else REFUTED
@@ -117,6 +120,8 @@ def verdict(row: Row, plan: str) -> str:
 
 def page(rows: Sequence[Row], tp: int) -> str:
     """docs/quantised.md."""
+    rows = sorted((row for row in rows if row["method"] in EVERY), key=lambda row: EVERY.index(row["method"]))
+    missing = [method for method in EVERY if method not in {row["method"] for row in rows}]
     counted = Counter(verdict(row, plan) for row in rows for plan in PLANS)
     versions = f"Transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
     lines = [
@@ -129,6 +134,7 @@ def page(rows: Sequence[Row], tp: int) -> str:
         "",
         "*own* is the model's own plan; *head* shards nothing but the head and the embedding, which these checkpoints keep whole",
         "where the method allows it. A method whose layout of packed weights is not modelled is `not proved`, by its name.",
+        *([f"Not measured: {', '.join(missing)}."] if missing else []),
         "",
         "| verdict | plans |",
         "|---|---|",

@@ -61,7 +61,8 @@ def write(folder: Path, method: str) -> None:
     fields, pack = _PACKED.get(method, ({"quant_method": method}, None))
     state: State = {}
     for name, value in model.state_dict().items():
-        packs = pack is not None and (name.endswith("_proj.weight") or (kind == "gpt_oss" and name.endswith("_proj")))
+        stack = kind == "gpt_oss"  # whose experts are packed, and nothing else
+        packs = value.ndim == (3 if stack else 2) and name.removesuffix(".weight").endswith("_proj")
         state |= pack(name, value) if packs and pack is not None else {name: value}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
