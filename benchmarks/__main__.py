@@ -34,6 +34,7 @@ from benchmarks.engines import traces
 from benchmarks.hostile import bench as hostile
 from benchmarks.others import bench as others
 from benchmarks.packages import bench as packages
+from benchmarks.quantised import bench as quantised
 from benchmarks.versions import bench as versions
 from benchmarks.zoo import bench as zoo
 
@@ -74,6 +75,7 @@ def main(arguments: list[str]) -> int:
         "others",
         "packages",
         "pipeline-mutants",
+        "quantised",
         "runtime",
         "versions",
         "zoo",
@@ -145,6 +147,8 @@ def main(arguments: list[str]) -> int:
         plans = tuple(given.plans.split(","))
         path, redo = given.out or Path("engines.jsonl"), given.redo == "all"
         return engines.main(types, path, plans=plans, seconds=given.time, redo=redo, page_at=given.page)
+    if given.name == "quantised":
+        return quantised.main(types, given.out or Path("quantised.jsonl"), tp=given.tp or 2, page_at=given.page)
     degree = given.tp or (8 if given.name == "configs" else 2)
     if given.name == "mutants":
         options = mutants.Options(degree, given.limit, given.seed, given.time, given.only, given.redo == "failed")

@@ -64,7 +64,7 @@ def rank_layouts(model: LoadedModel | str, plan: Plan | None, machine: Machine, 
         raise TraceError("it returns no tensor", "", None)
     plan = plan if plan is not None else _plan_of(loaded)
     degrees = legal_degrees(loaded, plan)
-    stored = stored_weights(built, loaded.checkpoint)
+    stored = stored_weights(built, None if loaded.adapters else loaded.checkpoint)
     facts = measure(built, plan, degrees, context=wanted.context, train=wanted.train, stored=stored)
     experts = None if wanted.train or not plan.ep else _whole_experts(loaded, plan, degrees, wanted, facts)
     return RankedLayouts(
@@ -91,5 +91,5 @@ def _whole_experts(
     legal = degrees_within(expert_limits(subject.graph, plan, subject.prefix), degrees.forbidden)
     if len(legal.legal) < 2:
         return None
-    stored = stored_weights(built, loaded.checkpoint)
+    stored = stored_weights(built, None if loaded.adapters else loaded.checkpoint)
     return measure(built, plan, legal, context=wanted.context, experts=True, known=facts, stored=stored), legal

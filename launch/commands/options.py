@@ -100,6 +100,24 @@ AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="FOLDER", help="An adapter (LoRA, DoRA, rsLoRA) saved by PEFT; repeatable."),
 ]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        metavar="NAME",
+        help="The attention implementation: eager, sdpa, flex_attention, or another that Transformers registers.",
+        show_default="the config's, and eager beside sdpa",
+    ),
+]
+ExpertsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--experts",
+        metavar="NAME",
+        help="The experts implementation: eager, batched_mm, grouped_mm, or another that Transformers registers.",
+        show_default="eager",
+    ),
+]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that lies with the checkpoint.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ModelReference:
     """A model as the command line names it; `overrides` are config fields and their values as text, `inputs` what the forward
-    of a module is given, `adapters` folders of PEFT's adapters.
+    of a module is given, `adapters` folders of PEFT's adapters, `attention` and `experts` implementations that were asked for.
     """
 
     reference: str
@@ -28,6 +28,8 @@ class ModelReference:
     trust_remote_code: bool = False
     inputs: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    attention: str | None = None
+    experts: str | None = None
 
 
 def read_model(model: ModelReference, progress: Progress) -> "LoadedModel":
@@ -45,6 +47,8 @@ def read_model(model: ModelReference, progress: Progress) -> "LoadedModel":
             trust_remote_code=model.trust_remote_code,
             inputs=model.inputs,
             adapters=model.adapters,
+            attention=model.attention,
+            experts=model.experts,
         )
 
 

@@ -7,7 +7,9 @@ import typer
 
 from shardproof.launch.commands.options import (
     AdapterOption,
+    AttentionOption,
     DebugOption,
+    ExpertsOption,
     InputOption,
     InputsOption,
     ModelArgument,
@@ -65,6 +67,8 @@ def suggest(
     input_: InputOption = None,
     inputs: InputsOption = None,
     adapter: AdapterOption = None,
+    attention: AttentionOption = None,
+    experts: ExpertsOption = None,
     trust_remote_code: TrustOption = False,
     form: FormOption = None,
     comments: CommentsOption = Comments.SHORT,
@@ -93,12 +97,16 @@ def suggest(
             trust_remote_code,
             inputs_given(input_, inputs),
             adapters,
+            attention,
+            experts,
         )
         loaded = read_model(reference, progress)
         explained = why or form is PlanFormat.HTML
         client = client_of_format(form, for_)
         if adapters and client is not None:
             raise MisuseError(f"--adapter: how {client} shards adapters is not known; leave --for {client} out.")
+        if loaded.asked.keywords() and (client or "transformers").partition("@")[0] != "transformers":
+            raise MisuseError(f"--attention and --experts are Transformers' own; leave them or --for {client} out.")
         suggested = suggest_plan(loaded, progress=progress, tp=tp, compared=compare, client=client, why=explained)
         text, suggested = formatted(loaded, suggested, form, comments, why=why)
         result = CommandResult(text, EXIT_CODES[suggested.report.verdict])

@@ -22,9 +22,11 @@ from shardproof.launch.commands.cases.run_cases import (
 )
 from shardproof.launch.commands.options import (
     AdapterOption,
+    AttentionOption,
     BaselineOption,
     ChangedOption,
     DebugOption,
+    ExpertsOption,
     FormatOption,
     ForOption,
     InputOption,
@@ -125,6 +127,8 @@ def verify(
     input_: InputOption = None,
     inputs: InputsOption = None,
     adapter: AdapterOption = None,
+    attention: AttentionOption = None,
+    experts: ExpertsOption = None,
     trust_remote_code: TrustOption = False,
     timeout: TimeoutOption = 300.0,
     weights: WeightsOption = False,
@@ -155,7 +159,7 @@ def verify(
         writable(output)
         given = inputs_given(input_, inputs)
         common = VerifyRequest(
-            model=ModelReference("", settings(set_), trust_remote_code, given, several(adapter)),
+            model=ModelReference("", settings(set_), trust_remote_code, given, several(adapter), attention, experts),
             plan_file=plan,
             plan=read_plan(plan) if plan == STDIN else None,
             layout=fixed or RunLayout(tp=2),

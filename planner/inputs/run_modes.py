@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shardproof.planner.inputs.example import caching, example_inputs
 from shardproof.planner.ir.findings import Source
+from shardproof.planner.loading.implementations import asked_of
 from shardproof.planner.transformers_facts.caches import CACHE_NAMES
 
 
@@ -100,7 +101,11 @@ def has_unknown_cache(model: nn.Module) -> bool:
 
 
 def has_eager(model: nn.Module) -> bool:
-    """Whether a model runs torch's fused attention, and an attention function of its own when its config asks for `eager`."""
+    """Whether a model runs torch's fused attention, and an attention function of its own when its config asks for `eager`; not
+    where one of the two was asked for, which is then all that is run.
+    """
+    if asked_of(model).attention is not None:
+        return False
     named = getattr(getattr(model, "config", None), "_attn_implementation", None)
     may_change = getattr(model, "_can_set_attn_implementation", None)
     return named == "sdpa" and (may_change is None or may_change())

@@ -92,7 +92,7 @@ def _of(graph: Graph, op: Op) -> float:
     shapes = [graph.values[number].shape for number in op.inputs]
     made = [graph.values[number].shape for number in op.outputs]
     match op.target:
-        case "linear" | "matmul" | "aten.mm" | "aten.bmm" | "aten.mv" | "aten.dot":
+        case "linear" | "matmul" | "aten.mm" | "aten.bmm" | "aten.mv" | "aten.dot" | "aten._grouped_mm":
             return prod(made[0]) * shapes[0][-1]
         case "aten.addmm" | "aten.baddbmm":
             return prod(made[0]) * shapes[1][-1]

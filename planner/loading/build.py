@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from shardproof.planner.ir.errors import LoadError, reason
 from shardproof.planner.loading.configs.config_defaults import empty_fields
+from shardproof.planner.loading.implementations import mark
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.loading.source_lines import built_at
@@ -25,7 +26,7 @@ def build(loaded: LoadedModel, *, device: str = "meta", dtype: torch.dtype = tor
         with quiet(), torch.device(device), NumbersStay():
             make: Callable[..., nn.Module] = loaded.model_class._from_config
             # A copy: `post_init` deletes an old `gradient_checkpointing` field, which the next model would need.
-            model = make(deepcopy(loaded.config), dtype=dtype)
+            model = make(deepcopy(loaded.config), dtype=dtype, **loaded.asked.keywords())
     except Exception as error:
         kind = loaded.model_class
         why = f"{reason(error)}{built_at(error, kind)}"
@@ -33,6 +34,7 @@ def build(loaded: LoadedModel, *, device: str = "meta", dtype: torch.dtype = tor
         raise LoadError(f"{loaded.name}: {kind.__name__} does not build from this config ({why}).{advice}") from error
     if device == "meta":
         _leave_no_data(model)
+    mark(model, loaded.asked)
     return model.eval()
 
 

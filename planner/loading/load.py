@@ -14,6 +14,7 @@ from shardproof.planner.ir.errors import ArgumentError, LoadError
 from shardproof.planner.loading.adapters.adapted_class import Adapter, adapted_class
 from shardproof.planner.loading.configs.config_fields import impossible
 from shardproof.planner.loading.custom_code import FILE_PACKAGE, config_class_of
+from shardproof.planner.loading.implementations import NOTHING_ASKED, Implementations
 from shardproof.planner.loading.modules.any_module import ModuleConfig, adopting
 from shardproof.planner.loading.modules.declared_inputs import as_texts, declared
 from shardproof.planner.loading.quiet import quiet
@@ -24,7 +25,8 @@ from shardproof.planner.loading.resolve import resolve
 class LoadedModel:
     """A model that can be built: the reference as given, its config, the class with the head, its checkpoint folder.
 
-    `load(name, overrides=dict(overrides), trust_remote_code=trust_remote_code)` gives an equal one in another process.
+    `load(name, overrides=dict(overrides), trust_remote_code=trust_remote_code)` gives an equal one in another process, but for
+    adapters and the implementations that were asked for.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LoadedModel:
     overrides: tuple[tuple[str, str], ...] = ()
     trust_remote_code: bool = False
     adapters: tuple[Adapter, ...] = ()
+    asked: Implementations = NOTHING_ASKED
 
     @property
     def title(self) -> str:
@@ -61,7 +64,8 @@ class LoadedModel:
             return with_adapter_classes, (replace(self, model_class=self.base_class, adapters=()), self.adapters)
         if self.name in _IN_MEMORY:
             raise pickle.PicklingError("it was made in memory: give file.py:function, which makes it")
-        fields = (self.name, self.config, self.model_class, self.checkpoint, self.overrides, self.trust_remote_code)
+        known = (self.name, self.config, self.model_class, self.checkpoint, self.overrides, self.trust_remote_code)
+        fields = (*known, (), self.asked)
         again = self.model_class.__module__.startswith(FILE_PACKAGE)
         return _unpickled, (self.name, self.overrides if again else None, pickle.dumps(fields))
 
@@ -73,6 +77,8 @@ def load(
     trust_remote_code: bool = False,
     inputs: Sequence[str] | Mapping[str, Tensor | str] = (),
     adapters: Sequence[str] = (),
+    attention: str | None = None,
+    experts: str | None = None,
 ) -> LoadedModel:
     """Resolve a reference, without the network.
 
@@ -86,23 +92,30 @@ def load(
         inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`, or by name
             as tensors, which stand for their dtypes and shapes; without them, they are guessed from its first layers.
         adapters: folders of adapters that PEFT saved, which are put into the model.
+        attention: the attention implementation that the model runs with, instead of what the config names.
+        experts: the same for experts.
 
     Raises:
-        ArgumentError: an input is not of its form, or is given for a Transformers model.
-        LoadError: the reference names no model, an override names no field, or an adapter does not fit.
+        ArgumentError: an input is not of its form, or is given for a Transformers model; or an implementation is not registered.
+        LoadError: the reference names no model, an override names no field, an adapter does not fit, or Transformers refuses an
+            implementation for this model.
     """
     from shardproof.planner.loading.adapters.adapter_folders import of_peft_model, with_adapters  # they load
+    from shardproof.planner.loading.chosen_implementations import with_implementations  # it builds
 
+    asked = Implementations(attention, experts)
     if isinstance(reference, nn.Module):
-        return with_adapters(of_peft_model(reference) or _of_module(reference, inputs), adapters)
+        found = with_adapters(of_peft_model(reference) or _of_module(reference, inputs), adapters)
+        return with_implementations(found, asked)
     given = {key: _as_written(key, value) for key, value in (overrides or {}).items()}
+    asked = replace(asked, attention=attention or _named_attention(given))
     with quiet():
         config, model_class, checkpoint = resolve(reference, given, trust_remote_code)
     if refused := next(impossible(config), None):
         raise LoadError(f"{reference}: {refused}; correct it in the config or with --set.")
     _declare(config, inputs, name=reference)
     loaded = LoadedModel(reference, config, model_class, checkpoint, tuple(given.items()), trust_remote_code)
-    return with_adapters(loaded, adapters)
+    return with_implementations(with_adapters(loaded, adapters), asked)
 
 
 _IN_MEMORY: set[str] = set()
@@ -131,6 +144,12 @@ def _declare(config: PreTrainedConfig, inputs: Sequence[str] | Mapping[str, Tens
     texts = as_texts(inputs)
     declared(texts, config, rows=1, length=1)
     config.declared_inputs = texts
+
+
+def _named_attention(overrides: Mapping[str, str]) -> str | None:
+    """What `--set attn_implementation=NAME` asks for."""
+    named = overrides.get("attn_implementation")
+    return named if isinstance(named, str) and named.isidentifier() and named != "null" else None
 
 
 def _as_written(key: str, value: object) -> str:

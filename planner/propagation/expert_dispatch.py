@@ -6,6 +6,8 @@ experts run with weights of one, and the caller multiplies by the routing weight
 these weights, and the parameters of an expert may only be selected by its number.
 """
 
+from collections.abc import Iterator
+
 from shardproof.planner.ir.graph import BRANCH, READ, Graph, Module, ModuleCall, Op
 from shardproof.planner.ir.plan import join
 from shardproof.planner.propagation.rules.registry import semantics
@@ -73,13 +75,32 @@ def _chosen_among(graph: Graph, number: int) -> int | None:
 
 def _use_fault(graph: Graph, module: Module) -> str | None:
     for local, number in module.parameters:
-        for position in graph.users.get(number, ()):
-            op = graph.ops[position]
-            first = op.target != "aten.select" or op.arg(1, "dim", 0) == 0
-            if op.target not in _PICKS or not first or op.inputs[0] != number:
-                name = join(module.path, local)
-                return f"{name} meets {op.target.rpartition('.')[2]} with all experts at once ({op.source})"
+        for op in _uses(graph, number):
+            name = join(module.path, local)
+            return f"{name} meets {op.target.rpartition('.')[2]} with all experts at once ({op.source})"
     return None
+
+
+def _uses(graph: Graph, number: int) -> Iterator[Op]:
+    """The ops that use a stack of experts otherwise than one expert at a time, by its number or by the rows of its group."""
+    for position in graph.users.get(number, ()):
+        op = graph.ops[position]
+        if op.target == "aten.transpose" and 0 not in _transposed(graph, op):
+            yield from _uses(graph, op.outputs[0])
+        elif op.target == "aten._grouped_mm":
+            if op.inputs[0] == number or op.inputs[1] != number:
+                yield op
+        elif (
+            op.target not in _PICKS
+            or op.inputs[0] != number
+            or (op.target == "aten.select" and op.arg(1, "dim", 0) != 0)
+        ):
+            yield op
+
+
+def _transposed(graph: Graph, op: Op) -> set[object]:
+    ndim = len(graph.values[op.inputs[0]].shape)
+    return {dim % ndim if isinstance(dim, int) else 0 for dim in (op.arg(1, "dim0"), op.arg(2, "dim1"))}
 
 
 def _weight_fault(graph: Graph, module: Module, call: ModuleCall) -> str | None:

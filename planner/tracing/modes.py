@@ -44,6 +44,7 @@ WHOLE: Mapping[object, str] = {
     Tensor.isfinite: "aten.isfinite",
     Tensor.data.__get__: "detach",  # type: ignore[attr-defined]  # as torch.overrides has it
     F.embedding: "embedding",
+    torch._grouped_mm: "aten._grouped_mm",
 }
 """Torch functions recorded as one op."""
 
@@ -288,7 +289,18 @@ def _embedding(input: Tensor, weight: Tensor, *_: object, **__: object) -> Tenso
     return weight.new_empty((*input.shape, *weight.shape[1:]))
 
 
-SHAPED: Mapping[str, Callable[..., Any]] = {"one_hot": _one_hot, "embedding": _embedding}
+def _grouped_mm(rows: Tensor, matrices: Tensor, **_: object) -> Tensor:
+    """The shape of what the kernel makes, which takes nothing but bfloat16 on meta."""
+    if rows.ndim != 2 or matrices.ndim != 3 or rows.shape[1] != matrices.shape[1]:
+        raise RuntimeError(f"grouped_mm of {tuple(rows.shape)} and {tuple(matrices.shape)}: sizes do not fit")
+    return rows.new_empty((rows.shape[0], matrices.shape[2]))
+
+
+SHAPED: Mapping[str, Callable[..., Any]] = {
+    "one_hot": _one_hot,
+    "embedding": _embedding,
+    "aten._grouped_mm": _grouped_mm,
+}
 """Whole ops of which only the result's shape is asked."""
 
 

@@ -22,6 +22,8 @@ from torch.distributions import Distribution
 from torch.jit._fuser import optimized_execution
 
 from shardproof.planner.inputs.run_modes import RunMode, has_eager
+from shardproof.planner.loading.implementations import asked_of
+from shardproof.planner.transformers_facts.flex_attention import FLEX, flex_by_definition
 
 T = TypeVar("T")
 
@@ -29,7 +31,7 @@ TRACING = RLock()
 """The lock that is held for the time of a trace: what is patched is patched for all threads."""
 
 EAGER: dict[str, object] = {"_experts_implementation": "eager"}
-"""Config fields held at these values: fused expert kernels hide the computation, and want real data types."""
+"""Config fields held at these values, unless others were asked for: fused expert kernels want real data types."""
 
 EAGER_ATTENTION: dict[str, object] = {"_attn_implementation_internal": "eager"}
 """The same for a trace of the modeling file's own attention function."""
@@ -141,6 +143,10 @@ def recording(
         configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c is not None}
         held = EAGER if mode is RunMode.DECODING else EAGER | {"use_cache": False}
         held = held | EAGER_ATTENTION if mode is RunMode.EAGER else held
+        if (experts := asked_of(model).experts) is not None:
+            held = {**held, "_experts_implementation": experts}
+        if any(getattr(config, "_attn_implementation", None) == FLEX for config in configs.values()):
+            undo.enter_context(flex_by_definition())
         for config in configs.values():
             for name, value in held.items():
                 if hasattr(config, name):

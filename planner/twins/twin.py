@@ -19,6 +19,7 @@ from shardproof.planner.inputs.run_modes import RunMode, scripts
 from shardproof.planner.ir.errors import ShardproofError
 from shardproof.planner.loading.adapters.adapted_class import without_dropout
 from shardproof.planner.loading.build import build
+from shardproof.planner.loading.implementations import NOTHING_ASKED
 from shardproof.planner.loading.load import LoadedModel, with_adapter_classes
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.agreement import agreeing
@@ -47,6 +48,13 @@ def twin(loaded: LoadedModel, *, tp: int, pp: int = 1) -> LoadedModel:
         TwinError: the config's fields can be shrunk neither by their names nor by trial, and the model is too large to run
             as it is.
     """
+    small = _twin(
+        dataclasses.replace(loaded, asked=NOTHING_ASKED), tp=tp, pp=pp
+    )  # sizes do not depend on what was asked
+    return dataclasses.replace(small, asked=loaded.asked)
+
+
+def _twin(loaded: LoadedModel, *, tp: int, pp: int) -> LoadedModel:
     if loaded.adapters:
         loaded = with_adapter_classes(loaded, tuple(map(without_dropout, loaded.adapters)))
     loaded = _unquantised(loaded)

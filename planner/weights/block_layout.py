@@ -5,7 +5,7 @@ rank's part of the scales fits its part of the weight where it holds whole block
 `integrations/finegrained_fp8.py` (`replace_with_fp8_linear`: linear layers, and modules called `experts`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -106,15 +106,21 @@ def is_in_fp8_blocks(config: object) -> bool:
 def _may_be_packed(name: str, model: nn.Module) -> bool:
     """Whether a parameter may be stored quantised: by its own name, with the installed quantiser, and not kept by the config.
 
-    A quantiser that does not name the parameters that it packs may pack every one.
+    A quantiser that does not name the parameters that it packs may pack every one. One that names `weight` may pack stacks of
+    weights too, whatever they are called: some replace the modules of experts, and do not name what those hold.
     """
     config = getattr(model, "config", None)
     path, _, local = name.rpartition(".")
-    packs = getattr(AUTO_QUANTIZER_MAPPING.get(method_of(config) or ""), "serialized_names", None)
-    if not packs:
+    named = getattr(AUTO_QUANTIZER_MAPPING.get(method_of(config) or ""), "serialized_names", None)
+    if not named or not isinstance(named, Mapping):
         return True
+    packs = {one.strip(".") for one in named}  # `weight`, or with a dot before it
+    is_stack = _WEIGHT in packs and model.get_parameter(name).ndim > 2
     kept = fields_of(config).get("modules_to_not_convert") or []
-    return local in packs and should_convert_module(path, list(kept))
+    return (local in packs or is_stack) and should_convert_module(path, list(kept))
+
+
+_WEIGHT = "weight"
 
 
 def _is_stack(module: nn.Module) -> bool:

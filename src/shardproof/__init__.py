@@ -80,6 +80,8 @@ def load(
     trust_remote_code: bool = False,
     inputs: "Sequence[str] | Mapping[str, Tensor | str]" = (),
     adapters: Sequence[str] = (),
+    attention: str | None = None,
+    experts: str | None = None,
 ) -> "LoadedModel":
     """Read a model: its config and its class. No weights are read, and nothing is fetched from the network.
 
@@ -93,15 +95,24 @@ def load(
         inputs: what the forward of a module that is no Transformers model is given, as `NAME: DTYPE[DIMS]`, or by name as
             tensors, which stand for their dtypes and shapes; guessed by default.
         adapters: folders of adapters (LoRA, DoRA, rsLoRA) that PEFT saved: the plan is then that of the model with them.
+        attention: the attention implementation that the model runs with (`eager`, `sdpa`, `flex_attention`), by default what the
+            config names, and `eager` beside `sdpa`.
+        experts: the experts implementation (`eager`, `batched_mm`, `grouped_mm`), by default `eager`.
 
     Raises:
-        ShardproofError: the reference names no model, an override names no field, an input has no such form, or an adapter does
-            not fit.
+        ShardproofError: the reference names no model, an override names no field, an input has no such form, an adapter does
+            not fit, or Transformers does not have that implementation for this model.
     """
     from shardproof.planner.loading import load as loading
 
     return loading.load(
-        reference, overrides=overrides, trust_remote_code=trust_remote_code, inputs=inputs, adapters=adapters
+        reference,
+        overrides=overrides,
+        trust_remote_code=trust_remote_code,
+        inputs=inputs,
+        adapters=adapters,
+        attention=attention,
+        experts=experts,
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shardproof.launch.ranks.confirm import confirm_cases
@@ -19,6 +21,7 @@ from shardproof.planner.loading.load import LoadedModel, load
 from shardproof.planner.tracing.programs import on_meta
 from shardproof.planner.twins.twin import twin
 from shardproof.verify.proof.prove import prove
+from shardproof.verify.run.reference import single_device
 from shardproof.verify.stages.case import Case
 
 peft = pytest.importorskip("peft", reason="adapters need the package peft")
@@ -144,3 +147,45 @@ def test_weights_of_another_base_model_are_told(tmp_path: Path) -> None:
     made = peft.get_peft_model(LlamaForCausalLM(LlamaConfig(**SMALL)), peft.LoraConfig(r=4, target_modules=["q_proj"]))
     made.save_pretrained(tmp_path)
     assert llama(str(tmp_path)).adapters
+
+
+def saved(at: Path, name: str, **fields: Any) -> Path:
+    """An adapter of a small Llama, saved by PEFT, none of whose factors is zero."""
+    made = peft.get_peft_model(LlamaForCausalLM(LlamaConfig(**SMALL)), peft.LoraConfig(r=4, **fields))
+    with torch.no_grad():
+        for value in (value for value in made.parameters() if value.requires_grad):
+            value.normal_(0, 0.1)
+    made.save_pretrained(at / name)
+    return at / name
+
+
+def test_a_checkpoint_and_its_adapters_are_what_peft_loads(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(tmp_path / "base")
+    folders = [
+        saved(tmp_path, "one", target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        saved(tmp_path, "two", target_modules=["q_proj", "down_proj"], use_rslora=True),
+    ]
+    loaded = load(str(tmp_path / "base"), adapters=[str(one) for one in folders])
+    model = single_device(Case(loaded, carried_plan(loaded, on_meta(loaded)), weights=True), torch.device("cpu"))
+    want = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), folders[0])
+    want.load_adapter(folders[1], adapter_name="two")
+    want.base_model.set_adapter(["default", "two"])
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, want.eval()(input_ids=ids).logits, rtol=0, atol=0)
+
+
+def test_an_adapter_without_weights_is_not_run_with_random_ones(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(tmp_path / "base")
+    loaded = load(str(tmp_path / "base"), adapters=[folder(tmp_path / "one", LORA)])
+    with pytest.raises(
+        LoadError, match=r"--adapter one: there is no adapter_model.safetensors to run; drop --weights."
+    ):
+        single_device(Case(loaded, carried_plan(loaded, on_meta(loaded)), weights=True), torch.device("cpu"))
+    file = saved(tmp_path, "half", target_modules=["q_proj"]) / "adapter_model.safetensors"
+    save_file(dict(list(load_file(file).items())[1:]), file)
+    loaded = load(str(tmp_path / "base"), adapters=[str(file.parent)])
+    with pytest.raises(
+        ValueError, match=r"neither the checkpoint nor an adapter holds model.layers.0.self_attn.q_proj"
+    ):
+        single_device(Case(loaded, carried_plan(loaded, on_meta(loaded)), weights=True), torch.device("cpu"))

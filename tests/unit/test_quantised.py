@@ -1,26 +1,38 @@
 """A quantised checkpoint is never proved by the weights that it had before; a block that a rank's part cuts is refuted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
 from shardproof.launch.ranks.confirm import confirm_cases
 from shardproof.launch.ranks.threads import ThreadRanks
 from shardproof.planner.ir.findings import Severity, Verdict
-from shardproof.planner.ir.plan import Plan
+from shardproof.planner.ir.plan import Plan, TpEntry
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import carried_plan
 from shardproof.planner.loading.load import LoadedModel, load
-from shardproof.planner.tracing.programs import on_meta
+from shardproof.planner.tracing.programs import on_meta, subject_of
 from shardproof.planner.twins.quantised import quantised_state, quantised_twin
 from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.twin import twin
 from shardproof.planner.weights.block_layout import refused_by_quantiser
 from shardproof.verify.proof.degrees import legal_degrees
-from shardproof.verify.proof.prove import prove
+from shardproof.verify.proof.prove import prove, quantised_findings
 from shardproof.verify.stages.case import Case
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
+MOE = {
+    "num_hidden_layers": 2,
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 32,
+    "num_local_experts": 4,
+    "vocab_size": 96,
+}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]}
 
 
@@ -53,23 +65,36 @@ def test_a_proof(intermediate: int, tp: int, config: dict[str, object] | None, v
     assert all(finding.code == "TP222" and words in finding.message for finding in result.findings)
 
 
+@pytest.mark.parametrize("method", sorted({*AUTO_QUANTIZER_MAPPING, "bitsandbytes", "another"} - {"nvfp4"}))
+def test_no_method_is_proved_by_the_weights_that_it_packs(method: str) -> None:
+    loaded = load("mixtral", overrides={**MOE, "intermediate_size": 512})
+    loaded.config.quantization_config = {"quant_method": method}
+    subject = subject_of(on_meta(loaded))
+    plan = {"layers.*.mlp.experts.gate_up_proj": "packed_colwise", "layers.*.self_attn.q_proj": "colwise"}
+    for entry, style in plan.items():
+        found = quantised_findings(subject, Plan(tp=(TpEntry(entry, style),)), 2)
+        if method != "mxfp4" or "experts" in entry:  # which packs experts alone
+            assert [one.code for one in found] == ["TP222"]
+            assert f"({method})" in found[0].message
+
+
+@pytest.mark.parametrize("method", ["sinq", "metal", "fbgemm_fp8", "bitnet"])
+def test_a_stack_is_packed_where_weights_are(method: str) -> None:
+    loaded = load("mixtral", overrides={**MOE, "intermediate_size": 512})
+    loaded.config.quantization_config = {"quant_method": method, "modules_to_not_convert": ["embed_tokens", "lm_head"]}
+    subject = subject_of(on_meta(loaded))
+    plan = Plan(tp=(TpEntry("layers.*.mlp.experts.gate_up_proj", "packed_colwise"),))
+    assert [one.code for one in quantised_findings(subject, plan, 2)] == ["TP222"]
+    loaded.config.quantization_config["modules_to_not_convert"] += ["experts"]
+    assert not quantised_findings(subject_of(on_meta(replace(loaded))), plan, 2)
+
+
 @pytest.mark.parametrize(("intermediate", "block", "legal"), [(512, 64, (1, 2, 4)), (384, 128, (1,))])
 def test_degrees_count_blocks(intermediate: int, block: int, legal: tuple[int, ...]) -> None:
     model = quantised(intermediate, {**FP8, "weight_block_size": [block, block]})
     found = legal_degrees(model, carried_plan(model, on_meta(model)))
     assert found.legal == legal
     assert "whole blocks" in found.forbidden[8].what
-
-
-MOE = {
-    "num_hidden_layers": 2,
-    "hidden_size": 256,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "head_dim": 32,
-    "num_local_experts": 4,
-    "vocab_size": 96,
-}
 
 
 @pytest.mark.parametrize(

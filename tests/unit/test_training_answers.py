@@ -11,6 +11,7 @@ from shardproof.verify.run.training.answers import Answered, TrainingAnswer
 from shardproof.verify.run.training.asking import LostRanksError, TrainingQuestion
 from shardproof.verify.run.training.bench import AnotherRankError, TrainingBench, on_every_rank
 from shardproof.verify.run.training.choices import Choices
+from shardproof.verify.run.training.forms import _roundings
 from shardproof.verify.run.training.questions import QUESTIONS, ask_training
 from shardproof.verify.run.training.verdicts import answer_lines, training_findings
 
@@ -94,3 +95,18 @@ def test_what_was_answered_before_the_ranks_lost_each_other_is_kept(monkeypatch:
         Answered.NOT_ASKED,
     ]
     assert answers[-1].note == "the ranks lost each other in an earlier question, accumulation"
+
+
+def test_the_rounding_of_a_few_numbers_is_chance_and_judged_over_layers() -> None:
+    torch.manual_seed(0)
+    scalars = {f"layers.{layer}.act.alpha": torch.ones(1) for layer in range(12)}
+    truth = {**scalars, "norm.scale": torch.ones(1), "head.weight": torch.ones(64)}
+    alone = {name: value + 0.02 * torch.randn_like(value) for name, value in truth.items()}
+    alone["layers.3.act.alpha"] = torch.ones(1)  # by chance exact
+    ranks = {name: value + 0.02 * torch.randn_like(value) for name, value in truth.items()}
+    judged, compared = _roundings(truth, alone, ranks)
+    assert judged.keys() == {"layers.0.act.alpha", "head.weight"}
+    assert compared == 13
+    assert max(judged.values()) < 4
+    wrong = {name: value / 2 if "alpha" in name else value for name, value in ranks.items()}
+    assert _roundings(truth, alone, wrong)[0]["layers.0.act.alpha"] > 4

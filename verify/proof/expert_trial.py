@@ -8,6 +8,7 @@ training (every rank is given the tokens of its own experts, one choice each, an
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from shardproof.planner.twins.random_state import random_state
 from shardproof.planner.twins.twin import TwinError, one_thread, twin
 from shardproof.verify.findings import tp210, tp214
 from shardproof.verify.proof.experts import DISPATCH, STACKED
+from shardproof.verify.stages.exact import Wide
 
 LIMIT = 1e-9
 """Relative, in float64: rounding stays far below, and a wrong sum far above."""
@@ -57,7 +59,8 @@ def _tried(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
             model.load_state_dict(random_state(model))
             prefix = base_prefix(model)
         styles = {join(prefix, entry.pattern): entry.style for entry in plan.ep}
-        given = _routings(model, styles)
+        with _kernels_of(loaded):
+            given = _routings(model, styles)
     except TwinError as error:
         return (tp210.experts_not_tried(str(error), Place()),)
     except Exception as error:  # whatever the model's code raises on a small copy
@@ -65,7 +68,8 @@ def _tried(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
     found: dict[str, Finding] = {}
     for path, routing in given.items():
         module, pattern = model.get_submodule(path), generic(path)
-        problem = next(_problems(module, routing, degree, _stacked(module, pattern, styles)), None)
+        with _kernels_of(loaded):
+            problem = next(_problems(module, routing, degree, _stacked(module, pattern, styles)), None)
         if problem is not None:
             found.setdefault(
                 pattern,
@@ -74,6 +78,11 @@ def _tried(loaded: LoadedModel, plan: Plan, degree: int) -> tuple[Finding, ...]:
                 ),
             )
     return tuple(found.values())
+
+
+def _kernels_of(loaded: LoadedModel) -> AbstractContextManager[object]:
+    """In float64 also what the kernel of an implementation that was asked for computes."""
+    return nullcontext() if loaded.asked.experts is None else Wide()
 
 
 def _routings(model: nn.Module, styles: Mapping[str, str]) -> dict[str, Routing]:

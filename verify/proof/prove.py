@@ -14,6 +14,7 @@ from shardproof.planner.propagation.assign import assign
 from shardproof.planner.propagation.expert_placements import with_experts
 from shardproof.planner.tracing.programs import Subject, on_meta, subject_of
 from shardproof.planner.tracing.recorded_run import TraceError
+from shardproof.planner.transformers_facts.flex_attention import BY_DEFINITION, FLEX
 from shardproof.planner.transformers_facts.styles import is_unmodelled
 from shardproof.planner.transformers_facts.tied import refused_as_tied
 from shardproof.planner.twins.loading import try_loading
@@ -77,9 +78,16 @@ def prove(
         scope = scope if scope is not None else Scope()
         assumed = (*scope.assumptions, *(one for one in stages.assumptions if one not in scope.assumptions))
         scope = replace(scope, stages=stages.modes, assumptions=assumed)
+    scope = scope and _with_asked(scope, loaded)
     if strict and scope is not None:
         findings += tuple(tp210.assumption(one) for one in scope.assumptions)
     return LevelResult("proof", perf_counter() - started, findings, scope=scope)
+
+
+def _with_asked(scope: Scope, loaded: LoadedModel) -> Scope:
+    """The scope with the implementations that were asked for, and what the trace takes them to compute."""
+    assumed = (BY_DEFINITION,) if loaded.asked.attention == FLEX else ()
+    return replace(scope, asked=loaded.asked.told(), assumptions=(*scope.assumptions, *assumed))
 
 
 def _tensor_findings(

@@ -14,6 +14,7 @@ class Scope:
         same: layers that one of `layers` stands for.
         assumptions: what was taken for granted, each a sentence with its file and line where it has one.
         stages: the modes in which the programs of pipeline stages were compared with the whole program.
+        asked: implementations that were asked for instead of the configured ones, such as `attention: sdpa (asked)`.
     """
 
     modes: tuple[str, ...] = ()
@@ -22,10 +23,11 @@ class Scope:
     same: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """The scope in one line."""
-        parts = [", ".join(self.modes)]
+        parts = [", ".join(self.modes), *self.asked]
         if self.stages:
             parts.append(f"stages in {', '.join(self.stages)}")
         if self.branches:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from shardproof.planner.inputs.example import caching
 from shardproof.planner.inputs.run_modes import has_unknown_cache, takes
+from shardproof.planner.loading.implementations import asked_of
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.weights.shards import whole
 from shardproof.verify.run.compare.module_activations import ActivationRecorder
@@ -171,8 +172,11 @@ def _generate(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
 
 
 def _eager(model: PreTrainedModel, inputs: Inputs, into: Observed) -> None:
-    """The forward again with eager attention, which raises on shapes that sdpa broadcasts; only where the model supports both."""
-    if model.config._attn_implementation != "sdpa":
+    """The forward again with eager attention, which raises on shapes that sdpa broadcasts.
+
+    Only where the model supports both, and neither was asked for.
+    """
+    if asked_of(model).attention is not None or model.config._attn_implementation != "sdpa":
         return
     try:
         with quiet():

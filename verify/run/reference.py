@@ -12,8 +12,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from shardproof.planner.ir.plan import Plan, owner_of
+from shardproof.planner.loading.adapters.adapted_state import adapted_state
 from shardproof.planner.loading.build import build
 from shardproof.planner.loading.carried_plan import plan_owners
+from shardproof.planner.loading.implementations import mark
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.loading.quiet import quiet
 from shardproof.planner.twins.quantised import quantised_state
@@ -118,8 +120,14 @@ def from_state(loaded: LoadedModel, state: State, degrees: DistributedConfig | N
     own = {name: value.clone() for name, value in _once(state).items()}
     with quiet():
         model = loaded.model_class.from_pretrained(
-            None, config=loaded.config, state_dict=own, dtype=torch.float64, distributed_config=degrees
+            None,
+            config=loaded.config,
+            state_dict=own,
+            dtype=torch.float64,
+            distributed_config=degrees,
+            **loaded.asked.keywords(),
         )
+    mark(model, loaded.asked)
     model._apply(_widened)
     model.eval()
     assert isinstance(model, PreTrainedModel)
@@ -184,19 +192,52 @@ def _once(state: State) -> dict[str, torch.Tensor]:
 
 
 def _from_checkpoint(loaded: LoadedModel, degrees: DistributedConfig | None = None) -> PreTrainedModel:
-    """A real model from its checkpoint: a folder, or a GGUF file."""
+    """A real model from its checkpoint: a folder, or a GGUF file; with adapters, from theirs too."""
+    if loaded.adapters:
+        return _with_adapters(loaded, degrees)
     path = loaded.checkpoint
     if path is None:
         raise ValueError(
             f"{loaded.title} has no checkpoint to run; give a folder with weights, or leave --weights out."
         )
     read: Callable[..., PreTrainedModel] = loaded.model_class.from_pretrained
-    more: dict[str, object] = {} if degrees is None else {"distributed_config": degrees}
+    more = loaded.asked.keywords() | ({} if degrees is None else {"distributed_config": degrees})
     if path.is_file():
         more["gguf_file"] = path.name
     with quiet():
-        model = read(path.parent if path.is_file() else path, config=loaded.config, dtype="auto", **more)
+        model = read(
+            path.parent if path.is_file() else path,
+            config=loaded.config,
+            dtype="auto",
+            **more,
+        )
+    mark(model, loaded.asked)
     model.eval()
+    return model
+
+
+def _with_adapters(loaded: LoadedModel, degrees: DistributedConfig | None) -> PreTrainedModel:
+    """A base model and its adapters, loaded together by the client's own code.
+
+    Raises:
+        ValueError: a parameter got no weight, which would be random and other on every device.
+    """
+    read: Callable[..., Any] = loaded.model_class.from_pretrained  # beside the model, what was not found
+    with quiet():
+        model, told = read(
+            None,
+            config=loaded.config,
+            state_dict=adapted_state(loaded),
+            dtype="auto",
+            distributed_config=degrees,
+            output_loading_info=True,
+            **loaded.asked.keywords(),
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"neither the checkpoint nor an adapter holds {missing[0]}")
+    mark(model, loaded.asked)
+    model.eval()
+    assert isinstance(model, PreTrainedModel)
     return model
 
 

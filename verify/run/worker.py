@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from shardproof.planner.ir.plan import key_for, numbered
 from shardproof.planner.ir.styles import is_packed_name
 from shardproof.planner.loading.carried_plan import base_prefix
+from shardproof.planner.transformers_facts.flex_attention import FLEX, flex_by_definition
 from shardproof.verify.run.collectives.autograd import AxisRank
 from shardproof.verify.run.collectives.own_styles import applied
 from shardproof.verify.run.compare.localise import Divergence, first_divergence
@@ -73,7 +75,8 @@ class TwinBaseline:
 def twin_baseline(case: Case, *, device: torch.device) -> TwinBaseline:
     """Ask the single-device model of a twin once, for many plans. Its exceptions pass through."""
     single = single_device(case, device)
-    want = observe(single, inputs(single, seed=case.seed), into=Observed())
+    with _flex_attention(case, device):
+        want = observe(single, inputs(single, seed=case.seed), into=Observed())
     return TwinBaseline(single, want, checkpoint_form(case, single))
 
 
@@ -92,19 +95,26 @@ def check(
     """
     progress = _Progress()
     try:
-        if case.pp > 1:
-            shared = before if isinstance(before, SharedBaseline) else SharedBaseline()
-            return _check_pipeline(case, shared, rank=rank, device=device, progress=progress)
-        if case.training:
-            return _check_training(case, rank=rank, device=device, progress=progress)
-        if isinstance(before, TwinBaseline):
-            progress.single, progress.want, progress.state = before.single, before.want, before.state
-        return _check_tensor(case, rank=rank, device=device, progress=progress, hasty=hasty)
+        with _flex_attention(case, device):
+            if case.pp > 1:
+                shared = before if isinstance(before, SharedBaseline) else SharedBaseline()
+                return _check_pipeline(case, shared, rank=rank, device=device, progress=progress)
+            if case.training:
+                return _check_training(case, rank=rank, device=device, progress=progress)
+            if isinstance(before, TwinBaseline):
+                progress.single, progress.want, progress.state = before.single, before.want, before.state
+            return _check_tensor(case, rank=rank, device=device, progress=progress, hasty=hasty)
     except Exception as error:  # whatever the model, the client or the plan makes it raise is the result
         at = progress.observed
         stage, module = (at.stage, at.inside) if at and at.stage not in ("loading", "done") else (progress.stage, "")
         failure = failure_of(error, stage=stage, module=module, sharded=progress.sharded)
         return _outcome(case, progress, rank=rank, failure=failure)
+
+
+def _flex_attention(case: Case, device: torch.device) -> AbstractContextManager[object]:
+    """Torch's kernel has no float64, and on a CPU no backward: there the definition runs instead of it."""
+    by_definition = case.loaded.asked.attention == FLEX and (device.type == "cpu" or not case.weights)
+    return flex_by_definition() if by_definition else nullcontext()
 
 
 def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Progress, hasty: bool = False) -> Outcome:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ class Wide(TorchFunctionMode):
     ):
         if func is torch.Tensor.float and isinstance(args[0], torch.Tensor):
             return args[0].double()
+        if func is torch._grouped_mm and isinstance(args[0], torch.Tensor) and args[0].dtype is torch.float64:
+            return _grouped(args[0], *args[1:], **(kwargs or {}))
         given = {name: _wide(value) for name, value in (kwargs or {}).items()}
         if func in _FLOATS or (func in _AS_GIVEN and any(map(_has_float, (*args, *given.values())))):
             given.setdefault("dtype", torch.float64)
@@ -45,6 +48,18 @@ def copied_outputs(model: nn.Module) -> Iterator[None]:
 
 def _copied(_: nn.Module, __: object, output: object) -> object:
     return output.clone() if isinstance(output, torch.Tensor) else output
+
+
+def _grouped(rows: torch.Tensor, matrices: Any, offs: Any, **_: object) -> torch.Tensor:
+    """What torch's grouped product computes, whose kernel takes no float64: rows up to each end times the matrix of their group.
+
+    The kernel leaves rows behind the last end as the memory was; here they are NaN, so that nobody uses them unseen.
+    """
+    parts, start = [], 0
+    for end, matrix in zip(offs.tolist(), matrices, strict=True):
+        parts.append(rows[start:end] @ matrix)
+        start = max(start, end)
+    return torch.cat([*parts, rows.new_full((len(rows) - start, matrices.shape[2]), float("nan"))])
 
 
 def _has_float(value: object) -> bool:

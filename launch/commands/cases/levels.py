@@ -41,6 +41,8 @@ def _for_client(
         raise MisuseError(f"--adapter: how {client} shards adapters is not known; leave --for {client} out.")
     # accelerate and TRL train what Transformers has sharded: its reading is theirs.
     dialect = read_dialect("transformers" if client in ("accelerate", "trl") else client)
+    if loaded.asked.keywords() and dialect.client != "transformers":
+        raise MisuseError(f"--attention and --experts are Transformers' own; leave them or --for {client} out.")
     if request.trains:
         raise MisuseError(f"--train asks Transformers' own runtime, which says nothing of {dialect.client}.")
     if Level.RUN in request.levels:
@@ -130,8 +132,6 @@ def _run(loaded: "LoadedModel", plan: Plan, request: VerifyRequest) -> LevelResu
     from shardproof.launch.ranks.confirm import confirm
 
     layout = request.layout
-    if request.weights and loaded.adapters:
-        raise MisuseError("--weights runs a checkpoint without adapters; leave --weights or --adapter out.")
     if request.weights and loaded.checkpoint is None:
         raise MisuseError(f"{loaded.title} has no weights; give a checkpoint folder or a GGUF file, or drop --weights.")
     if request.weights and loaded.checkpoint is not None and not _has_weights(loaded.checkpoint):

@@ -17,15 +17,16 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One adapter: its name in PEFT, and the fields of its `adapter_config.json` as JSON."""
+    """One adapter: its name in PEFT, the fields of its `adapter_config.json` as JSON, and the folder of its weights, if any."""
 
     name: str
     fields: str
+    folder: str = ""
 
     @classmethod
-    def of(cls, name: str, fields: Fields) -> "Adapter":
+    def of(cls, name: str, fields: Fields, *, folder: str = "") -> "Adapter":
         """The adapter with these fields; sets become sorted lists."""
-        return cls(name, json.dumps(dict(fields), default=_as_json, sort_keys=True))
+        return cls(name, json.dumps(dict(fields), default=_as_json, sort_keys=True), folder)
 
     def as_mapping(self) -> dict[str, Any]:
         """The fields of its config."""
@@ -88,6 +89,12 @@ def inject(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
     names = [adapter.name for adapter in adapters]
     for module in adapter_layers(model):
         module.set_adapter([name for name in names if name in held_by(module)])
+    wrapper = importlib.import_module("peft.utils.other").ModulesToSaveWrapper
+    for module in model.modules():
+        if isinstance(
+            module, wrapper
+        ):  # a whole module that an adapter trains: the next one's injection has put it off
+            module.set_adapter([name for name in names if name in vars(module)["_modules"]["modules_to_save"]])
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:

@@ -43,12 +43,12 @@ def with_adapters(loaded: LoadedModel, folders: Sequence[str]) -> LoadedModel:
 
 
 def adapted(loaded: LoadedModel, adapters: Sequence[Adapter]) -> LoadedModel:
-    """The model with these adapters; no checkpoint is its own any more.
+    """The model with these adapters; its checkpoint is that of the base model.
 
     Raises:
         LoadError: PEFT cannot put them into this model together.
     """
-    found = replace(with_adapter_classes(loaded, tuple(adapters)), checkpoint=None)
+    found = with_adapter_classes(loaded, tuple(adapters))
     build(found)
     return found
 
@@ -96,7 +96,7 @@ def _read(loaded: LoadedModel, folder: Path, name: str) -> Adapter:
         near = nearest(str(method), known)
         raise LoadError(f"{where}: PEFT {library.__version__} has no method {method!r} (peft_type).{near}")
     _refuse_another_base(loaded, fields, where)
-    return Adapter.of(name, _config_fields(library, folder, where))
+    return Adapter.of(name, _config_fields(library, folder, where), folder=str(folder.resolve()))
 
 
 def _config_fields(library: Any, folder: Path, where: str) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _targets_of_nothing(adapter: Adapter, model: nn.Module) -> Iterator[str]:
 
 
 def _check_weights(file: Path, model: nn.Module, *, where: str, title: str) -> None:
-    expected = {_as_saved(name): list(value.shape) for name, value in model.named_parameters()}
+    expected = {as_saved(name): list(value.shape) for name, value in model.named_parameters()}
     try:
         with safe_open(file, framework="pt") as weights:
             held = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
@@ -180,6 +180,6 @@ def _check_weights(file: Path, model: nn.Module, *, where: str, title: str) -> N
             )
 
 
-def _as_saved(name: str) -> str:
+def as_saved(name: str, adapter: str = "default") -> str:
     """The name of a parameter in the file that PEFT saves: without the name of the adapter."""
-    return re.sub(r"(\.modules_to_save)?\.default(?=\.|$)", "", name)
+    return re.sub(rf"(\.modules_to_save)?\.{re.escape(adapter)}(?=\.|$)", "", name)

@@ -163,6 +163,7 @@ def _scope(scope: Scope) -> dict[str, object]:
         "layers": len(scope.layers),
         "same": len(scope.same),
         "assumptions": [public(one) for one in scope.assumptions],
+        **({"asked": list(scope.asked)} if scope.asked else {}),
     }
 
 

@@ -1,11 +1,12 @@
 """Other forms of the same step: mixed precision, activation checkpointing, and a compiled model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
+from shardproof.planner.ir.plan import generic
 from shardproof.verify.run.compare.tensors import relative_error
 from shardproof.verify.run.training.asking import Measured, TrainingQuestion, Way
 from shardproof.verify.run.training.bench import (
@@ -24,6 +25,8 @@ _ROUNDINGS = 4.0
 """The ranks may be so many times as far from the exact gradient as one device is, in the same precision."""
 _MOST_ROUNDED = 0.2
 """A gradient that one device itself gets this wrong in low precision says nothing."""
+_FEW = 8
+"""Gradients of fewer numbers are too few to tell a rounding from a fault."""
 _AS_WRITTEN = 1e-4
 """Relative. A step that is compiled, or computed again, computes in float32 where the model says so."""
 
@@ -39,21 +42,36 @@ def _autocast(bench: TrainingBench) -> Measured:
     with choices.taken():
         _backward_in_bfloat16(ours, bench)
     truth, want, got = gradients(exact), gradients(alone), gradients(ours)
-    largest = max((float(value.abs().max()) for value in truth.values() if value.numel()), default=0.0)
-    judged = {}
-    for name, value in truth.items():
-        rounding = relative_error(want[name], value, floor=largest * 1e-3)
-        if rounding <= _MOST_ROUNDED:
-            judged[name] = relative_error(got[name], value, floor=largest * 1e-3) / max(
-                rounding, 2 * torch.finfo(torch.bfloat16).eps
-            )
+    judged, compared = _roundings(truth, want, got)
     if not judged:
         raise NotAskedError("in bfloat16 one device itself is too far from its exact gradients to compare with")
     place = max(judged, key=lambda name: judged[name])
-    note = (
-        f"at most {judged[place]:.1f} times the rounding of one device; {len(judged)} of {len(truth)} gradients judged"
-    )
+    note = f"at most {judged[place]:.1f} times the rounding of one device; {compared} of {len(truth)} gradients judged"
     return Measured(judged[place] / 10, _ROUNDINGS / 10, place, note)
+
+
+Gradients = Mapping[str, torch.Tensor]
+
+
+def _roundings(truth: Gradients, want: Gradients, got: Gradients) -> tuple[dict[str, float], int]:
+    """By name, how far the ranks' gradient is from the exact one, in roundings of one device; and how many gradients were judged.
+
+    Of a few numbers one device's error is chance: it may be near zero. So they are judged together with those of the same
+    parameter in other layers, and not at all where these are few too. The training step in float64 judges every one.
+    """
+    together: dict[str, list[str]] = {}
+    for name, value in truth.items():
+        together.setdefault(name if value.numel() >= _FEW else generic(name), []).append(name)
+    largest = max((float(value.abs().max()) for value in truth.values() if value.numel()), default=0.0)
+    judged, compared = {}, 0
+    for names in together.values():
+        one, alone, ranks = (torch.cat([of[name].flatten() for name in names]) for of in (truth, want, got))
+        rounding = relative_error(alone, one, floor=largest * 1e-3)
+        if one.numel() >= _FEW and rounding <= _MOST_ROUNDED:
+            least = 2 * torch.finfo(torch.bfloat16).eps
+            judged[names[0]] = relative_error(ranks, one, floor=largest * 1e-3) / max(rounding, least)
+            compared += len(names)
+    return judged, compared
 
 
 def _backward_in_bfloat16(model: PreTrainedModel, bench: TrainingBench) -> None:
