@@ -105,7 +105,7 @@ def suggest(
         client = client_of_format(form, for_)
         if adapters and client is not None:
             raise MisuseError(f"--adapter: how {client} shards adapters is not known; leave --for {client} out.")
-        if loaded.asked.keywords() and (client or "transformers").partition("@")[0] != "transformers":
+        if client and client.partition("@")[0] != "transformers" and loaded.asked.keywords():
             raise MisuseError(f"--attention and --experts are Transformers' own; leave them or --for {client} out.")
         suggested = suggest_plan(loaded, progress=progress, tp=tp, compared=compare, client=client, why=explained)
         text, suggested = formatted(loaded, suggested, form, comments, why=why)

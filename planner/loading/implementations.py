@@ -44,3 +44,13 @@ def mark(model: nn.Module, asked: Implementations) -> None:
     """Note on a model what was asked for it."""
     if asked != NOTHING_ASKED:
         vars(model)[_MARK] = asked
+
+
+def kernel_of_experts(model: nn.Module) -> str:
+    """The experts implementation that Transformers takes for a model where none is asked for; empty where that is the modeling
+    file's own code.
+    """
+    if asked_of(model).experts is not None or not getattr(model, "_can_set_experts_implementation", bool)():
+        return ""
+    name = getattr(getattr(model, "config", None), "_experts_implementation", None)
+    return name if isinstance(name, str) and name != "eager" else ""

@@ -153,7 +153,7 @@ STEPS: list[tuple[str, Step, str, str]] = [
     ),
     ("a fixed count of groups", lambda me, h, x: h.view(2, 8, 6, -1).flatten(2), "TP210", "makes [2, 8, 6, 2] on"),
     ("a head that is cut", lambda me, h, x: h.view(2, 8, -1, 8).flatten(2), "TP201", "a view cuts"),
-    ("no rule", lambda me, h, x: torch.hypot(h, h), "TP210", "no rule tells what aten.hypot"),
+    ("no rule", lambda me, h, x: torch.nextafter(h, h), "TP210", "no rule tells what aten.nextafter"),
     ("another dtype", lambda me, h, x: h.to(torch.float64 if whole_size(h) else torch.float16).float(), "TP209", "16"),
     ("a dtype from a size", _typed, "TP209", "full uses int64"),
     (

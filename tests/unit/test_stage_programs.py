@@ -73,32 +73,32 @@ def test_stages_by_keys_that_are_the_whole_program_in_parts(name: str) -> None:
             "opt",
             lambda _: Plan(),
             Fault.CLIENT,
-            "stage 0 of vllm 0.33 applies layer_norm of model.decoder.final_layer_norm.",
+            "stage 0 of vllm 0.32 applies layer_norm of model.decoder.final_layer_norm.",
         ),
         (
             "opt",
             lambda plan: plan,
             Fault.CLIENT,
-            "stage 1 of vllm 0.33 applies aten.add of model.decoder to what it received.",
+            "stage 1 of vllm 0.32 applies aten.add of model.decoder to what it received.",
         ),
         (
             "llama",
             lambda plan: replace(plan, pp=plan.pp[:2]),
             Fault.PLAN,
-            "stage 0 of vllm 0.33 applies aten.pow of model.norm.",
+            "stage 0 of vllm 0.32 applies aten.pow of model.norm.",
         ),
         (
             "llama",
             lambda plan: replace(plan, pp=(plan.pp[0], plan.pp[2], plan.pp[1])),
             Fault.PLAN,
-            "stage 0 of vllm 0.33 applies aten.pow of model.norm.",
+            "stage 0 of vllm 0.32 applies aten.pow of model.norm.",
         ),
         # Layers that return a tuple: an identity's first row is taken for its first result.
         (
             "bloom",
             lambda plan: plan,
             Fault.CLIENT,
-            "stage 0 of vllm 0.33 applies aten.select of transformer.",
+            "stage 0 of vllm 0.32 applies aten.select of transformer.",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_an_engine_does_wrong_with_keys_is_named(
 def test_an_embedding_that_is_kept_to_the_last_rank() -> None:
     (finding,) = keyed("llama", lambda plan: replace(plan, pp=(*plan.pp[1:], plan.pp[0])))
     assert (finding.code, finding.fault) == ("BE433", Fault.PLAN)
-    assert finding.message.startswith("stage 0 of vllm 0.33 raises: ")
+    assert finding.message.startswith("stage 0 of vllm 0.32 raises: ")
 
 
 def test_layers_are_dealt_out_as_the_engine_does() -> None:

@@ -45,7 +45,7 @@ def test_llama_takes_at_most_40_lines_of_a_terminal(
     assert run(["suggest", "llama", "-q"]) == 0
     shown = capsys.readouterr().out
     assert sum(max(math.ceil(len(line) / 100), 1) for line in shown.splitlines()) <= 40
-    assert shown.count("vllm 0.32") == 1
+    assert shown.count("vllm 0.33") == 1
     assert shown.startswith("llama: proved at tp 2; 99.9 % of the parameter bytes sharded\n")
     assert "degrees  1, 2, 4, 8, 16, 32; 64 is forbidden by layers.*.self_attn.q_proj: 32 parts of 128\n" in shown
     assert ".py:" not in shown

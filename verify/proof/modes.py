@@ -14,6 +14,7 @@ from shardproof.planner.ir.findings import Finding, Place, Source
 from shardproof.planner.ir.placement import Replicate, Unknown
 from shardproof.planner.ir.plan import generic
 from shardproof.planner.judge import related_programs
+from shardproof.planner.loading.implementations import kernel_of_experts
 from shardproof.planner.loading.load import LoadedModel
 from shardproof.planner.propagation.assign import assign
 from shardproof.planner.tracing.programs import Subject, after_another, on_the_other_side, other_modes, subject_in
@@ -181,4 +182,8 @@ def _scope(subject: Subject, asked: _Coverage) -> Scope:
         if module.path.rpartition(".")[0] in stacks and any(f"{one}.".startswith(f"{module.path}.") for one in ran)
     )
     traced = tuple(path for path in layers if path not in same)
+    if kernel := kernel_of_experts(subject.model):
+        notes[f"experts by {kernel} compute what the code of the modeling file does (--experts {kernel} asks that)"] = (
+            None
+        )
     return Scope(tuple(asked.modes), tuple(asked.branches), traced, same, (*notes, *asked.assumptions))
