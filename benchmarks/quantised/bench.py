@@ -5,6 +5,7 @@ Packages of the methods are found on the path; what is missing there is told, an
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,11 @@ FORMS = {
     "compressed-tensors": ("compressed-tensors int8", "compressed-tensors int4"),
 }
 """Methods with several ways to store a weight."""
-EVERY = tuple(form for method in AUTO_QUANTIZER_MAPPING for form in FORMS.get(method, (method,)))
+ELSEWHERE = ("gguf",)
+"""Read from files of another format, which `--weights` runs (`python -m benchmarks weights`)."""
+EVERY = tuple(
+    form for method in AUTO_QUANTIZER_MAPPING if method not in ELSEWHERE for form in FORMS.get(method, (method,))
+)
 PLANS = ("own", "head")
 
 Row = dict[str, Any]
@@ -162,5 +167,6 @@ def _line(row: Row, plan: str) -> str:
 
 
 def _cell(text: str) -> str:
+    text = re.sub(r"\s?\(?(?<!\w)/[\w./-]+\)?", "", text)  # no path of the machine that measured
     short = text if len(text) <= 220 else text[:217] + "..."
     return " ".join(short.split()).replace("|", "\\|").replace("] [", "] \\[").replace("<", "&lt;")
