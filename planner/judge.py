@@ -290,21 +290,23 @@ def _without_lookup(graph: Graph, assigned: Assigned) -> tuple[NoLookup, ...]:
     searched = {generic(op.module) for op in graph.ops if op.target.endswith("embedding")} if styled else set()
     none = tuple(NoLookup(path, entry) for path, entry in styled.items() if generic(path) in runs - searched)
     summed = {path for path, (style, _) in assigned.modules.items() if path in styled and style.after is After.REDUCE}
-    twice = {generic(path) for path in summed} & _used_twice(graph, {generic(path) for path in summed})
+    twice = _used_twice(graph, {generic(path) for path in summed})
     return (*none, *(NoLookup(path, entry, twice=True) for path, entry in styled.items() if generic(path) in twice))
 
 
 def _used_twice(graph: Graph, modules: set[str]) -> set[str]:
-    """Which of these modules use what they look up in more than one op: the client's distributed tensor of rows that a rank may
-    lack is summed over the ranks once, and raises then.
+    """Which of these modules use what they look up, or what they make of it, in more than one op: the client's distributed tensor
+    of rows that a rank may lack is summed over the ranks once, and raises the second time.
     """
-    found = {number: 0 for op in graph.ops if op.target == "embedding" for number in op.outputs}
+    uses: dict[int, int] = {}
     twice = set()
     for op in graph.ops:
         if (module := generic(op.module)) not in modules:
             continue
-        for number in set(op.inputs) & set(found):
-            found[number] += 1
-            if found[number] > 1:
-                twice.add(module)
+        read = uses.keys() & set(op.inputs)
+        uses |= {number: uses[number] + 1 for number in read}
+        if any(uses[number] > 1 for number in read):
+            twice.add(module)
+        if read or op.target.endswith("embedding"):
+            uses |= dict.fromkeys(op.outputs, 0)
     return twice

@@ -20,6 +20,9 @@ _GONE_FROM = {
 }
 """Names that lie in another module now."""
 _NO_MORE = frozenset({"is_torch_fx_available"})
+_OF_SUPER = m.Attribute(value=m.Call(func=m.Name("super")))
+_ROPE_OF_CONFIG = m.Attribute(value=m.DoesNotMatch(m.Name("self")), attr=m.Name("rope_scaling"))
+"""Not a config's own field, which its constructor reads before the settings are in their new form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ def ported(text: str) -> Ported:
     return Ported(made.code, tuple(sorted(set(edits.made))))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _Class:
     """A class whose body is being read."""
 
@@ -52,14 +55,14 @@ class _Class:
     """What `get_input_embeddings` returns, without `self.`."""
 
 
-class _Edits(m.MatcherDecoratableTransformer):
+class _Edits(cst.CSTTransformer):
     METADATA_DEPENDENCIES = (cst.metadata.PositionProvider,)
 
     def __init__(self) -> None:
         super().__init__()
         self.made: list[tuple[int, str]] = []
         self.classes: list[_Class] = []
-        self.functions: list[str] = []
+        self.functions: list[cst.FunctionDef] = []
         self.guarded = 0
         """How many `if` and `try` lie around: an import there is not unasked."""
         self.elsewhere: list[cst.ImportFrom] = []
@@ -71,8 +74,7 @@ class _Edits(m.MatcherDecoratableTransformer):
     # Classes and functions
 
     def visit_ClassDef(self, node: cst.ClassDef) -> None:
-        bases = [cst.Module([]).code_for_node(base.value) for base in node.bases]
-        model = any(base.endswith("PreTrainedModel") for base in bases)
+        model = any(_code(base.value).endswith("PreTrainedModel") for base in node.bases)
         self.classes.append(_Class(model, _input_embeddings(node)))
 
     def leave_ClassDef(self, _: cst.ClassDef, updated: cst.ClassDef) -> cst.ClassDef:
@@ -80,7 +82,7 @@ class _Edits(m.MatcherDecoratableTransformer):
         return updated
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> None:
-        self.functions.append(node.name.value)
+        self.functions.append(node)
 
     def leave_FunctionDef(self, original: cst.FunctionDef, updated: cst.FunctionDef) -> cst.FunctionDef:
         self.functions.pop()
@@ -89,11 +91,12 @@ class _Edits(m.MatcherDecoratableTransformer):
         if in_class and name == "tie_weights" and not original.params.star_kwarg:
             self._edit(original, "tie_weights takes what Transformers 5 gives it")
             return _with_keywords(updated)
-        unfinished = not _calls(original, "post_init") and not m.findall(original, m.Return())
-        if in_class and name == "__init__" and self.classes[-1].is_model and unfinished:
-            self._edit(original, "__init__ ends with self.post_init()")
-            return _ended_with(updated, "self.post_init()")
-        return updated
+        if not (in_class and name == "__init__" and self.classes[-1].is_model):
+            return updated
+        if _calls(original, "post_init") or m.findall(original, m.Return()):
+            return updated
+        self._edit(original, "__init__ ends with self.post_init()")
+        return _ended_with(updated, "self.post_init()")
 
     # Imports
 
@@ -102,19 +105,21 @@ class _Edits(m.MatcherDecoratableTransformer):
     ) -> cst.ImportFrom | cst.RemovalSentinel:
         if isinstance(updated.names, cst.ImportStar):
             return updated
-        moved = {_GONE_FROM[name] for alias in updated.names if (name := _imported(alias)) in _GONE_FROM}
-        gone = [alias for alias in updated.names if _imported(alias) in _NO_MORE | set(_GONE_FROM)]
-        module = cst.Module([]).code_for_node(original.module) if original.module else ""
-        gone = [alias for alias in gone if module.startswith("transformers") and module not in moved]
-        if not gone:
+        module = _code(original.module) if original.module else ""
+        if module.partition(".")[0] != "transformers":
             return updated
-        for alias in gone:
-            name = _imported(alias)
-            self._edit(original, f"{name} lies elsewhere" if name in _GONE_FROM else f"{name} is not imported")
-        rest = [alias for alias in updated.names if alias not in gone]
-        self.elsewhere += [
-            _import(_GONE_FROM[name], alias) for alias in gone if (name := _imported(alias)) in _GONE_FROM
-        ]
+        rest = []
+        for alias in updated.names:
+            name = alias.evaluated_name
+            if name in _NO_MORE:
+                self._edit(original, f"{name} is not imported")
+            elif _GONE_FROM.get(name, module) != module:
+                self._edit(original, f"{name} lies elsewhere")
+                self.elsewhere.append(_import(_GONE_FROM[name], alias))
+            else:
+                rest.append(alias)
+        if len(rest) == len(updated.names):
+            return updated
         return updated.with_changes(names=_last_without_comma(rest)) if rest else cst.RemoveFromParent()
 
     def visit_If(self, _: cst.If) -> None:
@@ -167,13 +172,15 @@ class _Edits(m.MatcherDecoratableTransformer):
         name = _called(original)
         if name.startswith("create_") and "mask" in name:
             return self._mask(original, updated)
+        if name in _NO_MORE and isinstance(original.func, cst.Name):
+            return cst.Name("False")
         if not isinstance(original.func, cst.Attribute):
             return updated
         match name, len(original.args):
             case "get_head_mask", count if count >= 2:
                 self._edit(original, "no head masks")
-                return cst.parse_expression(f"[None] * {_code(updated.args[1].value)}")
-            case "from_legacy_cache", _ if self.classes and self.functions:
+                return cst.parse_expression(f"[None] * {_factor(updated.args[1].value)}")
+            case "from_legacy_cache", _ if self.classes and self.classes[-1].is_model and self.functions:
                 self._edit(original, "a new cache instead of tuples")
                 return cst.parse_expression("DynamicCache(config=self.config)")
             case "to_legacy_cache", 0:
@@ -186,9 +193,14 @@ class _Edits(m.MatcherDecoratableTransformer):
             case "get_max_cache_shape", _:
                 self._edit(original, "get_max_length")
                 return _renamed(updated, "get_max_length")
-            case "tie_weights", 0 if self.functions[-1:] == ["tie_weights"]:
+            case "tie_weights", 0 if self._gets_keywords() and m.matches(original.func, _OF_SUPER):
                 return updated.with_changes(args=[cst.Arg(cst.Name("kwargs"), star="**")])
         return updated
+
+    def _gets_keywords(self) -> bool:
+        """Whether the function that is being read is one that is given `**kwargs`."""
+        inner = self.functions[-1] if self.functions else None
+        return inner is not None and inner.name.value == "tie_weights" and not inner.params.star_kwarg
 
     def _mask(self, original: cst.Call, updated: cst.Call) -> cst.Call:
         keywords = {arg.keyword.value for arg in original.args if arg.keyword}
@@ -208,7 +220,7 @@ class _Edits(m.MatcherDecoratableTransformer):
         if m.matches(
             original,
             m.Subscript(
-                value=m.Attribute(attr=m.Name("rope_scaling")),
+                value=_ROPE_OF_CONFIG,
                 slice=[
                     m.SubscriptElement(m.Index(m.SimpleString(value=m.MatchIfTrue(lambda text: text[1:-1] == "type"))))
                 ],
@@ -223,7 +235,7 @@ class _Edits(m.MatcherDecoratableTransformer):
         if m.matches(
             original,
             m.Comparison(
-                left=m.Attribute(attr=m.Name("rope_scaling")),
+                left=_ROPE_OF_CONFIG,
                 comparisons=[m.ComparisonTarget(operator=m.Is() | m.IsNot(), comparator=m.Name("None"))],
             ),
         ):
@@ -277,8 +289,11 @@ def _called(node: cst.Call) -> str:
     return ""
 
 
-def _imported(alias: cst.ImportAlias) -> str:
-    return alias.evaluated_name
+def _factor(node: cst.BaseExpression) -> str:
+    """The code of a factor of a product."""
+    return (
+        f"({_code(node)})" if isinstance(node, cst.BinaryOperation | cst.IfExp | cst.BooleanOperation) else _code(node)
+    )
 
 
 def _renamed(call: cst.Call, name: str) -> cst.Call:

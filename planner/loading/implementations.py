@@ -50,7 +50,8 @@ def kernel_of_experts(model: nn.Module) -> str:
     """The experts implementation that Transformers takes for a model where none is asked for; empty where that is the modeling
     file's own code.
     """
-    if asked_of(model).experts is not None or not getattr(model, "_can_set_experts_implementation", bool)():
+    may_change = getattr(model, "_can_set_experts_implementation", None)
+    if asked_of(model).experts is not None or may_change is None or not may_change():
         return ""
     name = getattr(getattr(model, "config", None), "_experts_implementation", None)
     return name if isinstance(name, str) and name != "eager" else ""

@@ -87,12 +87,22 @@ def register(name: str, equation: str, reference: Reference, *, sizes: Mapping[s
     if not isinstance(RULES.get(rule_of(target) or "", None), Declared | None):
         raise ArgumentError(f"{name} has a rule already: declare operators of other packages than torch.")
     declared, known = read_equation(equation), RULES.get(target)
+    _check_sizes(sizes or {}, declared)
     runs_here = known.runs_here if isinstance(known, Declared) else _runs_on_cpu(name)
     RULES[target] = Declared(name, declared, reference, dict(sizes or {}), runs_here)
     if known is None:
         _fill_in(name, target, runs_here)
     if not runs_here:
         ASSUMED[target] = f"{name}, which has no kernel for the CPU, computes what its reference computes"
+
+
+def _check_sizes(sizes: Mapping[str, int], equation: Equation) -> None:
+    names = {dim for tensor in equation.inputs for dim in tensor if dim is not None}
+    for dim, size in sizes.items():
+        if dim not in names:
+            raise ArgumentError(f"sizes names {dim!r}, which is no dim of what the operator takes.")
+        if type(size) is not int or size < 2:
+            raise ArgumentError(f"sizes gives {dim} {size!r}, and a dim is tried in parts: give 2 or more.")
 
 
 def _fill_in(name: str, target: str, runs_here: bool) -> None:
@@ -164,14 +174,14 @@ class _ReferenceTrial:
         if self.declared.runs_here:
             self._same_as_the_operator(*runs[0])
         names = dict.fromkeys(dim for tensor in equation.inputs for dim in tensor if dim is not None)
-        mixed = {dim: self._mixes(dim, runs) for dim in names}
+        kept = {dim: self._kept_apart(dim, runs) for dim in names}
         return Einsum(
             equation.inputs,
             equation.outputs,
-            frozenset(dim for dim, how in mixed.items() if how),
+            frozenset(dim for dim, apart in kept.items() if not apart),
             self._linear(runs),
             why_locked="on a part of this dim its reference computes something else",
-            near=set(mixed.values()) == {"", "unevenly"},
+            near=None in kept.values(),
         )
 
     def _same_form(self, verb: str, letters: tuple[Letters, ...], shapes: tuple[Shape, ...]) -> None:
@@ -248,22 +258,27 @@ class _ReferenceTrial:
                     f"the reference of {self.declared.name} computes something else than the operator itself."
                 )
 
-    def _mixes(self, dim: str, runs: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]) -> str:
-        """How parts of a dim fail to give parts of the result, or their sum: empty, `evenly` or `unevenly`."""
+    def _kept_apart(self, dim: str, runs: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]) -> bool | None:
+        """Whether parts of a dim give parts of the result, or their sum; None where only parts of equal size do, or none can be
+        tried.
+        """
         size = self._size(dim)
         even = [(size // degree,) * degree for degree in (2, 3) if size % degree == 0]
-        if not even or not all(self._parts_fit(dim, parts, *run) for parts in even for run in runs):
-            return "evenly"
-        uneven = (size - 1, 1)
-        return "" if all(self._parts_fit(dim, uneven, *run) for run in runs) else "unevenly"
+        tried = [self._parts_fit(dim, parts, *run) for parts in even for run in runs]
+        if not tried or None in tried:
+            return None
+        if not all(tried):
+            return False
+        return all(self._parts_fit(dim, (size - 1, 1), *run) for run in runs) or None
 
     def _parts_fit(
         self, dim: str, parts: tuple[int, ...], operands: tuple[Tensor, ...], results: tuple[Tensor, ...]
-    ) -> bool:
+    ) -> bool | None:
+        """Whether the results on these parts are those of the whole; None where the reference does not take them."""
         try:
             made = [self._run(part) for part in self._split(dim, parts, operands)]
-        except ArgumentError:  # a rank would raise
-            return False
+        except ArgumentError:  # it may want sizes that a small part has not
+            return None
         outputs = self.declared.equation.outputs
         summed = all(dim not in letters for letters in outputs)
         return all(

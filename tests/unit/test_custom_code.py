@@ -298,6 +298,33 @@ def test_what_is_no_code_is_a_syntax_error(text: str) -> None:
         ported(text)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("def f(self):\n    return self.get_head_mask(None, self.n + 1)\n", "    return [None] * (self.n + 1)\n"),
+        ("ready = is_torch_fx_available() and fast\n", "ready = False and fast\n"),
+        (
+            "class A:\n    def tie_weights(self):\n        self.inner.tie_weights()\n",
+            "        self.inner.tie_weights()\n",
+        ),
+        (
+            "class A:\n    def tie_weights(self, **more):\n        super().tie_weights()\n",
+            "    def tie_weights(self, **more):\n        super().tie_weights()\n",
+        ),
+        (
+            "class C:\n    def __init__(self):\n        if self.rope_scaling is None:\n            return\n",
+            "        if self.rope_scaling is None:\n            return\n",
+        ),
+        (
+            "def f(past):\n    return DynamicCache.from_legacy_cache(past)\n",
+            "    return DynamicCache.from_legacy_cache(past)\n",
+        ),
+    ],
+)
+def test_an_edit_leaves_code_that_runs(old: str, new: str) -> None:
+    assert ported(old).text.endswith(new)
+
+
 def test_what_no_edit_fits_is_left() -> None:
     left = """import flash_attn_3
 class Plain:

@@ -23,6 +23,7 @@ for _name in ("along", "across", "unknown"):
 _PACKAGE.impl("unknown", lambda x, w, scale: x * w * scale, "Meta")
 _PACKAGE.define("own(Tensor x) -> Tensor")
 _PACKAGE.define("kernel(Tensor x) -> Tensor")
+_PACKAGE.define("pairs(Tensor x) -> Tensor")
 _PACKAGE.impl("own", lambda x: x + 1, "CPU")
 
 
@@ -102,6 +103,36 @@ def test_a_reference_that_is_not_the_operator_is_an_error() -> None:
 def test_a_wrong_declaration_is_said(name: str, equation: str, said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         register(name, equation, lambda *given: given[0])
+
+
+_PAIRED = {"base_model_tp_plan": {"up": "colwise", "down": "rowwise"}}
+
+
+class _Paired(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.ops.shardproof_tests.pairs(self.up(x)))
+
+
+def _pairs(x: torch.Tensor) -> torch.Tensor:
+    """Whole pairs alone."""
+    return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+
+def test_a_dim_that_only_equal_parts_keep_apart_is_undecided() -> None:
+    register("shardproof_tests::pairs", "b t d -> b t d", _pairs, sizes={"d": 4})
+    found = prove(load(_Paired(), inputs={"x": torch.zeros(2, 6, 64)}), Plan.from_json(_PAIRED))
+    assert found.verdict is Verdict.NOT_PROVED
+    assert {finding.code for finding in found.findings} == {"TP210"}
+
+
+@pytest.mark.parametrize(("sizes", "said"), [({"z": 4}, "no dim of what"), ({"d": 1}, "tried in parts")])
+def test_wrong_sizes_are_said(sizes: dict[str, int], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        register("shardproof_tests::own", "b t d -> b t d", torch.tanh, sizes=sizes)
 
 
 def test_dims_without_a_counterpart_have_no_name() -> None:

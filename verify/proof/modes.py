@@ -183,7 +183,7 @@ def _scope(subject: Subject, asked: _Coverage) -> Scope:
     )
     traced = tuple(path for path in layers if path not in same)
     if kernel := kernel_of_experts(subject.model):
-        notes[f"experts by {kernel} compute what the code of the modeling file does (--experts {kernel} asks that)"] = (
-            None
-        )
+        notes[
+            f"experts by {kernel} compute what the code of the modeling file does (--experts {kernel} proves that one)"
+        ] = None
     return Scope(tuple(asked.modes), tuple(asked.branches), traced, same, (*notes, *asked.assumptions))

@@ -132,6 +132,8 @@ def _check_tensor(case: Case, *, rank: int, device: torch.device, progress: _Pro
         progress.observed = got = Observed()
         observe(own.model, asked, into=got, exact=not case.weights, asked_of=progress.want)
         got.gradients = {what: own.whole(gradients) for what, gradients in got.gradients.items()}
+        if not case.weights and _within_reach(progress):
+            progress.limits = _own_rounding(case, single, asked, progress.want)
         return _outcome(case, progress, rank=rank)
     model = sharded_model(case, progress.state or checkpoint_form(case, single))
     nn.Module.to(model, device)  # a model of one rank is left on the CPU by the client

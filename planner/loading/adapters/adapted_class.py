@@ -91,9 +91,7 @@ def inject(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
         module.set_adapter([name for name in names if name in held_by(module)])
     wrapper = importlib.import_module("peft.utils.other").ModulesToSaveWrapper
     for module in model.modules():
-        if isinstance(
-            module, wrapper
-        ):  # a whole module that an adapter trains: the next one's injection has put it off
+        if isinstance(module, wrapper):  # trained whole by one adapter, and put off by the injection of the next
             module.set_adapter([name for name in names if name in vars(module)["_modules"]["modules_to_save"]])
 
 
